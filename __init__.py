@@ -1,0 +1,100 @@
+"""UniME: universal multimodal embedders and rerankers made from multimodal LLMs.
+
+Importing the package loads neither torch nor transformers: names resolve on first use, and the classes register
+themselves with transformers' Auto classes as soon as those are imported, before or after this package.
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "UniMEConfig": "configuration_unime",
+    "UniMERerankerConfig": "configuration_unime",
+    "UniMEModel": "modeling_unime",
+    "UniMEOutput": "modeling_unime",
+    "UniMERerankerForCausalLM": "modeling_unime",
+    "UniMEProcessor": "processing_unime",
+}
+__all__ = sorted(_EXPORTS)
+
+
+def __getattr__(name):
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(f".{_EXPORTS[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *_EXPORTS])
+
+
+def _register_configs(configs):
+    from transformers import AutoConfig
+
+    AutoConfig.register("unime", configs.UniMEConfig, exist_ok=True)
+    AutoConfig.register("unime_reranker", configs.UniMERerankerConfig, exist_ok=True)
+
+
+def _register_models(models):
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    AutoModel.register(models.UniMEConfig, models.UniMEModel, exist_ok=True)
+    AutoModelForCausalLM.register(models.UniMERerankerConfig, models.UniMERerankerForCausalLM, exist_ok=True)
+
+
+def _register_processor(processors):
+    from transformers import AutoProcessor
+
+    from .configuration_unime import UniMEConfig, UniMERerankerConfig
+
+    AutoProcessor.register(UniMEConfig, processors.UniMEProcessor, exist_ok=True)
+    AutoProcessor.register(UniMERerankerConfig, processors.UniMEProcessor, exist_ok=True)
+
+
+class _RegisterAfterImport(importlib.abc.MetaPathFinder):
+    """Registers our classes with an Auto class once both the Auto module and our module have been imported.
+
+    The Auto module pulls ours in; ours may also come first, and then imports the Auto module itself.
+    """
+
+    pairs = (
+        ("transformers.models.auto.configuration_auto", f"{__name__}.configuration_unime", _register_configs),
+        ("transformers.models.auto.modeling_auto", f"{__name__}.modeling_unime", _register_models),
+        ("transformers.models.auto.processing_auto", f"{__name__}.processing_unime", _register_processor),
+    )
+
+    def __init__(self):
+        self.done = {auto for auto, _, _ in self.pairs if auto in sys.modules}
+        self.awaited = {name for pair in self.pairs for name in pair[:2]} - self.done
+        for auto in tuple(self.done):
+            self.finished(auto)
+
+    def finished(self, name):
+        self.done.add(name)
+        for auto, own, register in self.pairs:
+            if name == auto and own not in sys.modules:
+                importlib.import_module(own)
+            elif name in (auto, own) and {auto, own} <= self.done:
+                register(sys.modules[own])
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname not in self.awaited:
+            return None
+        self.awaited.remove(fullname)
+        spec = importlib.util.find_spec(fullname)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            self.finished(fullname)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+_finder = _RegisterAfterImport()
+sys.meta_path.insert(0, _finder)

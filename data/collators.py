@@ -1,0 +1,105 @@
+"""A batch is a table of distinct items plus indices.
+
+The collator lists every distinct item of a batch once, whatever its role, and `query`, `positive` and `negatives`
+point into that table. A label that occurs forty times is encoded once, and a copy of the positive can never be taken
+for a negative, because it has the same index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..processing_unime import UniMEProcessor, plan_chunks
+from .schema import to_example
+
+
+@dataclass
+class Batch:
+    """The table of a batch, cut into chunks, and the indices of its rows.
+
+    Attributes:
+        chunks (`list[dict]`): tensors of the model's forward, at most `token_budget` padded tokens each.
+        order (`LongTensor` `[T]`): table index of each encoded row, in the order of the chunks.
+        hashes (`LongTensor` `[T]`): content hash of each item of the table.
+        query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): indices into the table.
+        positive_score (`FloatTensor` `[B]`), negative_scores (`[B, K]`): judge scores, NaN where there are none.
+        dataset (`list[str]`): name of the data set of each row.
+        tokens (`int`), padded_tokens (`int`): without and with padding.
+    """
+
+    chunks: list
+    order: torch.Tensor
+    hashes: torch.Tensor
+    query: torch.Tensor
+    positive: torch.Tensor
+    negatives: torch.Tensor
+    positive_score: torch.Tensor
+    negative_scores: torch.Tensor
+    dataset: list[str]
+    tokens: int
+    padded_tokens: int
+
+
+class EmbeddingCollator:
+    """Turns rows (or [`~unime.data.schema.Example`] dicts) into a [`Batch`].
+
+    Queries are rendered with the preset's query prompts, all other items with its document prompts.
+
+    Args:
+        processor (`UniMEProcessor`): renders and tokenises the items.
+        token_budget (`int`): most padded tokens of one chunk.
+        max_length (`int`, *optional*): cut longer texts.
+        max_negatives (`int`, *optional*): use only the first ones of each row.
+    """
+
+    def __init__(self, processor: UniMEProcessor, token_budget: int = 8192, max_length: int | None = None, max_negatives: int | None = None):
+        self.processor, self.token_budget = processor, token_budget
+        self.max_length, self.max_negatives = max_length, max_negatives
+
+    def __call__(self, rows: Sequence[dict]) -> dict[str, Batch]:
+        examples = [to_example(row) for row in rows]
+        table: dict = {}  # (role, item) -> index
+
+        def index(role, item):
+            return table.setdefault((role, item), len(table))
+
+        query = [index("query", example.query) for example in examples]
+        positive = [index("document", example.positive) for example in examples]
+        negatives = [[index("document", n) for n in example.negatives[: self.max_negatives]] for example in examples]
+        width = max(map(len, negatives))
+        prepared = self._prepare(table)
+        chunks = plan_chunks([entry.length for entry in prepared], self.token_budget)[::-1]  # the longest come last
+        tensors = [dict(self.processor.collate([prepared[i] for i in chunk])) for chunk in chunks]
+        scores = [example.negative_scores[: self.max_negatives] for example in examples]
+        batch = Batch(
+            chunks=tensors,
+            order=torch.tensor([i for chunk in chunks for i in chunk]),
+            hashes=torch.tensor([item.content_hash ^ (role == "query") for role, item in table]),
+            query=torch.tensor(query),
+            positive=torch.tensor(positive),
+            negatives=_pad(negatives, width, -1, torch.long),
+            positive_score=torch.tensor([_or_nan(example.positive_score) for example in examples]),
+            negative_scores=_pad(scores, width, float("nan"), torch.float),
+            dataset=[example.dataset for example in examples],
+            tokens=sum(entry.length for entry in prepared),
+            padded_tokens=sum(chunk["input_ids"].numel() for chunk in tensors),
+        )
+        return {"batch": batch}
+
+    def _prepare(self, table):
+        entries = [None] * len(table)
+        for role in ("query", "document"):
+            chosen = [(i, item) for (r, item), i in table.items() if r == role]
+            inputs, names = [item.as_input() for _, item in chosen], [str(item) for _, item in chosen]
+            for (i, _), entry in zip(chosen, self.processor.prepare(inputs, role=role, max_length=self.max_length, names=names)):
+                entries[i] = entry
+        return entries
+
+
+def _or_nan(value) -> float:
+    return float("nan") if value is None else value
+
+
+def _pad(rows, width, fill, dtype) -> torch.Tensor:
+    return torch.tensor([list(row) + [fill] * (width - len(row)) for row in rows], dtype=dtype).reshape(len(rows), width)

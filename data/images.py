@@ -1,0 +1,20 @@
+"""Image paths that data files name: kept inside their root, and checked to exist."""
+
+from pathlib import Path
+
+
+def resolve_image(root: Path, name: str) -> str:
+    """The path of an image that a data file names relative to `root`; an empty name stays empty.
+
+    Raises:
+        ValueError: the path leaves `root` (also through a symbolic link), or no such file exists.
+    """
+    if not name:
+        return ""
+    root = Path(root).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(f"image path {name!r} leaves the image root {str(root)!r}.")
+    if not path.is_file():
+        raise ValueError(f"image {name!r} does not exist under {str(root)!r}.")
+    return str(path)

@@ -1,0 +1,71 @@
+"""The one row every reader yields and every stage eats, and how its columns are stored in a `datasets.Dataset`."""
+
+import hashlib
+from dataclasses import asdict, dataclass, field
+
+from datasets import Dataset, Features, List, Value
+
+
+@dataclass(frozen=True)
+class Item:
+    """A text, an image path, or both. Items are equal, and hash alike, when both parts are equal."""
+
+    text: str = ""
+    image: str = ""
+
+    def __post_init__(self):
+        if not self.text.strip() and not self.image:
+            raise ValueError("an item needs a text, an image, or both.")
+
+    @property
+    def content_hash(self) -> int:
+        """A signed 64-bit hash of the content, the same in every process; ranks compare items by it."""
+        digest = hashlib.blake2b(f"{len(self.text)}:{self.text}{self.image}".encode(), digest_size=8)
+        return int.from_bytes(digest.digest(), "little", signed=True)
+
+    def as_input(self) -> dict:
+        """The form that `UniMEModel.encode` and `UniMEProcessor.prepare` take."""
+        return {key: value for key, value in asdict(self).items() if value}
+
+
+@dataclass
+class Example:
+    """A query with its positive, its mined negatives, and judge scores in [0, 1] where there are any."""
+
+    query: Item
+    positive: Item
+    negatives: list[Item] = field(default_factory=list)
+    positive_score: float | None = None
+    negative_scores: list[float] = field(default_factory=list)
+    dataset: str = ""
+
+
+_ITEM = {"text": Value("string"), "image": Value("string")}
+FEATURES = Features(
+    {
+        "query": _ITEM,
+        "positive": _ITEM,
+        "negatives": List(_ITEM),
+        "positive_score": Value("float64"),
+        "negative_scores": List(Value("float64")),
+        "dataset": Value("string"),
+    }
+)
+
+
+def to_dataset(examples) -> Dataset:
+    """Stores examples as a `datasets.Dataset` with the columns of `Example`."""
+    rows = [asdict(example) for example in examples]
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+
+
+def to_example(row: dict) -> Example:
+    """Reads one row of such a data set back."""
+    return Example(
+        query=Item(**row["query"]),
+        positive=Item(**row["positive"]),
+        negatives=[Item(**negative) for negative in row["negatives"]],
+        positive_score=row["positive_score"],
+        negative_scores=row["negative_scores"],
+        dataset=row["dataset"],
+    )

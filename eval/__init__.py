@@ -1,0 +1,1 @@
+"""Benchmarks are readers; one runner; pure metrics; figures."""

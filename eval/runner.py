@@ -1,0 +1,63 @@
+"""The benchmark runner: encodes each distinct item once, scores every query against its candidates, aggregates."""
+
+import torch
+from tqdm.auto import tqdm
+
+from ..data.readers import Task
+from .metrics import ranks, recall_at
+
+
+def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, ks=(1, 5, 10)) -> dict:
+    """Metrics of one task from unit-norm embeddings of its queries `[Q, D]` and its corpus `[N, D]`."""
+    found, ties = [], 0
+    for number, query in enumerate(queries):
+        scores = corpus[task.candidates[number]] @ query  # [C]
+        try:
+            rank, tied = ranks(scores, task.relevant[number])
+        except ValueError as error:
+            raise ValueError(f"task {task.name}, query {number}: {error}") from error
+        found.append(rank)
+        ties += tied
+    metrics = {f"recall@{k}": recall_at(found, k) for k in ks}
+    sizes = [len(candidates) for candidates in task.candidates]
+    return {"kind": task.kind, "queries": len(found), "candidates": max(sizes), "precision@1": metrics["recall@1"], **metrics, "ties": ties}
+
+
+def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: bool = True) -> dict[str, dict]:
+    """Runs an embedder over tasks.
+
+    Args:
+        model (`UniMEModel`): anything with `encode_query` and `encode_document`.
+        tasks (`list[Task]`): what the readers return.
+        batch_tokens (`int`): padded tokens of one forward pass.
+
+    Returns:
+        `{task name: {"kind", "queries", "candidates", "precision@1", "recall@k"..., "ties"}}`
+    """
+    queries = _encode_distinct([task.queries for task in tasks], model.encode_query, "queries", batch_tokens, show_progress)
+    corpora = _encode_distinct([task.corpus for task in tasks], model.encode_document, "candidates", batch_tokens, show_progress)
+    progress = tqdm(tasks, desc="Scoring", disable=not show_progress, unit="task")
+    return {task.name: score_task(q, c, task) for task, q, c in zip(progress, queries, corpora)}
+
+
+def _encode_distinct(groups, encode, what, batch_tokens, show_progress) -> list[torch.Tensor]:
+    """Embeds groups of items in one go, each distinct item once, and gives each group its rows."""
+    table = {item: None for items in groups for item in items}
+    index = {item: i for i, item in enumerate(table)}
+    if show_progress:
+        print(f"Encoding {len(index)} distinct {what}", flush=True)
+    embeddings = encode([item.as_input() for item in table], batch_tokens=batch_tokens, show_progress=show_progress)
+    return [embeddings[[index[item] for item in items]] for items in groups]
+
+
+def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, float]:
+    """Unweighted means of precision@1 by kind, and `"mean"` over the tasks with at least `candidates` candidates a query.
+
+    Tasks with fewer (ten digit classes, compositional pairs) have a chance level of their own and would inflate the mean.
+    """
+    kinds: dict[str, list[float]] = {}
+    for result in results.values():
+        kinds.setdefault(result["kind"], []).append(result["precision@1"])
+    large = [result["precision@1"] for result in results.values() if result["candidates"] >= candidates]
+    means = {kind: sum(values) / len(values) for kind, values in kinds.items()}
+    return {**means, "mean": sum(large) / len(large)} if large else means

@@ -1,0 +1,1 @@
+"""Whole runs on the miniature world: the backbone and the quickstart."""

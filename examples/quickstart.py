@@ -1,0 +1,167 @@
+"""The whole road in one command: draw a world, pre-train a small MLLM, make it an embedder, measure, search.
+
+    python -m unime.examples.quickstart --out outputs
+
+Every stage leaves a file and is skipped when that file is there, so an interrupted run goes on where it stopped.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import HfArgumentParser
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data.readers import PLACEHOLDER, read_mmeb_train, read_world_tasks
+from ..data.shapes import CANDIDATES, build
+from ..eval.figures import similarity_matrix
+from ..eval.runner import evaluate, summarize
+from ..modeling_unime import UniMEModel
+from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+from .backbone import BackboneConfig, pretrain
+
+RECIPE = Path(__file__).parent.parent / "recipes" / "shapes" / "contrastive.yaml"
+SEARCH = Path(__file__).parent / "search.py"
+
+
+class Clock:
+    """Seconds spent in each stage, kept in a file so that a resumed run reports the whole."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.seconds = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def stage(self, name: str):
+        print(f"\n== {name}", flush=True)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 1)
+            self.path.write_text(json.dumps(self.seconds, indent=1))
+
+
+def load_for_cpu_or_gpu(path, **kwargs) -> UniMEModel:
+    """Loads an embedder; on a CPU its text attention runs as plain matrix products, whose backward is faster there."""
+    load = UniMEModel.from_backbone if kwargs else UniMEModel.from_pretrained
+    model = load(path, dtype=torch.float32, **kwargs)
+    if torch.cuda.is_available():
+        return model.to("cuda")
+    model.vlm.set_attn_implementation({"text_config": "eager", "vision_config": model.vision_attention})
+    return model
+
+
+def measure(model, tasks, path: Path) -> dict:
+    results = evaluate(model, tasks)
+    path.write_text(json.dumps(results, indent=1))
+    return results
+
+
+def run(out: Path, settings: dict):
+    home = out / "quickstart"
+    home.mkdir(parents=True, exist_ok=True)
+    clock = Clock(home / "seconds.json")
+    model_path, base_path, tuned_path = home / "model", home / "base.json", home / "tuned.json"
+
+    with clock.stage("1/6 The world"):
+        world = build(out / "world", **settings["world"])
+        tasks = read_world_tasks(world)
+        print(f"{len(tasks)} tasks; look at {world / 'contact_sheet.png'}")
+    with clock.stage("2/6 The backbone: a small Qwen2-VL learns to see, describe, answer and judge"):
+        backbone = out / "backbone"
+        if not (backbone / "model.safetensors").exists():
+            pretrain(world, BackboneConfig(output_dir=str(backbone), **settings["backbone"]))
+    with clock.stage("3/6 The raw backbone as an embedder, with the summary prompt"):
+        if not base_path.exists():
+            measure(load_for_cpu_or_gpu(backbone, preset="summary"), tasks, base_path)
+    with clock.stage("4/6 Contrastive training with hard negatives"):
+        if not (model_path / "model.safetensors").exists():
+            train(world, backbone, home, settings["training"])
+    with clock.stage("5/6 The trained embedder"):
+        model = load_for_cpu_or_gpu(model_path)
+        if not tuned_path.exists():
+            measure(model, tasks, tuned_path)
+        draw_similarity(load_for_cpu_or_gpu(backbone, preset="summary"), model, tasks, home / "similarity.png")
+    with clock.stage("6/6 Three searches in a fresh process, through AutoModel"):
+        gallery = write_gallery(tasks, home / "gallery.json")
+        command = [sys.executable, str(SEARCH), str(model_path), str(gallery), str(home / "search.png")]
+        subprocess.run(command, check=True)
+
+    results = {name: json.loads(path.read_text()) for name, path in (("base", base_path), ("tuned", tuned_path))}
+    report = {name: {task: r["precision@1"] for task, r in tasks_.items()} | {"mean": summarize(tasks_, CANDIDATES)["mean"]} for name, tasks_ in results.items()}
+    report["seconds"] = round(sum(clock.seconds.values()), 1)
+    (home / "results.json").write_text(json.dumps(report, indent=1))
+    print_table(results, report)
+    print(f"\nThe model is in {model_path}; results.json, similarity.png and search.png are beside it. {report['seconds']:.0f} s in all.")
+
+
+def train(world: Path, backbone: Path, home: Path, overrides: dict):
+    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    preset = recipe.pop("preset")
+    for key in ("model_name_or_path", "data", "image_root"):
+        recipe.pop(key)
+    recipe.update(overrides, output_dir=str(home / "training"))
+    (args,) = HfArgumentParser(ContrastiveConfig).parse_dict(recipe)
+    model = load_for_cpu_or_gpu(backbone, preset=preset)
+    trainer = ContrastiveTrainer(model, args, train_dataset=read_mmeb_train(world / "train", image_root=world))
+    checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(str(home / "model"))
+
+
+def draw_similarity(base, tuned, tasks, path: Path):
+    """The cosine matrix of 50 images and their captions, before and after (UniME, figure 4)."""
+    task = next(task for task in tasks if task.name == "Shapes_i2t")
+    images = [query.as_input() for query in task.queries[:50]]
+    captions = [task.corpus[candidates[0]].as_input() for candidates in task.candidates[:50]]
+    panels = {name: (model.encode_query(images), model.encode_document(captions)) for name, model in (("before", base), ("after", tuned))}
+    similarity_matrix(panels, path, "image", "caption")
+
+
+def write_gallery(tasks, path: Path) -> Path:
+    """The first query of three tasks, over all test images and captions."""
+    by_name = {task.name: task for task in tasks}
+    images = {item.image: None for name in ("Shapes_t2i", "Shapes_change") for item in by_name[name].corpus}
+    texts = {item.text: None for item in by_name["Shapes_i2t"].corpus}
+    queries = []
+    for title, name, over in (
+        ("text to image", "Shapes_t2i", "images"),
+        ("image and text to image", "Shapes_change", "images"),
+        ("image to text", "Shapes_i2t", "texts"),
+    ):
+        task = by_name[name]
+        answer = task.corpus[task.candidates[0][0]]
+        target = list(images).index(answer.image) if over == "images" else list(texts).index(answer.text)
+        item = task.queries[0].as_input()
+        if "text" in item:
+            item["text"] = item["text"].replace(PLACEHOLDER, "").strip()
+        queries.append({"title": title, "item": item, "over": over, "target": target})
+    path.write_text(json.dumps({"images": list(images), "texts": list(texts), "queries": queries}, indent=1), encoding="utf-8")
+    return path
+
+
+def print_table(results: dict, report: dict):
+    print(f"\n{'precision@1':<18}{'kind':<15}{'candidates':>10}{'raw':>8}{'trained':>9}")
+    for name, result in results["base"].items():
+        print(f"{name:<18}{result['kind']:<15}{result['candidates']:>10}{report['base'][name]:>8.3f}{report['tuned'][name]:>9.3f}")
+    print(f"{'mean':<18}{'(100 candidates)':<25}{report['base']['mean']:>8.3f}{report['tuned']['mean']:>9.3f}")
+
+
+FULL = {"world": {}, "backbone": {}, "training": {}}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for everything that is made")
+    run(parser.parse_args(arguments).out, FULL)
+
+
+if __name__ == "__main__":
+    main()

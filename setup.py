@@ -1,0 +1,43 @@
+"""The repository root is the package `unime` and, at the same time, a Hugging Face model repository."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+EXTRAS = {
+    "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
+    "eval": ["evaluate>=0.4.6", "scikit-learn>=1.5", "matplotlib>=3.9"],
+    "mining": ["faiss-cpu>=1.9"],
+    "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.14"],
+}
+
+setup(
+    name="unime",
+    version="0.1.0",
+    description="Universal multimodal embedders and rerankers made from multimodal LLMs",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={
+        "unime": ".",
+        "unime.data": "data",
+        "unime.trainers": "trainers",
+        "unime.eval": "eval",
+        "unime.examples": "examples",
+    },
+    packages=["unime", "unime.data", "unime.trainers", "unime.eval", "unime.examples"],
+    package_data={"unime": ["recipes/*/*.yaml"]},
+    install_requires=[
+        "torch>=2.4",
+        "transformers>=5.20",
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "huggingface-hub>=1.0",
+        "peft>=0.18",
+        "pillow>=10",
+        "numpy>=1.26",
+        "safetensors>=0.4.3",
+    ],
+    extras_require={**EXTRAS, "all": sorted({requirement for extra in EXTRAS.values() for requirement in extra})},
+)

@@ -1,0 +1,85 @@
+"""Tiny models and a tiny world, made in code and shared by the session. Nothing here touches a network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import Qwen2VLForConditionalGeneration
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXTS = [
+    "user assistant system Summary above image and sentence in one word: Query: Candidate: Candidates: Ans: ( Yes No",
+    "I will provide you with a query and a candidate. Find me an image of a red circle left of a blue star.",
+    "Represent the given image with the following question: What is in the top left? 1 2 3 4 5 6 7 8 9 0",
+]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_seed():
+    torch.manual_seed(0)
+    torch.set_num_threads(2)
+
+
+def save_backbone(path: Path, dropout: float = 0.0, seed: int = 0) -> Path:
+    """Writes a stock Qwen2-VL checkpoint with random weights, hidden size 48, in the layout of the Hub."""
+    from unime.examples.backbone import build_config, build_processor, build_tokenizer
+
+    tokenizer = build_tokenizer(TEXTS, vocab_size=400)
+    config = build_config(tokenizer, hidden_size=96, layers=2, vision_size=48, vision_layers=2)
+    config.text_config.attention_dropout = dropout
+    torch.manual_seed(seed)
+    Qwen2VLForConditionalGeneration(config).save_pretrained(path)
+    build_processor(tokenizer).image_processor.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory) -> Path:
+    return save_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture
+def embedder(backbone):
+    from unime import UniMEModel
+
+    return UniMEModel.from_backbone(backbone)
+
+
+@pytest.fixture
+def reranker(backbone):
+    from unime import UniMERerankerForCausalLM
+
+    return UniMERerankerForCausalLM.from_backbone(backbone)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A world of a few rows a task, with fewer than 100 candidates where tasks draw them from the rows."""
+    from unime.data.shapes import build
+
+    return build(tmp_path_factory.mktemp("world"), train_rows=16, test_rows=12, pretrain_rows=64, show_progress=False)
+
+
+def picture(seed: int, size=(64, 48)) -> Image.Image:
+    """Random pixels."""
+    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return Image.fromarray(pixels.numpy())
+
+
+def fresh_process(code: str, *arguments, timeout: int = 240, **environment) -> dict:
+    """Runs code in a new interpreter outside the checkout and returns the JSON that it prints last."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    done = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])

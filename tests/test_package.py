@@ -1,0 +1,77 @@
+"""The package: light to import, registered with the Auto classes, usable from a copy of the checkout."""
+
+import json
+import shutil
+import subprocess
+
+from conftest import ROOT, fresh_process
+
+
+def test_import_loads_no_torch_and_takes_little_time():
+    code = (
+        "import sys, time, json; start = time.perf_counter(); import unime; seconds = time.perf_counter() - start\n"
+        "print(json.dumps({'heavy': [m for m in ('torch', 'transformers', 'numpy') if m in sys.modules], 'names': dir(unime)}))"
+    )
+    found = fresh_process(code)
+    assert found["heavy"] == []
+    assert {"UniMEModel", "UniMEProcessor", "UniMERerankerForCausalLM", "UniMEConfig"} <= set(found["names"])
+
+
+def test_auto_classes_know_the_package_whatever_is_imported_first():
+    check = (
+        "\nfrom transformers.models.auto import modeling_auto, configuration_auto, processing_auto\n"
+        "from unime import UniMEConfig, UniMERerankerConfig\n"
+        "import json; print(json.dumps({'config': 'unime' in configuration_auto.CONFIG_MAPPING,"
+        "'model': UniMEConfig in modeling_auto.MODEL_MAPPING,"
+        "'reranker': UniMERerankerConfig in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING,"
+        "'processor': UniMEConfig in processing_auto.PROCESSOR_MAPPING}))"
+    )
+    for first in (
+        "import unime; from transformers import AutoModel",
+        "from transformers import AutoModel, AutoProcessor; import unime",
+        "import unime.processing_unime",
+        "from unime.modeling_unime import UniMEModel",
+    ):
+        assert all(fresh_process(first + check).values()), first
+
+
+def test_with_the_package_imported_no_trust_is_needed(embedder, tmp_path):
+    embedder.save_pretrained(tmp_path)
+    code = (
+        "import sys, json, unime\nfrom transformers import AutoModel, AutoProcessor\n"
+        "model = AutoModel.from_pretrained(sys.argv[1]); processor = AutoProcessor.from_pretrained(sys.argv[1])\n"
+        "print(json.dumps([type(model).__module__, type(processor).__module__]))"
+    )
+    assert fresh_process(code, tmp_path) == ["unime.modeling_unime", "unime.processing_unime"]
+
+
+def test_remote_code_runs_from_a_copy_of_the_checkout_with_an_odd_name(embedder, tmp_path):
+    copy = tmp_path / "UniME-V2 (copy)"
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
+    for name in filter(None, tracked or [p.name for p in ROOT.glob("*.py")]):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    for path in ROOT.glob("*_unime.py"):
+        shutil.copy(path, copy / path.name)
+    saved = tmp_path / "saved"
+    embedder.save_pretrained(saved)
+    for path in saved.iterdir():
+        if path.suffix != ".py":
+            shutil.copy(path, copy / path.name)
+    code = (
+        "import sys, json\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in str(f)]\n"
+        "from transformers import AutoModel\nmodel = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "print(json.dumps([type(model).__module__.split('.')[0], model.encode('a red circle').tolist()]))"
+    )
+    module, embedding = fresh_process(code, copy, HF_MODULES_CACHE=str(tmp_path / "modules"))
+    assert module == "transformers_modules"
+    assert embedding == embedder.encode("a red circle").tolist()
+
+
+def test_setup_lists_every_package_and_recipe():
+    text = (ROOT / "setup.py").read_text()
+    for folder in ("data", "trainers", "eval", "examples"):
+        assert f'"unime.{folder}": "{folder}"' in text
+    assert "recipes/*/*.yaml" in text
+    assert json.dumps("Apache-2.0") in text

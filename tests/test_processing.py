@@ -1,0 +1,207 @@
+"""Prompts, image handling, length limits, and the chunk planner."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from unime.processing_unime import PRESETS, UniMEProcessor, item_key, open_image, plan_chunks
+
+CHAT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+@pytest.fixture(scope="module")
+def processor(backbone):
+    return UniMEProcessor.from_backbone(backbone)
+
+
+def with_preset(backbone, preset):
+    return UniMEProcessor.from_backbone(backbone, preset=preset)
+
+
+@given(st.lists(st.integers(1, 400), max_size=300), st.integers(1, 3000))
+@settings(max_examples=200, deadline=None)
+def test_chunks_partition_the_items_within_the_budget(lengths, budget):
+    chunks = plan_chunks(lengths, budget)
+    assert sorted(i for chunk in chunks for i in chunk) == list(range(len(lengths)))
+    for chunk in chunks:
+        longest = max(lengths[i] for i in chunk)
+        padded = longest * len(chunk)
+        assert padded <= budget or len(chunk) == 1
+        assert padded - sum(lengths[i] for i in chunk) <= max(256, 0.05 * padded)
+
+
+def test_equal_lengths_share_chunks_up_to_the_budget():
+    assert [len(chunk) for chunk in plan_chunks([10] * 25, 100)] == [5, 10, 10]
+    with pytest.raises(ValueError, match="token_budget"):
+        plan_chunks([1], 0)
+
+
+def test_summary_prompts(processor):
+    image = picture(0)
+    assert processor.render("a cat")[0] == CHAT.format("a cat\nSummary above sentence in one word:")
+    assert processor.render(image) == (CHAT.format(IMAGE + "\nSummary above image in one word:"), (image,))
+    both = CHAT.format(IMAGE + "\nfind this\nSummary above image and sentence in one word:")
+    assert processor.render({"text": "find this\n", "image": image})[0] == both
+    assert processor.render({"text": "<|image_1|>\nfind this\n", "image": image})[0] == both
+
+
+def test_joint_prompts_are_the_data_sets_own_strings(backbone):
+    processor, image = with_preset(backbone, "joint"), picture(0)
+    assert processor.render("a cat")[0] == "a cat"
+    assert processor.render({"text": "<|image_1|>\nIdentify it\n", "image": image})[0] == IMAGE + "\nIdentify it\n"
+
+
+def test_hierarchical_prompts_differ_by_role(backbone):
+    processor = with_preset(backbone, "hierarchical")
+    query, document = processor.render("a cat", role="query")[0], processor.render("a cat", role="document")[0]
+    assert query.startswith("<|im_start|>system\nGiven an image, summarize") and query.endswith(
+        "a cat\nRepresent the given text in one word.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert document.endswith("<|im_start|>user\na cat<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_instruction_goes_before_the_text_and_serves_as_text_of_an_image(processor):
+    assert "find it\na cat\nSummary" in processor.render("a cat", instruction="find it")[0]
+    assert IMAGE + "\nfind it\nSummary above image and sentence" in processor.render(picture(0), instruction="find it")[0]
+
+
+def test_chat_messages_bypass_the_preset(processor):
+    image = picture(0)
+    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "What?"}]}]
+    assert processor.render(messages) == (CHAT.format(IMAGE + "What?"), (image,))
+    with pytest.raises(ValueError, match="item has a message part"):
+        processor.render([{"role": "user", "content": [{"type": "audio", "audio": 1}]}])
+
+
+def test_judge_prompt_strips_placeholders_and_keeps_the_following_space(processor):
+    messages = processor.rerank_messages({"text": "<|image_1|> Find it.", "image": picture(0)}, ["one", "<|image_1|>\ntwo"], "listwise")
+    content = messages[0]["content"]
+    assert [part.get("text", "IMAGE") for part in content[1:]] == ["Query:", "IMAGE", " Find it.", "Candidates:", "(1) ", "one", "(2) ", "two"]
+    assert "respond with the number" in content[0]["text"]
+    pointwise = processor.rerank_messages("q", ["c"], "pointwise")[0]["content"]
+    assert [part["text"] for part in pointwise[1:]] == ["Query:", "q", "Candidate:", "c"]
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ("  ", "item 0 is empty"),
+        ({"text": ""}, "item 0 is empty"),
+        ({"text": "<|image_1|>\n"}, "holds only an image placeholder"),
+        ({"txt": "a"}, r"unknown keys \['txt'\]"),
+        ({"image": "missing.png"}, "item 0: image 'missing.png' cannot be read"),
+        ("a <|image_pad|> b<|image_pad|>", None),
+    ],
+)
+def test_bad_items_are_named(processor, item, message):
+    if message is None:  # placeholders without an image are dropped
+        assert processor.prepare([item])[0].image_tokens == ()
+        return
+    with pytest.raises(ValueError, match=message):
+        processor.prepare([item])
+
+
+def test_wrong_types_and_presets_are_named(processor, backbone):
+    with pytest.raises(TypeError, match="item 0 is a int"):
+        processor.prepare([3])
+    with pytest.raises(ValueError, match="unknown preset 'summery'"):
+        with_preset(backbone, "summery")
+    with pytest.raises(ValueError, match="role must be"):
+        processor.render("a", role="passage")
+
+
+def test_long_texts_are_cut_and_images_never(processor):
+    words = " ".join(["red circle left of a blue star"] * 60)
+    with pytest.warns(UserWarning, match="1 of 2 items were longer than 80 tokens"):
+        cut, short = processor.prepare([{"text": words, "image": picture(0)}, "a star"], max_length=80)
+    assert 70 <= cut.length <= 80 and cut.input_ids.count(processor.image_token_id) == 1
+    assert processor.tokenizer.decode(cut.input_ids).endswith("Summary above image and sentence in one word:<|im_end|>\n<|im_start|>assistant\n")
+    assert short.length < 80
+    with pytest.raises(ValueError, match="item 0 takes .* image tokens.*lower the resolution"):
+        processor.prepare([picture(0, (128, 128))], max_length=40)
+
+
+def test_image_token_count_is_planned_from_the_header(processor, tmp_path):
+    sizes = [(64, 48), (16, 16), (100, 37), (300, 200)]
+    for number, size in enumerate(sizes):
+        picture(number, size).save(tmp_path / f"{number}.png")
+    prepared = processor.prepare([tmp_path / f"{n}.png" for n in range(len(sizes))])
+    batch = processor.collate(prepared)
+    grids = batch["image_grid_thw"].prod(-1) // 4
+    assert [entry.image_tokens[0] for entry in prepared] == grids.tolist()
+    assert (batch["mm_token_type_ids"].sum(1) == grids).all()
+    assert batch["attention_mask"].sum(1).tolist() == [entry.length for entry in prepared]
+    assert batch["attention_mask"][:, -1].all(), "padding is on the left"
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "CMYK", "L", "1", "I;16"])
+def test_every_image_mode_becomes_rgb(mode, tmp_path):
+    image = picture(1, (20, 20))
+    if mode == "I;16":
+        image = Image.fromarray((np.arange(400).reshape(20, 20) * 160).astype("uint16"))
+    else:
+        image = image.convert(mode)
+    path = tmp_path / ("a.tiff" if mode in ("CMYK", "I;16") else "a.png")
+    image.save(path)
+    opened = open_image(path)
+    assert opened.mode == "RGB" and opened.size == (20, 20)
+    assert np.asarray(opened).std() > 5, "no mode collapses to one colour"
+
+
+def test_transparency_is_composed_over_white():
+    assert open_image(Image.new("RGBA", (4, 4), (10, 20, 30, 0))).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_exif_orientation_is_applied_and_planned(processor, tmp_path):
+    image, exif = picture(2, (96, 32)), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (32, 96)
+    grid = processor.collate(processor.prepare([tmp_path / "turned.jpg"]))["image_grid_thw"][0]
+    assert grid[1] > grid[2]
+
+
+def test_unreadable_truncated_and_huge_images_are_named(processor, tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(ValueError, match=r"item 0: image .*text.png.* cannot be read"):
+        processor.prepare([tmp_path / "text.png"])
+    picture(0, (200, 200)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60_000])
+    with pytest.raises(ValueError, match=r"item 0: image .*half.png.* cannot be read"):
+        processor.collate(processor.prepare([tmp_path / "half.png"]))
+    processor_small = UniMEProcessor(processor.image_processor, processor.tokenizer, max_image_pixels=1000)
+    with pytest.raises(ValueError, match="40,000 pixels, above the limit of 1,000"):
+        processor_small.collate(processor_small.prepare([tmp_path / "whole.png"]))
+
+
+def test_item_keys_follow_content():
+    assert item_key("a") == item_key("a") != item_key({"text": "a"})
+    assert item_key(picture(1)) == item_key(picture(1).copy()) != item_key(picture(2))
+    assert item_key({"text": "a", "image": picture(1)}) != item_key({"text": "b", "image": picture(1)})
+    assert item_key(["ab", "c"]) != item_key(["a", "bc"])
+
+
+def test_processor_round_trip_and_transformers_own_path(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    again = UniMEProcessor.from_pretrained(tmp_path)
+    assert (again.preset, again.max_length, again.chat_template) == (processor.preset, processor.max_length, processor.chat_template)
+    image = picture(3)
+    ours = again.collate(again.prepare([image]))
+    theirs = again(text=[again.render(image)[0]], images=[image], return_tensors="pt")
+    for key in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"):
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+def test_every_preset_renders_every_kind_of_item(backbone):
+    for preset in PRESETS:
+        processor = with_preset(backbone, preset)
+        for role in ("query", "document"):
+            for item in ("a cat", picture(0), {"text": "a cat", "image": picture(0)}):
+                prompt, images = processor.render(item, role=role)
+                assert prompt.count(processor.image_token) == len(images)
+                assert ("a cat" in prompt) == (not isinstance(item, Image.Image))

@@ -1,0 +1,185 @@
+"""What the embedding stages share: the batch as a table, the gradient cache, one global loss over all ranks."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer, TrainingArguments
+
+from ..data.collators import Batch, EmbeddingCollator
+from ..data.samplers import HomogeneousSampler
+from .gradient_cache import cached_loss
+from .losses import LossOutput
+
+
+@dataclass
+class EmbeddingConfig(TrainingArguments):
+    """Arguments of every embedding stage, beside those of `TrainingArguments`.
+
+    NOTE: `remove_unused_columns` is always off, and these defaults differ: `learning_rate` 1e-4, `logging_steps` 10,
+    `warmup_steps` 0.1 (a share), `bf16` where it is faster, `ddp_find_unused_parameters` on (a chunk without images leaves the vision tower idle).
+    """
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
+    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or a share of all steps if below 1."})
+    ddp_find_unused_parameters: bool | None = field(default=True, metadata={"help": "See torch's DDP."})
+    token_budget: int = field(default=8192, metadata={"help": "Most padded tokens of one chunk: bounds the memory of a step."})
+    graph_tokens: int = field(
+        default=0,
+        metadata={"help": "Padded tokens whose graphs are kept from the first pass instead of being run again; more memory, less time."},
+    )
+    max_length: int | None = field(default=None, metadata={"help": "Cut texts so that items have at most that many tokens."})
+    homogeneous_batches: bool = field(default=True, metadata={"help": "Fill each batch from one data set."})
+    bf16: bool | None = field(default=None, metadata={"help": "bfloat16 mixed precision; by default where it is faster."})
+    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "Pin host memory."})
+
+    def __post_init__(self):
+        self.remove_unused_columns = False
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.bf16 is None:
+            self.bf16 = fast_bf16() and not self.fp16
+        super().__post_init__()
+
+
+def fast_bf16() -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones here: on a recent GPU, or on a CPU with AMX."""
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
+
+
+class EmbeddingTrainer(Trainer):
+    """Base of the embedding trainers; a subclass says what the loss is over the gathered table.
+
+    Args:
+        model (`UniMEModel`, possibly wrapped by PEFT): the embedder.
+        args (`EmbeddingConfig`), train_dataset, eval_dataset: as in `Trainer`; rows have the columns of
+            [`~unime.data.schema.Example`].
+        processing_class (`UniMEProcessor`, *optional*): the model's own by default.
+        peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
+    """
+
+    loss_is_scaled_for_ga = False  # the loss is a mean over one batch; Trainer divides by the accumulation steps
+
+    def __init__(self, model, args, train_dataset=None, eval_dataset=None, processing_class=None, peft_config=None, **kwargs):
+        processor = processing_class or model.processor
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        collator = kwargs.pop("data_collator", None) or EmbeddingCollator(processor, args.token_budget, args.max_length)
+        super().__init__(
+            model=model, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
+            processing_class=processor, **kwargs,
+        )  # fmt: skip
+        self.can_return_loss, self.label_names = True, []
+        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+
+    def loss_of(self, embeddings: torch.Tensor, table: "GatheredTable") -> LossOutput:
+        """The loss over all ranks' rows; `embeddings` `[T, D]` is the gathered table."""
+        raise NotImplementedError(f"{type(self).__name__} must define `loss_of`.")
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        batch: Batch = inputs["batch"]
+        device, results = self.args.device, []
+        table = GatheredTable(batch, device)
+
+        def whole_loss(encoded):  # [t, D] in the order of the chunks
+            local = torch.empty_like(encoded).index_copy(0, batch.order.to(device), encoded)
+            results.append(self.loss_of(table.gather(local), table))
+            return results[-1].loss
+
+        loss = cached_loss(
+            model, self.accelerator.unwrap_model(model), batch.chunks, whole_loss, device,
+            gradient_scale=table.world_size, graph_tokens=self.args.graph_tokens,
+        )  # fmt: skip
+        self._record("train" if model.training else "eval", results[-1].metrics, batch)
+        return (loss, {}) if return_outputs else loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def _record(self, mode: str, metrics: dict, batch: Batch):
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+        self._metrics[mode]["distinct_items"].append(len(batch.hashes))
+        self._metrics[mode]["padded_share"].append(1 - batch.tokens / batch.padded_tokens)
+
+    def log(self, logs: dict, start_time: float | None = None):
+        mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
+        prefix = "eval_" if mode == "eval" else ""
+        for name, values in self._metrics[mode].items():
+            logs[prefix + name] = sum(values) / len(values)
+        self._metrics[mode].clear()
+        super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset=None):
+        train_dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if not self.args.homogeneous_batches:
+            return super()._get_train_sampler(train_dataset)
+        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        block = self._train_batch_size * self.args.world_size
+        return HomogeneousSampler(train_dataset["dataset"], block, seed)
+
+
+class GatheredTable:
+    """The tables of all ranks as one: items with equal content share the index of their first copy.
+
+    Every rank computes the same loss over all rows, so the gradient of its own slice is exact and nothing has to be
+    sent back; DDP's averaging is undone by `gradient_scale = world_size`.
+
+    Attributes:
+        query, positive (`[B]`), negatives (`[B, K]`), positive_score, negative_scores: as in `Batch`, over all ranks.
+    """
+
+    def __init__(self, batch: Batch, device: torch.device):
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.rank = dist.get_rank() if self.world_size > 1 else 0
+        hashes = self._gather(batch.hashes.to(device))
+        self.sizes = [len(part) for part in hashes]
+        offsets = [sum(self.sizes[:rank]) for rank in range(self.world_size)]
+        first = _first_copies(torch.cat(hashes))
+
+        def indices(local):
+            parts = self._gather(local.to(device))
+            width = max((part.shape[1] for part in parts), default=0) if local.dim() > 1 else None
+            merged = []
+            for part, offset in zip(parts, offsets):
+                part = torch.where(part >= 0, first[(part + offset).clamp(min=0)], part)
+                if width is not None and part.shape[1] < width:
+                    part = torch.cat([part, part.new_full((len(part), width - part.shape[1]), -1)], dim=1)
+                merged.append(part)
+            return torch.cat(merged)
+
+        self.query, self.positive, self.negatives = indices(batch.query), indices(batch.positive), indices(batch.negatives)
+
+    def gather(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """All ranks' embeddings `[T, D]`; only the own slice carries a graph."""
+        if self.world_size == 1:
+            return embeddings
+        parts = self._gather(embeddings.detach())
+        parts[self.rank] = embeddings
+        return torch.cat(parts)
+
+    def _gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        """One tensor per rank; shapes may differ in every dimension."""
+        if self.world_size == 1:
+            return [tensor]
+        shape = torch.tensor(tensor.shape, device=tensor.device)
+        shapes = [torch.empty_like(shape) for _ in range(self.world_size)]
+        dist.all_gather(shapes, shape)
+        largest = torch.stack(shapes).amax(dim=0).tolist()
+        padded = tensor.new_zeros(largest)
+        padded[tuple(slice(size) for size in tensor.shape)] = tensor
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded)
+        return [part[tuple(slice(size) for size in own.tolist())] for part, own in zip(parts, shapes)]
+
+
+def _first_copies(hashes: torch.Tensor) -> torch.Tensor:
+    """For each item the index of the first item with the same hash: `[a, b, a]` gives `[0, 1, 0]`."""
+    _, group = hashes.unique(return_inverse=True)
+    positions = torch.arange(len(hashes), device=hashes.device)
+    first = torch.full_like(positions, len(hashes)).scatter_reduce(0, group, positions, "amin")
+    return first[group]
