@@ -68,18 +68,25 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
     )
 
     def __init__(self):
+        self.pending = list(self.pairs)
         self.done = {auto for auto, _, _ in self.pairs if auto in sys.modules}
         self.awaited = {name for pair in self.pairs for name in pair[:2]} - self.done
-        for auto in tuple(self.done):
-            self.finished(auto)
 
-    def finished(self, name):
-        self.done.add(name)
-        for auto, own, register in self.pairs:
-            if name == auto and own not in sys.modules:
+    def install(self):
+        sys.meta_path.insert(0, self)
+        self.settle()
+
+    def settle(self):
+        """Imports what an imported Auto module asks for, unless one of our modules is being imported just now."""
+        if any(own in sys.modules and own not in self.done for _, own, _ in self.pairs):
+            return
+        for pair in tuple(self.pending):
+            auto, own, register = pair
+            if auto in self.done:
                 importlib.import_module(own)
-            elif name in (auto, own) and {auto, own} <= self.done:
-                register(sys.modules[own])
+                if pair in self.pending:
+                    self.pending.remove(pair)
+                    register(sys.modules[own])
 
     def find_spec(self, fullname, path=None, target=None):
         if fullname not in self.awaited:
@@ -90,11 +97,11 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             execute(module)
-            self.finished(fullname)
+            self.done.add(fullname)
+            self.settle()
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-_finder = _RegisterAfterImport()
-sys.meta_path.insert(0, _finder)
+_RegisterAfterImport().install()

@@ -86,6 +86,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
     _vlm_class = None  # the Auto class that builds the wrapped VLM
 
     def __init__(self, config):
+        if (vision := _vision_config(config)) is not None and vision._attn_implementation == _PACKED_ATTENTION:
+            vision._attn_implementation = "sdpa"  # transformers does not build a model under our name; it is set again below
         super().__init__(config)
         self.vlm = self._vlm_class.from_config(config.vlm_config)
         self.post_init()
@@ -99,19 +101,20 @@ class UniMEPreTrainedModel(PreTrainedModel):
 
         An explicit choice of FlashAttention or eager attention is left alone.
         """
-        vision, tower = getattr(self.config.vlm_config, "vision_config", None), None
-        if vision is not None and vision.model_type.startswith("qwen"):
-            tower = next((module for name, module in self.vlm.named_modules() if name.rpartition(".")[2] == "visual"), None)
-        if tower is not None:
-            _linear_patches(tower.patch_embed)
-            if vision._attn_implementation == "sdpa":
-                vision._attn_implementation = _PACKED_ATTENTION
+        vision = _vision_config(self.config)
+        if vision is None or not vision.model_type.startswith("qwen"):
+            return
+        tower = next(module for name, module in self.vlm.named_modules() if name.rpartition(".")[2] == "visual")
+        _linear_patches(tower.patch_embed)
+        if vision._attn_implementation == "sdpa":
+            vision._attn_implementation = _PACKED_ATTENTION
 
     # loading and saving
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in transformers, but a missing, unexpected or mis-shaped weight is an error that names it."""
         wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # so that our own error can name the weights
         hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
         model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         _assert_all_landed(info, pretrained_model_name_or_path)
@@ -135,6 +138,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         settings = {k: kwargs.pop(k) for k in ("max_length", "max_image_pixels", "image_token", "chat_template") if k in kwargs}
         hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
         processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
+        kwargs["ignore_mismatched_sizes"] = True
         vlm, info = cls._vlm_class.from_pretrained(path_or_repo, output_loading_info=True, **kwargs)
         _assert_all_landed(info, path_or_repo, ignore=cls._dropped_weights)
         with torch.device("meta"):
@@ -196,6 +200,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
         bad = next((key for key, weight in self.named_parameters() if not torch.isfinite(weight).all()), None)
         cause = f"weight {bad!r} holds NaN or infinity" if bad else f"activations overflowed in {self.dtype}"
         raise ValueError(f"the output for {name} is not finite: {cause}.")
+
+
+def _vision_config(config):
+    return getattr(config.vlm_config, "vision_config", None)
 
 
 def _wants_progress(show_progress, steps: int) -> bool:
@@ -352,8 +360,9 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             float32 tensor `[len(candidates)]` in [0, 1].
         """
         processor, answers = self.processor, [self._token("Yes"), self._token("No")]
-        messages = [processor.rerank_messages(query, [candidate], "pointwise") for candidate in candidates]
-        prepared = processor.prepare(messages, names=[f"candidate {i}" for i in range(len(candidates))])
+        names = [f"candidate {i}" for i in range(len(candidates))]
+        messages = [processor.rerank_messages(query, [c], "pointwise", [name]) for c, name in zip(candidates, names)]
+        prepared = processor.prepare(messages, names=names)
         scores = torch.empty(len(candidates))
         with self._inference():
             for chunk, batch in self._batches(prepared, batch_tokens, show_progress, "Scoring"):

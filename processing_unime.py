@@ -328,10 +328,11 @@ class UniMEProcessor(ProcessorMixin):
             turns.append({"role": message["role"], "content": "".join(parts)})
         return self._template(turns), tuple(images)
 
-    def rerank_messages(self, query, candidates, strategy: str, name: str = "query") -> list[dict]:
+    def rerank_messages(self, query, candidates, strategy: str, names: list[str] | None = None) -> list[dict]:
         """The judge's user turn: instruction, `Query:`, the query, `Candidate:` or `Candidates:` and the candidates.
 
-        Images stand before the text of their item and placeholders are stripped from texts (spec of UniME-V2's reranker).
+        Images stand before the text of their item, and placeholders are stripped from texts (2510.13515, released code).
+        `names` says how errors call the candidates.
         """
 
         def parts(item, item_name):
@@ -344,9 +345,10 @@ class UniMEProcessor(ProcessorMixin):
 
         listwise = strategy == "listwise"
         content = [words(LISTWISE_INSTRUCTION if listwise else POINTWISE_INSTRUCTION), words("Query:")]
-        content += parts(query, name) + [words("Candidates:" if listwise else "Candidate:")]
+        content += parts(query, "query") + [words("Candidates:" if listwise else "Candidate:")]
         for index, candidate in enumerate(candidates):
-            content += [words(f"({index + 1}) ")] * listwise + parts(candidate, f"candidate {index}")
+            content += [words(f"({index + 1}) ")] * listwise
+            content += parts(candidate, names[index] if names else f"candidate {index}")
         return [{"role": "user", "content": content}]
 
     # prompts -> tensors

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 
 from conftest import ROOT, fresh_process
 
@@ -47,13 +46,7 @@ def test_with_the_package_imported_no_trust_is_needed(embedder, tmp_path):
 
 def test_remote_code_runs_from_a_copy_of_the_checkout_with_an_odd_name(embedder, tmp_path):
     copy = tmp_path / "UniME-V2 (copy)"
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
-    for name in filter(None, tracked or [p.name for p in ROOT.glob("*.py")]):
-        if (ROOT / name).is_file():
-            (copy / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, copy / name)
-    for path in ROOT.glob("*_unime.py"):
-        shutil.copy(path, copy / path.name)
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "outputs", "*.egg-info", "__pycache__"))
     saved = tmp_path / "saved"
     embedder.save_pretrained(saved)
     for path in saved.iterdir():

@@ -1,0 +1,164 @@
+"""Readers, samplers and the collator."""
+
+import json
+from collections import Counter
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unime.data.collators import EmbeddingCollator
+from unime.data.images import resolve_image
+from unime.data.readers import read_mmeb_eval, read_mmeb_train, read_sugarcrepe, read_world_tasks
+from unime.data.samplers import HomogeneousSampler
+from unime.data.schema import FEATURES, Example, Item, to_dataset, to_example
+
+
+def test_rows_survive_storage():
+    examples = [
+        Example(Item("q"), Item("p", "p.png"), [Item("n"), Item(image="n.png")], 0.5, [0.25, 0.0], "A"),
+        Example(Item(image="q.png"), Item("p")),
+    ]
+    rows = to_dataset(examples)
+    assert rows.features == FEATURES
+    assert [to_example(row) for row in rows] == examples
+    with pytest.raises(ValueError, match="needs a text"):
+        Item(" ")
+
+
+def test_content_hashes_tell_text_and_image_apart():
+    items = [Item("a"), Item("b"), Item("a", "b"), Item("ab"), Item(image="a")]
+    assert len({item.content_hash for item in items}) == len(items)
+    assert Item("a").content_hash == Item("a").content_hash
+    assert all(-(2**63) <= item.content_hash < 2**63 for item in items)
+
+
+def test_image_paths_stay_inside_their_root(tmp_path):
+    (tmp_path / "root" / "images").mkdir(parents=True)
+    picture(0).save(tmp_path / "root" / "images" / "a.png")
+    picture(0).save(tmp_path / "secret.png")
+    (tmp_path / "root" / "link.png").symlink_to(tmp_path / "secret.png")
+    assert resolve_image(tmp_path / "root", "images/a.png").endswith("root/images/a.png")
+    assert resolve_image(tmp_path / "root", "") == ""
+    for name, message in (("../secret.png", "leaves"), ("link.png", "leaves"), ("b.png", "does not exist")):
+        with pytest.raises(ValueError, match=message):
+            resolve_image(tmp_path / "root", name)
+
+
+def write_subset(root, name="A", rows=None, **columns):
+    (root / name).mkdir(parents=True, exist_ok=True)
+    table = {"qry": ["q0", "<|image_1|>\nq1"], "qry_image_path": ["", None], "pos_text": ["p0", "p1"], "pos_image_path": ["", ""]}
+    pq.write_table(pa.table({**table, **columns}), root / name / "original-00000-of-00001.parquet")
+
+
+def test_train_reader_yields_the_one_row(world, tmp_path):
+    rows = read_mmeb_train(world / "train", ["Shapes_t2i", "Shapes_vqa"], image_root=world, limit=5)
+    assert len(rows) == 10 and rows.features == FEATURES
+    assert Counter(rows["dataset"]) == {"Shapes_t2i": 5, "Shapes_vqa": 5}
+    assert rows[0]["query"]["image"] == "" and rows[0]["positive"]["image"].endswith(".png")
+    write_subset(tmp_path)
+    assert [row["text"] for row in read_mmeb_train(tmp_path)["query"]] == ["q0", "q1"], "a stray placeholder is dropped"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"qry": ["q0", ""]}, r"original-00000-of-00001.parquet, row 1: an item needs a text"),
+        ({"pos_image_path": ["x.png", ""]}, r"row 0: image 'x.png' does not exist"),
+        ({"pos_image_path": ["../x.png", ""]}, r"row 0: image path '../x.png' leaves"),
+    ],
+)
+def test_train_reader_names_file_and_row(tmp_path, columns, message):
+    write_subset(tmp_path, **columns)
+    with pytest.raises(ValueError, match=message):
+        read_mmeb_train(tmp_path)
+
+
+def test_missing_columns_and_files_are_named(tmp_path):
+    (tmp_path / "A").mkdir()
+    pq.write_table(pa.table({"query": ["q"]}), tmp_path / "A" / "original-0.parquet")
+    with pytest.raises(ValueError, match=r"lacks the columns \['qry', 'qry_image_path', 'pos_text', 'pos_image_path'\]"):
+        read_mmeb_train(tmp_path)
+    with pytest.raises(ValueError, match="holds no test-"):
+        read_mmeb_eval(tmp_path, "A", "VQA")
+
+
+def test_eval_reader_keeps_the_target_first_and_drops_copies_of_it(tmp_path):
+    (tmp_path / "A").mkdir()
+    columns = {"qry_text": ["q0", "q1"], "qry_img_path": ["", ""], "tgt_text": [["t", "u", "t"], ["u", "v", "w"]], "tgt_img_path": [["", "", ""]] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "A" / "test-0.parquet")
+    task = read_mmeb_eval(tmp_path, "A", "VQA")
+    assert [[task.corpus[i].text for i in row] for row in task.candidates] == [["t", "u"], ["u", "v", "w"]]
+    assert task.relevant == [[0], [0]] and len(task.corpus) == 4
+    columns["tgt_img_path"] = [["", ""], ["", "", ""]]
+    pq.write_table(pa.table(columns), tmp_path / "A" / "test-0.parquet")
+    with pytest.raises(ValueError, match="row 0: 3 target texts for 2 target images"):
+        read_mmeb_eval(tmp_path, "A", "VQA")
+
+
+def test_world_and_sugarcrepe_readers(world, tmp_path):
+    tasks = {task.name: task for task in read_world_tasks(world)}
+    assert len(tasks) == 18 and all(len(task.queries) == 12 for task in tasks.values())
+    assert all(len(row) == 2 for row in tasks["swap_obj"].candidates)
+    (tmp_path / "add_att.json").write_text(json.dumps({"7": {"filename": "a.png", "caption": "c"}}))
+    with pytest.raises(ValueError, match=r"add_att.json, row 7: lacks \['negative_caption'\]"):
+        read_sugarcrepe(tmp_path, world / "images")
+
+
+@given(st.lists(st.integers(0, 4), max_size=120), st.integers(1, 16), st.integers(0, 5))
+@settings(max_examples=150, deadline=None)
+def test_sampler_permutes_and_fills_blocks_from_one_data_set(names, block, epoch):
+    names = [f"set{n}" for n in names]
+    sampler = HomogeneousSampler(names, block, seed=1)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(names))) and len(sampler) == len(names)
+    full = sum(count // block for count in Counter(names).values())
+    for start in range(0, full * block, block):
+        assert len({names[i] for i in order[start : start + block]}) == 1
+    again = HomogeneousSampler(names, block, seed=1)
+    again.set_epoch(epoch)
+    assert list(again) == order
+
+
+def test_sampler_reshuffles_every_epoch():
+    sampler = HomogeneousSampler(["a"] * 50, 5)
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+
+
+def test_collator_lists_every_distinct_item_once(embedder, tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    image = str(tmp_path / "a.png")
+    examples = [
+        Example(Item("q0", image), Item("yes"), [Item("no"), Item("maybe")], 0.75, [0.25, 0.5], "A"),
+        Example(Item("q1"), Item("yes"), [Item("no")], None, [], "A"),
+        Example(Item("q0", image), Item("no"), [], None, [], "A"),
+    ]
+    collator = EmbeddingCollator(embedder.processor, token_budget=64)
+    batch = collator(list(to_dataset(examples)))["batch"]
+    assert len(batch.hashes) == 5, "two queries and three answers"
+    assert batch.query[0] == batch.query[2] != batch.query[1]
+    assert batch.positive[0] == batch.positive[1] and batch.positive[2] == batch.negatives[0, 0] == batch.negatives[1, 0]
+    assert batch.negatives[1, 1] == batch.negatives[2, 0] == batch.negatives[2, 1] == -1
+    assert sorted(batch.order.tolist()) == list(range(5))
+    assert sum(len(chunk["input_ids"]) for chunk in batch.chunks) == 5
+    assert batch.positive_score[0] == 0.75 and batch.positive_score[1:].isnan().all()
+    assert batch.negative_scores[0].tolist() == [0.25, 0.5] and batch.negative_scores[1:].isnan().all()
+    with torch.no_grad():
+        encoded = torch.cat([embedder(**chunk).embeddings for chunk in batch.chunks])
+    table = torch.empty_like(encoded).index_copy(0, batch.order, encoded)
+    assert torch.allclose(table[batch.query[0]], embedder.encode({"text": "q0", "image": image}), atol=1e-5)
+    assert torch.allclose(table[batch.positive[0]], embedder.encode("yes"), atol=1e-5)
+
+
+def test_collator_names_the_item_it_cannot_read(embedder, tmp_path):
+    (tmp_path / "bad.png").write_text("no")
+    example = Example(Item("q"), Item(image=str(tmp_path / "bad.png")))
+    with pytest.raises(ValueError, match="bad.png"):
+        EmbeddingCollator(embedder.processor)(list(to_dataset([example])))
