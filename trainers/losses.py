@@ -75,7 +75,8 @@ class HardNegativeInfoNCE(nn.Module):
             missing = ~allowed.gather(1, hardest)
 
         negative_scores = scores.gather(1, hardest).masked_fill(missing, float("-inf"))  # [B, k]
-        logits = torch.cat([positive_scores, negative_scores], dim=1).float() / self.temperature  # [B, 1 + k]
+        logits = torch.cat([positive_scores, negative_scores], dim=1) / self.temperature  # [B, 1 + k]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 has too few digits for a softmax
         loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
         some = ~missing[:, 0]
         metrics = {

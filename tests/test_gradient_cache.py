@@ -1,0 +1,180 @@
+"""The gradient cache gives the gradient of the full batch: any budget, accumulation, LoRA, dropout, two processes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, picture, save_backbone
+from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
+
+from unime import UniMEModel
+from unime.data.schema import Example, Item, to_dataset
+from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+from unime.trainers.gradient_cache import cached_loss, frozen_vision
+from unime.trainers.losses import HardNegativeInfoNCE
+
+
+def rows(folder: Path, count: int = 8):
+    """Texts, images and both, with copies of positives across the batch, and explicit negatives of unequal number."""
+    words = "a red circle left of a blue star Find me an image".split()
+    for number in range(4):
+        picture(number, (32 + 16 * (number % 2), 32)).save(folder / f"{number}.png")
+    examples = []
+    for i in range(count):
+        query = Item(" ".join(words[: i % 7 + 1]) + f" {i}", str(folder / f"{i % 4}.png") if i % 3 == 0 else "")
+        positive = Item(words[i % 5], str(folder / f"{(i + 1) % 4}.png") if i % 4 == 1 else "")
+        negatives = [Item(words[(i + n + 2) % 9]) for n in range(i % 3)]
+        examples.append(Example(query, positive, negatives, dataset="A"))
+    return to_dataset(examples)
+
+
+def load(backbone, lora: bool, dropout: float = 0.0):
+    model = UniMEModel.from_backbone(backbone)
+    if not lora:
+        return model
+    torch.manual_seed(5)
+    config = LoraConfig(r=4, lora_dropout=dropout, target_modules=r".*language_model.*\.(q_proj|v_proj|up_proj)", init_lora_weights=False)
+    return get_peft_model(model, config)
+
+
+class Gradients(TrainerCallback):
+    """Copies the gradients before each optimizer step."""
+
+    def __init__(self):
+        self.found = {}
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.found[f"{name.removeprefix('module.')} {state.global_step}"] = parameter.grad.detach().clone()
+
+
+def trained(backbone, data, folder, lora=False, dropout=0.0, **settings):
+    """The gradients of every optimizer step of a short run."""
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "token_budget": 60, **settings}
+    args = ContrastiveConfig(
+        output_dir=str(folder), max_steps=2 // settings["gradient_accumulation_steps"], learning_rate=0.01, lr_scheduler_type="constant",
+        warmup_steps=0, max_grad_norm=0, optim="sgd", weight_decay=0.0, temperature=0.1, num_hard_negatives=3, save_strategy="no",
+        disable_tqdm=True, logging_strategy="no", use_cpu=True, bf16=False, seed=3, **settings,
+    )  # fmt: skip
+    gradients, processor = Gradients(), load(backbone, False).processor
+    model = load(backbone, lora, dropout)
+    ContrastiveTrainer(model, args, train_dataset=data, processing_class=processor, callbacks=[gradients]).train()
+    return gradients.found
+
+
+def difference(first, second):
+    """Largest absolute difference relative to the largest entry."""
+    assert first.keys() == second.keys()
+    scale = max(float(value.abs().max()) for value in second.values())
+    assert scale > 1e-4, "there is a gradient to compare"
+    return max(float((first[name] - second[name]).abs().max()) for name in first) / scale
+
+
+EVERYTHING = {"token_budget": 10**6, "graph_tokens": 10**6}
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_cached_step_equals_the_full_batch(backbone, tmp_path, lora, accumulation):
+    data, settings = rows(tmp_path), {"lora": lora, "gradient_accumulation_steps": accumulation}
+    whole = trained(backbone, data, tmp_path, **settings, **EVERYTHING)
+    for graph_tokens in (0, 100):
+        assert difference(trained(backbone, data, tmp_path, **settings, graph_tokens=graph_tokens), whole) <= 1e-5
+
+
+def test_cache_equals_one_forward_written_out_by_hand(backbone, tmp_path):
+    """Independent of Trainer and collator: every item by itself, the loss over all of them, one backward."""
+    data, loss = rows(tmp_path, 4), HardNegativeInfoNCE(0.1, None, None)
+    model = load(backbone, False)
+    items = [Item(**row[role]) for row in data for role in ("query", "positive")]
+    batches = [model.processor.collate(model.processor.prepare([item.as_input()])) for item in items]
+    index = torch.arange(len(items))
+    whole = loss(torch.cat([model(**batch).embeddings for batch in batches]), index[::2], index[1::2]).loss
+    whole.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    prepared = model.processor.prepare([item.as_input() for item in items])
+    chunks = [dict(model.processor.collate(prepared[i : i + 3])) for i in range(0, len(prepared), 3)]
+    total = cached_loss(model, model, chunks, lambda e: loss(e, index[::2], index[1::2]).loss, torch.device("cpu"))
+    total.backward()
+    assert float(total) == pytest.approx(float(whole), abs=1e-5)
+    assert difference({name: p.grad for name, p in model.named_parameters()}, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["attention dropout", "lora dropout"])
+def test_dropout_is_replayed(tmp_path, lora):
+    """With the same chunks and seed, running chunks again gives what keeping all their graphs gives."""
+    backbone, data = save_backbone(tmp_path / "dropout", dropout=0.3), rows(tmp_path)
+    settings = {"lora": lora, "dropout": 0.3, "token_budget": 60}
+    kept = trained(backbone, data, tmp_path, **settings, graph_tokens=10**6)
+    again = trained(backbone, data, tmp_path, **settings)
+    assert difference(again, kept) <= 1e-5
+    other = trained(save_backbone(tmp_path / "plain"), data, tmp_path, **{**settings, "dropout": 0.0})
+    assert difference(other, kept) > 1e-3, "dropout was on"
+
+
+def test_frozen_vision_features_are_computed_once(backbone, tmp_path):
+    data = rows(tmp_path)
+    calls = []
+    model = load(backbone, True)
+    base = model.get_base_model()
+    assert frozen_vision(model) is not None and frozen_vision(load(backbone, False)) is None
+    base.vlm.visual.register_forward_hook(lambda *args: calls.append(1))
+    args = ContrastiveConfig(
+        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=8, token_budget=60, save_strategy="no", disable_tqdm=True,
+        use_cpu=True, bf16=False,
+    )  # fmt: skip
+    trainer = ContrastiveTrainer(model, args, train_dataset=data, processing_class=base.processor)
+    batch = next(iter(trainer.get_train_dataloader()))["batch"]
+    with_images = sum("pixel_values" in chunk for chunk in batch.chunks)
+    assert with_images > 1
+    trainer.train()
+    assert len(calls) == with_images
+
+
+WORKER = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import torch
+import test_gradient_cache as t
+from conftest import save_backbone
+folder = Path(sys.argv[2])
+found = {}
+for name, settings in json.loads(sys.argv[3]).items():
+    data = t.rows(folder)
+    change = t.trained(folder / "backbone", data, folder / "out", **settings)
+    if torch.distributed.get_rank() == 0:
+        torch.save(change, folder / f"{name}.pt")
+"""
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Two gloo ranks with half the batch each, cached and not, full and LoRA, accumulation 1 and 2."""
+    save_backbone(tmp_path / "backbone")
+    cases = {
+        f"{'lora' if lora else 'full'}-{accumulation}-{graph}": {
+            "lora": lora, "gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 2,
+            "graph_tokens": graph, "ddp_backend": "gloo", "homogeneous_batches": True,
+        }
+        for lora in (False, True) for accumulation in (1, 2) for graph in (0, 10**6)
+    }  # fmt: skip
+    (tmp_path / "worker.py").write_text(WORKER)
+    for number in range(4):
+        picture(number, (32 + 16 * (number % 2), 32)).save(tmp_path / f"{number}.png")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
+               "--rdzv-endpoint", "127.0.0.1:0", str(tmp_path / "worker.py"), str(ROOT / "tests"), str(tmp_path), json.dumps(cases)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    data = rows(tmp_path)
+    for name, settings in cases.items():
+        alone = {k: v for k, v in settings.items() if k in ("lora", "gradient_accumulation_steps")}
+        expected = trained(tmp_path / "backbone", data, tmp_path / "out", **alone, **EVERYTHING)
+        found = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        assert difference(found, expected) <= 1e-5, name
