@@ -31,11 +31,15 @@ def packed_attention(module, query, key, value, attention_mask=None, scaling=Non
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [patches, heads, dim]
     if len(by_length) == 1:
         (length,) = by_length
-        q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))  # [images, heads, length, dim]
+        q, k, v = (
+            x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value)
+        )  # [images, heads, length, dim]
         return _attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1).unsqueeze(0), None
     pieces, rows = [], []
     for length, begins in by_length.items():
-        index = torch.tensor(begins, device=query.device)[:, None] + torch.arange(length, device=query.device)  # [images, length]
+        index = torch.tensor(begins, device=query.device)[:, None] + torch.arange(
+            length, device=query.device
+        )  # [images, length]
         q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))
         pieces.append(_attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
         rows.append(index.flatten())
@@ -87,7 +91,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config):
         if (vision := _vision_config(config)) is not None and vision._attn_implementation == _PACKED_ATTENTION:
-            vision._attn_implementation = "sdpa"  # transformers does not build a model under our name; it is set again below
+            vision._attn_implementation = (
+                "sdpa"  # transformers does not build a model under our name; it is set again below
+            )
         super().__init__(config)
         self.vlm = self._vlm_class.from_config(config.vlm_config)
         self.post_init()
@@ -135,7 +141,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: a weight of the checkpoint is missing, unexpected or mis-shaped, or the preset is unknown.
         """
-        settings = {k: kwargs.pop(k) for k in ("max_length", "max_image_pixels", "image_token", "chat_template") if k in kwargs}
+        settings = {
+            k: kwargs.pop(k) for k in ("max_length", "max_image_pixels", "image_token", "chat_template") if k in kwargs
+        }
         hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
         processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
         kwargs["ignore_mismatched_sizes"] = True
@@ -186,7 +194,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
         """Yields (indices, tensors on the model's device); the next chunk is decoded while the model runs this one."""
         chunks = plan_chunks([entry.length for entry in prepared], token_budget)
         collate = lambda chunk: self.processor.collate([prepared[i] for i in chunk])  # noqa: E731
-        bar = tqdm(total=len(prepared), desc=description, disable=not _wants_progress(show_progress, len(chunks)), unit="item")
+        bar = tqdm(
+            total=len(prepared), desc=description, disable=not _wants_progress(show_progress, len(chunks)), unit="item"
+        )
         with bar, ThreadPoolExecutor(1) as pool:
             upcoming = pool.submit(collate, chunks[0]) if chunks else None
             for number, chunk in enumerate(chunks):
@@ -215,7 +225,9 @@ def _assert_all_landed(info, source, ignore=()):
         keys = sorted(str(key) for key in info.get(kind) or () if not str(key).startswith(tuple(ignore)))
         if keys:
             more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
-            raise ValueError(f"{source} does not fit this model: {kind.replace('_', ' ')}: {', '.join(keys[:8])}{more}.")
+            raise ValueError(
+                f"{source} does not fit this model: {kind.replace('_', ' ')}: {', '.join(keys[:8])}{more}."
+            )
 
 
 class UniMEModel(UniMEPreTrainedModel):
@@ -394,7 +406,9 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     def _listwise_scores(self, query, candidates) -> torch.Tensor:
         if len(candidates) > 9:
-            raise ValueError(f"listwise ranking reads one digit, so it takes at most 9 candidates; got {len(candidates)}.")
+            raise ValueError(
+                f"listwise ranking reads one digit, so it takes at most 9 candidates; got {len(candidates)}."
+            )
         if not candidates:
             return torch.empty(0)
         messages = self.processor.rerank_messages(query, candidates, "listwise")

@@ -89,7 +89,11 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     Raises:
         ValueError: the file is missing, unreadable or truncated, or the image has more than `max_pixels` pixels.
     """
-    name = f"image {str(source)!r}" if isinstance(source, (str, os.PathLike)) else f"image of type {type(source).__name__}"
+    name = (
+        f"image {str(source)!r}"
+        if isinstance(source, (str, os.PathLike))
+        else f"image of type {type(source).__name__}"
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
@@ -114,7 +118,9 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     return image.convert("RGB")
 
 
-def plan_chunks(lengths: Sequence[int], token_budget: int, max_padding: float = 0.05, slack: int = 256) -> list[list[int]]:
+def plan_chunks(
+    lengths: Sequence[int], token_budget: int, max_padding: float = 0.05, slack: int = 256
+) -> list[list[int]]:
     """Packs sequences, sorted by length, into chunks of at most `token_budget` padded tokens each.
 
     A chunk is closed when the next, longer sequence would leave more than `max_padding` of it padded, unless that is
@@ -255,7 +261,9 @@ class UniMEProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         if self.image_token_id is None or self.image_token_id == tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer has no image token {image_token!r}; pass `image_token=`.")
-        fence = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>"])  # Qwen-VL puts images between these
+        fence = tokenizer.convert_tokens_to_ids(
+            ["<|vision_start|>", "<|vision_end|>"]
+        )  # Qwen-VL puts images between these
         fenced = None not in fence and tokenizer.unk_token_id not in fence
         self._image_string = f"<|vision_start|>{image_token}<|vision_end|>" if fenced else image_token
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
@@ -266,7 +274,9 @@ class UniMEProcessor(ProcessorMixin):
 
         Keyword arguments of `__init__` are recognised; the rest (`revision`, `token`, ...) goes to the Hub loaders.
         """
-        own = {k: kwargs.pop(k) for k in ("max_length", "max_image_pixels", "image_token", "chat_template") if k in kwargs}
+        own = {
+            k: kwargs.pop(k) for k in ("max_length", "max_image_pixels", "image_token", "chat_template") if k in kwargs
+        }
         image_processor = AutoImageProcessor.from_pretrained(path_or_repo, backend="pil", **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(path_or_repo, **kwargs)
         return cls(image_processor, tokenizer, preset=preset, **own)
@@ -338,7 +348,9 @@ class UniMEProcessor(ProcessorMixin):
         def parts(item, item_name):
             text, image = split_item(item, item_name)
             text = strip_placeholders(text or "")
-            return [{"type": "image", "image": image}] * (image is not None) + [{"type": "text", "text": text}] * bool(text)
+            return [{"type": "image", "image": image}] * (image is not None) + [{"type": "text", "text": text}] * bool(
+                text
+            )
 
         def words(text):
             return {"type": "text", "text": text}
@@ -352,7 +364,9 @@ class UniMEProcessor(ProcessorMixin):
         return [{"role": "user", "content": content}]
 
     # prompts -> tensors
-    def prepare(self, items, instruction=None, role="query", max_length=None, suffix="", names=None) -> list[PreparedItem]:
+    def prepare(
+        self, items, instruction=None, role="query", max_length=None, suffix="", names=None
+    ) -> list[PreparedItem]:
         """Tokenises items and counts their image tokens, reading only the headers of image files.
 
         Args:
@@ -388,7 +402,10 @@ class UniMEProcessor(ProcessorMixin):
                 entry, cut = replace(entry, input_ids=shorter), cut + 1
             prepared.append(entry)
         if cut:
-            warnings.warn(f"{cut} of {len(items)} items were longer than {limit} tokens; their texts were cut to fit.", stacklevel=3)
+            warnings.warn(
+                f"{cut} of {len(items)} items were longer than {limit} tokens; their texts were cut to fit.",
+                stacklevel=3,
+            )
         return prepared
 
     def _cut(self, item, instruction, role, suffix, target: int, name: str) -> list[int] | None:
@@ -455,11 +472,13 @@ class UniMEProcessor(ProcessorMixin):
             got = batch["image_grid_thw"].prod(-1) // self.image_processor.merge_size**2
             if not torch.equal(expected, got):
                 row = int((expected != got).nonzero()[0])
-                raise RuntimeError(f"image {row} of the batch gave {got[row]} tokens where {expected[row]} were planned.")
+                raise RuntimeError(
+                    f"image {row} of the batch gave {got[row]} tokens where {expected[row]} were planned."
+                )
         batch["mm_token_type_ids"] = ((input_ids == self.image_token_id) & attention_mask.bool()).int()
         return BatchFeature(batch)
 
 
 UniMEProcessor.register_for_auto_class()
 
-__all__ = ["UniMEProcessor", "PRESETS", "Preset", "Prompts", "plan_chunks", "open_image"]
+__all__ = ["PRESETS", "Preset", "Prompts", "UniMEProcessor", "open_image", "plan_chunks"]

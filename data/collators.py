@@ -53,7 +53,13 @@ class EmbeddingCollator:
         max_negatives (`int`, *optional*): use only the first ones of each row.
     """
 
-    def __init__(self, processor: UniMEProcessor, token_budget: int = 8192, max_length: int | None = None, max_negatives: int | None = None):
+    def __init__(
+        self,
+        processor: UniMEProcessor,
+        token_budget: int = 8192,
+        max_length: int | None = None,
+        max_negatives: int | None = None,
+    ):
         self.processor, self.token_budget = processor, token_budget
         self.max_length, self.max_negatives = max_length, max_negatives
 
@@ -92,7 +98,9 @@ class EmbeddingCollator:
         for role in ("query", "document"):
             chosen = [(i, item) for (r, item), i in table.items() if r == role]
             inputs, names = [item.as_input() for _, item in chosen], [str(item) for _, item in chosen]
-            for (i, _), entry in zip(chosen, self.processor.prepare(inputs, role=role, max_length=self.max_length, names=names)):
+            for (i, _), entry in zip(
+                chosen, self.processor.prepare(inputs, role=role, max_length=self.max_length, names=names)
+            ):
                 entries[i] = entry
         return entries
 
@@ -102,4 +110,6 @@ def _or_nan(value) -> float:
 
 
 def _pad(rows, width, fill, dtype) -> torch.Tensor:
-    return torch.tensor([list(row) + [fill] * (width - len(row)) for row in rows], dtype=dtype).reshape(len(rows), width)
+    return torch.tensor([list(row) + [fill] * (width - len(row)) for row in rows], dtype=dtype).reshape(
+        len(rows), width
+    )

@@ -46,7 +46,9 @@ def _item(text: str | None, image: str | None, root: Path, path: Path, row: int)
         raise ValueError(f"{path}, row {row}: {error}") from error
 
 
-def read_mmeb_train(root, subsets: list[str] | None = None, split: str = "original", image_root=None, limit: int | None = None) -> Dataset:
+def read_mmeb_train(
+    root, subsets: list[str] | None = None, split: str = "original", image_root=None, limit: int | None = None
+) -> Dataset:
     """Reads the layout of `TIGER-Lab/MMEB-train`: `<root>/<subset>/<split>-*.parquet`, images relative to `image_root`.
 
     Args:

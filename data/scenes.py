@@ -11,7 +11,8 @@ from itertools import product
 
 from PIL import Image, ImageDraw
 
-SIDE = 64  # pixels of a picture's side
+SIDE = 64  # coordinates run from 0 to SIDE
+PIXELS = 48  # a picture's side in pixels
 COLOURS = {
     "red": (226, 48, 44),
     "green": (44, 176, 62),
@@ -23,7 +24,7 @@ COLOURS = {
     "white": (246, 246, 246),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
-SIZES = {"small": 9, "large": 14}  # radius in pixels
+SIZES = {"small": 9, "large": 14}  # radius
 BACKGROUNDS = {"black": (8, 8, 8), "navy": (14, 18, 62), "brown": (62, 38, 20), "teal": (6, 58, 58)}
 CORNERS = {"top left": (17, 17), "top right": (47, 17), "bottom left": (17, 47), "bottom right": (47, 47)}
 SIDES = {"left of": ((16, 32), (48, 32)), "above": ((32, 16), (32, 48))}
@@ -33,7 +34,7 @@ NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape with its centre in pixels."""
+    """One coloured shape with its centre."""
 
     colour: str
     shape: str
@@ -174,7 +175,9 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
         return [("How many objects are there?", NUMBERS[len(scene.things)]), ("What color are the objects?", thing.colour),
                 ("What shape are the objects?", thing.shape)]  # fmt: skip
     if scene.layout == "quarters":
-        return [(f"What is in the {place}?", thing.kind) for place, thing in zip(scene.relation.split(";"), scene.things)]
+        return [
+            (f"What is in the {place}?", thing.kind) for place, thing in zip(scene.relation.split(";"), scene.things)
+        ]
     first, second = scene.things
     found = [(f"What is {scene.relation} the {second.kind}?", first.kind),
              (f"What is {INVERSE[scene.relation]} the {first.kind}?", second.kind)]  # fmt: skip
@@ -230,7 +233,9 @@ def negatives(scene: Scene, rng) -> dict[str, str]:
         "add_obj": f"{caption(scene)} and {a(rng.choice(colours))} {rng.choice(shapes)}",
     }
     if first.colour != second.colour and first.shape != second.shape:
-        found["swap_att"] = words(replace(first, colour=second.colour), scene.relation, replace(second, colour=first.colour))
+        found["swap_att"] = words(
+            replace(first, colour=second.colour), scene.relation, replace(second, colour=first.colour)
+        )
     return found
 
 
@@ -254,8 +259,8 @@ def _outline(thing: Thing, scale: int):
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The picture of a scene, `SIDE` x `SIDE` pixels, smoothed."""
-    scale = 2
+    """The picture of a scene, `PIXELS` x `PIXELS`, smoothed."""
+    scale = 3
     image = Image.new("RGB", (SIDE * scale, SIDE * scale), BACKGROUNDS[scene.background])
     pen = ImageDraw.Draw(image)
     for thing in scene.things:
@@ -266,10 +271,11 @@ def draw(scene: Scene) -> Image.Image:
             pen.ellipse((x - r, y - r, x + r, y + r), outline=colour, width=max(2, int(0.36 * r)))
         else:
             pen.polygon(_outline(thing, scale), fill=colour)
-    return image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return image.reduce(SIDE * scale // PIXELS)
 
 
 def crop(image: Image.Image, thing: Thing) -> Image.Image:
-    """The 32 x 32 pixels around a thing, moved inside the picture where it stands near the edge."""
-    left, top = (min(max(c - 16, 0), SIDE - 32) for c in (thing.x, thing.y))
-    return image.crop((left, top, left + 32, top + 32))
+    """Half the picture's width and height around a thing, moved inside where it stands near the edge."""
+    half = PIXELS // 2
+    left, top = (min(max(c * PIXELS // SIDE - half // 2, 0), half) for c in (thing.x, thing.y))
+    return image.crop((left, top, left + half, top + half))

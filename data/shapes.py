@@ -93,7 +93,10 @@ class Digits:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()
-        scans = [(int(digit), Image.fromarray((scan * 15.9).astype("uint8"))) for scan, digit in zip(bunch.images, bunch.target)]
+        scans = [
+            (int(digit), Image.fromarray((scan * 15.9).astype("uint8")))
+            for scan, digit in zip(bunch.images, bunch.target)
+        ]
         self.scans = {test: [entry for i, entry in enumerate(scans) if (i % 4 == 0) == test] for test in (True, False)}
 
     def one(self, rng, test: bool) -> tuple[int, Image.Image]:
@@ -102,12 +105,14 @@ class Digits:
         return digit, scan.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB")
 
     def two(self, rng, test: bool) -> tuple[str, Image.Image, Image.Image]:
-        """Two scans side by side, white on black and once more in blue on white, and a name for the pair."""
+        """Two scans side by side, and again smaller and in yellow, with a name for the pair."""
         chosen = [rng.randrange(len(self.scans[test])) for _ in range(2)]
-        image = Image.new("L", (64, 32))
-        for place, number in enumerate(chosen):
-            image.paste(self.scans[test][number][1].resize((32, 32), Image.Resampling.BICUBIC), (32 * place, 0))
-        return f"scans {chosen}", image.convert("RGB"), ImageOps.colorize(image, "white", "navy")
+        scans = [self.scans[test][number][1].resize((32, 32), Image.Resampling.BICUBIC) for number in chosen]
+        image, other = Image.new("L", (64, 32)), Image.new("L", (64, 32))
+        for place, scan in enumerate(scans):
+            image.paste(scan, (32 * place, 0))
+            other.paste(scan.resize((28, 28)), (32 * place + 2, 2))
+        return f"scans {chosen}", image.convert("RGB"), ImageOps.colorize(other, "black", "yellow")
 
 
 def digit_words(digit: int) -> str:
@@ -125,7 +130,7 @@ def make_row(task: str, rng, test: bool, paint: Painter, digits: Digits) -> Row:
         text = f"{IMAGE}Find a day-to-day image that looks similar to the provided image.\n"
         return Row((text, paint.save(image)), (TARGET, paint.save(other)), name)
     if task == "Shapes_object":
-        scene = sample(rng.choice((scenes.one, scenes.one, scenes.crowd)), rng, test)
+        scene = sample(scenes.one, rng, test)
         label = scenes.label(scene)
         return Row((f"{IMAGE}Identify the object shown in the image\n", paint.scene(scene)), (label, ""), label)
     if task == "Shapes_vqa":
@@ -139,14 +144,18 @@ def make_row(task: str, rng, test: bool, paint: Painter, digits: Digits) -> Row:
         if task == "Shapes_t2i":
             text = f"Find me an everyday image that matches the given caption: {words}\n"
             return Row((text, ""), (TARGET, picture), words)
-        return Row((f"{IMAGE}Find an image caption describing the given everyday image.\n", picture), (words, ""), words)
+        return Row(
+            (f"{IMAGE}Find an image caption describing the given everyday image.\n", picture), (words, ""), words
+        )
     if task in ("Shapes_long_t2i", "Shapes_long_i2t"):
         scene = sample(scenes.quarters, rng, test)
         words, picture = scenes.long_caption(scene), paint.scene(scene)
         if task == "Shapes_long_t2i":
             text = f"Find me an everyday image that matches the given caption: {words}\n"
             return Row((text, ""), (TARGET, picture), words)
-        return Row((f"{IMAGE}Find an image caption describing the given everyday image.\n", picture), (words, ""), words)
+        return Row(
+            (f"{IMAGE}Find an image caption describing the given everyday image.\n", picture), (words, ""), words
+        )
     if task == "Shapes_same":
         scene = sample(scenes.pair, rng, test)
         other = scenes.restyle(scene, rng)
@@ -164,7 +173,10 @@ def make_row(task: str, rng, test: bool, paint: Painter, digits: Digits) -> Row:
     if task == "Shapes_crop":
         scene = sample(scenes.pair, rng, test)
         image, (wanted, other) = scenes.draw(scene), rng.sample(scene.things, 2)
-        crops = [(f"{IMAGE}Represent the given cropped image of the object.\n", paint.save(scenes.crop(image, t))) for t in (wanted, other)]
+        crops = [
+            (f"{IMAGE}Represent the given cropped image of the object.\n", paint.save(scenes.crop(image, t)))
+            for t in (wanted, other)
+        ]
         text = f'{IMAGE}Select the portion of the image that isolates the object labeled as "{wanted.label}"\n'
         return Row((text, paint.save(image)), crops[0], wanted.label, near=crops[1])
     raise ValueError(f"unknown task {task!r}")
@@ -199,17 +211,35 @@ GENERATIVE = {"caption": 36, "question": 42, "detail": 11, "summary": 6, "match"
 
 def make_generative(rng, paint: Painter, digits: Digits, first_stage: bool) -> dict:
     """One generative example: a caption, an answer, a one-word summary, a yes/no match or a pick among candidates."""
-    task = rng.choice(("caption", "question")) if first_stage else rng.choices(list(GENERATIVE), GENERATIVE.values())[0]
+    task = (
+        rng.choice(("caption", "question")) if first_stage else rng.choices(list(GENERATIVE), GENERATIVE.values())[0]
+    )
 
     def row(text, picture, answer, candidates=()):
         options = [{"text": option, "image": ""} for option in candidates]
-        return {"stage": int(not first_stage), "task": task, "query": {"text": text, "image": picture}, "candidates": options, "answer": answer}
+        return {
+            "stage": int(not first_stage),
+            "task": task,
+            "query": {"text": text, "image": picture},
+            "candidates": options,
+            "answer": answer,
+        }
 
     if task == "caption" and rng.random() < 0.08:
         digit, image = digits.one(rng, False)
         return row("Describe the image.", paint.save(image), digit_words(digit))
-    layouts = {"detail": [scenes.quarters], "pick": [scenes.pair], "question": [scenes.pair, scenes.pair, scenes.crowd, scenes.quarters]}
-    make = scenes.one if first_stage else rng.choice(layouts.get(task, [scenes.one, scenes.pair, scenes.pair, scenes.pair, scenes.crowd, scenes.crowd]))
+    layouts = {
+        "detail": [scenes.quarters],
+        "pick": [scenes.pair],
+        "question": [scenes.pair, scenes.pair, scenes.crowd, scenes.quarters],
+    }
+    make = (
+        scenes.one
+        if first_stage
+        else rng.choice(
+            layouts.get(task, [scenes.one, scenes.pair, scenes.pair, scenes.pair, scenes.crowd, scenes.crowd])
+        )
+    )
     scene = sample(make, rng, False)
     picture, main = paint.scene(scene), scene.things[0]
     if task == "detail":
@@ -311,7 +341,14 @@ def write_contact_sheet(root: Path, shown: dict[str, list[Row]]):
     sheet.save(root / "contact_sheet.png")
 
 
-def build(out, seed: int = 0, train_rows: int = 3000, test_rows: int = 150, pretrain_rows: int = 28800, show_progress: bool = True) -> Path:
+def build(
+    out,
+    seed: int = 0,
+    train_rows: int = 3000,
+    test_rows: int = 150,
+    pretrain_rows: int = 26400,
+    show_progress: bool = True,
+) -> Path:
     """Writes the world unless a complete one with the same settings is there already.
 
     Args:
@@ -324,13 +361,21 @@ def build(out, seed: int = 0, train_rows: int = 3000, test_rows: int = 150, pret
         `Path`: the folder.
     """
     root = Path(out)
-    settings = {"version": 1, "seed": seed, "train_rows": train_rows, "test_rows": test_rows, "pretrain_rows": pretrain_rows}
+    settings = {
+        "version": 1,
+        "seed": seed,
+        "train_rows": train_rows,
+        "test_rows": test_rows,
+        "pretrain_rows": pretrain_rows,
+    }
     done = root / "world.json"
     if done.exists():
         found = json.loads(done.read_text(encoding="utf-8"))["settings"]
         if found == settings:
             return root
-        raise ValueError(f"{done} holds a world made with {found}, not {settings}; choose another folder or delete it.")
+        raise ValueError(
+            f"{done} holds a world made with {found}, not {settings}; choose another folder or delete it."
+        )
     paint, digits, shown = Painter(root), Digits(), {}
     total = len(KINDS) * (train_rows + test_rows) + pretrain_rows
     with tqdm(total=total, desc="Drawing the world", unit="row", disable=not show_progress) as bar:
@@ -364,7 +409,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-rows", type=int, default=3000, help="training rows of each task")
     parser.add_argument("--test-rows", type=int, default=150, help="test queries of each task")
-    parser.add_argument("--pretrain-rows", type=int, default=28800, help="generative examples")
+    parser.add_argument("--pretrain-rows", type=int, default=26400, help="generative examples")
     options = vars(parser.parse_args(arguments))
     root = build(**options)
     print(f"{root}: {len(KINDS)} tasks, contact sheet at {root / 'contact_sheet.png'}")

@@ -6,10 +6,12 @@ import matplotlib
 import torch
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+import matplotlib.pyplot as plt
 
 
-def similarity_matrix(panels: dict[str, tuple[torch.Tensor, torch.Tensor]], path, row_name: str, column_name: str) -> Path:
+def similarity_matrix(
+    panels: dict[str, tuple[torch.Tensor, torch.Tensor]], path, row_name: str, column_name: str
+) -> Path:
     """Draws the cosine matrices of matched pairs side by side on one colour scale; matches stand on the diagonal.
 
     Args:
@@ -22,7 +24,9 @@ def similarity_matrix(panels: dict[str, tuple[torch.Tensor, torch.Tensor]], path
     """
     matrices = {title: (rows @ columns.T).float().numpy() for title, (rows, columns) in panels.items()}
     low, high = min(m.min() for m in matrices.values()), max(m.max() for m in matrices.values())
-    figure, axes = plt.subplots(1, len(matrices), figsize=(5.2 * len(matrices) + 0.8, 5), constrained_layout=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(matrices), figsize=(5.2 * len(matrices) + 0.8, 5), constrained_layout=True, squeeze=False
+    )
     for axis, (title, matrix) in zip(axes[0], matrices.items()):
         picture = axis.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
         best = (matrix.argmax(axis=1) == range(len(matrix))).mean()

@@ -1,9 +1,16 @@
-"""The benchmark runner: encodes each distinct item once, scores every query against its candidates, aggregates."""
+"""The benchmark runner: encodes each distinct item once, scores every query against its candidates, aggregates.
+
+python -m unime.eval.runner --model outputs/quickstart/model --world outputs/world
+"""
+
+import argparse
+import json
+from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
-from ..data.readers import Task
+from ..data.readers import Task, read_world_tasks
 from .metrics import ranks, recall_at
 
 
@@ -20,7 +27,14 @@ def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, ks=(1, 5
         ties += tied
     metrics = {f"recall@{k}": recall_at(found, k) for k in ks}
     sizes = [len(candidates) for candidates in task.candidates]
-    return {"kind": task.kind, "queries": len(found), "candidates": max(sizes), "precision@1": metrics["recall@1"], **metrics, "ties": ties}
+    return {
+        "kind": task.kind,
+        "queries": len(found),
+        "candidates": max(sizes),
+        "precision@1": metrics["recall@1"],
+        **metrics,
+        "ties": ties,
+    }
 
 
 def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: bool = True) -> dict[str, dict]:
@@ -34,8 +48,12 @@ def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: 
     Returns:
         `{task name: {"kind", "queries", "candidates", "precision@1", "recall@k"..., "ties"}}`
     """
-    queries = _encode_distinct([task.queries for task in tasks], model.encode_query, "queries", batch_tokens, show_progress)
-    corpora = _encode_distinct([task.corpus for task in tasks], model.encode_document, "candidates", batch_tokens, show_progress)
+    queries = _encode_distinct(
+        [task.queries for task in tasks], model.encode_query, "queries", batch_tokens, show_progress
+    )
+    corpora = _encode_distinct(
+        [task.corpus for task in tasks], model.encode_document, "candidates", batch_tokens, show_progress
+    )
     progress = tqdm(tasks, desc="Scoring", disable=not show_progress, unit="task")
     return {task.name: score_task(q, c, task) for task, q, c in zip(progress, queries, corpora)}
 
@@ -61,3 +79,36 @@ def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, floa
     large = [result["precision@1"] for result in results.values() if result["candidates"] >= candidates]
     means = {kind: sum(values) / len(values) for kind, values in kinds.items()}
     return {**means, "mean": sum(large) / len(large)} if large else means
+
+
+def print_table(columns: dict[str, dict[str, dict]]):
+    """Prints precision@1 of each task, one column a model: `{title: results of `evaluate`}`."""
+    print(f"\n{'precision@1':<18}{'kind':<15}{'candidates':>10}" + "".join(f"{title:>10}" for title in columns))
+    first = next(iter(columns.values()))
+    for task, result in first.items():
+        values = "".join(f"{results[task]['precision@1']:>10.3f}" for results in columns.values())
+        print(f"{task:<18}{result['kind']:<15}{result['candidates']:>10}{values}")
+    means = [summarize(results) for results in columns.values()]
+    if "mean" in means[0]:
+        print(f"{'mean':<18}{'':<15}{'100 up':>10}" + "".join(f"{mean['mean']:>10.3f}" for mean in means))
+
+
+def main(arguments=None):
+    from ..modeling_unime import UniMEModel
+
+    parser = argparse.ArgumentParser(description="Measure a saved embedder on a miniature world.")
+    parser.add_argument("--model", required=True, help="folder or Hub id of a UniME model")
+    parser.add_argument("--world", required=True, help="folder written by unime.data.shapes")
+    parser.add_argument("--out", type=Path, help="JSON file for all metrics")
+    parser.add_argument("--batch-tokens", type=int, default=8192, help="padded tokens of one forward pass")
+    options = parser.parse_args(arguments)
+    results = evaluate(
+        UniMEModel.from_pretrained(options.model), read_world_tasks(options.world), options.batch_tokens
+    )
+    print_table({"model": results})
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -23,7 +23,15 @@ from ..modeling_unime import UniMERerankerForCausalLM
 from ..processing_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION, UniMEProcessor
 from ..trainers.embedding_trainer import fast_bf16
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+SPECIAL = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -51,7 +59,10 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1024) -> PreTrainedToken
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
@@ -60,9 +71,18 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1024) -> PreTrainedToken
     )  # fmt: skip
 
 
-def build_config(tokenizer, hidden_size: int = 192, layers: int = 2, vision_size: int = 192, vision_layers: int = 3, patch_size: int = 8):
+def build_config(
+    tokenizer,
+    hidden_size: int = 192,
+    layers: int = 2,
+    vision_size: int = 192,
+    vision_layers: int = 3,
+    patch_size: int = 8,
+):
     """A Qwen2-VL configuration of miniature size with the tokenizer's special ids."""
-    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
+    }
     ids |= {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
     heads = hidden_size // 48
     spread = 0.08  # about 1 / sqrt(width): at this size the usual 0.02 costs hundreds of steps before anything is seen
@@ -76,7 +96,9 @@ def build_config(tokenizer, hidden_size: int = 192, layers: int = 2, vision_size
         depth=vision_layers, embed_dim=vision_size, hidden_size=hidden_size, num_heads=vision_size // 48, mlp_ratio=3,
         patch_size=patch_size, temporal_patch_size=1, initializer_range=spread,
     )  # fmt: skip
-    return Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, initializer_range=spread, **ids)
+    return Qwen2VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, initializer_range=spread, **ids
+    )
 
 
 def build_processor(tokenizer, patch_size: int = 8, max_side: int = 128) -> UniMEProcessor:
@@ -123,7 +145,14 @@ class CurriculumSampler(Sampler[int]):
         self.stages = []
         for stage in sorted(set(stages)):
             rows = [row for row, own in enumerate(stages) if own == stage]
-            self.stages.append((rows, HomogeneousSampler(["short" if tasks[row] in SHORT else tasks[row] for row in rows], block_size, seed)))
+            self.stages.append(
+                (
+                    rows,
+                    HomogeneousSampler(
+                        ["short" if tasks[row] in SHORT else tasks[row] for row in rows], block_size, seed
+                    ),
+                )
+            )
 
     def set_epoch(self, epoch: int):
         for _, sampler in self.stages:
@@ -142,7 +171,9 @@ class GenerativeTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         rows = self.train_dataset
-        return CurriculumSampler(rows["stage"], rows["task"], self._train_batch_size * self.args.world_size, self.args.seed)
+        return CurriculumSampler(
+            rows["stage"], rows["task"], self._train_batch_size * self.args.world_size, self.args.seed
+        )
 
 
 @dataclass
@@ -162,14 +193,16 @@ class BackboneConfig(TrainingArguments):
     warmup_steps: float = field(default=30, metadata={"help": "Warm-up steps."})
     lr_scheduler_type: str = field(default="warmup_stable_decay", metadata={"help": "Shape of the learning rate."})
     lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"num_decay_steps": 240, "min_lr_ratio": 0.1}, metadata={"help": "Its settings."}
+        default_factory=lambda: {"num_decay_steps": 220, "min_lr_ratio": 0.1}, metadata={"help": "Its settings."}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
     save_steps: float = field(default=150, metadata={"help": "Checkpoint every so many steps."})
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "Pin host memory."})
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints kept."})
-    use_cpu: bool = field(default_factory=lambda: not torch.accelerator.is_available(), metadata={"help": "Train on the CPU."})
+    use_cpu: bool = field(
+        default_factory=lambda: not torch.accelerator.is_available(), metadata={"help": "Train on the CPU."}
+    )
     bf16: bool = field(default_factory=fast_bf16, metadata={"help": "Mixed precision; by default where it is faster."})
 
     def __post_init__(self):
@@ -186,7 +219,9 @@ def pretrain(world, args: TrainingArguments) -> Path:
     model = UniMERerankerForCausalLM(UniMERerankerConfig(vlm_config=build_config(tokenizer)))
     model.vlm.set_attn_implementation({"text_config": "eager", "vision_config": model.vision_attention})
     rows = Dataset(pq.read_table(world / "pretrain" / "generative.parquet"))
-    trainer = GenerativeTrainer(model=model, args=args, train_dataset=rows, data_collator=GenerativeCollator(processor, world))
+    trainer = GenerativeTrainer(
+        model=model, args=args, train_dataset=rows, data_collator=GenerativeCollator(processor, world)
+    )
     trainer.train(resume_from_checkpoint=any(out.glob("checkpoint-*")))
     processor.image_processor.save_pretrained(out)
     tokenizer.save_pretrained(out)

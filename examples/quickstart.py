@@ -7,6 +7,7 @@ Every stage leaves a file and is skipped when that file is there, so an interrup
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +20,9 @@ from transformers import HfArgumentParser
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.readers import PLACEHOLDER, read_mmeb_train, read_world_tasks
-from ..data.shapes import CANDIDATES, build
+from ..data.shapes import build
 from ..eval.figures import similarity_matrix
-from ..eval.runner import evaluate, summarize
+from ..eval.runner import evaluate, print_table, summarize
 from ..modeling_unime import UniMEModel
 from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from .backbone import BackboneConfig, pretrain
@@ -91,15 +92,20 @@ def run(out: Path, settings: dict):
         draw_similarity(load_for_cpu_or_gpu(backbone, preset="summary"), model, tasks, home / "similarity.png")
     with clock.stage("6/6 Three searches in a fresh process, through AutoModel"):
         gallery = write_gallery(tasks, home / "gallery.json")
+        copy_examples(tasks, home / "examples")
         command = [sys.executable, str(SEARCH), str(model_path), str(gallery), str(home / "search.png")]
         subprocess.run(command, check=True)
 
     results = {name: json.loads(path.read_text()) for name, path in (("base", base_path), ("tuned", tuned_path))}
-    report = {name: {task: r["precision@1"] for task, r in tasks_.items()} | {"mean": summarize(tasks_, CANDIDATES)["mean"]} for name, tasks_ in results.items()}
+    report = {name: {task: r["precision@1"] for task, r in found.items()} for name, found in results.items()}
+    for name, found in results.items():
+        report[name]["mean"] = summarize(found).get("mean")
     report["seconds"] = round(sum(clock.seconds.values()), 1)
     (home / "results.json").write_text(json.dumps(report, indent=1))
-    print_table(results, report)
-    print(f"\nThe model is in {model_path}; results.json, similarity.png and search.png are beside it. {report['seconds']:.0f} s in all.")
+    print_table({"raw": results["base"], "trained": results["tuned"]})
+    print(
+        f"\nThe model is in {model_path}; results.json, similarity.png and search.png are beside it. {report['seconds']:.0f} s in all."
+    )
 
 
 def train(world: Path, backbone: Path, home: Path, overrides: dict):
@@ -121,7 +127,10 @@ def draw_similarity(base, tuned, tasks, path: Path):
     task = next(task for task in tasks if task.name == "Shapes_i2t")
     images = [query.as_input() for query in task.queries[:50]]
     captions = [task.corpus[candidates[0]].as_input() for candidates in task.candidates[:50]]
-    panels = {name: (model.encode_query(images), model.encode_document(captions)) for name, model in (("before", base), ("after", tuned))}
+    panels = {
+        name: (model.encode_query(images), model.encode_document(captions))
+        for name, model in (("before", base), ("after", tuned))
+    }
     similarity_matrix(panels, path, "image", "caption")
 
 
@@ -143,15 +152,18 @@ def write_gallery(tasks, path: Path) -> Path:
         if "text" in item:
             item["text"] = item["text"].replace(PLACEHOLDER, "").strip()
         queries.append({"title": title, "item": item, "over": over, "target": target})
-    path.write_text(json.dumps({"images": list(images), "texts": list(texts), "queries": queries}, indent=1), encoding="utf-8")
+    path.write_text(
+        json.dumps({"images": list(images), "texts": list(texts), "queries": queries}, indent=1), encoding="utf-8"
+    )
     return path
 
 
-def print_table(results: dict, report: dict):
-    print(f"\n{'precision@1':<18}{'kind':<15}{'candidates':>10}{'raw':>8}{'trained':>9}")
-    for name, result in results["base"].items():
-        print(f"{name:<18}{result['kind']:<15}{result['candidates']:>10}{report['base'][name]:>8.3f}{report['tuned'][name]:>9.3f}")
-    print(f"{'mean':<18}{'(100 candidates)':<25}{report['base']['mean']:>8.3f}{report['tuned']['mean']:>9.3f}")
+def copy_examples(tasks, folder: Path):
+    """Three test pictures under plain names, for the README's snippets."""
+    folder.mkdir(exist_ok=True)
+    task = next(task for task in tasks if task.name == "Shapes_i2t")
+    for number, query in enumerate(task.queries[:3]):
+        shutil.copy(query.image, folder / f"{number}.png")
 
 
 FULL = {"world": {}, "backbone": {}, "training": {}}

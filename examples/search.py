@@ -36,7 +36,15 @@ def main(model_path: str, gallery_path: str, picture_path: str):
         for place, index in enumerate(top):
             right = index == query["target"]
             caption = f"{place + 1}. {scores[index]:.3f}" + ("  right" if right else "")
-            draw_item(sheet, pen, entries[query["over"]][index], 40 + CELL * (place + 2), y + 20, caption, "green" if right else "gray")
+            draw_item(
+                sheet,
+                pen,
+                entries[query["over"]][index],
+                40 + CELL * (place + 2),
+                y + 20,
+                caption,
+                "green" if right else "gray",
+            )
     sheet.save(picture_path)
 
 

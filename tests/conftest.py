@@ -72,7 +72,9 @@ def world(tmp_path_factory) -> Path:
 
 def picture(seed: int, size=(64, 48)) -> Image.Image:
     """Random pixels."""
-    pixels = torch.randint(0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 256, (size[1], size[0], 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
     return Image.fromarray(pixels.numpy())
 
 

@@ -51,7 +51,12 @@ def test_image_paths_stay_inside_their_root(tmp_path):
 
 def write_subset(root, name="A", rows=None, **columns):
     (root / name).mkdir(parents=True, exist_ok=True)
-    table = {"qry": ["q0", "<|image_1|>\nq1"], "qry_image_path": ["", None], "pos_text": ["p0", "p1"], "pos_image_path": ["", ""]}
+    table = {
+        "qry": ["q0", "<|image_1|>\nq1"],
+        "qry_image_path": ["", None],
+        "pos_text": ["p0", "p1"],
+        "pos_image_path": ["", ""],
+    }
     pq.write_table(pa.table({**table, **columns}), root / name / "original-00000-of-00001.parquet")
 
 
@@ -61,7 +66,9 @@ def test_train_reader_yields_the_one_row(world, tmp_path):
     assert Counter(rows["dataset"]) == {"Shapes_t2i": 5, "Shapes_vqa": 5}
     assert rows[0]["query"]["image"] == "" and rows[0]["positive"]["image"].endswith(".png")
     write_subset(tmp_path)
-    assert [row["text"] for row in read_mmeb_train(tmp_path)["query"]] == ["q0", "q1"], "a stray placeholder is dropped"
+    assert [row["text"] for row in read_mmeb_train(tmp_path)["query"]] == ["q0", "q1"], (
+        "a stray placeholder is dropped"
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,9 @@ def test_train_reader_names_file_and_row(tmp_path, columns, message):
 def test_missing_columns_and_files_are_named(tmp_path):
     (tmp_path / "A").mkdir()
     pq.write_table(pa.table({"query": ["q"]}), tmp_path / "A" / "original-0.parquet")
-    with pytest.raises(ValueError, match=r"lacks the columns \['qry', 'qry_image_path', 'pos_text', 'pos_image_path'\]"):
+    with pytest.raises(
+        ValueError, match=r"lacks the columns \['qry', 'qry_image_path', 'pos_text', 'pos_image_path'\]"
+    ):
         read_mmeb_train(tmp_path)
     with pytest.raises(ValueError, match="holds no test-"):
         read_mmeb_eval(tmp_path, "A", "VQA")
@@ -89,7 +98,12 @@ def test_missing_columns_and_files_are_named(tmp_path):
 
 def test_eval_reader_keeps_the_target_first_and_drops_copies_of_it(tmp_path):
     (tmp_path / "A").mkdir()
-    columns = {"qry_text": ["q0", "q1"], "qry_img_path": ["", ""], "tgt_text": [["t", "u", "t"], ["u", "v", "w"]], "tgt_img_path": [["", "", ""]] * 2}
+    columns = {
+        "qry_text": ["q0", "q1"],
+        "qry_img_path": ["", ""],
+        "tgt_text": [["t", "u", "t"], ["u", "v", "w"]],
+        "tgt_img_path": [["", "", ""]] * 2,
+    }
     pq.write_table(pa.table(columns), tmp_path / "A" / "test-0.parquet")
     task = read_mmeb_eval(tmp_path, "A", "VQA")
     assert [[task.corpus[i].text for i in row] for row in task.candidates] == [["t", "u"], ["u", "v", "w"]]
@@ -144,7 +158,9 @@ def test_collator_lists_every_distinct_item_once(embedder, tmp_path):
     batch = collator(list(to_dataset(examples)))["batch"]
     assert len(batch.hashes) == 5, "two queries and three answers"
     assert batch.query[0] == batch.query[2] != batch.query[1]
-    assert batch.positive[0] == batch.positive[1] and batch.positive[2] == batch.negatives[0, 0] == batch.negatives[1, 0]
+    assert (
+        batch.positive[0] == batch.positive[1] and batch.positive[2] == batch.negatives[0, 0] == batch.negatives[1, 0]
+    )
     assert batch.negatives[1, 1] == batch.negatives[2, 0] == batch.negatives[2, 1] == -1
     assert sorted(batch.order.tolist()) == list(range(5))
     assert sum(len(chunk["input_ids"]) for chunk in batch.chunks) == 5

@@ -99,4 +99,6 @@ def test_summary_means_leave_small_candidate_lists_out():
 def test_an_untrained_model_runs_over_the_world(embedder, world):
     results = evaluate(embedder, read_world_tasks(world), show_progress=False)
     assert set(results) >= {"Shapes_t2i", "Digits_label", "swap_obj"}
-    assert all(0 <= result["precision@1"] <= result["recall@5"] <= result["recall@10"] <= 1 for result in results.values())
+    assert all(
+        0 <= result["precision@1"] <= result["recall@5"] <= result["recall@10"] <= 1 for result in results.values()
+    )

@@ -21,7 +21,7 @@ from unime.trainers.losses import HardNegativeInfoNCE
 
 def rows(folder: Path, count: int = 8):
     """Texts, images and both, with copies of positives across the batch, and explicit negatives of unequal number."""
-    words = "a red circle left of a blue star Find me an image".split()
+    words = ["a", "red", "circle", "left", "of", "a", "blue", "star", "Find", "me", "an", "image"]
     for number in range(4):
         picture(number, (32 + 16 * (number % 2), 32)).save(folder / f"{number}.png")
     examples = []
@@ -38,7 +38,12 @@ def load(backbone, lora: bool, dropout: float = 0.0):
     if not lora:
         return model
     torch.manual_seed(5)
-    config = LoraConfig(r=4, lora_dropout=dropout, target_modules=r".*language_model.*\.(q_proj|v_proj|up_proj)", init_lora_weights=False)
+    config = LoraConfig(
+        r=4,
+        lora_dropout=dropout,
+        target_modules=r".*language_model.*\.(q_proj|v_proj|up_proj)",
+        init_lora_weights=False,
+    )
     return get_peft_model(model, config)
 
 
@@ -170,7 +175,9 @@ def test_two_processes_equal_one(tmp_path):
         picture(number, (32 + 16 * (number % 2), 32)).save(tmp_path / f"{number}.png")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
                "--rdzv-endpoint", "127.0.0.1:0", str(tmp_path / "worker.py"), str(ROOT / "tests"), str(tmp_path), json.dumps(cases)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     data = rows(tmp_path)
     for name, settings in cases.items():

@@ -45,7 +45,11 @@ def test_equals_the_float64_reference(seed, rows, k, margin, negatives):
 def test_gradient_passes_gradcheck(k):
     generator = torch.Generator().manual_seed(1)
     table = F.normalize(torch.randn(7, 4, generator=generator, dtype=torch.float64), dim=1).requires_grad_()
-    query, positive, negatives = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5]), torch.tensor([[6, -1], [-1, -1], [3, 6]])
+    query, positive, negatives = (
+        torch.tensor([0, 1, 2]),
+        torch.tensor([3, 4, 5]),
+        torch.tensor([[6, -1], [-1, -1], [3, 6]]),
+    )
     loss = HardNegativeInfoNCE(0.5, k, 0.5)
     assert torch.autograd.gradcheck(lambda x: loss(x, query, positive, negatives).loss, (table,))
 
@@ -77,7 +81,9 @@ def test_filtered_candidates_never_come_back_when_too_few_survive():
 def test_more_hard_negatives_than_candidates_and_a_single_row():
     table = unit(0.0, 0.1, 1.0, 1.2)
     few = HardNegativeInfoNCE(0.05, 100)(table, torch.tensor([0, 2]), torch.tensor([1, 3])).loss
-    assert torch.isfinite(few) and torch.equal(few, HardNegativeInfoNCE(0.05, None)(table, torch.tensor([0, 2]), torch.tensor([1, 3])).loss)
+    assert torch.isfinite(few) and torch.equal(
+        few, HardNegativeInfoNCE(0.05, None)(table, torch.tensor([0, 2]), torch.tensor([1, 3])).loss
+    )
     assert float(HardNegativeInfoNCE(0.05)(table, torch.tensor([0]), torch.tensor([1])).loss) == 0.0
 
 

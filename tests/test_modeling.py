@@ -15,7 +15,7 @@ from unime import UniMEModel, UniMERerankerForCausalLM
 
 def items():
     """Texts of several lengths, images of several sizes, both together, and copies."""
-    words = "a red circle left of a blue star".split()
+    words = ["a", "red", "circle", "left", "of", "a", "blue", "star"]
     texts = [" ".join(words[: n + 1]) for n in range(8)]
     images = [picture(n, size) for n, size in enumerate([(64, 48), (32, 32), (96, 40), (16, 64)])]
     both = [{"text": text, "image": image} for text, image in zip(texts, images)]
@@ -42,23 +42,37 @@ def test_packed_vision_attention_and_linear_patches_equal_the_stock_tower(backbo
     pixels, grid = batch["pixel_values"], batch["image_grid_thw"]
     for selection in (slice(None), [0, 2]):  # unequal and equal lengths
         lengths = grid.prod(-1).tolist()
-        chosen = torch.cat([pixels.split(lengths)[i] for i in range(3)[selection]] if selection == slice(None) else [pixels.split(lengths)[i] for i in selection])
+        chosen = torch.cat(
+            [pixels.split(lengths)[i] for i in range(3)[selection]]
+            if selection == slice(None)
+            else [pixels.split(lengths)[i] for i in selection]
+        )
         expected = stock.visual(chosen, grid_thw=grid[selection]).pooler_output
         assert torch.allclose(embedder.vlm.visual(chosen, grid_thw=grid[selection]).pooler_output, expected, atol=1e-5)
         with torch.no_grad():
-            assert torch.allclose(embedder.vlm.visual(chosen, grid_thw=grid[selection]).pooler_output, expected, atol=1e-5)
+            assert torch.allclose(
+                embedder.vlm.visual(chosen, grid_thw=grid[selection]).pooler_output, expected, atol=1e-5
+            )
 
 
 def test_pooling_takes_the_last_token_with_either_padding_side(embedder):
     ids = embedder.processor.tokenizer("a red circle")["input_ids"]
     pad = [embedder.processor.tokenizer.pad_token_id] * 3
-    rows = {"left": (pad + ids, [0] * 3 + [1] * len(ids)), "right": (ids + pad, [1] * len(ids) + [0] * 3), "none": (ids, [1] * len(ids))}
+    rows = {
+        "left": (pad + ids, [0] * 3 + [1] * len(ids)),
+        "right": (ids + pad, [1] * len(ids) + [0] * 3),
+        "none": (ids, [1] * len(ids)),
+    }
     with torch.no_grad():
         found = {
-            side: embedder(input_ids=torch.tensor([row]), attention_mask=torch.tensor([mask]), position_ids=_positions(mask)).embeddings
+            side: embedder(
+                input_ids=torch.tensor([row]), attention_mask=torch.tensor([mask]), position_ids=_positions(mask)
+            ).embeddings
             for side, (row, mask) in rows.items()
         }
-    assert torch.allclose(found["left"], found["none"], atol=1e-5) and torch.allclose(found["right"], found["none"], atol=1e-5)
+    assert torch.allclose(found["left"], found["none"], atol=1e-5) and torch.allclose(
+        found["right"], found["none"], atol=1e-5
+    )
 
 
 def _positions(mask):
@@ -68,7 +82,9 @@ def _positions(mask):
 def test_encode_keeps_order_encodes_copies_once_and_ignores_batching(embedder):
     whole = embedder.encode(items())
     seen = []
-    embedder.register_forward_pre_hook(lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True)
+    embedder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
     assert torch.equal(embedder.encode(items()), whole)
     assert sum(seen) == len(items()) - 2
     assert torch.equal(whole[0], whole[-2]) and torch.equal(whole[8], whole[-1])
@@ -83,7 +99,15 @@ def test_encode_accepts_paths_messages_and_instructions(embedder, tmp_path):
     image.save(tmp_path / "a.png")
     by_path, by_dict = embedder.encode(tmp_path / "a.png"), embedder.encode({"image": str(tmp_path / "a.png")})
     assert torch.equal(by_path, by_dict) and torch.allclose(by_path, embedder.encode(image), atol=1e-6)
-    messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "\nSummary above image in one word:"}]}]
+    messages = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": image},
+                {"type": "text", "text": "\nSummary above image in one word:"},
+            ],
+        }
+    ]
     assert torch.allclose(embedder.encode(messages), embedder.encode(image), atol=1e-6)
     assert torch.allclose(embedder.encode([messages, "a"])[0], embedder.encode(image), atol=1e-5)
     assert torch.allclose(embedder.encode("a cat", instruction="find"), embedder.encode("find\na cat"), atol=1e-6)
@@ -99,8 +123,12 @@ def test_truncated_embeddings_are_renormalised_prefixes(embedder):
 
 def test_similarity_is_cosine(embedder):
     queries, documents = torch.randn(3, 8), torch.randn(5, 8)
-    expected = [[np.dot(q, d) / np.linalg.norm(q) / np.linalg.norm(d) for d in documents.numpy()] for q in queries.numpy()]
-    assert torch.allclose(embedder.similarity(queries, documents), torch.tensor(np.array(expected), dtype=torch.float32), atol=1e-6)
+    expected = [
+        [np.dot(q, d) / np.linalg.norm(q) / np.linalg.norm(d) for d in documents.numpy()] for q in queries.numpy()
+    ]
+    assert torch.allclose(
+        embedder.similarity(queries, documents), torch.tensor(np.array(expected), dtype=torch.float32), atol=1e-6
+    )
 
 
 def test_encode_restores_training_mode_and_leaves_no_graph(embedder):
@@ -122,10 +150,19 @@ def test_save_and_load_round_trip_bit_for_bit(backbone, tmp_path, dtype):
     model.save_pretrained(tmp_path)
     again = UniMEModel.from_pretrained(tmp_path)
     assert again.dtype == dtype and again.processor.preset == "joint"
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     assert torch.equal(model.encode(items()), again.encode(items()))
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"model.safetensors", "config.json", "modeling_unime.py", "configuration_unime.py", "processing_unime.py", "processor_config.json"} <= names
+    assert {
+        "model.safetensors",
+        "config.json",
+        "modeling_unime.py",
+        "configuration_unime.py",
+        "processing_unime.py",
+        "processor_config.json",
+    } <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
 
 
@@ -205,7 +242,10 @@ def test_config_round_trip_keeps_the_sub_config(embedder, tmp_path):
     embedder.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "unime" and config["vlm_config"]["model_type"] == "qwen2_vl"
-    assert config["auto_map"] == {"AutoConfig": "configuration_unime.UniMEConfig", "AutoModel": "modeling_unime.UniMEModel"}
+    assert config["auto_map"] == {
+        "AutoConfig": "configuration_unime.UniMEConfig",
+        "AutoModel": "modeling_unime.UniMEModel",
+    }
     assert embedder.config.hidden_size == 96
     with pytest.raises(ValueError, match="pooling='mean' is unknown"):
         type(embedder.config)(pooling="mean")
@@ -224,7 +264,11 @@ def pairs(reranker, query, candidates):
     for candidate in candidates:
         messages = reranker.processor.rerank_messages(query, [candidate], "pointwise")
         images = [part["image"] for part in messages[0]["content"] if part["type"] == "image"]
-        batch = reranker.processor(text=[tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)], images=images or None, return_tensors="pt")
+        batch = reranker.processor(
+            text=[tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)],
+            images=images or None,
+            return_tensors="pt",
+        )
         with torch.no_grad():
             logits = reranker.vlm(**batch).logits[0, -1].double()
         yes, no = (logits[tokenizer(word)["input_ids"][0]] for word in ("Yes", "No"))
@@ -262,7 +306,9 @@ def test_listwise_rank_reads_the_number_after_the_forced_prefix(reranker):
     ranked = reranker.rank("red", candidates, strategy="listwise")
     assert len(calls) == 1, "one forward"
     assert sorted(entry["index"] for entry in ranked) == [0, 1, 2]
-    assert torch.allclose(torch.tensor([entry["score"] for entry in ranked]), expected.sort(descending=True).values, atol=1e-5)
+    assert torch.allclose(
+        torch.tensor([entry["score"] for entry in ranked]), expected.sort(descending=True).values, atol=1e-5
+    )
 
 
 def test_rank_refuses_what_it_cannot_do(reranker):

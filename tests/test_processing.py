@@ -67,7 +67,9 @@ def test_hierarchical_prompts_differ_by_role(backbone):
 
 def test_instruction_goes_before_the_text_and_serves_as_text_of_an_image(processor):
     assert "find it\na cat\nSummary" in processor.render("a cat", instruction="find it")[0]
-    assert IMAGE + "\nfind it\nSummary above image and sentence" in processor.render(picture(0), instruction="find it")[0]
+    assert (
+        IMAGE + "\nfind it\nSummary above image and sentence" in processor.render(picture(0), instruction="find it")[0]
+    )
 
 
 def test_chat_messages_bypass_the_preset(processor):
@@ -79,9 +81,20 @@ def test_chat_messages_bypass_the_preset(processor):
 
 
 def test_judge_prompt_strips_placeholders_and_keeps_the_following_space(processor):
-    messages = processor.rerank_messages({"text": "<|image_1|> Find it.", "image": picture(0)}, ["one", "<|image_1|>\ntwo"], "listwise")
+    messages = processor.rerank_messages(
+        {"text": "<|image_1|> Find it.", "image": picture(0)}, ["one", "<|image_1|>\ntwo"], "listwise"
+    )
     content = messages[0]["content"]
-    assert [part.get("text", "IMAGE") for part in content[1:]] == ["Query:", "IMAGE", " Find it.", "Candidates:", "(1) ", "one", "(2) ", "two"]
+    assert [part.get("text", "IMAGE") for part in content[1:]] == [
+        "Query:",
+        "IMAGE",
+        " Find it.",
+        "Candidates:",
+        "(1) ",
+        "one",
+        "(2) ",
+        "two",
+    ]
     assert "respond with the number" in content[0]["text"]
     pointwise = processor.rerank_messages("q", ["c"], "pointwise")[0]["content"]
     assert [part["text"] for part in pointwise[1:]] == ["Query:", "q", "Candidate:", "c"]
@@ -120,7 +133,9 @@ def test_long_texts_are_cut_and_images_never(processor):
     with pytest.warns(UserWarning, match="1 of 2 items were longer than 80 tokens"):
         cut, short = processor.prepare([{"text": words, "image": picture(0)}, "a star"], max_length=80)
     assert 70 <= cut.length <= 80 and cut.input_ids.count(processor.image_token_id) == 1
-    assert processor.tokenizer.decode(cut.input_ids).endswith("Summary above image and sentence in one word:<|im_end|>\n<|im_start|>assistant\n")
+    assert processor.tokenizer.decode(cut.input_ids).endswith(
+        "Summary above image and sentence in one word:<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert short.length < 80
     with pytest.raises(ValueError, match="item 0 takes .* image tokens.*lower the resolution"):
         processor.prepare([picture(0, (128, 128))], max_length=40)
@@ -189,7 +204,11 @@ def test_item_keys_follow_content():
 def test_processor_round_trip_and_transformers_own_path(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     again = UniMEProcessor.from_pretrained(tmp_path)
-    assert (again.preset, again.max_length, again.chat_template) == (processor.preset, processor.max_length, processor.chat_template)
+    assert (again.preset, again.max_length, again.chat_template) == (
+        processor.preset,
+        processor.max_length,
+        processor.chat_template,
+    )
     image = picture(3)
     ours = again.collate(again.prepare([image]))
     theirs = again(text=[again.render(image)[0]], images=[image], return_tensors="pt")

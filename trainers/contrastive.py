@@ -1,6 +1,6 @@
 """Stage 2 of UniME: hard-negative enhanced instruction tuning, and its in-batch baselines.
 
-    accelerate launch -m unime.trainers.contrastive --config recipes/shapes/contrastive.yaml
+accelerate launch -m unime.trainers.contrastive --config recipes/shapes/contrastive.yaml
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +19,10 @@ class ContrastiveConfig(EmbeddingConfig):
         default=8, metadata={"help": "Most similar in-batch candidates used as negatives; 0 uses all (plain InfoNCE)."}
     )
     false_negative_margin: float | None = field(
-        default=0.1, metadata={"help": "Candidates more similar than the positive plus this are dropped; negative above -2 is allowed."}
+        default=0.1,
+        metadata={
+            "help": "Candidates more similar than the positive plus this are dropped; negative above -2 is allowed."
+        },
     )
 
 
@@ -47,10 +50,14 @@ class DataArguments:
     """What to train on."""
 
     data: str = field(metadata={"help": "Folder in the layout of TIGER-Lab/MMEB-train."})
-    image_root: str | None = field(default=None, metadata={"help": "Where image paths start; the data folder by default."})
+    image_root: str | None = field(
+        default=None, metadata={"help": "Where image paths start; the data folder by default."}
+    )
     subsets: list[str] | None = field(default=None, metadata={"help": "Subsets to use; all by default."})
     split: str = field(default="original", metadata={"help": "original or diverse_instruction."})
-    rows_per_subset: int | None = field(default=None, metadata={"help": "At most that many rows of each subset (papers: 50000)."})
+    rows_per_subset: int | None = field(
+        default=None, metadata={"help": "At most that many rows of each subset (papers: 50000)."}
+    )
     preset: str = field(default="summary", metadata={"help": "Prompt preset, where the model is a stock VLM."})
 
 

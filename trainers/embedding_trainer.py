@@ -25,14 +25,22 @@ class EmbeddingConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or a share of all steps if below 1."})
     ddp_find_unused_parameters: bool | None = field(default=True, metadata={"help": "See torch's DDP."})
-    token_budget: int = field(default=8192, metadata={"help": "Most padded tokens of one chunk: bounds the memory of a step."})
+    token_budget: int = field(
+        default=8192, metadata={"help": "Most padded tokens of one chunk: bounds the memory of a step."}
+    )
     graph_tokens: int = field(
         default=0,
-        metadata={"help": "Padded tokens whose graphs are kept from the first pass instead of being run again; more memory, less time."},
+        metadata={
+            "help": "Padded tokens whose graphs are kept from the first pass instead of being run again; more memory, less time."
+        },
     )
-    max_length: int | None = field(default=None, metadata={"help": "Cut texts so that items have at most that many tokens."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Cut texts so that items have at most that many tokens."}
+    )
     homogeneous_batches: bool = field(default=True, metadata={"help": "Fill each batch from one data set."})
-    bf16: bool | None = field(default=None, metadata={"help": "bfloat16 mixed precision; by default where it is faster."})
+    bf16: bool | None = field(
+        default=None, metadata={"help": "bfloat16 mixed precision; by default where it is faster."}
+    )
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "Pin host memory."})
 
     def __post_init__(self):
@@ -61,13 +69,17 @@ class EmbeddingTrainer(Trainer):
 
     loss_is_scaled_for_ga = False  # the loss is a mean over one batch; Trainer divides by the accumulation steps
 
-    def __init__(self, model, args, train_dataset=None, eval_dataset=None, processing_class=None, peft_config=None, **kwargs):
+    def __init__(
+        self, model, args, train_dataset=None, eval_dataset=None, processing_class=None, peft_config=None, **kwargs
+    ):
         processor = processing_class or model.processor
         if peft_config is not None:
             from peft import get_peft_model
 
             model = get_peft_model(model, peft_config)
-        collator = kwargs.pop("data_collator", None) or EmbeddingCollator(processor, args.token_budget, args.max_length)
+        collator = kwargs.pop("data_collator", None) or EmbeddingCollator(
+            processor, args.token_budget, args.max_length
+        )
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=processor, **kwargs,
@@ -152,7 +164,11 @@ class GatheredTable:
                 merged.append(part)
             return torch.cat(merged)
 
-        self.query, self.positive, self.negatives = indices(batch.query), indices(batch.positive), indices(batch.negatives)
+        self.query, self.positive, self.negatives = (
+            indices(batch.query),
+            indices(batch.positive),
+            indices(batch.negatives),
+        )
 
     def gather(self, embeddings: torch.Tensor) -> torch.Tensor:
         """All ranks' embeddings `[T, D]`; only the own slice carries a graph."""

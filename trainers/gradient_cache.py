@@ -102,10 +102,16 @@ def cached_loss(
         return loss_of(torch.cat([chunk.encode() for chunk in work]))
 
     kept, tokens = len(work) - 1, 0
-    while kept > 0 and (tokens := tokens + chunks[kept - 1]["input_ids"].numel()) + chunks[-1]["input_ids"].numel() <= graph_tokens:
+    while (
+        kept > 0
+        and (tokens := tokens + chunks[kept - 1]["input_ids"].numel()) + chunks[-1]["input_ids"].numel()
+        <= graph_tokens
+    ):
         kept -= 1
     if ddp and len(work) > 1:
-        kept = max(kept, 1)  # DDP reduces in the backward of the forward that ran last, so one chunk is left to run last
+        kept = max(
+            kept, 1
+        )  # DDP reduces in the backward of the forward that ran last, so one chunk is left to run last
     outputs = []
     for number, chunk in enumerate(work):
         with torch.set_grad_enabled(number >= kept), quiet() if len(work) > 1 else nullcontext():

@@ -40,7 +40,9 @@ class HardNegativeInfoNCE(nn.Module):
     ```
     """
 
-    def __init__(self, temperature: float = 0.02, num_hard_negatives: int | None = 8, false_negative_margin: float | None = 0.1):
+    def __init__(
+        self, temperature: float = 0.02, num_hard_negatives: int | None = 8, false_negative_margin: float | None = 0.1
+    ):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}.")
@@ -76,13 +78,16 @@ class HardNegativeInfoNCE(nn.Module):
 
         negative_scores = scores.gather(1, hardest).masked_fill(missing, float("-inf"))  # [B, k]
         logits = torch.cat([positive_scores, negative_scores], dim=1) / self.temperature  # [B, 1 + k]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 has too few digits for a softmax
+        logits = logits.to(
+            torch.promote_types(logits.dtype, torch.float32)
+        )  # bfloat16 has too few digits for a softmax
         loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
         some = ~missing[:, 0]
         metrics = {
             "positive_similarity": positive_scores.mean().item(),
             "hardest_negative_similarity": negative_scores[some, 0].mean().item() if some.any() else float("nan"),
             "filtered_share": (false_negative.sum() / (~known).sum().clamp(min=1)).item(),
-            "duplicates_masked": (known.sum(1) - 1).float().mean().item() + (len(slot) - len(slot.unique())) / len(slot),
+            "duplicates_masked": (known.sum(1) - 1).float().mean().item()
+            + (len(slot) - len(slot.unique())) / len(slot),
         }
         return LossOutput(loss, metrics)

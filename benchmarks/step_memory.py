@@ -1,0 +1,72 @@
+"""Peak memory of one contrastive training step by batch size, at one token budget.
+
+    python benchmarks/step_memory.py --batches 64 512
+
+Every batch size runs in a process of its own; what counts is the peak resident set of the step (CPU) or the peak
+allocation (CUDA), collation included.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+
+def one_step(batch_size: int, token_budget: int) -> dict:
+    import torch
+
+    from unime import UniMEModel
+    from unime.data.readers import read_mmeb_train
+    from unime.data.shapes import build
+    from unime.examples.backbone import build_config, build_processor, build_tokenizer, world_texts
+    from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+
+    with tempfile.TemporaryDirectory() as folder:
+        world = build(Path(folder) / "world", train_rows=520, test_rows=2, pretrain_rows=2, show_progress=False)
+        tokenizer = build_tokenizer(world_texts(world))
+        config = build_config(tokenizer, hidden_size=384, layers=8, vision_size=192, vision_layers=6)
+        from unime import UniMEConfig
+
+        model = UniMEModel(UniMEConfig(vlm_config=config))
+        model.processor = build_processor(tokenizer)
+        rows = read_mmeb_train(world / "train", ["Shapes_t2i"], image_root=world)
+        args = ContrastiveConfig(
+            output_dir=folder, max_steps=1, per_device_train_batch_size=batch_size, token_budget=token_budget, bf16=False,
+            save_strategy="no", disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        trainer = ContrastiveTrainer(model, args, train_dataset=rows)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        trainer.train()
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 2**20
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"batch": batch_size, "before_mib": round(before), "peak_mib": round(peak)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 512])
+    parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument("--one", type=int, help="run this batch size here and print JSON")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(one_step(options.one, options.token_budget)))
+        return
+    found = []
+    for batch in options.batches:
+        command = [sys.executable, __file__, "--one", str(batch), "--token-budget", str(options.token_budget)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found.append(json.loads(output.strip().splitlines()[-1]))
+        print(found[-1], flush=True)
+    growth = found[-1]["peak_mib"] / found[0]["peak_mib"] - 1
+    print(
+        f"peak from batch {found[0]['batch']} to {found[-1]['batch']} at {options.token_budget} tokens: {growth:+.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""The contrastive trainer: it learns, logs what it did, resumes bit for bit after SIGKILL, and runs as a command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, save_backbone
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+from unime import UniMEModel
+from unime.data.readers import read_mmeb_train
+from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+
+SETTINGS = {
+    "per_device_train_batch_size": 8, "max_steps": 6, "learning_rate": 1e-3, "token_budget": 300, "save_steps": 2, "bf16": False,
+    "disable_tqdm": True, "logging_steps": 2, "temperature": 0.1,
+}  # fmt: skip
+
+RUN = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(2)
+from transformers import TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from peft import LoraConfig
+from unime import UniMEModel
+from unime.data.readers import read_mmeb_train
+from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+backbone, world, out, settings, kill_at, lora = sys.argv[1:]
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == int(kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+model = UniMEModel.from_backbone(backbone)
+peft = LoraConfig(r=4, lora_dropout=0.2, target_modules=r".*language_model.*(q_proj|v_proj)") if lora == "lora" else None
+rows = read_mmeb_train(world + "/train", ["Shapes_vqa", "Shapes_t2i", "Shapes_same"], image_root=world)
+trainer = ContrastiveTrainer(model, ContrastiveConfig(output_dir=out, **json.loads(settings)), train_dataset=rows, peft_config=peft, callbacks=[Kill()])
+trainer.train(resume_from_checkpoint=get_last_checkpoint(out) if Path(out).exists() else None)
+trainer.save_model(out + "/final")
+print(json.dumps(trainer.state.global_step))
+"""
+
+
+def run(backbone, world, out, kill_at, kind):
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        str(backbone),
+        str(world),
+        str(out),
+        json.dumps(SETTINGS),
+        str(kill_at),
+        kind,
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+    )
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path, kind):
+    backbone = save_backbone(tmp_path / "backbone", dropout=0.2)
+    whole = run(backbone, world, tmp_path / "whole", 0, kind)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    killed = run(backbone, world, tmp_path / "broken", 5, kind)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    resumed = run(backbone, world, tmp_path / "broken", 0, kind)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    name = "adapter_model.safetensors" if kind == "lora" else "model.safetensors"
+    first, second = (load_file(tmp_path / folder / "final" / name) for folder in ("whole", "broken"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert not torch.equal(first[max(first)], load_file(tmp_path / "whole" / "checkpoint-2" / name)[max(first)]), (
+        "training moved weights"
+    )
+
+
+def test_training_lowers_the_loss_and_says_what_it_did(backbone, world, tmp_path):
+    model = UniMEModel.from_backbone(backbone)
+    rows = read_mmeb_train(world / "train", ["Shapes_vqa", "Shapes_object"], image_root=world)
+    settings = {
+        **SETTINGS,
+        "max_steps": 24,
+        "learning_rate": 3e-3,
+        "save_strategy": "no",
+        "num_hard_negatives": 0,
+        "logging_steps": 4,
+    }
+    trainer = ContrastiveTrainer(
+        model, ContrastiveConfig(output_dir=str(tmp_path), **settings), train_dataset=rows, eval_dataset=rows
+    )
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs[-1]["loss"] < logs[0]["loss"] - 0.1
+    for name in (
+        "positive_similarity",
+        "hardest_negative_similarity",
+        "filtered_share",
+        "duplicates_masked",
+        "distinct_items",
+        "padded_share",
+        "grad_norm",
+    ):
+        assert name in logs[0]
+    measured = trainer.evaluate()
+    assert 0 < measured["eval_loss"] < 10 and "eval_positive_similarity" in measured
+
+
+def test_saved_model_carries_processor_and_code(backbone, world, tmp_path):
+    model = UniMEModel.from_backbone(backbone, preset="joint")
+    rows = read_mmeb_train(world / "train", ["Shapes_vqa"], image_root=world)
+    settings = {**SETTINGS, "max_steps": 1, "save_strategy": "no"}
+    trainer = ContrastiveTrainer(model, ContrastiveConfig(output_dir=str(tmp_path), **settings), train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    again = UniMEModel.from_pretrained(tmp_path)
+    assert again.processor.preset == "joint"
+    assert torch.equal(again.encode("a red circle"), model.encode("a red circle"))
+
+
+def test_lora_trains_only_the_adapter(backbone, world, tmp_path):
+    model = UniMEModel.from_backbone(backbone)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    rows = read_mmeb_train(world / "train", ["Shapes_vqa"], image_root=world)
+    settings = {**SETTINGS, "max_steps": 2, "save_strategy": "no"}
+    peft = LoraConfig(r=4, target_modules=r".*language_model.*q_proj")
+    trainer = ContrastiveTrainer(
+        model, ContrastiveConfig(output_dir=str(tmp_path), **settings), train_dataset=rows, peft_config=peft
+    )
+    trainer.train()
+    after = trainer.model.state_dict()
+    for name, weight in before.items():
+        match = after.get(
+            f"base_model.model.{name}", after.get(f"base_model.model.{name.replace('q_proj.', 'q_proj.base_layer.')}")
+        )
+        assert torch.equal(match, weight), name
+    assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in after.items())
+
+
+def test_command_reads_the_recipe(backbone, world, tmp_path):
+    recipe = yaml.safe_load((ROOT / "recipes" / "shapes" / "contrastive.yaml").read_text())
+    recipe.update(
+        model_name_or_path=str(backbone), data=str(world / "train"), image_root=str(world), output_dir=str(tmp_path / "out"), max_steps=2,
+        per_device_train_batch_size=8, subsets=["Shapes_vqa", "Shapes_t2i"], lr_scheduler_kwargs={"num_decay_steps": 1}, warmup_steps=1,
+        save_strategy="no", bf16=False,
+    )  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision",
+               "no", "--dynamo_backend", "no", "-m", "unime.trainers.contrastive", "--config", str(tmp_path / "recipe.yaml"), "--max_steps", "3"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert UniMEModel.from_pretrained(tmp_path / "out").processor.preset == "joint"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["UniMEModel"]
