@@ -16,7 +16,7 @@ class _VLMWrapperConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the language model, and of the embedding. sentence-transformers and DeepSpeed's "auto" values read it."""
+        """Width of the language model and of the embedding; sentence-transformers and DeepSpeed's "auto" read it."""
         return self.get_text_config().hidden_size
 
 
@@ -24,7 +24,7 @@ class UniMEConfig(_VLMWrapperConfig):
     """Configuration of [`UniMEModel`].
 
     Args:
-        vlm_config (`dict` or `PreTrainedConfig`): configuration of the wrapped VLM, any `model_type` that `AutoModel` builds.
+        vlm_config (`dict` or `PreTrainedConfig`): of the wrapped VLM, any `model_type` that `AutoModel` builds.
         pooling (`str`, defaults to `"last"`): `"last"` reads the last attended token, with either padding side.
         normalize (`bool`, defaults to `True`): whether embeddings have unit L2 norm.
     """

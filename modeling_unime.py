@@ -5,6 +5,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +23,12 @@ _PACKED_ATTENTION = "unime_packed_flash"  # "flash" makes the Qwen-VL vision tow
 def packed_attention(module, query, key, value, attention_mask=None, scaling=None, cu_seq_lens_q=None, **kwargs):
     """Attention over images packed into one sequence: one call per distinct image length instead of one per image.
 
-    Shapes: query, key, value `[1, heads, patches, head_dim]`; `cu_seq_lens_q` `[images + 1]`; returns `[1, patches, heads, head_dim]`.
+    Shapes: query, key, value `[1, heads, patches, head_dim]`; `cu_seq_lens_q` `[images + 1]`; the result is
+    `[1, patches, heads, head_dim]`.
     """
     starts = cu_seq_lens_q.tolist()
     by_length = {}
-    for start, end in zip(starts, starts[1:]):
+    for start, end in pairwise(starts):
         by_length.setdefault(end - start, []).append(start)
     query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [patches, heads, dim]
     if len(by_length) == 1:
@@ -103,7 +105,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
     vision_attention = _PACKED_ATTENTION  # the name under which transformers knows `packed_attention`
 
     def _speed_up_vision(self):
-        """Takes the per-image attention loop and the patch convolution out of Qwen-VL vision towers, with equal results.
+        """Takes attention's loop over images and the patch convolution out of Qwen-VL towers, with equal results.
 
         An explicit choice of FlashAttention or eager attention is left alone.
         """
@@ -159,7 +161,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
     _dropped_weights = ()
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As in transformers, in the key layout of the classes in memory (Trainer's resume needs that), with the processor."""
+        """As in transformers, with the processor, in the key layout of memory, which Trainer's resume needs."""
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         if kwargs.get("is_main_process", True) and (self._processor is not None or self._processor_source is not None):
             self.processor.save_pretrained(save_directory)
@@ -171,7 +173,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
             if self._processor_source is None:
                 raise ValueError("this model has no processor yet; set `model.processor`.")
             source, hub = self._processor_source
-            # Whoever runs this class has trusted its repository; with the package imported, the local classes win anyway.
+            # Whoever runs this class has trusted its repository; with the package imported, local classes win.
             self._processor = UniMEProcessor.from_pretrained(source, trust_remote_code=True, **hub)
         return self._processor
 
@@ -231,7 +233,7 @@ def _assert_all_landed(info, source, ignore=()):
 
 
 class UniMEModel(UniMEPreTrainedModel):
-    """Universal multimodal embedder: the hidden state of the last token of a prompt, L2-normalised (2504.17432 section 3.2).
+    """Universal multimodal embedder: the last token's hidden state, L2-normalised (2504.17432 section 3.2).
 
     Example:
 
@@ -361,7 +363,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         return self.vlm.get_output_embeddings()
 
     def score(self, query, candidates, batch_tokens: int = 8192, show_progress: bool | None = None) -> torch.Tensor:
-        """Probability that each candidate meets the query: softmax over the logits of "Yes" and "No" (2510.13515 eq. for s_i).
+        """Probability that each candidate meets the query: softmax over the logits of "Yes" and "No" (2510.13515).
 
         Args:
             query: a string, PIL image, path or `{"text": ..., "image": ...}`.
@@ -390,7 +392,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         Args:
             query, candidates: as in [`~UniMERerankerForCausalLM.score`].
             strategy (`str`): `"pointwise"` sorts by `score`; `"listwise"` shows all candidates at once and reads the
-                distribution of the number after the forced prefix `Ans: (`, in one forward pass (at most 9 candidates).
+                distribution of the number after the forced prefix `Ans: (`, in one forward (at most 9 candidates).
 
         Returns:
             list of `{"index": int, "score": float}`; equal scores keep the order of `candidates`.

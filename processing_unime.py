@@ -48,7 +48,7 @@ class Prompts(NamedTuple):
 class Preset:
     """One way to turn an item into a prompt, for the query side and for the document side.
 
-    `chat` wraps the user turn in the tokenizer's chat template with a generation prompt; otherwise the string is fed raw.
+    `chat` wraps the user turn in the chat template with a generation prompt; otherwise the string is fed raw.
     """
 
     query: Prompts
@@ -70,7 +70,8 @@ PRESETS = {
     "summary": Preset(query=_SUMMARY, document=_SUMMARY),
     # From Generator to Embedder (2508.00955): a shared system sentence, and a one-word request on the query side only.
     "hierarchical": Preset(
-        system="Given an image, summarize the provided image in one word. Given only text, describe the text in one word.",
+        system="Given an image, summarize the provided image in one word. "
+        "Given only text, describe the text in one word.",
         query=Prompts(
             text="{text}\nRepresent the given text in one word.",
             image="{image}\nRepresent the given text/image in one word.",
@@ -169,7 +170,7 @@ def is_chat(item) -> bool:
 
 
 def split_item(item, name: str = "item"):
-    """Returns (text, image) of a string, a PIL image, a path or a `{"text":..., "image":...}` dict; absent parts are None.
+    """Returns (text, image) of a string, a PIL image, a path or a `{"text", "image"}` dict; absent parts are None.
 
     A `str` is always text; a path to an image is an `os.PathLike` or the value of the dict's `"image"` key.
     """
@@ -219,7 +220,7 @@ def item_key(item) -> str:
 
 
 def strip_placeholders(text: str) -> str:
-    """Removes image placeholders and one newline after each (a space after a placeholder is kept, as upstream does)."""
+    """Removes image placeholders and one newline after each (a space is kept, as upstream does)."""
     for placeholder in PLACEHOLDERS:
         text = text.replace(placeholder + "\n", "").replace(placeholder, "")
     return text
@@ -341,7 +342,7 @@ class UniMEProcessor(ProcessorMixin):
     def rerank_messages(self, query, candidates, strategy: str, names: list[str] | None = None) -> list[dict]:
         """The judge's user turn: instruction, `Query:`, the query, `Candidate:` or `Candidates:` and the candidates.
 
-        Images stand before the text of their item, and placeholders are stripped from texts (2510.13515, released code).
+        Images stand before the text of their item; placeholders are stripped from texts (2510.13515, released code).
         `names` says how errors call the candidates.
         """
 
@@ -357,7 +358,7 @@ class UniMEProcessor(ProcessorMixin):
 
         listwise = strategy == "listwise"
         content = [words(LISTWISE_INSTRUCTION if listwise else POINTWISE_INSTRUCTION), words("Query:")]
-        content += parts(query, "query") + [words("Candidates:" if listwise else "Candidate:")]
+        content += [*parts(query, "query"), words("Candidates:" if listwise else "Candidate:")]
         for index, candidate in enumerate(candidates):
             content += [words(f"({index + 1}) ")] * listwise
             content += parts(candidate, names[index] if names else f"candidate {index}")
@@ -409,7 +410,7 @@ class UniMEProcessor(ProcessorMixin):
         return prepared
 
     def _cut(self, item, instruction, role, suffix, target: int, name: str) -> list[int] | None:
-        """Ids of the item's prompt with its text shortened until at most `target` remain; None when no text would be left."""
+        """Ids of the prompt with its text cut until at most `target` remain; None when no text would be left."""
         text, image = split_item(item, name)
         ends = [end for _, end in self.tokenizer(text or "", return_offsets_mapping=True)["offset_mapping"]]
         keep = len(ends) - 1
@@ -446,7 +447,7 @@ class UniMEProcessor(ProcessorMixin):
         """Decodes the images of prepared items and pads everything on the left.
 
         Returns:
-            `BatchFeature` with `input_ids`, `attention_mask`, `mm_token_type_ids` `[N, L]` and, where there are images,
+            `BatchFeature` with `input_ids`, `attention_mask`, `mm_token_type_ids` `[N, L]`, and with images
             `pixel_values` `[patches, patch_dim]` and `image_grid_thw` `[images, 3]`.
         """
         images = []

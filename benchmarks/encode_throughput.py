@@ -72,13 +72,17 @@ def make_repo(folder: Path) -> Path:
     method = {"method": "forward", "method_output_name": "embeddings"}
     modalities = {"text": method, "image": method, "image+text": method, "message": {**method, "format": "structured"}}
     files = {
-        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}],
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+        ],
         "sentence_bert_config.json": {
-            "transformer_task": "feature-extraction", "modality_config": modalities, "module_output_name": "sentence_embedding",
+            "transformer_task": "feature-extraction",
+            "modality_config": modalities,
+            "module_output_name": "sentence_embedding",
             "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
         },
         "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
-    }  # fmt: skip
+    }
     for name, content in files.items():
         (repo / name).write_text(json.dumps(content))
     return repo
@@ -97,15 +101,37 @@ def as_messages(items, processor) -> list:
     return found
 
 
-def seconds(function) -> tuple[float, torch.Tensor]:
-    start = time.perf_counter()
-    result = function()
-    return time.perf_counter() - start, result
+def compare(repo: Path, items: list, dtype: torch.dtype, rounds: int, batch_tokens: int) -> str:
+    """One line: items per second of both sides, their ratio, our padding, and how far the embeddings agree."""
+    from sentence_transformers import SentenceTransformer
+
+    ours = UniMEModel.from_pretrained(repo, dtype=dtype).eval()
+    theirs = SentenceTransformer(str(repo), device="cpu", trust_remote_code=True, model_kwargs={"dtype": dtype})
+    theirs[0].model.set_attn_implementation("sdpa")  # the stock vision attention, not ours
+    messages = as_messages(items, ours.processor)
+    sides = {
+        "unime": lambda n: ours.encode(items[:n], batch_tokens=batch_tokens, show_progress=False),
+        "peer": lambda n: torch.as_tensor(theirs.encode(messages[:n], batch_size=32, show_progress_bar=False)),
+    }
+    best, embeddings = {}, {}
+    for encode in sides.values():
+        encode(32)
+    for _ in range(rounds):
+        for name, encode in sides.items():
+            start = time.perf_counter()
+            embeddings[name] = encode(len(items))
+            best[name] = min(time.perf_counter() - start, best.get(name, float("inf")))
+    lengths = [entry.length for entry in ours.processor.prepare(items)]
+    padded = sum(len(c) * max(lengths[i] for i in c) for c in plan_chunks(lengths, batch_tokens))
+    agreement = (embeddings["unime"] * embeddings["peer"].float()).sum(1).min().item()
+    return (
+        f"{dtype!s:15s} unime {len(items) / best['unime']:6.2f} items/s   sentence-transformers "
+        f"{len(items) / best['peer']:6.2f} items/s   ratio {best['peer'] / best['unime']:.2f}   padded share "
+        f"{1 - sum(lengths) / padded:.3f}   lowest cosine between the two {agreement:.5f}"
+    )
 
 
 def main():
-    from sentence_transformers import SentenceTransformer
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=2)
@@ -115,36 +141,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         repo = make_repo(Path(folder))
         for dtype in (torch.float32, torch.bfloat16):
-            ours = UniMEModel.from_pretrained(repo, dtype=dtype).eval()
-            theirs = SentenceTransformer(
-                str(repo), device="cpu", trust_remote_code=True, model_kwargs={"dtype": dtype}
-            )
-            theirs[0].model.set_attn_implementation("sdpa")  # the stock vision attention, not ours
-            messages = as_messages(items, ours.processor)
-            sides = {
-                "unime": lambda n: ours.encode(items[:n], batch_tokens=options.batch_tokens, show_progress=False),
-                "sentence-transformers": lambda n: torch.as_tensor(
-                    theirs.encode(messages[:n], batch_size=32, show_progress_bar=False)
-                ),
-            }
-            best, embeddings = {}, {}
-            for encode in sides.values():
-                encode(32)
-            for _ in range(options.rounds):
-                for name, encode in sides.items():
-                    took, embeddings[name] = seconds(lambda encode=encode: encode(options.items))
-                    best[name] = min(took, best.get(name, took))
-            lengths = [entry.length for entry in ours.processor.prepare(items)]
-            chunks = plan_chunks(lengths, options.batch_tokens)
-            padded = sum(len(chunk) * max(lengths[i] for i in chunk) for chunk in chunks)
-            agreement = (embeddings["unime"] * embeddings["sentence-transformers"].float()).sum(1).min().item()
-            ratio = best["sentence-transformers"] / best["unime"]
-            print(
-                f"{dtype!s:16s} unime {options.items / best['unime']:6.2f} items/s   sentence-transformers "
-                f"{options.items / best['sentence-transformers']:6.2f} items/s   ratio {ratio:.2f}   padded share "
-                f"{1 - sum(lengths) / padded:.3f}   lowest cosine between the two {agreement:.5f}",
-                flush=True,
-            )
+            print(compare(repo, items, dtype, options.rounds, options.batch_tokens), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,15 @@ def one_step(batch_size: int, token_budget: int) -> dict:
         model.processor = build_processor(tokenizer)
         rows = read_mmeb_train(world / "train", ["Shapes_t2i"], image_root=world)
         args = ContrastiveConfig(
-            output_dir=folder, max_steps=1, per_device_train_batch_size=batch_size, token_budget=token_budget, bf16=False,
-            save_strategy="no", disable_tqdm=True, logging_strategy="no",
-        )  # fmt: skip
+            output_dir=folder,
+            max_steps=1,
+            per_device_train_batch_size=batch_size,
+            token_budget=token_budget,
+            bf16=False,
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
         trainer = ContrastiveTrainer(model, args, train_dataset=rows)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         trainer.train()

@@ -1,4 +1,4 @@
-"""Readers: a public on-disk layout in, `Example` rows or evaluation tasks out. Nothing downstream knows a source format."""
+"""Readers: a public layout in, `Example` rows or evaluation tasks out; nothing downstream knows a source format."""
 
 import json
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def _item(text: str | None, image: str | None, root: Path, path: Path, row: int)
 def read_mmeb_train(
     root, subsets: list[str] | None = None, split: str = "original", image_root=None, limit: int | None = None
 ) -> Dataset:
-    """Reads the layout of `TIGER-Lab/MMEB-train`: `<root>/<subset>/<split>-*.parquet`, images relative to `image_root`.
+    """Reads TIGER-Lab/MMEB-train's layout: `<root>/<subset>/<split>-*.parquet`, images relative to `image_root`.
 
     Args:
         root (`str` or `Path`): folder with one folder a subset.
@@ -106,7 +106,7 @@ def read_mmeb_eval(root, name: str, kind: str, image_root=None) -> Task:
 
 
 def read_sugarcrepe(root, image_root) -> list[Task]:
-    """Reads SugarCrepe's layout: `<root>/<subset>.json` with filename, caption and negative_caption; captions as candidates."""
+    """Reads SugarCrepe's layout: `<root>/<subset>.json` with filename, caption, negative_caption."""
     tasks = []
     for path in sorted(Path(root).glob("*.json")):
         index, task = {}, Task(path.stem, "Compositional", [], [], [], [])

@@ -168,19 +168,28 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
     """Questions about a scene with their one true answer."""
     if scene.layout == "one":
         thing = scene.things[0]
-        return [("What color is the object?", thing.colour), ("What shape is the object?", thing.shape),
-                ("How large is the object?", thing.size), ("What is shown?", thing.kind)]  # fmt: skip
+        return [
+            ("What color is the object?", thing.colour),
+            ("What shape is the object?", thing.shape),
+            ("How large is the object?", thing.size),
+            ("What is shown?", thing.kind),
+        ]
     if scene.layout == "crowd":
         thing = scene.things[0]
-        return [("How many objects are there?", NUMBERS[len(scene.things)]), ("What color are the objects?", thing.colour),
-                ("What shape are the objects?", thing.shape)]  # fmt: skip
+        return [
+            ("How many objects are there?", NUMBERS[len(scene.things)]),
+            ("What color are the objects?", thing.colour),
+            ("What shape are the objects?", thing.shape),
+        ]
     if scene.layout == "quarters":
         return [
             (f"What is in the {place}?", thing.kind) for place, thing in zip(scene.relation.split(";"), scene.things)
         ]
     first, second = scene.things
-    found = [(f"What is {scene.relation} the {second.kind}?", first.kind),
-             (f"What is {INVERSE[scene.relation]} the {first.kind}?", second.kind)]  # fmt: skip
+    found = [
+        (f"What is {scene.relation} the {second.kind}?", first.kind),
+        (f"What is {INVERSE[scene.relation]} the {first.kind}?", second.kind),
+    ]
     if first.shape != second.shape:
         found.append((f"What color is the {first.shape}?", first.colour))
     if first.colour != second.colour:
@@ -252,8 +261,23 @@ def _outline(thing: Thing, scale: int):
         return polygon([-90 + 36 * i for i in range(10)], [1.15 * r, 0.48 * r] * 5)
     if thing.shape == "cross":
         w = 0.34 * r
-        return [(x + a * w if abs(a) == 1 else x + a / 2 * r, y + b * w if abs(b) == 1 else y + b / 2 * r) for a, b in
-                ((-1, -2), (1, -2), (1, -1), (2, -1), (2, 1), (1, 1), (1, 2), (-1, 2), (-1, 1), (-2, 1), (-2, -1), (-1, -1))]  # fmt: skip
+        return [
+            (x + a * w if abs(a) == 1 else x + a / 2 * r, y + b * w if abs(b) == 1 else y + b / 2 * r)
+            for a, b in (
+                (-1, -2),
+                (1, -2),
+                (1, -1),
+                (2, -1),
+                (2, 1),
+                (1, 1),
+                (1, 2),
+                (-1, 2),
+                (-1, 1),
+                (-2, 1),
+                (-2, -1),
+                (-1, -1),
+            )
+        ]
     q = 0.85 * r  # square
     return [(x - q, y - q), (x + q, y - q), (x + q, y + q), (x - q, y + q)]
 

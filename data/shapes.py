@@ -5,12 +5,12 @@
 writes, deterministically,
 
     train/<Subset>/original-00000-of-00001.parquet   qry, qry_image_path, pos_text, pos_image_path
-    eval/<Subset>/test-00000-of-00001.parquet        qry_text, qry_img_path, tgt_text[], tgt_img_path[] (the first is right)
-    pretrain/generative.parquet                      stage, task, query, candidates, answer: what the miniature backbone learns from
+    eval/<Subset>/test-00000-of-00001.parquet        qry_text, qry_img_path, tgt_text[], tgt_img_path[]; first is right
+    pretrain/generative.parquet                      stage, task, query, candidates, answer: the backbone's lessons
     compositional/<subset>.json                      SugarCrepe's layout: filename, caption, negative_caption
     nli/nli_for_simcse.csv                           sent0, sent1, hard_neg
     images/...                                       PNG files, shared by the above
-    world.json                                       task kinds and sizes; written last, so its presence means "complete"
+    world.json                                       task kinds and sizes; written last: it means "complete"
     contact_sheet.png                                a page for a person to check
 
 Train and test share no content: a scene's content (what it shows, not where exactly) belongs to one split for good,
@@ -53,7 +53,7 @@ CANDIDATES = 100
 
 @dataclass
 class Row:
-    """One query with its target; `answers` is the label space when it is closed, `near` a distractor that must be there."""
+    """One query with its target; `content` tells targets apart, `near` is a distractor that must be there."""
 
     query: tuple[str, str]
     target: tuple[str, str]
@@ -87,7 +87,7 @@ def sample(make, rng, test: bool):
 
 
 class Digits:
-    """scikit-learn's bundled scans of handwritten digits, 8 x 8 pixels each; every fourth belongs to the test split."""
+    """scikit-learn's bundled scans of handwritten digits, 8 x 8 pixels; every fourth is for the test split."""
 
     def __init__(self):
         from sklearn.datasets import load_digits
@@ -194,7 +194,7 @@ def label_space(task: str) -> list[tuple[str, str]] | None:
 
 
 def with_candidates(task: str, rows: list[Row], rng) -> list[list[tuple[str, str]]]:
-    """A candidate list for each row: its target first, then its near miss, then targets of other content, all distinct."""
+    """A candidate list for each row: its target, its near miss, then targets of other content, all distinct."""
     labels, lists = label_space(task), []
     for row in rows:
         pool = labels or list({other.content: other.target for other in rows if other.content != row.content}.values())

@@ -69,9 +69,9 @@ def _encode_distinct(groups, encode, what, batch_tokens, show_progress) -> list[
 
 
 def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, float]:
-    """Unweighted means of precision@1 by kind, and `"mean"` over the tasks with at least `candidates` candidates a query.
+    """Unweighted means of precision@1 by kind, and `"mean"` over tasks with at least `candidates` candidates.
 
-    Tasks with fewer (ten digit classes, compositional pairs) have a chance level of their own and would inflate the mean.
+    Tasks with fewer (ten digit classes, compositional pairs) have a high chance level and would inflate the mean.
     """
     kinds: dict[str, list[float]] = {}
     for result in results.values():

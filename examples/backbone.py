@@ -1,9 +1,9 @@
-"""The miniature backbone: a real Qwen2-VL of a few million parameters, pre-trained generatively on the miniature world.
+"""The miniature backbone: a real Qwen2-VL of a few million parameters, pre-trained on the miniature world.
 
     python -m unime.examples.backbone --world outputs/world --out outputs/backbone
 
-The result is a stock `Qwen2VLForConditionalGeneration` checkpoint: a small MLLM that describes, answers, sums up in one
-word, judges with Yes or No and picks by number. `UniMEModel.from_backbone` turns it into an embedder.
+The result is a stock `Qwen2VLForConditionalGeneration` checkpoint: a small MLLM that describes, answers,
+sums up in one word, judges with Yes or No and picks by number. `UniMEModel.from_backbone` turns it into an embedder.
 """
 
 from dataclasses import dataclass, field, replace
@@ -66,9 +66,14 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1024) -> PreTrainedToken
     )
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
-        additional_special_tokens=SPECIAL[1:], chat_template=CHAT_TEMPLATE, model_max_length=1024,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        additional_special_tokens=SPECIAL[1:],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=1024,
+    )
 
 
 def build_config(
@@ -86,16 +91,31 @@ def build_config(
     ids |= {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
     heads = hidden_size // 48
     spread = 0.08  # about 1 / sqrt(width): at this size the usual 0.02 costs hundreds of steps before anything is seen
-    text = dict(
-        vocab_size=len(tokenizer), hidden_size=hidden_size, intermediate_size=hidden_size * 8 // 3, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads // 2, max_position_embeddings=2048, tie_word_embeddings=True,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 8, 8]}, initializer_range=spread,
-        bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    vision = dict(
-        depth=vision_layers, embed_dim=vision_size, hidden_size=hidden_size, num_heads=vision_size // 48, mlp_ratio=3,
-        patch_size=patch_size, temporal_patch_size=1, initializer_range=spread,
-    )  # fmt: skip
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size * 8 // 3,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 8, 8]},
+        "initializer_range": spread,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "depth": vision_layers,
+        "embed_dim": vision_size,
+        "hidden_size": hidden_size,
+        "num_heads": vision_size // 48,
+        "mlp_ratio": 3,
+        "patch_size": patch_size,
+        "temporal_patch_size": 1,
+        "initializer_range": spread,
+    }
     return Qwen2VLConfig(
         text_config=text, vision_config=vision, tie_word_embeddings=True, initializer_range=spread, **ids
     )
@@ -132,7 +152,7 @@ class GenerativeCollator:
             return self.processor.rerank_messages(item(row["query"]), [item(c) for c in row["candidates"]], strategy)
         query = item(row["query"])
         content = [{"type": "image", "image": query["image"]}] * bool(query["image"])
-        return [{"role": "user", "content": content + [{"type": "text", "text": query["text"]}]}]
+        return [{"role": "user", "content": [*content, {"type": "text", "text": query["text"]}]}]
 
 
 SHORT = ("caption", "question", "summary")  # prompts of about one length: they share batches
@@ -211,7 +231,7 @@ class BackboneConfig(TrainingArguments):
 
 
 def pretrain(world, args: TrainingArguments) -> Path:
-    """Builds tokenizer and model from scratch and trains them on the world's generative rows, resuming if interrupted."""
+    """Builds tokenizer and model and trains on the world's generative rows, going on where it was interrupted."""
     world, out = Path(world), Path(args.output_dir)
     set_seed(args.seed)
     tokenizer = build_tokenizer(world_texts(world))

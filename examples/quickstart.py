@@ -104,7 +104,8 @@ def run(out: Path, settings: dict):
     (home / "results.json").write_text(json.dumps(report, indent=1))
     print_table({"raw": results["base"], "trained": results["tuned"]})
     print(
-        f"\nThe model is in {model_path}; results.json, similarity.png and search.png are beside it. {report['seconds']:.0f} s in all."
+        f"\nThe model is in {model_path}; results.json, similarity.png and search.png are beside it. "
+        f"{report['seconds']:.0f} s in all."
     )
 
 

@@ -2,7 +2,8 @@
 
     python examples/search.py MODEL GALLERY.json SEARCH.png
 
-`GALLERY.json` holds `images` (paths), `texts`, and `queries`: `{"title", "item", "over": "images" | "texts", "target"}`.
+`GALLERY.json` holds `images` (paths), `texts`, and `queries`: `{"title", "item", "over", "target"}`, where `over` is
+"images" or "texts" and `target` an index into them.
 """
 
 import json

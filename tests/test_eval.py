@@ -82,8 +82,15 @@ def test_only_own_candidates_compete():
     corpus = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
     found = score_task(torch.tensor([[1.0, 0.0]]), corpus, task)
     assert found == {
-        "kind": "VQA", "queries": 1, "candidates": 2, "precision@1": 1.0, "recall@1": 1.0, "recall@5": 1.0, "recall@10": 1.0, "ties": 0,
-    }  # fmt: skip
+        "kind": "VQA",
+        "queries": 1,
+        "candidates": 2,
+        "precision@1": 1.0,
+        "recall@1": 1.0,
+        "recall@5": 1.0,
+        "recall@10": 1.0,
+        "ties": 0,
+    }
 
 
 def test_summary_means_leave_small_candidate_lists_out():

@@ -63,10 +63,24 @@ def trained(backbone, data, folder, lora=False, dropout=0.0, **settings):
     """The gradients of every optimizer step of a short run."""
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "token_budget": 60, **settings}
     args = ContrastiveConfig(
-        output_dir=str(folder), max_steps=2 // settings["gradient_accumulation_steps"], learning_rate=0.01, lr_scheduler_type="constant",
-        warmup_steps=0, max_grad_norm=0, optim="sgd", weight_decay=0.0, temperature=0.1, num_hard_negatives=3, save_strategy="no",
-        disable_tqdm=True, logging_strategy="no", use_cpu=True, bf16=False, seed=3, **settings,
-    )  # fmt: skip
+        output_dir=str(folder),
+        max_steps=2 // settings["gradient_accumulation_steps"],
+        learning_rate=0.01,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        max_grad_norm=0,
+        optim="sgd",
+        weight_decay=0.0,
+        temperature=0.1,
+        num_hard_negatives=3,
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        seed=3,
+        **settings,
+    )
     gradients, processor = Gradients(), load(backbone, False).processor
     model = load(backbone, lora, dropout)
     ContrastiveTrainer(model, args, train_dataset=data, processing_class=processor, callbacks=[gradients]).train()
@@ -132,9 +146,15 @@ def test_frozen_vision_features_are_computed_once(backbone, tmp_path):
     assert frozen_vision(model) is not None and frozen_vision(load(backbone, False)) is None
     base.vlm.visual.register_forward_hook(lambda *args: calls.append(1))
     args = ContrastiveConfig(
-        output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=8, token_budget=60, save_strategy="no", disable_tqdm=True,
-        use_cpu=True, bf16=False,
-    )  # fmt: skip
+        output_dir=str(tmp_path),
+        max_steps=1,
+        per_device_train_batch_size=8,
+        token_budget=60,
+        save_strategy="no",
+        disable_tqdm=True,
+        use_cpu=True,
+        bf16=False,
+    )
     trainer = ContrastiveTrainer(model, args, train_dataset=data, processing_class=base.processor)
     batch = next(iter(trainer.get_train_dataloader()))["batch"]
     with_images = sum("pixel_values" in chunk for chunk in batch.chunks)
@@ -165,16 +185,37 @@ def test_two_processes_equal_one(tmp_path):
     save_backbone(tmp_path / "backbone")
     cases = {
         f"{'lora' if lora else 'full'}-{accumulation}-{graph}": {
-            "lora": lora, "gradient_accumulation_steps": accumulation, "per_device_train_batch_size": 2,
-            "graph_tokens": graph, "ddp_backend": "gloo", "homogeneous_batches": True,
+            "lora": lora,
+            "gradient_accumulation_steps": accumulation,
+            "per_device_train_batch_size": 2,
+            "graph_tokens": graph,
+            "ddp_backend": "gloo",
+            "homogeneous_batches": True,
         }
-        for lora in (False, True) for accumulation in (1, 2) for graph in (0, 10**6)
-    }  # fmt: skip
+        for lora in (False, True)
+        for accumulation in (1, 2)
+        for graph in (0, 10**6)
+    }
     (tmp_path / "worker.py").write_text(WORKER)
     for number in range(4):
         picture(number, (32 + 16 * (number % 2), 32)).save(tmp_path / f"{number}.png")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--rdzv-backend", "c10d",
-               "--rdzv-endpoint", "127.0.0.1:0", str(tmp_path / "worker.py"), str(ROOT / "tests"), str(tmp_path), json.dumps(cases)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "0",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "127.0.0.1:0",
+        str(tmp_path / "worker.py"),
+        str(ROOT / "tests"),
+        str(tmp_path),
+        json.dumps(cases),
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )

@@ -18,9 +18,16 @@ from unime.data.readers import read_mmeb_train
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 
 SETTINGS = {
-    "per_device_train_batch_size": 8, "max_steps": 6, "learning_rate": 1e-3, "token_budget": 300, "save_steps": 2, "bf16": False,
-    "disable_tqdm": True, "logging_steps": 2, "temperature": 0.1,
-}  # fmt: skip
+    "per_device_train_batch_size": 8,
+    "max_steps": 6,
+    "learning_rate": 1e-3,
+    "token_budget": 300,
+    "save_steps": 2,
+    "bf16": False,
+    "disable_tqdm": True,
+    "logging_steps": 2,
+    "temperature": 0.1,
+}
 
 RUN = """
 import json, os, signal, sys
@@ -39,9 +46,11 @@ class Kill(TrainerCallback):
         if state.global_step == int(kill_at):
             os.kill(os.getpid(), signal.SIGKILL)
 model = UniMEModel.from_backbone(backbone)
-peft = LoraConfig(r=4, lora_dropout=0.2, target_modules=r".*language_model.*(q_proj|v_proj)") if lora == "lora" else None
+adapter = LoraConfig(r=4, lora_dropout=0.2, target_modules=r".*language_model.*(q_proj|v_proj)")
 rows = read_mmeb_train(world + "/train", ["Shapes_vqa", "Shapes_t2i", "Shapes_same"], image_root=world)
-trainer = ContrastiveTrainer(model, ContrastiveConfig(output_dir=out, **json.loads(settings)), train_dataset=rows, peft_config=peft, callbacks=[Kill()])
+args = ContrastiveConfig(output_dir=out, **json.loads(settings))
+peft = adapter if lora == "lora" else None
+trainer = ContrastiveTrainer(model, args, train_dataset=rows, peft_config=peft, callbacks=[Kill()])
 trainer.train(resume_from_checkpoint=get_last_checkpoint(out) if Path(out).exists() else None)
 trainer.save_model(out + "/final")
 print(json.dumps(trainer.state.global_step))
@@ -148,13 +157,39 @@ def test_lora_trains_only_the_adapter(backbone, world, tmp_path):
 def test_command_reads_the_recipe(backbone, world, tmp_path):
     recipe = yaml.safe_load((ROOT / "recipes" / "shapes" / "contrastive.yaml").read_text())
     recipe.update(
-        model_name_or_path=str(backbone), data=str(world / "train"), image_root=str(world), output_dir=str(tmp_path / "out"), max_steps=2,
-        per_device_train_batch_size=8, subsets=["Shapes_vqa", "Shapes_t2i"], lr_scheduler_kwargs={"num_decay_steps": 1}, warmup_steps=1,
-        save_strategy="no", bf16=False,
-    )  # fmt: skip
+        model_name_or_path=str(backbone),
+        data=str(world / "train"),
+        image_root=str(world),
+        output_dir=str(tmp_path / "out"),
+        max_steps=2,
+        per_device_train_batch_size=8,
+        subsets=["Shapes_vqa", "Shapes_t2i"],
+        lr_scheduler_kwargs={"num_decay_steps": 1},
+        warmup_steps=1,
+        save_strategy="no",
+        bf16=False,
+    )
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1", "--mixed_precision",
-               "no", "--dynamo_backend", "no", "-m", "unime.trainers.contrastive", "--config", str(tmp_path / "recipe.yaml"), "--max_steps", "3"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "1",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "-m",
+        "unime.trainers.contrastive",
+        "--config",
+        str(tmp_path / "recipe.yaml"),
+        "--max_steps",
+        "3",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert UniMEModel.from_pretrained(tmp_path / "out").processor.preset == "joint"

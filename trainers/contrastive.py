@@ -32,7 +32,8 @@ class ContrastiveTrainer(EmbeddingTrainer):
     Example:
 
     ```python
-    trainer = ContrastiveTrainer(model, ContrastiveConfig(output_dir="out"), train_dataset=read_mmeb_train("MMEB-train"))
+    rows = read_mmeb_train("MMEB-train")
+    trainer = ContrastiveTrainer(model, ContrastiveConfig(output_dir="out"), train_dataset=rows)
     trainer.train()
     ```
     """

@@ -18,7 +18,8 @@ class EmbeddingConfig(TrainingArguments):
     """Arguments of every embedding stage, beside those of `TrainingArguments`.
 
     NOTE: `remove_unused_columns` is always off, and these defaults differ: `learning_rate` 1e-4, `logging_steps` 10,
-    `warmup_steps` 0.1 (a share), `bf16` where it is faster, `ddp_find_unused_parameters` on (a chunk without images leaves the vision tower idle).
+    `warmup_steps` 0.1 (a share), `bf16` where it is faster, `ddp_find_unused_parameters`
+    on (a chunk without images leaves the vision tower idle).
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate."})
@@ -30,9 +31,7 @@ class EmbeddingConfig(TrainingArguments):
     )
     graph_tokens: int = field(
         default=0,
-        metadata={
-            "help": "Padded tokens whose graphs are kept from the first pass instead of being run again; more memory, less time."
-        },
+        metadata={"help": "Padded tokens whose graphs are kept instead of being run again: more memory, less time."},
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Cut texts so that items have at most that many tokens."}

@@ -61,7 +61,7 @@ class _Chunk:
 
 
 def frozen_vision(model):
-    """The feature function of the model's vision tower if nothing in it trains and the VLM takes its output, else None."""
+    """The feature function of the vision tower if nothing in it trains and the VLM takes its output, else None."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     vlm = base.vlm
     if "mm_encoder_outputs" not in inspect.signature(vlm.forward).parameters:
