@@ -178,7 +178,7 @@ def make_row(task: str, rng, test: bool, paint: Painter, digits: Digits) -> Row:
             for t in (wanted, other)
         ]
         text = f'{IMAGE}Select the portion of the image that isolates the object labeled as "{wanted.label}"\n'
-        return Row((text, paint.save(image)), crops[0], wanted.label, near=crops[1])
+        return Row((text, paint.save(image)), crops[0], f"{wanted.label} on {scene.background}", near=crops[1])
     raise ValueError(f"unknown task {task!r}")
 
 

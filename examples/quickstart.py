@@ -173,7 +173,11 @@ FULL = {"world": {}, "backbone": {}, "training": {}}
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for everything that is made")
-    run(parser.parse_args(arguments).out, FULL)
+    out = parser.parse_args(arguments).out
+    try:
+        run(out, FULL)
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Run the same command again and it goes on from here.")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 from transformers import AutoModel
 
 TOP = 5
-CELL, LINE = 132, 210
+CELL, LINE = 132, 180
 
 
 def main(model_path: str, gallery_path: str, picture_path: str):
