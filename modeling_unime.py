@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MethodType
 
 import torch
 import torch.nn.functional as F
@@ -57,15 +58,13 @@ def _attend(query, key, value, scaling):
 
 def _linear_patches(patch_embed):
     """Lets a patch embedding, a convolution whose stride is its kernel, run as the matrix product that it is."""
-    convolve = patch_embed.forward
+    patch_embed.forward = MethodType(_embed_patches, patch_embed)  # a bound method follows its module through deepcopy
 
-    def forward(patches):  # [patches, channels * time * height * width]
-        if type(patch_embed.proj) is not torch.nn.Conv3d:  # an adapter or a quantised layer stands there
-            return convolve(patches)
-        weight = patch_embed.proj.weight
-        return F.linear(patches.to(weight.dtype), weight.flatten(1), patch_embed.proj.bias)
 
-    patch_embed.forward = forward
+def _embed_patches(self, patches):  # [patches, channels * time * height * width]
+    if type(self.proj) is not torch.nn.Conv3d:  # an adapter or a quantised layer stands there
+        return type(self).forward(self, patches)
+    return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
 
 
 AttentionInterface.register(_PACKED_ATTENTION, packed_attention)
@@ -258,6 +257,8 @@ class UniMEModel(UniMEPreTrainedModel):
         Returns:
             [`UniMEOutput`] with float32 `embeddings` `[N, D]`.
         """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
         outputs = self.vlm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
         hidden = outputs.last_hidden_state  # [N, L, D]
         last = (attention_mask * torch.arange(attention_mask.shape[1], device=hidden.device)).argmax(dim=1)  # [N]
@@ -300,7 +301,10 @@ class UniMEModel(UniMEPreTrainedModel):
         if truncate_dim is not None and not 0 < truncate_dim <= width:
             raise ValueError(f"truncate_dim must be between 1 and {width}, got {truncate_dim}.")
         distinct = OrderedDict()  # key -> (position among the distinct, first index)
-        positions = [distinct.setdefault(item_key(item), (len(distinct), i))[0] for i, item in enumerate(items)]
+        positions = []
+        for i, item in enumerate(items):
+            key = item_key(item, self.processor.max_image_pixels, f"item {i}")
+            positions.append(distinct.setdefault(key, (len(distinct), i))[0])
         first = [i for _, i in distinct.values()]
         prepared = self.processor.prepare(
             [items[i] for i in first], instruction, role, max_length, names=[f"item {i}" for i in first]
@@ -373,7 +377,9 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         Returns:
             float32 tensor `[len(candidates)]` in [0, 1].
         """
-        processor, answers = self.processor, [self._token("Yes"), self._token("No")]
+        processor, answers = self.processor, self._tokens(["Yes", "No"])
+        if isinstance(candidates, str):
+            raise TypeError("candidates must be a list of items, not a string.")
         names = [f"candidate {i}" for i in range(len(candidates))]
         messages = [processor.rerank_messages(query, [c], "pointwise", [name]) for c, name in zip(candidates, names)]
         prepared = processor.prepare(messages, names=names)
@@ -415,7 +421,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             return torch.empty(0)
         messages = self.processor.rerank_messages(query, candidates, "listwise")
         prepared = self.processor.prepare([messages], suffix=LISTWISE_ANSWER, names=["query and candidates"])
-        numbers = [self._token(str(i + 1)) for i in range(len(candidates))]
+        numbers = self._tokens([str(i + 1) for i in range(len(candidates))])
         with self._inference():
             batch = self.processor.collate(prepared).to(self.device)
             scores = self._last_logits(batch)[0, numbers].softmax(dim=-1).cpu()  # [candidates]
@@ -427,8 +433,12 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.vlm.forward).parameters else {}
         return self(**batch, use_cache=False, **keep).logits[:, -1].float()  # [N, vocabulary]; left padding
 
-    def _token(self, word: str) -> int:
-        return self.processor.tokenizer(word, add_special_tokens=False)["input_ids"][0]
+    def _tokens(self, words: list[str]) -> list[int]:
+        """The ids of answers that are one token each."""
+        found = self.processor.tokenizer(words, add_special_tokens=False)["input_ids"]
+        if any(len(ids) != 1 for ids in found) or len({ids[0] for ids in found}) != len(words):
+            raise ValueError(f"the tokenizer does not keep the answers {words} as one token each: {found}.")
+        return [ids[0] for ids in found]
 
 
 UniMEModel.register_for_auto_class("AutoModel")

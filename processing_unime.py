@@ -111,8 +111,12 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
         raise ValueError(f"{name} cannot be read: {error or type(error).__name__}") from error
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16-bit greyscale would be clipped to white by convert()
-        return image.point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode.startswith("I;16"):  # 16-bit greyscale would be clipped to white by convert()
+        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"{name} has mode {image.mode!r}, whose range of values is not known; convert it to 8 bits.")
+    if image.mode == "La":
+        image = image.convert("LA")
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -182,12 +186,15 @@ def split_item(item, name: str = "item"):
         unknown = sorted(item.keys() - {"text", "image"})
         if unknown:
             raise ValueError(f"{name} has unknown keys {unknown}; an item has 'text', 'image' or both.")
-        text, image = item.get("text"), item.get("image") or None
+        text, image = item.get("text"), item.get("image")
+        image = None if isinstance(image, str) and not image else image
     else:
         raise TypeError(
             f"{name} is a {type(item).__name__}; expected a string, a PIL image, a path, a dict with 'text' and/or "
             "'image', or a list of chat messages."
         )
+    if image is not None and not isinstance(image, (str, os.PathLike, Image.Image)):
+        raise TypeError(f"{name} has an image of type {type(image).__name__}; expected a path or a PIL image.")
     if text is not None and not isinstance(text, str):
         raise TypeError(f"{name} has a text of type {type(text).__name__}; expected a string.")
     if image is None and not (text and text.strip()):
@@ -195,13 +202,17 @@ def split_item(item, name: str = "item"):
     return text, image
 
 
-def item_key(item) -> str:
-    """A key that is equal for items with equal content: texts by value, paths by name, PIL images by their pixels."""
+def item_key(item, max_pixels: int = MAX_IMAGE_PIXELS, name: str = "item") -> str:
+    """A key that is equal for items of equal content: texts by value, paths by name, images by what the model sees."""
     digest = hashlib.blake2b(digest_size=16)
 
     def feed(value):
         if isinstance(value, Image.Image):
-            digest.update(f"P{value.mode}{value.size}".encode() + value.tobytes())
+            try:
+                seen = open_image(value, max_pixels)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            digest.update(f"P{seen.size}".encode() + seen.tobytes())
         elif isinstance(value, Mapping):
             digest.update(b"D")
             for key in sorted(value):
@@ -398,7 +409,8 @@ class UniMEProcessor(ProcessorMixin):
                 if shorter is None:
                     raise ValueError(
                         f"{name} takes {entry.length} tokens ({sum(counts)} of them image tokens), above the limit of "
-                        f"{limit}, and has no text left to cut: lower the resolution or raise `max_length`."
+                        f"{limit}. Chats and images are not cut: lower the resolution, shorten the text or raise "
+                        "`max_length`."
                     )
                 entry, cut = replace(entry, input_ids=shorter), cut + 1
             prepared.append(entry)

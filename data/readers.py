@@ -67,6 +67,8 @@ def read_mmeb_train(
     root, names = Path(root), ["qry", "qry_image_path", "pos_text", "pos_image_path"]
     image_root = Path(image_root or root)
     subsets = subsets or sorted(folder.name for folder in root.iterdir() if any(folder.glob(f"{split}-*.parquet")))
+    if not subsets:
+        raise ValueError(f"{root} holds no <subset>/{split}-*.parquet; is it the right folder and split?")
     examples = []
     for subset in subsets:
         rows = 0

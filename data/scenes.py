@@ -66,7 +66,9 @@ class Scene:
         if self.layout == "one":
             thing = self.things[0]
             return f"one|{thing.label}|{self.background}|{thing.x // 22}{thing.y // 22}"
-        things = ",".join(thing.label for thing in self.things)
+        things = ",".join(
+            thing.kind for thing in self.things
+        )  # short captions do not name sizes, so sizes do not count
         return f"{self.layout}|{things}|{self.relation}"
 
 

@@ -21,6 +21,7 @@ import argparse
 import csv
 import hashlib
 import json
+import os
 import random
 import textwrap
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ class Painter:
     def save(self, image: Image.Image) -> str:
         path = f"images/{hashlib.blake2b(image.tobytes() + str(image.size).encode(), digest_size=8).hexdigest()}.png"
         if not (self.root / path).exists():
-            image.save(self.root / path, compress_level=1)
+            image.save(self.root / "images" / "drawing.png", compress_level=1)
+            os.replace(
+                self.root / "images" / "drawing.png", self.root / path
+            )  # a picture is there whole or not at all
         return path
 
     def scene(self, scene: scenes.Scene) -> str:
@@ -362,7 +366,7 @@ def build(
     """
     root = Path(out)
     settings = {
-        "version": 1,
+        "version": 2,
         "seed": seed,
         "train_rows": train_rows,
         "test_rows": test_rows,

@@ -102,9 +102,8 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, help="JSON file for all metrics")
     parser.add_argument("--batch-tokens", type=int, default=8192, help="padded tokens of one forward pass")
     options = parser.parse_args(arguments)
-    results = evaluate(
-        UniMEModel.from_pretrained(options.model), read_world_tasks(options.world), options.batch_tokens
-    )
+    model = UniMEModel.from_pretrained(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
+    results = evaluate(model, read_world_tasks(options.world), options.batch_tokens)
     print_table({"model": results})
     if options.out:
         options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")

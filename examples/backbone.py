@@ -21,7 +21,7 @@ from ..configuration_unime import UniMERerankerConfig
 from ..data.samplers import HomogeneousSampler
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..processing_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION, UniMEProcessor
-from ..trainers.embedding_trainer import fast_bf16
+from ..trainers.embedding_trainer import fast_bf16, resolve_decay
 
 SPECIAL = [
     "<|endoftext|>",
@@ -187,7 +187,11 @@ class CurriculumSampler(Sampler[int]):
 
 
 class GenerativeTrainer(Trainer):
-    """The ordinary Trainer with the curriculum's order."""
+    """The ordinary Trainer with the curriculum's order and a decay given as a share of all steps."""
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        resolve_decay(self.args, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset=None):
         rows = self.train_dataset
@@ -213,7 +217,7 @@ class BackboneConfig(TrainingArguments):
     warmup_steps: float = field(default=30, metadata={"help": "Warm-up steps."})
     lr_scheduler_type: str = field(default="warmup_stable_decay", metadata={"help": "Shape of the learning rate."})
     lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"num_decay_steps": 220, "min_lr_ratio": 0.1}, metadata={"help": "Its settings."}
+        default_factory=lambda: {"num_decay_steps": 0.4, "min_lr_ratio": 0.1}, metadata={"help": "Its settings."}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's weight decay."})
     logging_steps: float = field(default=50, metadata={"help": "Log every so many steps."})
@@ -230,6 +234,12 @@ class BackboneConfig(TrainingArguments):
         super().__post_init__()
 
 
+def last_checkpoint(folder) -> str | None:
+    """The newest checkpoint that was written to the end; the state is its last file."""
+    whole = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+
+
 def pretrain(world, args: TrainingArguments) -> Path:
     """Builds tokenizer and model and trains on the world's generative rows, going on where it was interrupted."""
     world, out = Path(world), Path(args.output_dir)
@@ -242,7 +252,7 @@ def pretrain(world, args: TrainingArguments) -> Path:
     trainer = GenerativeTrainer(
         model=model, args=args, train_dataset=rows, data_collator=GenerativeCollator(processor, world)
     )
-    trainer.train(resume_from_checkpoint=any(out.glob("checkpoint-*")))
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
     processor.image_processor.save_pretrained(out)
     tokenizer.save_pretrained(out)
     model.vlm.save_pretrained(out)

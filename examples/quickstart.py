@@ -7,6 +7,7 @@ Every stage leaves a file and is skipped when that file is there, so an interrup
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from pathlib import Path
 import torch
 import yaml
 from transformers import HfArgumentParser
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..data.readers import PLACEHOLDER, read_mmeb_train, read_world_tasks
 from ..data.shapes import build
@@ -25,7 +25,7 @@ from ..eval.figures import similarity_matrix
 from ..eval.runner import evaluate, print_table, summarize
 from ..modeling_unime import UniMEModel
 from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
-from .backbone import BackboneConfig, pretrain
+from .backbone import BackboneConfig, last_checkpoint, pretrain
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "shapes" / "contrastive.yaml"
 SEARCH = Path(__file__).parent / "search.py"
@@ -46,7 +46,7 @@ class Clock:
             yield
         finally:
             self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 1)
-            self.path.write_text(json.dumps(self.seconds, indent=1))
+            write_json(self.path, self.seconds)
 
 
 def load_for_cpu_or_gpu(path, **kwargs) -> UniMEModel:
@@ -59,10 +59,15 @@ def load_for_cpu_or_gpu(path, **kwargs) -> UniMEModel:
     return model
 
 
-def measure(model, tasks, path: Path) -> dict:
+def write_json(path: Path, content):
+    """Writes a file that is there whole or not at all."""
+    path.with_suffix(".tmp").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def measure(model, tasks, path: Path):
     results = evaluate(model, tasks)
-    path.write_text(json.dumps(results, indent=1))
-    return results
+    write_json(path, results)
 
 
 def run(out: Path, settings: dict):
@@ -77,13 +82,13 @@ def run(out: Path, settings: dict):
         print(f"{len(tasks)} tasks; look at {world / 'contact_sheet.png'}")
     with clock.stage("2/6 The backbone: a small Qwen2-VL learns to see, describe, answer and judge"):
         backbone = out / "backbone"
-        if not (backbone / "model.safetensors").exists():
+        if not (backbone / "model.safetensors").exists():  # written last
             pretrain(world, BackboneConfig(output_dir=str(backbone), **settings["backbone"]))
     with clock.stage("3/6 The raw backbone as an embedder, with the summary prompt"):
         if not base_path.exists():
             measure(load_for_cpu_or_gpu(backbone, preset="summary"), tasks, base_path)
     with clock.stage("4/6 Contrastive training with hard negatives"):
-        if not (model_path / "model.safetensors").exists():
+        if not model_path.exists():
             train(world, backbone, home, settings["training"])
     with clock.stage("5/6 The trained embedder"):
         model = load_for_cpu_or_gpu(model_path)
@@ -101,7 +106,7 @@ def run(out: Path, settings: dict):
     for name, found in results.items():
         report[name]["mean"] = summarize(found).get("mean")
     report["seconds"] = round(sum(clock.seconds.values()), 1)
-    (home / "results.json").write_text(json.dumps(report, indent=1))
+    write_json(home / "results.json", report)
     print_table({"raw": results["base"], "trained": results["tuned"]})
     print(
         f"\nThe model is in {model_path}; results.json, similarity.png and search.png are beside it. "
@@ -118,9 +123,9 @@ def train(world: Path, backbone: Path, home: Path, overrides: dict):
     (args,) = HfArgumentParser(ContrastiveConfig).parse_dict(recipe)
     model = load_for_cpu_or_gpu(backbone, preset=preset)
     trainer = ContrastiveTrainer(model, args, train_dataset=read_mmeb_train(world / "train", image_root=world))
-    checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).exists() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(home / "model"))
+    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    trainer.save_model(str(home / "model.tmp"))
+    os.replace(home / "model.tmp", home / "model")
 
 
 def draw_similarity(base, tuned, tasks, path: Path):
@@ -174,6 +179,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for everything that is made")
     out = parser.parse_args(arguments).out
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU is plenty, and several need a launcher
     try:
         run(out, FULL)
     except KeyboardInterrupt:

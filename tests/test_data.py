@@ -92,6 +92,8 @@ def test_missing_columns_and_files_are_named(tmp_path):
         ValueError, match=r"lacks the columns \['qry', 'qry_image_path', 'pos_text', 'pos_image_path'\]"
     ):
         read_mmeb_train(tmp_path)
+    with pytest.raises(ValueError, match="right folder and split"):
+        read_mmeb_train(tmp_path, split="diverse_instruction")
     with pytest.raises(ValueError, match="holds no test-"):
         read_mmeb_eval(tmp_path, "A", "VQA")
 

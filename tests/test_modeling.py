@@ -1,5 +1,6 @@
 """The embedder and the reranker: exact wrapping, strict loading, encode, score and rank."""
 
+import copy
 import json
 import shutil
 
@@ -53,6 +54,14 @@ def test_packed_vision_attention_and_linear_patches_equal_the_stock_tower(backbo
             assert torch.allclose(
                 embedder.vlm.visual(chosen, grid_thw=grid[selection]).pooler_output, expected, atol=1e-5
             )
+
+
+def test_a_deep_copy_uses_its_own_weights(embedder):
+    copied = copy.deepcopy(embedder)
+    with torch.no_grad():
+        copied.vlm.visual.patch_embed.proj.weight.zero_()
+    assert copied.vlm.visual.patch_embed(torch.ones(4, 192)).abs().max() == 0
+    assert embedder.vlm.visual.patch_embed(torch.ones(4, 192)).abs().max() > 0
 
 
 def test_pooling_takes_the_last_token_with_either_padding_side(embedder):
@@ -318,6 +327,8 @@ def test_rank_refuses_what_it_cannot_do(reranker):
         reranker.rank("a", ["b"] * 10, strategy="listwise")
     with pytest.raises(ValueError, match="candidate 1 is empty"):
         reranker.rank("a", ["b", ""])
+    with pytest.raises(TypeError, match="not a string"):
+        reranker.score("a", "b")
     assert reranker.rank("a", []) == []
 
 

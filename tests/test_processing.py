@@ -137,7 +137,7 @@ def test_long_texts_are_cut_and_images_never(processor):
         "Summary above image and sentence in one word:<|im_end|>\n<|im_start|>assistant\n"
     )
     assert short.length < 80
-    with pytest.raises(ValueError, match="item 0 takes .* image tokens.*lower the resolution"):
+    with pytest.raises(ValueError, match="item 0 takes .* image tokens.*lower the resolution, shorten"):
         processor.prepare([picture(0, (128, 128))], max_length=40)
 
 
@@ -199,6 +199,14 @@ def test_item_keys_follow_content():
     assert item_key(picture(1)) == item_key(picture(1).copy()) != item_key(picture(2))
     assert item_key({"text": "a", "image": picture(1)}) != item_key({"text": "b", "image": picture(1)})
     assert item_key(["ab", "c"]) != item_key(["a", "bc"])
+
+
+def test_item_keys_follow_what_the_model_sees_of_a_palette_image():
+    red, blue = (
+        Image.new("RGB", (8, 8), colour).convert("P", palette=Image.Palette.ADAPTIVE) for colour in ("red", "blue")
+    )
+    assert red.tobytes() == blue.tobytes() and item_key(red) != item_key(blue)
+    assert item_key(red) == item_key(red.convert("RGB"))
 
 
 def test_processor_round_trip_and_transformers_own_path(processor, tmp_path):

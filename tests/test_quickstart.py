@@ -14,14 +14,12 @@ TINY = {
         "max_steps": 4,
         "save_steps": 2,
         "per_device_train_batch_size": 8,
-        "lr_scheduler_kwargs": {"num_decay_steps": 1},
         "bf16": False,
     },
     "training": {
         "max_steps": 4,
         "save_steps": 2,
         "per_device_train_batch_size": 8,
-        "lr_scheduler_kwargs": {"num_decay_steps": 1},
         "bf16": False,
     },
 }

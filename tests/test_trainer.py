@@ -10,12 +10,13 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, save_backbone
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
 from unime import UniMEModel
 from unime.data.readers import read_mmeb_train
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+from unime.trainers.embedding_trainer import resolve_decay
 
 SETTINGS = {
     "per_device_train_batch_size": 8,
@@ -36,7 +37,7 @@ import torch
 torch.set_num_threads(2)
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from unime import UniMEModel
 from unime.data.readers import read_mmeb_train
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
@@ -94,10 +95,10 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path, ki
 
 def test_training_lowers_the_loss_and_says_what_it_did(backbone, world, tmp_path):
     model = UniMEModel.from_backbone(backbone)
-    rows = read_mmeb_train(world / "train", ["Shapes_vqa", "Shapes_object"], image_root=world)
+    rows = read_mmeb_train(world / "train", ["Shapes_object"], image_root=world)
     settings = {
         **SETTINGS,
-        "max_steps": 24,
+        "max_steps": 40,
         "learning_rate": 3e-3,
         "save_strategy": "no",
         "num_hard_negatives": 0,
@@ -154,22 +155,13 @@ def test_lora_trains_only_the_adapter(backbone, world, tmp_path):
     assert any("lora_B" in name and weight.abs().max() > 0 for name, weight in after.items())
 
 
-def test_command_reads_the_recipe(backbone, world, tmp_path):
+def launch(backbone, world, folder, *options):
+    """Runs the command of the README on a recipe that is the shipped one but for its size and paths."""
     recipe = yaml.safe_load((ROOT / "recipes" / "shapes" / "contrastive.yaml").read_text())
-    recipe.update(
-        model_name_or_path=str(backbone),
-        data=str(world / "train"),
-        image_root=str(world),
-        output_dir=str(tmp_path / "out"),
-        max_steps=2,
-        per_device_train_batch_size=8,
-        subsets=["Shapes_vqa", "Shapes_t2i"],
-        lr_scheduler_kwargs={"num_decay_steps": 1},
-        warmup_steps=1,
-        save_strategy="no",
-        bf16=False,
-    )
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    recipe.update(model_name_or_path=str(backbone), data=str(world / "train"), image_root=str(world))
+    recipe.update(output_dir=str(folder / "out"), per_device_train_batch_size=8, subsets=["Shapes_vqa", "Shapes_t2i"])
+    recipe.update(save_strategy="no", bf16=False, warmup_steps=1)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = [
         sys.executable,
         "-m",
@@ -179,18 +171,41 @@ def test_command_reads_the_recipe(backbone, world, tmp_path):
         "1",
         "--num_machines",
         "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "-m",
-        "unime.trainers.contrastive",
-        "--config",
-        str(tmp_path / "recipe.yaml"),
-        "--max_steps",
-        "3",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "unime.trainers.contrastive"]
+    command += ["--config", str(folder / "recipe.yaml"), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+
+
+def test_command_reads_the_recipe(backbone, world, tmp_path):
+    done = launch(backbone, world, tmp_path, "--max_steps", "4")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert UniMEModel.from_pretrained(tmp_path / "out").processor.preset == "joint"
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["UniMEModel"]
+
+
+def test_command_with_lora_leaves_a_whole_model_and_its_adapter(backbone, world, tmp_path):
+    options = ("--max_steps", "3", "--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj")
+    done = launch(backbone, world, tmp_path, *options)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    merged, plain = UniMEModel.from_pretrained(tmp_path / "out"), UniMEModel.from_backbone(backbone, preset="joint")
+    assert not torch.equal(merged.encode("a red circle"), plain.encode("a red circle"))
+    adapted = PeftModel.from_pretrained(plain, tmp_path / "out" / "adapter").merge_and_unload()
+    assert torch.allclose(adapted.encode("a red circle"), merged.encode("a red circle"), atol=1e-5)
+
+
+def test_what_the_command_cannot_do_is_said(backbone, world, tmp_path):
+    done = launch(backbone, world, tmp_path, "--max_steps", "3", "--load_in_4bit")
+    assert done.returncode != 0 and "does not train over quantised weights" in done.stderr
+    with pytest.raises(ValueError, match="decay steps do not fit into 10 steps"):
+        resolve_decay(ContrastiveConfig(lr_scheduler_kwargs={"num_decay_steps": 10}, warmup_steps=1), 10)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(backbone, world, tmp_path):
+    model = UniMEModel.from_backbone(backbone)
+    with torch.no_grad():
+        model.vlm.language_model.norm.weight.fill_(float("nan"))
+    rows = read_mmeb_train(world / "train", ["Shapes_vqa"], image_root=world)
+    trainer = ContrastiveTrainer(model, ContrastiveConfig(output_dir=str(tmp_path), **SETTINGS), train_dataset=rows)
+    with pytest.raises(ValueError, match=r"the loss is nan after step 0, on \['Shapes_vqa'\]"):
+        trainer.train()

@@ -59,19 +59,37 @@ class DataArguments:
     rows_per_subset: int | None = field(
         default=None, metadata={"help": "At most that many rows of each subset (papers: 50000)."}
     )
-    preset: str = field(default="summary", metadata={"help": "Prompt preset, where the model is a stock VLM."})
+    preset: str | None = field(default=None, metadata={"help": "Prompt preset for a stock VLM (default: summary)."})
 
 
-def load_model(path, preset: str, **kwargs):
-    """Loads an embedder, or wraps a stock VLM with `preset`; float32 by default, as training wants it."""
+def load_model(path, preset: str | None = None, **kwargs):
+    """Loads an embedder, or wraps a stock VLM with `preset` ("summary" by default); in float32."""
     from transformers import AutoConfig
 
     from ..modeling_unime import UniMEModel
 
     kwargs = {"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}}
-    if AutoConfig.from_pretrained(path).model_type == "unime":
-        return UniMEModel.from_pretrained(path, **kwargs)
-    return UniMEModel.from_backbone(path, preset=preset, **kwargs)
+    hub = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
+    if AutoConfig.from_pretrained(path, **hub).model_type != "unime":
+        return UniMEModel.from_backbone(path, preset=preset or "summary", **kwargs)
+    model = UniMEModel.from_pretrained(path, **kwargs)
+    if preset not in (None, model.processor.preset):
+        raise ValueError(
+            f"{path} was made with the preset {model.processor.preset!r}, not {preset!r}; leave `preset` out."
+        )
+    return model
+
+
+def save_whole(trainer: ContrastiveTrainer):
+    """Saves the trained embedder to `output_dir`; an adapter is merged into it and kept in `adapter/`."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if not hasattr(model, "merge_and_unload"):
+        trainer.save_model()
+    elif trainer.is_world_process_zero():
+        model.save_pretrained(f"{trainer.args.output_dir}/adapter")
+        merged = model.merge_and_unload()
+        merged.processor = trainer.processing_class
+        merged.save_pretrained(trainer.args.output_dir)
 
 
 def main(arguments=None):
@@ -80,14 +98,19 @@ def main(arguments=None):
 
     parser = TrlParser((DataArguments, ContrastiveConfig, ModelConfig))
     data, args, options = parser.parse_args_and_config(arguments)
+    if options.load_in_4bit or options.load_in_8bit:
+        raise ValueError("this trainer does not train over quantised weights; drop load_in_4bit and load_in_8bit.")
+    peft_config = get_peft_config(options)
+    if peft_config is not None:
+        peft_config.task_type = None  # an embedder is none of PEFT's tasks
     model = load_model(
         options.model_name_or_path, data.preset, dtype=options.dtype, attn_implementation=options.attn_implementation,
         revision=options.model_revision,
     )  # fmt: skip
     rows = read_mmeb_train(data.data, data.subsets, data.split, data.image_root, data.rows_per_subset)
-    trainer = ContrastiveTrainer(model, args, train_dataset=rows, peft_config=get_peft_config(options))
+    trainer = ContrastiveTrainer(model, args, train_dataset=rows, peft_config=peft_config)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
+    save_whole(trainer)
 
 
 if __name__ == "__main__":

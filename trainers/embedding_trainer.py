@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 from ..data.collators import Batch, EmbeddingCollator
 from ..data.samplers import HomogeneousSampler
@@ -50,6 +50,18 @@ class EmbeddingConfig(TrainingArguments):
         super().__post_init__()
 
 
+def resolve_decay(args: TrainingArguments, steps: int):
+    """Reads `num_decay_steps` below 1 as a share of all steps (as `warmup_steps` is); refuses what does not fit."""
+    decay = (args.lr_scheduler_kwargs or {}).get("num_decay_steps")
+    if decay is None:
+        return
+    if 0 < decay < 1:
+        decay = int(decay * steps)
+        args.lr_scheduler_kwargs = {**args.lr_scheduler_kwargs, "num_decay_steps": decay}
+    if args.get_warmup_steps(steps) + decay > steps:
+        raise ValueError(f"warm-up and {decay} decay steps do not fit into {steps} steps.")
+
+
 def fast_bf16() -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones here: on a recent GPU, or on a CPU with AMX."""
     return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
@@ -71,10 +83,15 @@ class EmbeddingTrainer(Trainer):
     def __init__(
         self, model, args, train_dataset=None, eval_dataset=None, processing_class=None, peft_config=None, **kwargs
     ):
+        if args.n_gpu > 1:
+            raise ValueError(
+                "several GPUs in one process are not supported: start with `accelerate launch`, one process a GPU."
+            )
         processor = processing_class or model.processor
         if peft_config is not None:
             from peft import get_peft_model
 
+            set_seed(args.seed)  # the adapter's random start belongs to the seed
             model = get_peft_model(model, peft_config)
         collator = kwargs.pop("data_collator", None) or EmbeddingCollator(
             processor, args.token_budget, args.max_length
@@ -83,6 +100,10 @@ class EmbeddingTrainer(Trainer):
             model=model, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=processor, **kwargs,
         )  # fmt: skip
+        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            raise ValueError(
+                "the gradient cache runs under DDP or in one process; DeepSpeed and FSDP are not supported."
+            )
         self.can_return_loss, self.label_names = True, []
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
 
@@ -102,8 +123,12 @@ class EmbeddingTrainer(Trainer):
 
         loss = cached_loss(
             model, self.accelerator.unwrap_model(model), batch.chunks, whole_loss, device,
-            gradient_scale=table.world_size, graph_tokens=self.args.graph_tokens,
+            gradient_scale=table.world_size, graph_tokens=self.args.graph_tokens, autocast=self.accelerator.autocast,
         )  # fmt: skip
+        if not torch.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss.item()} after step {self.state.global_step}, on {sorted(set(batch.dataset))}."
+            )
         self._record("train" if model.training else "eval", results[-1].metrics, batch)
         return (loss, {}) if return_outputs else loss
 
@@ -118,12 +143,16 @@ class EmbeddingTrainer(Trainer):
         self._metrics[mode]["padded_share"].append(1 - batch.tokens / batch.padded_tokens)
 
     def log(self, logs: dict, start_time: float | None = None):
-        mode = "eval" if any(key.startswith("eval_") for key in logs) else "train"
-        prefix = "eval_" if mode == "eval" else ""
+        measured = next((key for key in logs if key.endswith("_runtime") and key != "train_runtime"), None)
+        mode, prefix = ("eval", measured.removesuffix("runtime")) if measured else ("train", "")
         for name, values in self._metrics[mode].items():
             logs[prefix + name] = sum(values) / len(values)
         self._metrics[mode].clear()
         super().log(logs, start_time)
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        resolve_decay(self.args, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset=None):
         train_dataset = train_dataset if train_dataset is not None else self.train_dataset
@@ -141,7 +170,7 @@ class GatheredTable:
     sent back; DDP's averaging is undone by `gradient_scale = world_size`.
 
     Attributes:
-        query, positive (`[B]`), negatives (`[B, K]`), positive_score, negative_scores: as in `Batch`, over all ranks.
+        query, positive (`[B]`), negatives (`[B, K]`): as in `Batch`, over all ranks.
     """
 
     def __init__(self, batch: Batch, device: torch.device):

@@ -37,8 +37,8 @@ class RandomState:
 class _Chunk:
     """One chunk of a step: moved to the device only while it runs, its frozen vision features computed once."""
 
-    def __init__(self, tensors: dict, model, vision, device):
-        self.tensors, self.model, self.vision, self.device = tensors, model, vision, device
+    def __init__(self, tensors: dict, model, vision, device, autocast):
+        self.tensors, self.model, self.vision, self.device, self.autocast = tensors, model, vision, device, autocast
         self.features, self.state = None, None
 
     def encode(self) -> torch.Tensor:
@@ -46,7 +46,7 @@ class _Chunk:
         if self.vision is not None and "pixel_values" in inputs:
             pixels = inputs.pop("pixel_values")
             if self.features is None:
-                with torch.no_grad():
+                with torch.no_grad(), self.autocast():
                     self.features = self.vision(pixels, inputs["image_grid_thw"], return_dict=True)
             inputs["mm_encoder_outputs"] = {"image": self.features}
         return self.model(**inputs).embeddings
@@ -79,6 +79,7 @@ def cached_loss(
     device: torch.device,
     gradient_scale: float = 1.0,
     graph_tokens: int = 0,
+    autocast: Callable = nullcontext,
 ) -> torch.Tensor:
     """The loss over the embeddings of all chunks, as a scalar whose backward runs pass 2.
 
@@ -88,6 +89,7 @@ def cached_loss(
         chunks (`list[dict]`): keyword tensors of the model, on any device.
         loss_of: maps embeddings `[T, D]`, in the order of the chunks, to a scalar loss.
         gradient_scale (`float`): multiplies the gradient, not the returned value.
+        autocast: makes the mixed-precision context in which `model` runs its forward.
         graph_tokens (`int`): padded tokens whose graphs may be kept from pass 1; the last chunk's always is.
 
     Returns:
@@ -97,7 +99,7 @@ def cached_loss(
     ddp = isinstance(model, DistributedDataParallel)
     quiet = model.no_sync if ddp else nullcontext
     vision = frozen_vision(unwrapped)
-    work = [_Chunk(tensors, model, vision, device) for tensors in chunks]
+    work = [_Chunk(tensors, model, vision, device, autocast) for tensors in chunks]
     if not torch.is_grad_enabled():
         return loss_of(torch.cat([chunk.encode() for chunk in work]))
 
