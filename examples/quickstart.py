@@ -129,7 +129,7 @@ def train(world: Path, backbone: Path, home: Path, overrides: dict):
 
 
 def draw_similarity(base, tuned, tasks, path: Path):
-    """The cosine matrix of 50 images and their captions, before and after (UniME, figure 4)."""
+    """The cosine matrix of 50 images and their captions, before and after."""
     task = next(task for task in tasks if task.name == "Shapes_i2t")
     images = [query.as_input() for query in task.queries[:50]]
     captions = [task.corpus[candidates[0]].as_input() for candidates in task.candidates[:50]]

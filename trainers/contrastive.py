@@ -19,10 +19,7 @@ class ContrastiveConfig(EmbeddingConfig):
         default=8, metadata={"help": "Most similar in-batch candidates used as negatives; 0 uses all (plain InfoNCE)."}
     )
     false_negative_margin: float | None = field(
-        default=0.1,
-        metadata={
-            "help": "Candidates more similar than the positive plus this are dropped; negative above -2 is allowed."
-        },
+        default=0.1, metadata={"help": "Candidates more similar than the positive plus this margin are dropped."}
     )
 
 
@@ -69,7 +66,7 @@ def load_model(path, preset: str | None = None, **kwargs):
     from ..modeling_unime import UniMEModel
 
     kwargs = {"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}}
-    hub = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
+    hub = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
     if AutoConfig.from_pretrained(path, **hub).model_type != "unime":
         return UniMEModel.from_backbone(path, preset=preset or "summary", **kwargs)
     model = UniMEModel.from_pretrained(path, **kwargs)
@@ -105,7 +102,7 @@ def main(arguments=None):
         peft_config.task_type = None  # an embedder is none of PEFT's tasks
     model = load_model(
         options.model_name_or_path, data.preset, dtype=options.dtype, attn_implementation=options.attn_implementation,
-        revision=options.model_revision,
+        revision=options.model_revision, trust_remote_code=options.trust_remote_code or None,
     )  # fmt: skip
     rows = read_mmeb_train(data.data, data.subsets, data.split, data.image_root, data.rows_per_subset)
     trainer = ContrastiveTrainer(model, args, train_dataset=rows, peft_config=peft_config)
