@@ -66,7 +66,7 @@ def load_model(path, preset: str | None = None, **kwargs):
     from ..modeling_unime import UniMEModel
 
     kwargs = {"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}}
-    hub = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
+    hub = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
     if AutoConfig.from_pretrained(path, **hub).model_type != "unime":
         return UniMEModel.from_backbone(path, preset=preset or "summary", **kwargs)
     model = UniMEModel.from_pretrained(path, **kwargs)
@@ -102,7 +102,7 @@ def main(arguments=None):
         peft_config.task_type = None  # an embedder is none of PEFT's tasks
     model = load_model(
         options.model_name_or_path, data.preset, dtype=options.dtype, attn_implementation=options.attn_implementation,
-        revision=options.model_revision, trust_remote_code=options.trust_remote_code or None,
+        revision=options.model_revision,
     )  # fmt: skip
     rows = read_mmeb_train(data.data, data.subsets, data.split, data.image_root, data.rows_per_subset)
     trainer = ContrastiveTrainer(model, args, train_dataset=rows, peft_config=peft_config)
