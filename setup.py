@@ -3,6 +3,15 @@
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+class BuildPackage(build_py):
+    """Leaves this script, which lies in the package's folder, out of the package."""
+
+    def find_package_modules(self, package, package_dir):
+        return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
+
 
 EXTRAS = {
     "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
@@ -27,6 +36,7 @@ setup(
         "unime.examples": "examples",
     },
     packages=["unime", "unime.data", "unime.trainers", "unime.eval", "unime.examples"],
+    cmdclass={"build_py": BuildPackage},
     package_data={"unime": ["recipes/*/*.yaml"]},
     install_requires=[
         "torch>=2.4",
