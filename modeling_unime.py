@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AutoModel, AutoModelForImageTextToT
 from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
-from .processing_unime import LISTWISE_ANSWER, UniMEProcessor, item_key, plan_chunks
+from .processing_unime import LISTWISE_ANSWER, UniMEProcessor, is_chat, item_key, plan_chunks
 
 _HUB_KEYS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 _PACKED_ATTENTION = "unime_packed_flash"  # "flash" makes the Qwen-VL vision towers hand over the whole packed sequence
@@ -92,9 +92,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
 
     def __init__(self, config):
         if (vision := _vision_config(config)) is not None and vision._attn_implementation == _PACKED_ATTENTION:
-            vision._attn_implementation = (
-                "sdpa"  # transformers does not build a model under our name; it is set again below
-            )
+            # transformers builds no model under our name; it is set again below
+            vision._attn_implementation = "sdpa"
         super().__init__(config)
         self.vlm = self._vlm_class.from_config(config.vlm_config)
         self.post_init()
@@ -295,7 +294,7 @@ class UniMEModel(UniMEPreTrainedModel):
         Raises:
             ValueError: an item is empty, unreadable or too large, or an embedding is not finite; the message names it.
         """
-        single = not isinstance(items, (list, tuple)) or (bool(items) and _is_messages(items))
+        single = not isinstance(items, (list, tuple)) or is_chat(items)
         items = [items] if single else list(items)
         width = self.config.hidden_size
         if truncate_dim is not None and not 0 < truncate_dim <= width:
@@ -335,10 +334,6 @@ class UniMEModel(UniMEPreTrainedModel):
         """Cosine similarity `[N, M]` of embeddings `[N, D]` and `[M, D]`."""
         queries, documents = (torch.atleast_2d(torch.as_tensor(x)).float() for x in (queries, documents))
         return F.normalize(queries, dim=-1) @ F.normalize(documents, dim=-1).T
-
-
-def _is_messages(items) -> bool:
-    return all(isinstance(message, dict) and "role" in message for message in items)
 
 
 class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):

@@ -177,8 +177,7 @@ class GatheredTable:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.rank = dist.get_rank() if self.world_size > 1 else 0
         hashes = self._gather(batch.hashes.to(device))
-        self.sizes = [len(part) for part in hashes]
-        offsets = [sum(self.sizes[:rank]) for rank in range(self.world_size)]
+        offsets = [sum(map(len, hashes[:rank])) for rank in range(self.world_size)]
         first = _first_copies(torch.cat(hashes))
 
         def indices(local):

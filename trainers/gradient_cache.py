@@ -103,17 +103,12 @@ def cached_loss(
     if not torch.is_grad_enabled():
         return loss_of(torch.cat([chunk.encode() for chunk in work]))
 
-    kept, tokens = len(work) - 1, 0
-    while (
-        kept > 0
-        and (tokens := tokens + chunks[kept - 1]["input_ids"].numel()) + chunks[-1]["input_ids"].numel()
-        <= graph_tokens
-    ):
+    kept = len(work) - 1  # the first chunk whose graph is kept from pass 1
+    room = graph_tokens - chunks[-1]["input_ids"].numel()
+    while kept > 0 and (room := room - chunks[kept - 1]["input_ids"].numel()) >= 0:
         kept -= 1
-    if ddp and len(work) > 1:
-        kept = max(
-            kept, 1
-        )  # DDP reduces in the backward of the forward that ran last, so one chunk is left to run last
+    if ddp and len(work) > 1:  # DDP reduces in the backward of the forward that ran last: one chunk is left for that
+        kept = max(kept, 1)
     outputs = []
     for number, chunk in enumerate(work):
         with torch.set_grad_enabled(number >= kept), quiet() if len(work) > 1 else nullcontext():
