@@ -77,8 +77,8 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
         self.settle()
 
     def settle(self):
-        """Imports what an imported Auto module asks for, unless one of our modules is being imported just now."""
-        if any(own in sys.modules and own not in self.done for _, own, _ in self.pairs):
+        """Imports what an imported Auto module asks for, unless one of these modules is being imported just now."""
+        if any(name in sys.modules and name not in self.done for pair in self.pairs for name in pair[:2]):
             return
         for pair in tuple(self.pending):
             auto, own, register = pair

@@ -10,6 +10,13 @@ class _VLMWrapperConfig(PreTrainedConfig):
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2_vl")}
 
     vlm_config: dict | PreTrainedConfig | None = None
+    backbone: str | None = None
+
+    def __post_init__(self, **kwargs):
+        # Registers phi3_v, which `vlm_config` may be. Not at the top: transformers may still be half imported there.
+        from .configuration_phi3_v import Phi3VConfig  # noqa: F401
+
+        super().__post_init__(**kwargs)
 
     def get_text_config(self, *args, **kwargs):
         return self.vlm_config.get_text_config(*args, **kwargs)
@@ -19,24 +26,36 @@ class _VLMWrapperConfig(PreTrainedConfig):
         """Width of the language model and of the embedding; sentence-transformers and DeepSpeed's "auto" read it."""
         return self.get_text_config().hidden_size
 
+    @property
+    def length_boundary(self) -> int | None:
+        """Length beyond which a batch's rotary factors change for all its rows (Phi-3's longrope), if there is one."""
+        rope = getattr(self.get_text_config(), "rope_parameters", None) or {}
+        return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+
 
 class UniMEConfig(_VLMWrapperConfig):
     """Configuration of [`UniMEModel`].
 
     Args:
         vlm_config (`dict` or `PreTrainedConfig`): of the wrapped VLM, any `model_type` that `AutoModel` builds.
+        backbone (`str`, *optional*): repository or folder of the VLM that was wrapped.
         pooling (`str`, defaults to `"last"`): `"last"` reads the last attended token, with either padding side.
         normalize (`bool`, defaults to `True`): whether embeddings have unit L2 norm.
+        positions (`str`, defaults to `"native"`): `"flat"` gives every token, those of images too, a 1-D position;
+            UniME-V2's Qwen2-VL checkpoints were trained so.
     """
 
     model_type = "unime"
 
     pooling: str = "last"
     normalize: bool = True
+    positions: str = "native"
 
     def __post_init__(self, **kwargs):
         if self.pooling != "last":
             raise ValueError(f"pooling={self.pooling!r} is unknown; the only pooling is 'last'.")
+        if self.positions not in ("native", "flat"):
+            raise ValueError(f"positions={self.positions!r} is unknown; choose 'native' or 'flat'.")
         super().__post_init__(**kwargs)
 
 
@@ -45,6 +64,7 @@ class UniMERerankerConfig(_VLMWrapperConfig):
 
     Args:
         vlm_config (`dict` or `PreTrainedConfig`): configuration of a VLM that `AutoModelForImageTextToText` builds.
+        backbone (`str`, *optional*): repository or folder of the VLM that was wrapped.
     """
 
     model_type = "unime_reranker"

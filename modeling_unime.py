@@ -1,73 +1,23 @@
 """UniMEModel (embedder) and UniMERerankerForCausalLM (reranker and judge) on top of any VLM of the library."""
 
 import inspect
+import math
+import re
+import warnings
 from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import pairwise
-from types import MethodType
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
-from transformers import AttentionInterface, AutoModel, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
-from .processing_unime import LISTWISE_ANSWER, UniMEProcessor, is_chat, item_key, plan_chunks
-
-_HUB_KEYS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
-_PACKED_ATTENTION = "unime_packed_flash"  # "flash" makes the Qwen-VL vision towers hand over the whole packed sequence
-
-
-def packed_attention(module, query, key, value, attention_mask=None, scaling=None, cu_seq_lens_q=None, **kwargs):
-    """Attention over images packed into one sequence: one call per distinct image length instead of one per image.
-
-    Shapes: query, key, value `[1, heads, patches, head_dim]`; `cu_seq_lens_q` `[images + 1]`; the result is
-    `[1, patches, heads, head_dim]`.
-    """
-    starts = cu_seq_lens_q.tolist()
-    by_length = {}
-    for start, end in pairwise(starts):
-        by_length.setdefault(end - start, []).append(start)
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [patches, heads, dim]
-    if len(by_length) == 1:
-        (length,) = by_length
-        q, k, v = (
-            x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value)
-        )  # [images, heads, length, dim]
-        return _attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1).unsqueeze(0), None
-    pieces, rows = [], []
-    for length, begins in by_length.items():
-        index = torch.tensor(begins, device=query.device)[:, None] + torch.arange(
-            length, device=query.device
-        )  # [images, length]
-        q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))
-        pieces.append(_attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
-        rows.append(index.flatten())
-    return torch.cat(pieces)[torch.cat(rows).argsort()].unsqueeze(0), None
-
-
-def _attend(query, key, value, scaling):
-    """SDPA, or plain matmuls where its backward is several times slower (short sequences on CPU)."""
-    if query.device.type == "cpu" and query.requires_grad and query.shape[2] <= 512:
-        return ((query * scaling) @ key.transpose(-1, -2)).softmax(dim=-1).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value, scale=scaling)
-
-
-def _linear_patches(patch_embed):
-    """Lets a patch embedding, a convolution whose stride is its kernel, run as the matrix product that it is."""
-    patch_embed.forward = MethodType(_embed_patches, patch_embed)  # a bound method follows its module through deepcopy
-
-
-def _embed_patches(self, patches):  # [patches, channels * time * height * width]
-    if type(self.proj) is not torch.nn.Conv3d:  # an adapter or a quantised layer stands there
-        return type(self).forward(self, patches)
-    return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
-
-
-AttentionInterface.register(_PACKED_ATTENTION, packed_attention)
+from .items_unime import is_chat, item_key, read_frames, split_item
+from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, PRESETS, find_preset
+from .scoring_unime import SharedPrefix, VisionCache
+from .vlm_unime import UniMEPreTrainedModel, wants_progress
 
 
 @dataclass
@@ -76,158 +26,6 @@ class UniMEOutput(ModelOutput):
 
     embeddings: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
-
-
-class UniMEPreTrainedModel(PreTrainedModel):
-    """What embedder and reranker share: strict loading, a processor that travels along, batches by token budget."""
-
-    base_model_prefix = "vlm"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules = []  # the children's are merged in `post_init`
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _vlm_class = None  # the Auto class that builds the wrapped VLM
-
-    def __init__(self, config):
-        if (vision := _vision_config(config)) is not None and vision._attn_implementation == _PACKED_ATTENTION:
-            # transformers builds no model under our name; it is set again below
-            vision._attn_implementation = "sdpa"
-        super().__init__(config)
-        self.vlm = self._vlm_class.from_config(config.vlm_config)
-        self.post_init()
-        self._processor, self._processor_source = None, None
-        self._speed_up_vision()
-
-    vision_attention = _PACKED_ATTENTION  # the name under which transformers knows `packed_attention`
-
-    def _speed_up_vision(self):
-        """Takes attention's loop over images and the patch convolution out of Qwen-VL towers, with equal results.
-
-        An explicit choice of FlashAttention or eager attention is left alone.
-        """
-        vision = _vision_config(self.config)
-        if vision is None or not vision.model_type.startswith("qwen"):
-            return
-        tower = next(module for name, module in self.vlm.named_modules() if name.rpartition(".")[2] == "visual")
-        _linear_patches(tower.patch_embed)
-        if vision._attn_implementation == "sdpa":
-            vision._attn_implementation = _PACKED_ATTENTION
-
-    # loading and saving
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in transformers, but a missing, unexpected or mis-shaped weight is an error that names it."""
-        wants_info = kwargs.pop("output_loading_info", False)
-        kwargs["ignore_mismatched_sizes"] = True  # so that our own error can name the weights
-        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
-        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
-        _assert_all_landed(info, pretrained_model_name_or_path)
-        model._processor_source = (pretrained_model_name_or_path, hub)
-        return (model, info) if wants_info else model
-
-    @classmethod
-    def from_backbone(cls, path_or_repo, preset: str = "summary", **kwargs):
-        """Wraps a stock VLM checkpoint.
-
-        Args:
-            path_or_repo (`str`): directory or Hub id of the VLM.
-            preset (`str`, defaults to `"summary"`): prompt preset, kept in the saved processor.
-            kwargs: processor settings (`max_length`, `max_image_pixels`, `image_token`, `chat_template`); everything
-                else (`dtype`, `device_map`, `quantization_config`, `attn_implementation`, `revision`, ...) goes to the
-                VLM's `from_pretrained`.
-
-        Raises:
-            ValueError: a weight of the checkpoint is missing, unexpected or mis-shaped, or the preset is unknown.
-        """
-        settings = {
-            k: kwargs.pop(k) for k in ("max_length", "max_image_pixels", "image_token", "chat_template") if k in kwargs
-        }
-        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
-        processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
-        kwargs["ignore_mismatched_sizes"] = True
-        vlm, info = cls._vlm_class.from_pretrained(path_or_repo, output_loading_info=True, **kwargs)
-        _assert_all_landed(info, path_or_repo, ignore=cls._dropped_weights)
-        with torch.device("meta"):
-            model = cls(cls.config_class(vlm_config=vlm.config, dtype=vlm.dtype))
-        model.vlm = vlm
-        model.processor = processor
-        model._speed_up_vision()
-        return model.eval()
-
-    _dropped_weights = ()
-
-    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As in transformers, with the processor, in the key layout of memory, which Trainer's resume needs."""
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
-        if kwargs.get("is_main_process", True) and (self._processor is not None or self._processor_source is not None):
-            self.processor.save_pretrained(save_directory)
-
-    @property
-    def processor(self) -> UniMEProcessor:
-        """The processor of the checkpoint this model came from, loaded on first use; may be set."""
-        if self._processor is None:
-            if self._processor_source is None:
-                raise ValueError("this model has no processor yet; set `model.processor`.")
-            source, hub = self._processor_source
-            # Whoever runs this class has trusted its repository; with the package imported, local classes win.
-            self._processor = UniMEProcessor.from_pretrained(source, trust_remote_code=True, **hub)
-        return self._processor
-
-    @processor.setter
-    def processor(self, processor):
-        self._processor = processor
-
-    # batching
-    @contextmanager
-    def _inference(self):
-        training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self.train(training)
-
-    def _batches(self, prepared, token_budget, show_progress, description):
-        """Yields (indices, tensors on the model's device); the next chunk is decoded while the model runs this one."""
-        chunks = plan_chunks([entry.length for entry in prepared], token_budget)
-        collate = lambda chunk: self.processor.collate([prepared[i] for i in chunk])  # noqa: E731
-        bar = tqdm(
-            total=len(prepared), desc=description, disable=not _wants_progress(show_progress, len(chunks)), unit="item"
-        )
-        with bar, ThreadPoolExecutor(1) as pool:
-            upcoming = pool.submit(collate, chunks[0]) if chunks else None
-            for number, chunk in enumerate(chunks):
-                batch = upcoming.result()
-                if number + 1 < len(chunks):
-                    upcoming = pool.submit(collate, chunks[number + 1])
-                yield chunk, batch.to(self.device)
-                bar.update(len(chunk))
-
-    def _explain_not_finite(self, name: str):
-        bad = next((key for key, weight in self.named_parameters() if not torch.isfinite(weight).all()), None)
-        cause = f"weight {bad!r} holds NaN or infinity" if bad else f"activations overflowed in {self.dtype}"
-        raise ValueError(f"the output for {name} is not finite: {cause}.")
-
-
-def _vision_config(config):
-    return getattr(config.vlm_config, "vision_config", None)
-
-
-def _wants_progress(show_progress, steps: int) -> bool:
-    return steps > 8 if show_progress is None else show_progress
-
-
-def _assert_all_landed(info, source, ignore=()):
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        keys = sorted(str(key) for key in info.get(kind) or () if not str(key).startswith(tuple(ignore)))
-        if keys:
-            more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
-            raise ValueError(
-                f"{source} does not fit this model: {kind.replace('_', ' ')}: {', '.join(keys[:8])}{more}."
-            )
 
 
 class UniMEModel(UniMEPreTrainedModel):
@@ -244,7 +42,11 @@ class UniMEModel(UniMEPreTrainedModel):
     config: UniMEConfig
     config_class = UniMEConfig
     _vlm_class = AutoModel
-    _dropped_weights = ("lm_head.",)  # an embedder has no use for a stock checkpoint's output head
+    _dropped_weights = ("lm_head.", "language_model.lm_head.")  # an embedder has no use for the output head
+
+    @classmethod
+    def _wrap_config(cls, vlm_config, preset, **fields):
+        return cls.config_class(vlm_config=vlm_config, positions=PRESETS[preset].positions, **fields)
 
     def forward(self, input_ids=None, attention_mask=None, **kwargs) -> UniMEOutput:
         """Runs the VLM over what the processor returned.
@@ -258,6 +60,8 @@ class UniMEModel(UniMEPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        if self.config.positions == "flat":
+            kwargs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # [N, L]
         outputs = self.vlm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
         hidden = outputs.last_hidden_state  # [N, L, D]
         last = (attention_mask * torch.arange(attention_mask.shape[1], device=hidden.device)).argmax(dim=1)  # [N]
@@ -275,21 +79,33 @@ class UniMEModel(UniMEPreTrainedModel):
         truncate_dim: int | None = None,
         max_length: int | None = None,
         show_progress: bool | None = None,
+        resolution=None,
+        fusion: str | None = None,
+        precision: str = "float32",
+        ranges=None,
     ) -> torch.Tensor:
         """Embeds items of any kind, each distinct one once, in batches of at most `batch_tokens` padded tokens.
 
         Args:
             items: one item or a list; an item is a string, a PIL image, an `os.PathLike` to an image,
-                `{"text": ..., "image": ...}` (either may be missing), or a list of chat messages.
+                `{"text": ..., "image": ...}` or `{"text": ..., "video": ...}` (either part may be missing; a video is
+                a path or its frames), or a list of chat messages.
             instruction (`str`, *optional*): put before the text of every item.
             role (`str`, defaults to `"query"`): `"query"` or `"document"`, for presets that word them differently.
             batch_tokens (`int`, defaults to 8192): padded tokens of one forward pass.
             truncate_dim (`int`, *optional*): keep the first dimensions only, normalised again (Matryoshka).
             max_length (`int`, *optional*): cut longer texts; images are never cut.
             show_progress (`bool`, *optional*): by default only for long jobs.
+            resolution (*optional*): overrides the preset's policy: `"native"`, a square side such as `336`,
+                `"pixels:N"`, `"tokens:N"`, joined by `+` (see [`~unime.images_unime.Resolution`]).
+            fusion (`str`, *optional*): overrides the preset: `"joint"` reads image and text in one prompt, `"sum"`
+                adds their two embeddings (2504.17432 section 3.2).
+            precision (`str`, defaults to `"float32"`): `"int8"` and `"binary"` as in [`~UniMEModel.quantize`].
+            ranges (*optional*): for `"int8"`, see [`~UniMEModel.quantize`].
 
         Returns:
-            float32 tensor `[N, D]` on the CPU, in the order of `items` (`[D]` for a single item).
+            tensor `[N, D]` on the CPU, in the order of `items` (`[D]` for a single item): float32, or int8
+            (`[N, D / 8]` for `"binary"`).
 
         Raises:
             ValueError: an item is empty, unreadable or too large, or an embedding is not finite; the message names it.
@@ -305,21 +121,66 @@ class UniMEModel(UniMEPreTrainedModel):
             key = item_key(item, self.processor.max_image_pixels, f"item {i}")
             positions.append(distinct.setdefault(key, (len(distinct), i))[0])
         first = [i for _, i in distinct.values()]
+        parts = [(row, i, part) for row, i in enumerate(first) for part in self._parts(items[i], i, fusion)]
         prepared = self.processor.prepare(
-            [items[i] for i in first], instruction, role, max_length, names=[f"item {i}" for i in first]
-        )
-        embeddings = torch.empty(len(first), width)
+            [part for _, _, part in parts], instruction, role, max_length, names=[f"item {i}" for _, i, _ in parts],
+            resolution=resolution,
+        )  # fmt: skip
+        embeddings = torch.zeros(len(first), width)
+        rows = torch.tensor([row for row, _, _ in parts], dtype=torch.long)
         with self._inference():
             for chunk, batch in self._batches(prepared, batch_tokens, show_progress, "Encoding"):
-                embeddings[chunk] = self(**batch).embeddings.cpu()
+                embeddings.index_add_(0, rows[chunk], self(**batch).embeddings.cpu())
         finite = torch.isfinite(embeddings).all(dim=1)
         if not finite.all():
-            self._explain_not_finite(prepared[int(finite.logical_not().nonzero()[0])].name)
+            self._explain_not_finite(f"item {first[int(finite.logical_not().nonzero()[0])]}")
+        summed = torch.bincount(rows, minlength=len(first)) > 1
+        if self.config.normalize and summed.any():
+            embeddings[summed] = F.normalize(embeddings[summed], dim=-1)
         if truncate_dim is not None and truncate_dim < width:
             embeddings = embeddings[:, :truncate_dim]
             embeddings = F.normalize(embeddings, dim=-1) if self.config.normalize else embeddings
-        embeddings = embeddings[torch.tensor(positions, dtype=torch.long)]
+        embeddings = self.quantize(embeddings[torch.tensor(positions, dtype=torch.long)], precision, ranges)
         return embeddings[0] if single else embeddings
+
+    def _parts(self, item, index: int, fusion: str | None) -> list:
+        """The items whose embeddings add up to an item's: itself, or its image and its text."""
+        fusion = fusion or self.processor.fusion
+        if fusion not in ("joint", "sum"):
+            raise ValueError(f"fusion must be 'joint' or 'sum', got {fusion!r}.")
+        if fusion == "joint" or is_chat(item) or not isinstance(item, dict):
+            return [item]
+        text, images = split_item(item, f"item {index}", num_frames=1)
+        if not images or not (text and text.strip()) or PLACEHOLDER.search(text):
+            return [item]
+        return [{key: value for key, value in item.items() if key != "text"}, text]
+
+    @staticmethod
+    def quantize(embeddings, precision: str = "float32", ranges=None) -> torch.Tensor:
+        """Embeddings in fewer bytes, with the arithmetic of sentence-transformers' `quantize_embeddings`.
+
+        Args:
+            embeddings (`FloatTensor` `[N, D]`).
+            precision (`str`): `"float32"` leaves them alone; `"int8"` maps the range of each dimension to 256 steps;
+                `"binary"` keeps the signs, 8 in a byte.
+            ranges (`FloatTensor` `[2, D]`, *optional*): least and greatest value of each dimension, for `"int8"`.
+                Queries and corpus must share them; by default they are those of `embeddings`.
+
+        Returns:
+            float32 `[N, D]`, int8 `[N, D]`, or int8 `[N, D / 8]`.
+        """
+        if precision == "float32":
+            return embeddings
+        if precision == "binary":
+            if embeddings.shape[1] % 8:
+                raise ValueError(f"binary embeddings need a width that 8 divides, got {embeddings.shape[1]}.")
+            bits = np.packbits(embeddings.numpy() > 0, axis=1).astype(np.int16)
+            return torch.from_numpy((bits - 128).astype(np.int8))
+        if precision != "int8":
+            raise ValueError(f"precision must be 'float32', 'int8' or 'binary', got {precision!r}.")
+        least, greatest = (embeddings.amin(0), embeddings.amax(0)) if ranges is None else torch.as_tensor(ranges)
+        steps = (greatest - least).clamp(min=torch.finfo(torch.float32).tiny) / 255
+        return ((embeddings - least) / steps - 128).clamp(-128, 127).to(torch.int8)
 
     def encode_query(self, items, **kwargs) -> torch.Tensor:
         """[`~UniMEModel.encode`] with `role="query"`."""
@@ -351,6 +212,23 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
     config_class = UniMERerankerConfig
     _vlm_class = AutoModelForImageTextToText
 
+    def __init__(self, config):
+        super().__init__(config)
+        self.vision_cache = VisionCache()
+
+    @classmethod
+    def from_backbone(cls, path_or_repo, preset: str | None = None, **kwargs):
+        model = super().from_backbone(path_or_repo, preset, **kwargs)
+        model.generation_config = model.vlm.generation_config
+        return model
+
+    from_backbone.__func__.__doc__ = UniMEPreTrainedModel.from_backbone.__doc__
+
+    @classmethod
+    def _find_preset(cls, path, model_type, preset):
+        """A reranker's prompts are chats of its own: a name that promises prompts we do not know is no trouble."""
+        return find_preset(path, model_type, preset, strict=False)
+
     def forward(self, **kwargs):
         """The wrapped VLM's forward: `logits` `[N, L, vocabulary]`, `loss` where `labels` are given."""
         return self.vlm(**kwargs)
@@ -361,79 +239,235 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self):
         return self.vlm.get_output_embeddings()
 
-    def score(self, query, candidates, batch_tokens: int = 8192, show_progress: bool | None = None) -> torch.Tensor:
-        """Probability that each candidate meets the query: softmax over the logits of "Yes" and "No" (2510.13515).
+    def score(
+        self,
+        query,
+        candidates,
+        batch_tokens: int = 8192,
+        show_progress: bool | None = None,
+        resolution=None,
+        answer_format: str = "yes_no",
+        sum_variants: bool = False,
+        repetition_penalty: float = 1.0,
+        share_prefix: bool = True,
+    ) -> torch.Tensor:
+        """Probability that each candidate meets the query: softmax over the logits of two answers (2510.13515).
 
         Args:
-            query: a string, PIL image, path or `{"text": ..., "image": ...}`.
+            query: a string, PIL image, path, or dict of `"text"` with `"image"` or `"video"`.
             candidates (`list`): items of the same kinds.
             batch_tokens (`int`, defaults to 8192): padded tokens of one forward pass.
+            resolution (*optional*): as in [`~UniMEModel.encode`].
+            answer_format (`str`): `"yes_no"` asks for Yes or No; `"multiple_choice"` for A or B, which an untrained
+                judge answers better (FreeRet).
+            sum_variants (`bool`): add up the probabilities of all spellings of an answer that are one token (`yes`,
+                ` Yes`, ...).
+            repetition_penalty (`float`, defaults to 1): divides the logit of answers that occur in the prompt, as
+                `generate` does; 1.05 gives the scores published with UniME-V2.
+            share_prefix (`bool`, defaults to `True`): run what all prompts begin with once, and see every image once,
+                kept in `vision_cache` for later calls. Off, every prompt is run whole.
 
         Returns:
             float32 tensor `[len(candidates)]` in [0, 1].
         """
-        processor, answers = self.processor, self._tokens(["Yes", "No"])
         if isinstance(candidates, str):
             raise TypeError("candidates must be a list of items, not a string.")
+        if answer_format not in ("yes_no", "multiple_choice"):
+            raise ValueError(f"answer_format must be 'yes_no' or 'multiple_choice', got {answer_format!r}.")
+        if not candidates:
+            return torch.empty(0)
+        answers = self._answers(("Yes", "No") if answer_format == "yes_no" else ("A", "B"), sum_variants)
         names = [f"candidate {i}" for i in range(len(candidates))]
-        messages = [processor.rerank_messages(query, [c], "pointwise", [name]) for c, name in zip(candidates, names)]
-        prepared = processor.prepare(messages, names=names)
-        scores = torch.empty(len(candidates))
-        with self._inference():
-            for chunk, batch in self._batches(prepared, batch_tokens, show_progress, "Scoring"):
-                logits = self._last_logits(batch)[:, answers]  # [n, 2]
-                scores[chunk] = logits.softmax(dim=-1)[:, 0].cpu()
-        if not torch.isfinite(scores).all():
-            self._explain_not_finite(prepared[int(torch.isfinite(scores).logical_not().nonzero()[0])].name)
-        return scores
+        query = _decoded(query, self.processor.num_frames)
+        messages = [
+            self.processor.rerank_messages(query, [candidate], "pointwise", [name], answer_format)
+            for candidate, name in zip(candidates, names)
+        ]
+        prepared = self.processor.prepare(messages, names=names, resolution=resolution)
+        tokens = [token for group in answers for token in group]
+        logits = self._next_logits(prepared, tokens, batch_tokens, share_prefix, show_progress)
+        logits = _penalise(logits, prepared, tokens, repetition_penalty)
+        yes, no = (group.logsumexp(dim=1) for group in logits.split([len(group) for group in answers], dim=1))
+        return torch.stack([yes, no], dim=1).softmax(dim=1)[:, 0]
 
-    def rank(self, query, candidates, strategy: str = "pointwise", batch_tokens: int = 8192) -> list[dict]:
+    def rank(
+        self,
+        query,
+        candidates,
+        strategy: str = "pointwise",
+        batch_tokens: int = 8192,
+        resolution=None,
+        rounds: int = 1,
+        seed: int = 0,
+        retrieval_scores=None,
+        weight: float = 1.0,
+        **scoring,
+    ) -> list[dict]:
         """Ranks candidates, best first.
 
         Args:
-            query, candidates: as in [`~UniMERerankerForCausalLM.score`].
-            strategy (`str`): `"pointwise"` sorts by `score`; `"listwise"` shows all candidates at once and reads the
-                distribution of the number after the forced prefix `Ans: (`, in one forward (at most 9 candidates).
+            query, candidates, batch_tokens, resolution: as in [`~UniMERerankerForCausalLM.score`].
+            strategy (`str`): `"pointwise"` sorts by `score`. `"listwise"` shows all candidates at once and reads the
+                distribution of the number after the forced prefix `Ans: (`. `"fused"` sorts by retrieval score plus
+                `weight` times `score`. `"generate"` is the procedure released with UniME-V2: the model writes an
+                answer, the candidate it names comes first and the others keep their order.
+            rounds (`int`, defaults to 1): listwise passes, each after the first with the candidates shuffled; their
+                distributions are averaged, which cancels a liking for certain positions.
+            seed (`int`): of the shuffling.
+            retrieval_scores (`list[float]`): of the candidates, for `"fused"`.
+            weight (`float`): of the reranker's score, for `"fused"`.
+            scoring: for `"pointwise"` and `"fused"`, the other arguments of `score`.
 
         Returns:
-            list of `{"index": int, "score": float}`; equal scores keep the order of `candidates`.
+            list of `{"index": int, "score": float}`; equal scores keep the order of `candidates`. With `"generate"`,
+            which gives no scores, `score` is None; if the answer names no candidate, a warning says so and the order
+            is that of `candidates`.
         """
-        if strategy == "pointwise":
-            scores = self.score(query, candidates, batch_tokens)
-        elif strategy == "listwise":
-            scores = self._listwise_scores(query, candidates)
+        if strategy not in ("pointwise", "listwise", "fused", "generate"):
+            raise ValueError(f"unknown strategy {strategy!r}; choose 'pointwise', 'listwise', 'fused' or 'generate'.")
+        if scoring and strategy in ("listwise", "generate"):
+            raise TypeError(f"{', '.join(scoring)} means nothing to the strategy {strategy!r}.")
+        if isinstance(candidates, str):
+            raise TypeError("candidates must be a list of items, not a string.")
+        if strategy == "generate":
+            return self._rank_by_generation(query, candidates, resolution)
+        if strategy == "listwise":
+            scores = self._listwise_scores(query, candidates, rounds, seed, batch_tokens, resolution)
         else:
-            raise ValueError(f"unknown strategy {strategy!r}; choose 'pointwise' or 'listwise'.")
+            scores = self.score(query, candidates, batch_tokens, resolution=resolution, **scoring)
+        if strategy == "fused":
+            if retrieval_scores is None or len(retrieval_scores) != len(candidates):
+                raise ValueError("the strategy 'fused' needs one retrieval score for each candidate.")
+            scores = torch.as_tensor(retrieval_scores, dtype=torch.float32).cpu() + weight * scores
         order = scores.argsort(descending=True, stable=True).tolist()
         return [{"index": index, "score": float(scores[index])} for index in order]
 
-    def _listwise_scores(self, query, candidates) -> torch.Tensor:
-        if len(candidates) > 9:
-            raise ValueError(
-                f"listwise ranking reads one digit, so it takes at most 9 candidates; got {len(candidates)}."
-            )
-        if not candidates:
-            return torch.empty(0)
-        messages = self.processor.rerank_messages(query, candidates, "listwise")
-        prepared = self.processor.prepare([messages], suffix=LISTWISE_ANSWER, names=["query and candidates"])
-        numbers = self._tokens([str(i + 1) for i in range(len(candidates))])
+    def _listwise_scores(self, query, candidates, rounds, seed, batch_tokens, resolution) -> torch.Tensor:
+        if rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {rounds}.")
+        count, total = len(candidates), torch.zeros(len(candidates))
+        generator = torch.Generator().manual_seed(seed)
+        query = _decoded(query, self.processor.num_frames)
+        for number in range(rounds if count else 0):
+            order = torch.randperm(count, generator=generator) if number else torch.arange(count)
+            shown = [candidates[i] for i in order.tolist()]
+            entry = self._listwise_prompt(query, shown, [f"candidate {i}" for i in order.tolist()], resolution)
+            total[order] += self._number_distribution(entry, count, batch_tokens)
+        return total / rounds
+
+    def _listwise_prompt(self, query, candidates, names, resolution, suffix=LISTWISE_ANSWER):
+        messages = self.processor.rerank_messages(query, candidates, "listwise", names)
+        (entry,) = self.processor.prepare(
+            [messages], suffix=suffix, names=["query and candidates"], resolution=resolution
+        )
+        return entry
+
+    def _number_distribution(self, entry, count: int, batch_tokens: int) -> torch.Tensor:
+        """Probabilities `[count]` of the numbers 1 to `count` as the answer.
+
+        Numbers of several digits are several tokens: the probability of each is the product of its tokens', each among
+        those that may follow there (another digit, or the closing bracket).
+        """
+        answers = self._number_tokens(count)
+        followers = {}  # what has been written of a number -> the tokens that may come next
+        for answer in answers:
+            for i in range(len(answer)):
+                followers.setdefault(tuple(answer[:i]), set()).add(answer[i])
+        open_ends = [written for written, tokens in followers.items() if len(tokens) > 1]
+        columns = sorted(set().union(*(followers[written] for written in open_ends)))
+        if not columns:  # a single candidate
+            return torch.ones(count)
+        prompts = [replace(entry, input_ids=[*entry.input_ids, *written]) for written in open_ends]
+        logits = self._next_logits(prompts, columns, batch_tokens, share_prefix=True, show_progress=False)
+        chances = {}
+        for row, written in enumerate(open_ends):
+            tokens = sorted(followers[written])
+            found = logits[row, [columns.index(token) for token in tokens]].softmax(dim=0)
+            chances[written] = dict(zip(tokens, found.tolist()))
+        return torch.tensor(
+            [math.prod(chances.get(tuple(a[:i]), {}).get(a[i], 1.0) for i in range(len(a))) for a in answers]
+        )
+
+    def _number_tokens(self, count: int) -> list[list[int]]:
+        """Ids of `1)`, `2)`, ... as they stand after the forced prefix."""
+        tokenizer = self.processor.tokenizer
+        before = tokenizer(LISTWISE_ANSWER, add_special_tokens=False)["input_ids"]
+        whole = tokenizer([f"{LISTWISE_ANSWER}{i + 1})" for i in range(count)], add_special_tokens=False)["input_ids"]
+        if any(ids[: len(before)] != before for ids in whole):
+            raise ValueError(f"the tokenizer joins {LISTWISE_ANSWER!r} with the number after it; use 'pointwise'.")
+        return [ids[len(before) :] for ids in whole]
+
+    def _rank_by_generation(self, query, candidates, resolution) -> list[dict]:
+        entry = self._listwise_prompt(query, candidates, None, resolution, suffix="")
         with self._inference():
-            batch = self.processor.collate(prepared).to(self.device)
-            scores = self._last_logits(batch)[0, numbers].softmax(dim=-1).cpu()  # [candidates]
-        if not torch.isfinite(scores).all():
-            self._explain_not_finite("query and candidates")
-        return scores
+            batch = self.processor.collate([entry], padding_side="left").to(self.device)
+            if "mm_token_type_ids" not in inspect.signature(self.vlm.forward).parameters:
+                del batch["mm_token_type_ids"]  # `generate` refuses what the VLM does not name
+            written = self.vlm.generate(
+                **batch, generation_config=self.generation_config, max_new_tokens=128, do_sample=False, use_cache=True
+            )
+        answer = self.processor.tokenizer.decode(written[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        number = re.search(r"\((\d+)\)", answer)
+        chosen = int(number[1]) - 1 if number else -1
+        order = list(range(len(candidates)))
+        if 0 <= chosen < len(candidates):
+            order.insert(0, order.pop(chosen))
+        else:
+            warnings.warn(
+                f"the answer {answer.strip()[:80]!r} names none of the {len(candidates)} candidates, whose order stays.",
+                stacklevel=3,
+            )
+        return [{"index": index, "score": None} for index in order]
 
-    def _last_logits(self, batch) -> torch.Tensor:
-        keep = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.vlm.forward).parameters else {}
-        return self(**batch, use_cache=False, **keep).logits[:, -1].float()  # [N, vocabulary]; left padding
+    def _next_logits(self, prepared, tokens, batch_tokens, share_prefix, show_progress) -> torch.Tensor:
+        """Logits `[N, len(tokens)]` of the token after each prompt, float32."""
+        columns = torch.tensor(tokens)
+        with self._inference():
+            shared = SharedPrefix.of(self, prepared, batch_tokens) if share_prefix else None
+            if shared is not None:
+                logits = shared.last_logits(columns, "Scoring", wants_progress(show_progress, len(prepared) // 8))
+            else:
+                logits = torch.empty(len(prepared), len(tokens))
+                for chunk, batch in self._batches(prepared, batch_tokens, show_progress, "Scoring", side="left"):
+                    last = self(**batch, use_cache=False, **self.keep_last_logits).logits[:, -1].float()
+                    logits[chunk] = last[:, columns.to(last.device)].cpu()
+        if not torch.isfinite(logits).all():
+            self._explain_not_finite(prepared[int(torch.isfinite(logits).all(dim=1).logical_not().nonzero()[0])].name)
+        return logits
 
-    def _tokens(self, words: list[str]) -> list[int]:
-        """The ids of answers that are one token each."""
-        found = self.processor.tokenizer(words, add_special_tokens=False)["input_ids"]
-        if any(len(ids) != 1 for ids in found) or len({ids[0] for ids in found}) != len(words):
-            raise ValueError(f"the tokenizer does not keep the answers {words} as one token each: {found}.")
-        return [ids[0] for ids in found]
+    @property
+    def keep_last_logits(self) -> dict:
+        """Argument that spares the logits of all tokens but the last, where the VLM has it."""
+        return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.vlm.forward).parameters else {}
+
+    def _answers(self, words: tuple[str, str], sum_variants: bool) -> list[list[int]]:
+        """Token ids of each answer: the word itself first, then its other spellings that are one token."""
+        tokenizer, groups = self.processor.tokenizer, []
+        for word in words:
+            spellings = [word, word.lower(), word.upper(), word.capitalize()]
+            spellings = [space + s for space in ("", " ") for s in spellings] if sum_variants else [word]
+            found = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in spellings]
+            if len(found[0]) != 1:
+                raise ValueError(f"the tokenizer does not keep the answer {word!r} as one token: {found[0]}.")
+            groups.append(list(dict.fromkeys(ids[0] for ids in found if len(ids) == 1)))
+        if set(groups[0]) & set(groups[1]):
+            raise ValueError(f"the tokenizer gives the answers {words} the same token.")
+        return groups
+
+
+def _decoded(item, num_frames: int):
+    """An item whose video, if it has one, is decoded once for all candidates."""
+    if not isinstance(item, dict) or item.get("video") is None:
+        return item
+    return {**item, "video": list(read_frames(item["video"], "query", num_frames))}
+
+
+def _penalise(logits, prepared, tokens, penalty: float) -> torch.Tensor:
+    """Applies `generate`'s repetition penalty to the logits of answers that occur in the prompt."""
+    if penalty == 1.0:
+        return logits
+    occurs = torch.tensor([[token in set(entry.input_ids) for token in tokens] for entry in prepared])
+    return torch.where(occurs, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 UniMEModel.register_for_auto_class("AutoModel")

@@ -20,7 +20,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from ..configuration_unime import UniMERerankerConfig
 from ..data.samplers import HomogeneousSampler
 from ..modeling_unime import UniMERerankerForCausalLM
-from ..processing_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION, UniMEProcessor
+from ..processing_unime import UniMEProcessor
+from ..prompts_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION
 from ..trainers.embedding_trainer import fast_bf16, resolve_decay
 
 SPECIAL = [

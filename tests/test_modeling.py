@@ -323,8 +323,10 @@ def test_listwise_rank_reads_the_number_after_the_forced_prefix(reranker):
 def test_rank_refuses_what_it_cannot_do(reranker):
     with pytest.raises(ValueError, match="unknown strategy"):
         reranker.rank("a", ["b"], strategy="fancy")
-    with pytest.raises(ValueError, match="at most 9 candidates; got 10"):
-        reranker.rank("a", ["b"] * 10, strategy="listwise")
+    with pytest.raises(ValueError, match="one retrieval score for each candidate"):
+        reranker.rank("a", ["b", "c"], strategy="fused", retrieval_scores=[0.5])
+    with pytest.raises(TypeError, match="sum_variants means nothing"):
+        reranker.rank("a", ["b", "c"], strategy="listwise", sum_variants=True)
     with pytest.raises(ValueError, match="candidate 1 is empty"):
         reranker.rank("a", ["b", ""])
     with pytest.raises(TypeError, match="not a string"):

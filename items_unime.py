@@ -1,0 +1,150 @@
+"""Items: what users hand in, keys for equal ones, their prepared form, and the planner of batches."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from .images_unime import MAX_IMAGE_PIXELS, Resolution, load_frames, open_image
+
+
+def plan_chunks(
+    lengths: Sequence[int],
+    token_budget: int,
+    max_padding: float = 0.05,
+    slack: int = 256,
+    boundary: int | None = None,
+) -> list[list[int]]:
+    """Packs sequences, sorted by length, into chunks of at most `token_budget` padded tokens each.
+
+    A chunk is closed when the next, longer sequence would leave more than `max_padding` of it padded, unless that is
+    fewer than `slack` tokens: starting another forward pass costs about as much as those. A single sequence above the
+    budget gets a chunk of its own.
+
+    Args:
+        lengths (`Sequence[int]`): tokens of each sequence.
+        token_budget (`int`): most padded tokens (longest x count) in one chunk.
+        max_padding (`float`, defaults to 0.05): padded share above which a chunk is closed.
+        slack (`int`, defaults to 256): padded tokens that are always tolerated.
+        boundary (`int`, *optional*): sequences longer than this never share a chunk with shorter ones.
+
+    Returns:
+        `list[list[int]]`: indices into `lengths`; every index occurs exactly once, the longest sequences come first.
+    """
+    if token_budget < 1:
+        raise ValueError(f"token_budget must be positive, got {token_budget}.")
+    chunks, tokens = [], 0
+    for index in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        padded = lengths[index] * (len(chunks[-1]) + 1) if chunks else 0
+        padding = padded - tokens - lengths[index]
+        crosses = chunks and boundary is not None and lengths[chunks[-1][0]] <= boundary < lengths[index]
+        if not chunks or crosses or padded > token_budget or padding > max(slack, max_padding * padded):
+            chunks.append([])
+            tokens = 0
+        chunks[-1].append(index)
+        tokens += lengths[index]
+    return chunks[::-1]
+
+
+@dataclass(frozen=True)
+class PreparedItem:
+    """A tokenised item: ids with one placeholder per image, its images undecoded, and its length in tokens.
+
+    `sizes` are the (width, height) at which the images will be read, `image_tokens` what each of them takes.
+    """
+
+    name: str
+    prompt: str
+    input_ids: list[int]
+    images: tuple = ()
+    sizes: tuple[tuple[int, int], ...] = ()
+    image_tokens: tuple[int, ...] = ()
+    resolution: Resolution = field(default_factory=Resolution)
+
+    @property
+    def length(self) -> int:
+        return len(self.input_ids) + sum(self.image_tokens) - len(self.images)
+
+
+def is_chat(item) -> bool:
+    return isinstance(item, (list, tuple)) and bool(item) and all(isinstance(m, Mapping) and "role" in m for m in item)
+
+
+def is_image(value) -> bool:
+    return isinstance(value, (str, os.PathLike, Image.Image))
+
+
+def split_item(item, name: str = "item", num_frames: int = 8):
+    """Returns text and images of a string, a PIL image, a path, or a dict of "text" with "image" or "video".
+
+    A `str` is always text; a path to an image is an `os.PathLike` or the value of the dict's `"image"` key. A video,
+    given as a path or as its frames, becomes at most `num_frames` images. The text may be None, the images `()`.
+    """
+    text, image, video = None, None, None
+    if isinstance(item, str):
+        text = item
+    elif isinstance(item, (Image.Image, os.PathLike)):
+        image = item
+    elif isinstance(item, Mapping):
+        unknown = sorted(item.keys() - {"text", "image", "video"})
+        if unknown:
+            raise ValueError(f"{name} has unknown keys {unknown}; an item has 'text', 'image' or 'video'.")
+        text, image, video = item.get("text"), item.get("image"), item.get("video")
+        image = None if isinstance(image, str) and not image else image
+    else:
+        raise TypeError(
+            f"{name} is a {type(item).__name__}; expected a string, a PIL image, a path, a dict with 'text', 'image' "
+            "or 'video', or a list of chat messages."
+        )
+    if image is not None and not is_image(image):
+        raise TypeError(f"{name} has an image of type {type(image).__name__}; expected a path or a PIL image.")
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"{name} has a text of type {type(text).__name__}; expected a string.")
+    if image is not None and video is not None:
+        raise ValueError(f"{name} has both an image and a video; give one of them.")
+    if image is None and video is None and not (text and text.strip()):
+        raise ValueError(f"{name} is empty: it has neither text nor image.")
+    return text, read_frames(video, name, num_frames) if video is not None else () if image is None else (image,)
+
+
+def read_frames(video, name: str, num_frames: int) -> tuple[Image.Image, ...]:
+    try:
+        return tuple(load_frames(video, num_frames))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def item_key(item, max_pixels: int = MAX_IMAGE_PIXELS, name: str = "item") -> str:
+    """A key that is equal for items of equal content: texts by value, paths by name, images by what the model sees."""
+    digest = hashlib.blake2b(digest_size=16)
+
+    def feed(value):
+        if isinstance(value, Image.Image):
+            try:
+                seen = open_image(value, max_pixels)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            digest.update(f"P{seen.size}".encode() + seen.tobytes())
+        elif isinstance(value, Mapping):
+            digest.update(b"D")
+            for key in sorted(value):
+                feed(key)
+                feed(value[key])
+        elif isinstance(value, np.ndarray):
+            digest.update(f"A{value.shape}{value.dtype}".encode() + value.tobytes())
+        elif isinstance(value, (list, tuple)):
+            digest.update(b"L")
+            for element in value:
+                feed(element)
+        else:
+            text = os.fspath(value) if isinstance(value, os.PathLike) else value
+            digest.update(f"{type(text).__name__}{isinstance(value, os.PathLike)}{len(str(text))}:{text}".encode())
+
+    feed(item)
+    return digest.hexdigest()
+
+
+__all__ = ["PreparedItem", "is_chat", "is_image", "item_key", "plan_chunks", "read_frames", "split_item"]

@@ -1,0 +1,190 @@
+"""Phi-3-vision and Phi-3.5-vision from transformers' own parts: a Phi-3 decoder and a CLIP tower.
+
+Module names give the published key layout (`model.vision_embed_tokens.img_projection.0.weight`, ...), so released
+checkpoints load and are saved as they are.
+"""
+
+import contextlib
+import copy
+import os
+import re
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    CLIPVisionModel,
+    Phi3ForCausalLM,
+    Phi3Model,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .configuration_phi3_v import Phi3VConfig
+
+
+class Phi3VImageEmbedding(nn.Module):
+    """CLIP features of crops and thumbnail -> one sequence per image in the language model's width."""
+
+    def __init__(self, config: Phi3VConfig):
+        super().__init__()
+        vision, width = config.vision_config, 4 * config.vision_config.hidden_size
+        vision._attn_implementation = config._attn_implementation
+        self.layer = config.img_processor.get("layer_idx", -2)
+        self.side = vision.image_size // vision.patch_size  # patches a side of one crop
+        self.crop = vision.image_size
+        self.img_processor = CLIPVisionModel(vision)
+        self.glb_GN = nn.Parameter(torch.zeros(1, 1, width))
+        self.sub_GN = nn.Parameter(torch.zeros(1, 1, 1, width))
+        self.img_projection = nn.Sequential(
+            nn.Linear(width, config.hidden_size), nn.GELU(), nn.Linear(config.hidden_size, config.hidden_size)
+        )
+
+    def forward(self, pixel_values, image_sizes) -> list[torch.Tensor]:
+        """Features `[tokens, H]` of each image.
+
+        Args:
+            pixel_values (`FloatTensor` `[images, crops + 1, 3, 336, 336]`): thumbnail, crops row by row, zeros.
+            image_sizes (`LongTensor` `[images, 2]`): height and width of the canvas the crops tile.
+        """
+        grids = [(int(h) // self.crop, int(w) // self.crop) for h, w in image_sizes]
+        used = torch.cat([pixels[: 1 + h * w] for pixels, (h, w) in zip(pixel_values, grids)])  # padding is skipped
+        hidden = self.img_processor(
+            used.to(self.glb_GN.dtype), output_hidden_states=True, return_dict=True
+        ).hidden_states[self.layer][:, 1:]  # [crops, side * side, C], without CLS
+        merged = hidden.unflatten(1, (self.side // 2, 2, self.side // 2, 2))  # 2 x 2 patches become one vector
+        merged = merged.permute(0, 1, 3, 2, 4, 5).flatten(3)  # [crops, side / 2, side / 2, 4C]
+        features, start = [], 0
+        for h, w in grids:
+            thumbnail, crops = merged[start], merged[start + 1 : start + 1 + h * w]
+            crops = crops.unflatten(0, (h, w)).transpose(1, 2).flatten(2, 3).flatten(0, 1)  # [h * rows, w * cols, 4C]
+            sequence = torch.cat([self._rows(crops), self.glb_GN[0], self._rows(thumbnail)])
+            features.append(self.img_projection(sequence))
+            start += 1 + h * w
+        return features
+
+    def _rows(self, grid):
+        """A grid `[rows, cols, 4C]` as a sequence with the learnt separator after every row."""
+        separator = self.sub_GN[0].expand(len(grid), 1, -1)
+        return torch.cat([grid, separator], dim=1).flatten(0, 1)
+
+
+class Phi3VModel(Phi3Model):
+    """The Phi-3 decoder that reads image features wherever the token id is negative."""
+
+    config: Phi3VConfig
+    config_class = Phi3VConfig
+    input_modalities = ("image", "text")
+    # other tools also write the embedding table under the image embedder, and old CLIP exports their position ids
+    _keys_to_ignore_on_load_unexpected = [r"vision_embed_tokens\.wte\.weight$", r"embeddings\.position_ids$"]
+
+    def __init__(self, config: Phi3VConfig):
+        super().__init__(config)
+        self.vision_embed_tokens = Phi3VImageEmbedding(config)
+        self.post_init()
+
+    def get_image_features(self, pixel_values, image_sizes, **kwargs) -> BaseModelOutputWithPooling:
+        """`pooler_output`: a list with the features `[tokens, H]` of each image."""
+        return BaseModelOutputWithPooling(pooler_output=self.vision_embed_tokens(pixel_values, image_sizes))
+
+    def forward(
+        self, input_ids=None, attention_mask=None, pixel_values=None, image_sizes=None, inputs_embeds=None,
+        mm_encoder_outputs=None, mm_token_type_ids=None, **kwargs,
+    ):  # fmt: skip
+        """As [`Phi3Model`], with `pixel_values` and `image_sizes` of the images in the order of their tokens."""
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids.clamp(min=0))  # [N, L, H]
+            images = (mm_encoder_outputs or {}).get("image")
+            if images is None and pixel_values is not None:
+                images = self.get_image_features(pixel_values, image_sizes)
+            if images is not None:
+                features = torch.cat(list(images.pooler_output)).to(inputs_embeds.dtype)  # [image tokens, H]
+                holes = (input_ids < 0).unsqueeze(-1).expand_as(inputs_embeds)
+                if holes.sum() != features.numel():
+                    raise ValueError(
+                        f"{int((input_ids < 0).sum())} image tokens for {len(features)} image features; they must "
+                        "be equal."
+                    )
+                inputs_embeds = inputs_embeds.masked_scatter(holes, features)
+            elif (input_ids < 0).any():
+                raise ValueError("the input holds image tokens, but no image was passed.")
+        return super().forward(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+
+class Phi3VForCausalLM(Phi3ForCausalLM):
+    """[`Phi3VModel`] with the language-modelling head."""
+
+    config: Phi3VConfig
+    config_class = Phi3VConfig
+    input_modalities = ("image", "text")
+    _keys_to_ignore_on_load_unexpected = Phi3VModel._keys_to_ignore_on_load_unexpected
+
+    def __init__(self, config: Phi3VConfig):
+        super().__init__(config)
+        self.model = Phi3VModel(config)
+        self.post_init()
+
+    def get_image_features(self, *args, **kwargs):
+        return self.model.get_image_features(*args, **kwargs)
+
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
+        labels=None, use_cache=None, logits_to_keep=0, pixel_values=None, image_sizes=None, mm_token_type_ids=None,
+        mm_encoder_outputs=None, **kwargs,
+    ):  # fmt: skip
+        """As [`Phi3ForCausalLM`], with the arguments of [`Phi3VModel`] (`generate` goes by the names given here)."""
+        return super().forward(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels, use_cache=use_cache,
+            logits_to_keep=logits_to_keep, pixel_values=pixel_values, image_sizes=image_sizes,
+            mm_encoder_outputs=mm_encoder_outputs, **kwargs,
+        )  # fmt: skip
+
+    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
+        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            for key in ("pixel_values", "image_sizes", "mm_token_type_ids"):  # the images have been read
+                inputs.pop(key, None)
+        return inputs
+
+
+def complete_config(path, config):
+    """Adds what the weights in a folder say about a CLIP tower that is not the ViT-L/14-336 of the published files.
+
+    Published configurations leave the tower unsaid. Returns `config` itself for other models and for repositories.
+    """
+    if config.model_type != "phi3_v" or not os.path.isdir(path) or "vision_config" in config.img_processor:
+        return config
+    prefix = "model.vision_embed_tokens.img_processor.vision_model."
+    shapes = {}
+    for file in sorted(os.listdir(path)):
+        if file.endswith(".safetensors"):
+            with safe_open(os.path.join(path, file), framework="pt") as weights:
+                for key in weights.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+                    if key.startswith(prefix):
+                        shapes[key.removeprefix(prefix)] = weights.get_slice(key).get_shape()
+    layers = {int(m[1]) for m in (re.match(r"encoder\.layers\.(\d+)\.", key) for key in shapes) if m}
+    if not layers:
+        return config
+    config = copy.deepcopy(config)
+    config.img_processor["vision_config"] = {
+        "num_hidden_layers": len(layers),
+        "hidden_size": shapes["embeddings.class_embedding"][0],
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "num_attention_heads": max(1, shapes["embeddings.class_embedding"][0] // 64),  # as in every CLIP
+    }
+    return config
+
+
+for _auto, _model in (
+    (AutoModel, Phi3VModel),
+    (AutoModelForCausalLM, Phi3VForCausalLM),
+    (AutoModelForImageTextToText, Phi3VForCausalLM),
+):
+    with contextlib.suppress(ValueError):  # raised when another copy of this module came first, which stays
+        _auto.register(CONFIG_MAPPING["phi3_v"], _model)
+
+__all__ = ["Phi3VForCausalLM", "Phi3VModel", "complete_config"]

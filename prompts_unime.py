@@ -1,0 +1,202 @@
+"""Prompt presets: how an item becomes a prompt, and which preset each published checkpoint was trained with."""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import NamedTuple
+
+# How MMEB, LLaVA and Qwen spell "the image goes here"; Qwen's fence around it is the backbone's business.
+PLACEHOLDER = re.compile(r"(?:<\|vision_start\|>)?(?:<\|image_\d+\|>|<image>|<\|image_pad\|>)(?:<\|vision_end\|>)?")
+
+POINTWISE_INSTRUCTION = (
+    "I will provide you with a query and a candidate. Please evaluate whether the candidate meets the requirements of "
+    "the query. If it does, respond with 'Yes'; if it doesn't, respond with 'No'."
+)
+CHOICE_INSTRUCTION = (
+    "I will provide you with a query and a candidate. Please evaluate whether the candidate meets the requirements of "
+    "the query, and respond with the letter of the right option.\n"
+    "A. Yes, the candidate fully matches the query.\n"
+    "B. No, the candidate does not match or only partially matches.\n"
+)
+LISTWISE_INSTRUCTION = (
+    "I will provide you with a query followed by multiple candidates in the format: (1) cand1 (2) cand2, etc. Each "
+    "candidate is independent of the others. Evaluate each candidate against the query, and respond with the number "
+    "corresponding to the candidate that best meets the requirements of the query."
+)
+LISTWISE_ANSWER = "Ans: ("  # the forced answer prefix; the next token begins the number
+
+
+class Prompts(NamedTuple):
+    """The user turn by kind of item. `{image}` stands where the image goes, `{text}` where the text goes."""
+
+    text: str
+    image: str
+    both: str
+
+    def of(self, has_text: bool, has_image: bool) -> str:
+        return self.both if has_text and has_image else self.image if has_image else self.text
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One way to read items: prompts by role, and everything else that decides which embedding comes out.
+
+    The pooled token is the last one everywhere.
+
+    Args:
+        query, document (`Prompts`): user turns by kind of item.
+        system (`str`, *optional*): system turn.
+        chat (`bool`): wrap the turn in the chat template with a generation prompt; otherwise it is fed raw.
+        raw_joint (`bool`): image-and-text prompts, and texts that place the image themselves, are fed raw whatever
+            `chat` says: MMEB's strings as UniME's second stage saw them.
+        verbatim (`bool`): a text that places the image itself is the whole turn; otherwise it replaces image and
+            text in the prompt.
+        fenced (`bool`): whether images stand between the backbone's own markers (Qwen's `<|vision_start|>`).
+        strip (`bool`): strip texts that accompany an image.
+        fusion (`str`): `"joint"` reads image and text in one prompt; `"sum"` adds their two embeddings.
+        positions (`str`): `"native"`, or `"flat"`: 1-D positions for image tokens too.
+        padding_side (`str`): side of the padding in a batch.
+        resolution: default resolution policy (see [`~unime.images_unime.Resolution`]).
+        anyres_padding (`str`): `"even"`, or `"legacy"`: the canvas of LLaVA's tiles comes out a pixel short when its
+            padding is odd, as transformers 4.4x did.
+        model_types (`tuple`): backbones the preset is for; empty for any.
+    """
+
+    query: Prompts
+    document: Prompts
+    system: str | None = None
+    chat: bool = True
+    raw_joint: bool = False
+    verbatim: bool = False
+    fenced: bool = True
+    strip: bool = False
+    fusion: str = "joint"
+    positions: str = "native"
+    padding_side: str = "left"
+    resolution: str | int = "native"
+    anyres_padding: str = "even"
+    model_types: tuple[str, ...] = ()
+
+
+def _same(prompts: Prompts, **settings) -> Preset:
+    return Preset(query=prompts, document=prompts, **settings)
+
+
+_JOINT = "{image}\n{text}\n"
+_CAPTION = "Find an image caption describing the given image."
+
+PRESETS = {
+    # Zero-shot, and UniME stage 1 (2504.17432 section 3.2): the next token after the prompt sums the item up.
+    "summary": _same(
+        Prompts(
+            text="{text}\nSummary above sentence in one word:",
+            image="{image}\nSummary above image in one word:",
+            both="{image}\n{text}\nSummary above image and sentence in one word:",
+        )
+    ),
+    # From Generator to Embedder (2508.00955): a shared system sentence, and a one-word request on the query side only.
+    "hierarchical": Preset(
+        system="Given an image, summarize the provided image in one word. "
+        "Given only text, describe the text in one word.",
+        query=Prompts(
+            text="{text}\nRepresent the given text in one word.",
+            image="{image}\nRepresent the given text/image in one word.",
+            both="{image}\n{text}\nRepresent the given text/image in one word.",
+        ),
+        document=Prompts(text="{text}", image="{image}", both="{image}\n{text}"),
+    ),
+    # VLM2Vec and UniME stage 2 on MMEB: the data set's own strings, unwrapped.
+    "joint": _same(
+        Prompts(text="{text}", image="{image}\nRepresent the given image.\n", both=_JOINT), chat=False, verbatim=True
+    ),
+    "unime-phi3.5-v": _same(
+        Prompts(
+            text="<|user|>\n{text}\nSummary above sentence in one word: <|end|>\n<|assistant|>\n",
+            image="<|user|>\n{image}\nSummary above image in one word: <|end|>\n<|assistant|>\n",
+            both=_JOINT,
+        ),
+        chat=False, verbatim=True, fusion="sum", model_types=("phi3_v",),
+    ),
+    "unime-llava-1.6": _same(
+        Prompts(
+            text="[INST] {text}\nSummary above sentence in one word: [/INST]",
+            image="[INST] {image}\nSummary above image in one word: [/INST]",
+            both=_JOINT,
+        ),
+        chat=False, verbatim=True, fusion="sum", anyres_padding="legacy", model_types=("llava_next",),
+    ),
+    "unime-llava-onevision": _same(
+        Prompts(
+            text="{text}\nSummary above sentence in one word:\n",
+            image="{image}Summary above image in one word:\n",
+            both=_JOINT,
+        ),
+        raw_joint=True, verbatim=True, fusion="sum", resolution=336, anyres_padding="legacy",
+        model_types=("llava_onevision",),
+    ),
+    "unime-v2-qwen2-vl": _same(
+        Prompts(text="{text}", image=f"{{image}} {_CAPTION}", both=_JOINT),
+        chat=False, verbatim=True, fenced=False, positions="flat", resolution=1344,
+        model_types=("qwen2_vl", "qwen2_5_vl"),
+    ),
+    "unime-v2-llava-onevision": _same(
+        Prompts(text="{text}", image=f"{{image}}{_CAPTION}", both="{image}{text}"),
+        verbatim=True, strip=True, resolution=1344, anyres_padding="legacy", model_types=("llava_onevision",),
+    ),
+    # The reranker reads chats of its own making; only its resolution matters: squashed to 1344, then 300 tokens.
+    "unime-v2-reranker": _same(
+        Prompts(text="{text}", image="{image}", both="{image}\n{text}"),
+        resolution="1344+tokens:300", model_types=("qwen2_5_vl",),
+    ),
+}  # fmt: skip
+
+CHECKPOINTS = {
+    "DeepGlint-AI/UniME-Phi3.5-V-4.2B": "unime-phi3.5-v",
+    "DeepGlint-AI/UniME-LLaVA-1.6-7B": "unime-llava-1.6",
+    "DeepGlint-AI/UniME-LLaVA-OneVision-7B": "unime-llava-onevision",
+    "TianchengGu/UniME-V2-Qwen2VL-2B": "unime-v2-qwen2-vl",
+    "TianchengGu/UniME-V2-Qwen2VL-7B": "unime-v2-qwen2-vl",
+    "TianchengGu/UniME-V2-LLaVA-OneVision-8B": "unime-v2-llava-onevision",
+    "TianchengGu/UniME-V2-reranker-Qwen25VL-7B": "unime-v2-reranker",
+}
+
+
+def find_preset(name, model_type: str, preset: str | None = None, strict: bool = True) -> str:
+    """The preset to use for a checkpoint: the one asked for, a published repository's own, or `"summary"`.
+
+    Args:
+        name (`str` or path): repository or folder.
+        model_type (`str`): of the backbone.
+        preset (`str`, *optional*): asked for by name.
+        strict (`bool`): refuse UniME checkpoints that are not in the table.
+
+    Raises:
+        ValueError: the preset is unknown or for another backbone, or the repository is a UniME one without a known
+            preset; the message lists the presets that fit.
+    """
+    fitting = [key for key, value in PRESETS.items() if not value.model_types or model_type in value.model_types]
+    if preset is None:
+        repo = os.path.basename(os.path.normpath(str(name)))
+        known = {key.split("/")[1].lower(): value for key, value in CHECKPOINTS.items()}
+        preset = known.get(repo.lower(), "summary")
+        if strict and preset == "summary" and "unime" in repo.lower():
+            raise ValueError(
+                f"{name} is no published checkpoint we know, and its name says that it was trained with prompts of its "
+                f"own; pass `preset=`, one of {', '.join(fitting)}."
+            )
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}.")
+    if preset not in fitting:
+        raise ValueError(
+            f"the preset {preset!r} is for {' and '.join(PRESETS[preset].model_types)}, but {name} is a {model_type}; "
+            f"choose one of {', '.join(fitting)}."
+        )
+    return preset
+
+
+def strip_placeholders(text: str) -> str:
+    """Removes image placeholders and one newline after each (a space is kept, as upstream does)."""
+    return re.sub(PLACEHOLDER.pattern + "\n?", "", text)
+
+
+__all__ = ["CHECKPOINTS", "PRESETS", "Preset", "Prompts", "find_preset", "strip_placeholders"]

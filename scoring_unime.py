@@ -1,0 +1,254 @@
+"""Next-token logits of many prompts that begin alike: the beginning is run once, images are looked at once.
+
+A judge reads the same instruction, query and query image before every candidate. Their keys and values are computed
+once and shared by all candidates; the vision features of an image are kept across calls, up to a bound.
+"""
+
+import copy
+import inspect
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from .items_unime import PreparedItem, item_key, plan_chunks
+
+
+@dataclass
+class _Seen:
+    """An image as the language model gets it: features `[tokens, H]`, those added at deeper layers (Qwen3-VL), its
+    patch grid (M-RoPE), and the string its image token becomes."""
+
+    features: torch.Tensor
+    deepstack: list[torch.Tensor]
+    grid: torch.Tensor | None
+    string: str
+
+    @property
+    def tokens(self) -> int:
+        return len(self.features)
+
+
+class VisionCache:
+    """Features of the images seen last, at most `max_tokens` of their tokens; emptied when vision weights change."""
+
+    def __init__(self, max_tokens: int = 32_768):
+        self.max_tokens = max_tokens
+        self.entries: OrderedDict[tuple, _Seen] = OrderedDict()
+        self.weights = None
+
+    def open(self, weights: tuple):
+        if weights != self.weights:
+            self.entries.clear()
+            self.weights = weights
+
+    def get(self, key) -> _Seen | None:
+        if key in self.entries:
+            self.entries.move_to_end(key)
+        return self.entries.get(key)
+
+    def put(self, key, seen: _Seen):
+        self.entries[key] = seen
+        total = sum(entry.tokens for entry in self.entries.values())
+        while total > self.max_tokens and self.entries:
+            total -= self.entries.popitem(last=False)[1].tokens
+
+
+class SharedPrefix:
+    """Prompts of one call, their images seen, and how far they are equal.
+
+    Args:
+        model: the reranker.
+        prepared (`list[PreparedItem]`): one prompt each.
+        batch_tokens (`int`): tokens of one forward pass.
+    """
+
+    def __init__(self, model, prepared: list[PreparedItem], batch_tokens: int):
+        self.model, self.batch_tokens = model, batch_tokens
+        self.seen: dict[tuple, _Seen] = {}
+        self.images = _keys_of(prepared, model.processor)
+        self._look(prepared)
+        strings = [[self.seen[key].string for key in keys] for keys in self.images]
+        self.ids = [model.processor.expand(entry, texts) for entry, texts in zip(prepared, strings)]
+        self.length, self.prefix_images = self._common()
+
+    @classmethod
+    def of(cls, model, prepared, batch_tokens):
+        """The shared prefix of several prompts; None where sharing would change results or is not supported.
+
+        The VLM must take images seen before, and no prompt may cross the length at which rotary factors change.
+        """
+        boundary = model.config.length_boundary
+        if "mm_encoder_outputs" not in inspect.signature(model.vlm.forward).parameters:
+            return None
+        if boundary is not None and max(entry.length for entry in prepared) > boundary:
+            return None
+        return cls(model, prepared, batch_tokens)
+
+    def _look(self, prepared):
+        """Runs the vision tower over the distinct images that are not in the cache."""
+        model, cache = self.model, self.model.vision_cache
+        cache.open(_vision_state(model))
+        wanted = {}
+        for entry, keys in zip(prepared, self.images):
+            for index, key in enumerate(keys):
+                if (known := cache.get(key)) is not None:
+                    self.seen[key] = known
+                elif key not in wanted:
+                    wanted[key] = (entry, index)
+        for alone in (True, False):
+            pending = [(key, place) for key, place in wanted.items() if key[-1] == alone]
+            lengths = [entry.image_tokens[index] for _, (entry, index) in pending]
+            for chunk in plan_chunks(lengths, self.batch_tokens, max_padding=1.0):
+                keys, places = zip(*(pending[i] for i in chunk))
+                for key, seen in zip(keys, self._see(places, alone)):
+                    self.seen[key] = seen
+                    cache.put(key, seen)
+
+    def _see(self, places, alone: bool) -> list[_Seen]:
+        """Features of images, read as they are when alone in their prompt, or one of several."""
+        model = self.model
+        inputs, strings = model.processor.read_loose_images(places, alone)
+        outputs = model.vlm.get_image_features(**{k: v.to(model.device) for k, v in inputs.items()}, return_dict=True)
+        deepstack = getattr(outputs, "deepstack_features", None) or []  # [layers][images]
+        grids = inputs.get("image_grid_thw")
+        return [
+            _Seen(
+                outputs.pooler_output[i], [layer[i] for layer in deepstack], None if grids is None else grids[i], text
+            )
+            for i, text in enumerate(strings)
+        ]
+
+    def _common(self) -> tuple[int, int]:
+        """Tokens and images with which all prompts begin; at least one token of each is left over."""
+        if len(self.ids) == 1:
+            return 0, 0
+        placeholders, marked = set(self.model.processor.image_token_ids), []
+        for ids, keys in zip(self.ids, self.images):
+            # an image token stands for its image and the number of tokens that are still to come of it
+            spans = ((key, left) for key in keys for left in reversed(range(self.seen[key].tokens)))
+            marked.append([next(spans) if token in placeholders else token for token in ids])
+        shortest = min(map(len, marked)) - 1
+        length = 0
+        while length < shortest and len({sequence[length] for sequence in marked}) == 1:
+            length += 1
+        while length > 0 and isinstance(marked[0][length - 1], tuple) and marked[0][length - 1][1] > 0:
+            length -= 1  # an image is not cut in two
+        images = sum(1 for token in marked[0][:length] if isinstance(token, tuple) and token[1] == 0)
+        return length, images
+
+    def last_logits(self, columns: torch.Tensor, description: str, show_progress: bool) -> torch.Tensor:
+        """Logits `[N, len(columns)]` of the token after each prompt, float32."""
+        lengths = [len(ids) - self.length for ids in self.ids]
+        cache = self._prefill() if self.length else None
+        logits = torch.empty(len(self.ids), len(columns))
+        rows = max(1, 8 * self.batch_tokens // max(map(len, self.ids)))  # bounds the copies of the prefix
+        chunks = plan_chunks(lengths, self.batch_tokens)
+        chunks = [chunk[i : i + rows] for chunk in chunks for i in range(0, len(chunk), rows)]
+        with tqdm(total=len(self.ids), desc=description, disable=not show_progress, unit="item") as bar:
+            for chunk in chunks:
+                out = self._continue(cache, chunk)
+                logits[chunk] = out[:, columns.to(out.device)].float().cpu()
+                bar.update(len(chunk))
+        return logits
+
+    def _prefill(self):
+        ids = torch.tensor([self.ids[0][: self.length]])
+        inputs = self._inputs([0], ids, torch.ones_like(ids), 0, self.length, slice(0, self.prefix_images))
+        return self.model(**inputs, use_cache=True, **self.model.keep_last_logits).past_key_values
+
+    def _continue(self, cache, chunk: list[int]) -> torch.Tensor:
+        suffixes = [self.ids[i][self.length :] for i in chunk]
+        padded = self.model.processor.pad(suffixes, side="left")
+        mask = torch.cat([torch.ones(len(chunk), self.length, dtype=torch.long), padded["attention_mask"]], dim=1)
+        inputs = self._inputs(
+            chunk,
+            padded["input_ids"],
+            mask,
+            self.length,
+            padded["input_ids"].shape[1],
+            slice(self.prefix_images, None),
+        )
+        if cache is not None:
+            cache = copy.deepcopy(cache)
+            cache.batch_repeat_interleave(len(chunk))
+        out = self.model(**inputs, past_key_values=cache, use_cache=cache is not None, **self.model.keep_last_logits)
+        return out.logits[:, -1]
+
+    def _inputs(self, rows, input_ids, attention_mask, start: int, width: int, images: slice) -> dict:
+        """The model's arguments for columns of the prompts `rows`, left-padded to `width`, that begin at `start`."""
+        device, processor = self.model.device, self.model.processor
+        is_image = torch.isin(input_ids, torch.tensor(processor.image_token_ids))
+        inputs = {
+            "input_ids": input_ids.to(device),
+            "attention_mask": attention_mask.to(device),
+            "position_ids": self._positions(rows, start, width).to(device),
+            "mm_token_type_ids": is_image.int().to(device),
+        }
+        seen = [self.seen[key] for row in rows for key in self.images[row][images]]
+        if seen:
+            inputs["mm_encoder_outputs"] = {"image": _join(seen)}
+        return inputs
+
+    def _positions(self, rows, start: int, width: int) -> torch.Tensor:
+        """Position ids of those columns, `[3, N, width]` for M-RoPE, else `[N, width]`; zero at padding."""
+        columns = []
+        for row in rows:
+            ids = torch.tensor([self.ids[row]])
+            position = self._whole_positions(ids, self.images[row])[..., start : start + width]
+            columns.append(torch.nn.functional.pad(position, (width - position.shape[-1], 0)))
+        return torch.cat(columns, dim=-2)
+
+    def _whole_positions(self, ids: torch.Tensor, keys) -> torch.Tensor:
+        model = self.model
+        owner = next((m for m in (model.vlm, getattr(model.vlm, "model", None)) if hasattr(m, "get_rope_index")), None)
+        if owner is None or not keys:
+            flat = torch.arange(ids.shape[1])[None]
+            return flat if owner is None else flat.expand(3, 1, -1)
+        is_image = torch.isin(ids, torch.tensor(model.processor.image_token_ids)).int()
+        grid = torch.stack([self.seen[key].grid for key in keys])
+        return owner.get_rope_index(
+            input_ids=ids, mm_token_type_ids=is_image, image_grid_thw=grid, attention_mask=torch.ones_like(ids)
+        )[0]
+
+
+def _keys_of(prepared, processor) -> list[list[tuple]]:
+    """What tells images apart: content, size as read, and whether they are alone in their prompt."""
+    known = {}  # the query's image is one object in all prompts
+
+    def content(image):
+        if id(image) not in known:
+            if isinstance(image, Image.Image):
+                known[id(image)] = item_key(image, processor.max_image_pixels)
+            else:
+                status = os.stat(image)
+                known[id(image)] = (os.fspath(image), status.st_mtime_ns, status.st_size)
+        return known[id(image)]
+
+    return [
+        [
+            (content(image), size, entry.resolution, len(entry.images) == 1)
+            for image, size in zip(entry.images, entry.sizes)
+        ]
+        for entry in prepared
+    ]
+
+
+def _vision_state(model) -> tuple:
+    """Changes whenever a weight outside the language model does."""
+    language = {id(parameter) for parameter in model.vlm.get_decoder().parameters()}
+    return tuple((p.data_ptr(), p._version) for p in model.vlm.parameters() if id(p) not in language)
+
+
+def _join(seen: list[_Seen]) -> BaseModelOutputWithPooling:
+    """The vision tower's output for several images, from what each of them gave."""
+    joined = BaseModelOutputWithPooling(pooler_output=[entry.features for entry in seen])
+    joined.deepstack_features = [list(layer) for layer in zip(*(entry.deepstack for entry in seen))]
+    return joined
+
+
+__all__ = ["SharedPrefix", "VisionCache"]

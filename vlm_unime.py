@@ -1,0 +1,305 @@
+"""What embedder and reranker share: a wrapped VLM, loading without silent losses, and fast vision attention."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
+from types import MethodType
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from tqdm.auto import tqdm
+from transformers import AttentionInterface, AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+from .items_unime import plan_chunks
+from .modeling_phi3_v import complete_config
+from .processing_unime import SETTINGS, UniMEProcessor
+from .prompts_unime import find_preset
+
+_HUB_KEYS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
+_PACKED_ATTENTION = "unime_packed_flash"  # "flash" makes the Qwen-VL vision towers hand over the whole packed sequence
+
+
+def packed_attention(module, query, key, value, attention_mask=None, scaling=None, cu_seq_lens_q=None, **kwargs):
+    """Attention over images packed into one sequence: one call per distinct image length instead of one per image.
+
+    Shapes: query, key, value `[1, heads, patches, head_dim]`; `cu_seq_lens_q` `[images + 1]`; the result is
+    `[1, patches, heads, head_dim]`.
+    """
+    starts = cu_seq_lens_q.tolist()
+    by_length = {}
+    for start, end in pairwise(starts):
+        by_length.setdefault(end - start, []).append(start)
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [patches, heads, dim]
+    if len(by_length) == 1:
+        (length,) = by_length
+        q, k, v = (
+            x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value)
+        )  # [images, heads, length, dim]
+        return _attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1).unsqueeze(0), None
+    pieces, rows = [], []
+    for length, begins in by_length.items():
+        index = torch.tensor(begins, device=query.device)[:, None] + torch.arange(
+            length, device=query.device
+        )  # [images, length]
+        q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))
+        pieces.append(_attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
+        rows.append(index.flatten())
+    return torch.cat(pieces)[torch.cat(rows).argsort()].unsqueeze(0), None
+
+
+def _attend(query, key, value, scaling):
+    """SDPA, or plain matmuls where its backward is several times slower (short sequences on CPU)."""
+    if query.device.type == "cpu" and query.requires_grad and query.shape[2] <= 512:
+        return ((query * scaling) @ key.transpose(-1, -2)).softmax(dim=-1).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value, scale=scaling)
+
+
+def _linear_patches(patch_embed):
+    """Lets a patch embedding, a convolution whose stride is its kernel, run as the matrix product that it is."""
+    patch_embed.forward = MethodType(_embed_patches, patch_embed)  # a bound method follows its module through deepcopy
+
+
+def _embed_patches(self, patches):  # [patches, channels * time * height * width]
+    if type(self.proj) is not torch.nn.Conv3d:  # an adapter or a quantised layer stands there
+        return type(self).forward(self, patches)
+    return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
+
+
+AttentionInterface.register(_PACKED_ATTENTION, packed_attention)
+
+
+class UniMEPreTrainedModel(PreTrainedModel):
+    """What embedder and reranker share: strict loading, a processor that travels along, batches by token budget."""
+
+    base_model_prefix = "vlm"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = []  # the children's are merged in `post_init`
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _vlm_class = None  # the Auto class that builds the wrapped VLM
+
+    def __init__(self, config):
+        if (vision := _vision_config(config)) is not None and vision._attn_implementation == _PACKED_ATTENTION:
+            # transformers builds no model under our name; it is set again below
+            vision._attn_implementation = "sdpa"
+        super().__init__(config)
+        self.vlm = self._vlm_class.from_config(config.vlm_config)
+        self.post_init()
+        self._processor, self._processor_source = None, None
+        self._speed_up_vision()
+
+    vision_attention = _PACKED_ATTENTION  # the name under which transformers knows `packed_attention`
+
+    def _speed_up_vision(self):
+        """Takes attention's loop over images and the patch convolution out of Qwen-VL towers, with equal results.
+
+        An explicit choice of FlashAttention or eager attention is left alone.
+        """
+        vision = _vision_config(self.config)
+        if vision is None or not vision.model_type.startswith("qwen"):
+            return
+        tower = next(module for name, module in self.vlm.named_modules() if name.rpartition(".")[2] == "visual")
+        _linear_patches(tower.patch_embed)
+        if vision._attn_implementation == "sdpa":
+            vision._attn_implementation = _PACKED_ATTENTION
+
+    # loading and saving
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, quantization: str | None = None, **kwargs):
+        """As in transformers, but a missing, unexpected or mis-shaped weight is an error that names it.
+
+        Args:
+            quantization (`str`, *optional*): `"nf4"` (4 bits) or `"int8"` through bitsandbytes, with the vision tower
+                in full precision; for anything else pass a `quantization_config`.
+        """
+        path = pretrained_model_name_or_path
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs["ignore_mismatched_sizes"] = True  # so that our own error can name the weights
+        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+        _assert_ours(cls, path, hub)
+        _set_quantization(kwargs, quantization)
+        with _naming_broken_files(path):
+            model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+        _assert_all_landed(info, path)
+        model._processor_source = (path, hub)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def from_backbone(cls, path_or_repo, preset: str | None = None, quantization: str | None = None, **kwargs):
+        """Wraps a stock VLM checkpoint, in the key layout of any transformers version.
+
+        Args:
+            path_or_repo (`str`): directory or Hub id of the VLM.
+            preset (`str`, *optional*): prompt preset, kept in the saved processor; by default the one that a
+                published checkpoint was trained with, and `"summary"` for a stock VLM.
+            quantization (`str`, *optional*): as in [`~UniMEPreTrainedModel.from_pretrained`].
+            kwargs: processor settings (`max_length`, `max_image_pixels`, `chat_template`, `resolution`, `fusion`,
+                `anyres_padding`, `num_frames`); everything else (`dtype`, `device_map`, `quantization_config`,
+                `attn_implementation`, `revision`, ...) goes to the VLM's `from_pretrained`.
+
+        Raises:
+            ValueError: a weight of the checkpoint is missing, unexpected or mis-shaped, a file is broken, or the
+                preset is unknown or for another backbone.
+        """
+        settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
+        hub = {key: kwargs[key] for key in (*_HUB_KEYS, "trust_remote_code") if key in kwargs}
+        config = AutoConfig.from_pretrained(path_or_repo, **{"trust_remote_code": False, **hub})
+        if config.model_type in ("unime", "unime_reranker"):
+            raise ValueError(f"{path_or_repo} is a UniME checkpoint already; load it with `from_pretrained`.")
+        preset = cls._find_preset(path_or_repo, config.model_type, preset)
+        processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
+        _set_quantization(kwargs, quantization)
+        kwargs["ignore_mismatched_sizes"] = True
+        if config.model_type == "phi3_v":
+            kwargs["trust_remote_code"] = False  # our classes read these checkpoints, not the code in their repository
+        with _naming_broken_files(path_or_repo):
+            vlm, info = cls._vlm_class.from_pretrained(
+                path_or_repo, config=complete_config(path_or_repo, config), output_loading_info=True, **kwargs
+            )
+        _assert_all_landed(info, path_or_repo, ignore=cls._dropped_weights)
+        with torch.device("meta"):
+            model = cls(cls._wrap_config(vlm.config, preset, backbone=str(path_or_repo), dtype=vlm.dtype))
+        model.vlm = vlm
+        model.processor = processor
+        model._speed_up_vision()
+        return model.eval()
+
+    _dropped_weights = ()
+
+    @classmethod
+    def _find_preset(cls, path, model_type, preset):
+        return find_preset(path, model_type, preset)
+
+    @classmethod
+    def _wrap_config(cls, vlm_config, preset, **fields):
+        return cls.config_class(vlm_config=vlm_config, **fields)
+
+    def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
+        """As in transformers, with the processor, in the key layout of memory, which Trainer's resume needs."""
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        if kwargs.get("is_main_process", True) and (self._processor is not None or self._processor_source is not None):
+            self.processor.save_pretrained(save_directory)
+
+    @property
+    def processor(self) -> UniMEProcessor:
+        """The processor of the checkpoint this model came from, loaded on first use; may be set."""
+        if self._processor is None:
+            if self._processor_source is None:
+                raise ValueError("this model has no processor yet; set `model.processor`.")
+            source, hub = self._processor_source
+            # Whoever runs this class has trusted its repository; with the package imported, local classes win.
+            self._processor = UniMEProcessor.from_pretrained(source, trust_remote_code=True, **hub)
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor):
+        self._processor = processor
+
+    # batching
+    @contextmanager
+    def _inference(self):
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.train(training)
+
+    def _batches(self, prepared, token_budget, show_progress, description, side=None):
+        """Yields (indices, tensors on the model's device); the next chunk is decoded while the model runs this one."""
+        boundary = self.config.length_boundary
+        chunks = plan_chunks([entry.length for entry in prepared], token_budget, boundary=boundary)
+        collate = lambda chunk: self.processor.collate([prepared[i] for i in chunk], side)  # noqa: E731
+        bar = tqdm(
+            total=len(prepared), desc=description, disable=not wants_progress(show_progress, len(chunks)), unit="item"
+        )
+        with bar, ThreadPoolExecutor(1) as pool:
+            upcoming = pool.submit(collate, chunks[0]) if chunks else None
+            for number, chunk in enumerate(chunks):
+                batch = upcoming.result()
+                if number + 1 < len(chunks):
+                    upcoming = pool.submit(collate, chunks[number + 1])
+                yield chunk, batch.to(self.device)
+                bar.update(len(chunk))
+
+    def _explain_not_finite(self, name: str):
+        bad = next((key for key, weight in self.named_parameters() if not torch.isfinite(weight).all()), None)
+        cause = f"weight {bad!r} holds NaN or infinity" if bad else f"activations overflowed in {self.dtype}"
+        raise ValueError(f"the output for {name} is not finite: {cause}.")
+
+
+def _vision_config(config):
+    return getattr(config.vlm_config, "vision_config", None)
+
+
+def wants_progress(show_progress, steps: int) -> bool:
+    return steps > 8 if show_progress is None else show_progress
+
+
+def _assert_all_landed(info, source, ignore=()):
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        keys = sorted(str(key) for key in info.get(kind) or () if not str(key).startswith(tuple(ignore)))
+        if keys:
+            more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
+            raise ValueError(
+                f"{source} does not fit this model: {kind.replace('_', ' ')}: {', '.join(keys[:8])}{more}."
+            )
+
+
+def _assert_ours(cls, path, hub):
+    """A stock VLM handed to `from_pretrained` would load half; an adapter has no config, and transformers follows it."""
+    try:
+        found = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type")
+    except OSError:
+        return
+    if found is not None and found != cls.config_class.model_type:
+        raise ValueError(
+            f"{path} holds a {found}, not a {cls.config_class.model_type}; wrap a stock VLM with "
+            f"`{cls.__name__}.from_backbone`."
+        )
+
+
+@contextmanager
+def _naming_broken_files(path):
+    """Turns the error of an unreadable weight file into one that names the file."""
+    try:
+        yield
+    except SafetensorError as error:
+        files = sorted(os.listdir(path)) if os.path.isdir(path) else []
+        broken = next((f for f in files if f.endswith(".safetensors") and not _opens(os.path.join(path, f))), None)
+        raise ValueError(f"{os.path.join(path, broken) if broken else path} is damaged: {error}") from error
+
+
+def _opens(file: str) -> bool:
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
+
+
+_FULL_PRECISION = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "multi_modal_projector", "lm_head")
+
+
+def _set_quantization(kwargs: dict, quantization: str | None):
+    """Makes the bitsandbytes configuration, and keeps the vision tower out of any that does not say otherwise."""
+    if quantization is not None:
+        if "quantization_config" in kwargs:
+            raise ValueError("give either `quantization` or `quantization_config`, not both.")
+        if quantization not in ("nf4", "int8"):
+            raise ValueError(f"quantization must be 'nf4' or 'int8', got {quantization!r}.")
+        kwargs["quantization_config"] = (
+            BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+            if quantization == "nf4"
+            else BitsAndBytesConfig(load_in_8bit=True)
+        )
+    config = kwargs.get("quantization_config")
+    if isinstance(config, BitsAndBytesConfig) and config.llm_int8_skip_modules is None:
+        config.llm_int8_skip_modules = [  # the names are anchored at the start, wherever the VLM hangs
+            prefix + name for prefix in ("", "model.", "vlm.", "vlm.model.") for name in _FULL_PRECISION
+        ]
