@@ -127,8 +127,9 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
         self.model = Phi3VModel(config)
         self.post_init()
 
-    def get_image_features(self, *args, **kwargs):
-        return self.model.get_image_features(*args, **kwargs)
+    def get_image_features(self, pixel_values, image_sizes, **kwargs) -> BaseModelOutputWithPooling:
+        """As [`Phi3VModel`]'s."""
+        return self.model.get_image_features(pixel_values, image_sizes)
 
     def forward(
         self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
@@ -158,14 +159,14 @@ def complete_config(path, config):
     """
     if config.model_type != "phi3_v" or not os.path.isdir(path) or "vision_config" in config.img_processor:
         return config
-    prefix = "model.vision_embed_tokens.img_processor.vision_model."
+    prefix = re.compile(r"^model\.vision_embed_tokens\.img_processor\.(?:vision_model\.)?")
     shapes = {}
     for file in sorted(os.listdir(path)):
         if file.endswith(".safetensors"):
             with safe_open(os.path.join(path, file), framework="pt") as weights:
                 for key in weights.keys():  # noqa: SIM118 (a safetensors handle is no dict)
-                    if key.startswith(prefix):
-                        shapes[key.removeprefix(prefix)] = weights.get_slice(key).get_shape()
+                    if prefix.match(key):
+                        shapes[prefix.sub("", key)] = weights.get_slice(key).get_shape()
     layers = {int(m[1]) for m in (re.match(r"encoder\.layers\.(\d+)\.", key) for key in shapes) if m}
     if not layers:
         return config

@@ -414,7 +414,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             order.insert(0, order.pop(chosen))
         else:
             warnings.warn(
-                f"the answer {answer.strip()[:80]!r} names none of the {len(candidates)} candidates, whose order stays.",
+                f"the answer {answer.strip()[:80]!r} names none of {len(candidates)} candidates; their order stays.",
                 stacklevel=3,
             )
         return [{"index": index, "score": None} for index in order]

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .items_unime import PreparedItem, item_key, plan_chunks
+from .vlm_unime import image_inputs, vision_parameters
 
 
 @dataclass
@@ -113,7 +114,8 @@ class SharedPrefix:
         """Features of images, read as they are when alone in their prompt, or one of several."""
         model = self.model
         inputs, strings = model.processor.read_loose_images(places, alone)
-        outputs = model.vlm.get_image_features(**{k: v.to(model.device) for k, v in inputs.items()}, return_dict=True)
+        tensors = {key: value.to(model.device) for key, value in image_inputs(model.vlm, inputs).items()}
+        outputs = model.vlm.get_image_features(**tensors, return_dict=True)
         deepstack = getattr(outputs, "deepstack_features", None) or []  # [layers][images]
         grids = inputs.get("image_grid_thw")
         return [
@@ -240,8 +242,7 @@ def _keys_of(prepared, processor) -> list[list[tuple]]:
 
 def _vision_state(model) -> tuple:
     """Changes whenever a weight outside the language model does."""
-    language = {id(parameter) for parameter in model.vlm.get_decoder().parameters()}
-    return tuple((p.data_ptr(), p._version) for p in model.vlm.parameters() if id(p) not in language)
+    return tuple((p.data_ptr(), p._version) for p in vision_parameters(model.vlm))
 
 
 def _join(seen: list[_Seen]) -> BaseModelOutputWithPooling:

@@ -16,8 +16,9 @@ class BuildPackage(build_py):
 EXTRAS = {
     "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
     "eval": ["evaluate>=0.4.6", "scikit-learn>=1.5", "matplotlib>=3.9"],
+    "video": ["av>=12"],
     "mining": ["faiss-cpu>=1.9"],
-    "test": ["pytest>=8", "hypothesis>=6", "ruff>=0.14"],
+    "test": ["av>=12", "bitsandbytes>=0.50", "sentence-transformers>=6.2", "pytest>=8", "hypothesis>=6", "ruff>=0.14"],
 }
 
 setup(
@@ -36,6 +37,7 @@ setup(
         "unime.examples": "examples",
     },
     packages=["unime", "unime.data", "unime.trainers", "unime.eval", "unime.examples"],
+    entry_points={"console_scripts": ["unime = unime.checkpoints:main"]},
     cmdclass={"build_py": BuildPackage},
     package_data={"unime": ["recipes/*/*.yaml"]},
     install_requires=[

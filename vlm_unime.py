@@ -1,5 +1,7 @@
 """What embedder and reranker share: a wrapped VLM, loading without silent losses, and fast vision attention."""
 
+import copy
+import inspect
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -154,16 +156,19 @@ class UniMEPreTrainedModel(PreTrainedModel):
         processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
         _set_quantization(kwargs, quantization)
         kwargs["ignore_mismatched_sizes"] = True
+        if config.model_type in ("qwen2_vl", "qwen2_5_vl"):  # files of transformers 5 that `AutoModel` alone misreads
+            kwargs.setdefault("key_mapping", {r"^model\.visual\.": "visual."})
         if config.model_type == "phi3_v":
             kwargs["trust_remote_code"] = False  # our classes read these checkpoints, not the code in their repository
         with _naming_broken_files(path_or_repo):
-            vlm, info = cls._vlm_class.from_pretrained(
-                path_or_repo, config=complete_config(path_or_repo, config), output_loading_info=True, **kwargs
-            )
+            if config.model_type == "phi3_v":
+                kwargs["config"] = complete_config(path_or_repo, config)
+            vlm, info = cls._vlm_class.from_pretrained(path_or_repo, output_loading_info=True, **kwargs)
         _assert_all_landed(info, path_or_repo, ignore=cls._dropped_weights)
-        with torch.device("meta"):
-            model = cls(cls._wrap_config(vlm.config, preset, backbone=str(path_or_repo), dtype=vlm.dtype))
-        model.vlm = vlm
+        with torch.device("meta"):  # the copy: transformers sets an attention in the configuration it builds from
+            wrapped = copy.deepcopy(vlm.config)
+            model = cls(cls._wrap_config(wrapped, preset, backbone=str(path_or_repo), dtype=vlm.dtype))
+        model.vlm, model.config.vlm_config = vlm, vlm.config
         model.processor = processor
         model._speed_up_vision()
         return model.eval()
@@ -231,6 +236,21 @@ class UniMEPreTrainedModel(PreTrainedModel):
         bad = next((key for key, weight in self.named_parameters() if not torch.isfinite(weight).all()), None)
         cause = f"weight {bad!r} holds NaN or infinity" if bad else f"activations overflowed in {self.dtype}"
         raise ValueError(f"the output for {name} is not finite: {cause}.")
+
+
+def vision_parameters(vlm) -> list[torch.nn.Parameter]:
+    """Everything outside the language model: vision tower, projector, and an output head where there is one."""
+    language = {
+        id(parameter)
+        for name, parameter in vlm.get_decoder().named_parameters()
+        if not name.startswith("vision_embed_tokens.")  # Phi-3-vision keeps its tower inside the decoder
+    }
+    return [parameter for parameter in vlm.parameters() if id(parameter) not in language]
+
+
+def image_inputs(vlm, inputs: dict) -> dict:
+    """Those of the processor's outputs that `get_image_features` takes."""
+    return {key: inputs[key] for key in inspect.signature(vlm.get_image_features).parameters if key in inputs}
 
 
 def _vision_config(config):

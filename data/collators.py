@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..processing_unime import UniMEProcessor, plan_chunks
+from ..items_unime import plan_chunks
+from ..processing_unime import UniMEProcessor
 from .schema import to_example
 
 
@@ -51,6 +52,10 @@ class EmbeddingCollator:
         token_budget (`int`): most padded tokens of one chunk.
         max_length (`int`, *optional*): cut longer texts.
         max_negatives (`int`, *optional*): use only the first ones of each row.
+        length_boundary (`int`, *optional*): see [`~unime.items_unime.plan_chunks`]; the configuration knows it.
+
+    Raises:
+        ValueError: an item has text and image, but the processor embeds those as a sum of two embeddings.
     """
 
     def __init__(
@@ -59,9 +64,10 @@ class EmbeddingCollator:
         token_budget: int = 8192,
         max_length: int | None = None,
         max_negatives: int | None = None,
+        length_boundary: int | None = None,
     ):
         self.processor, self.token_budget = processor, token_budget
-        self.max_length, self.max_negatives = max_length, max_negatives
+        self.max_length, self.max_negatives, self.length_boundary = max_length, max_negatives, length_boundary
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Batch]:
         examples = [to_example(row) for row in rows]
@@ -75,7 +81,8 @@ class EmbeddingCollator:
         negatives = [[index("document", n) for n in example.negatives[: self.max_negatives]] for example in examples]
         width = max(map(len, negatives))
         prepared = self._prepare(table)
-        chunks = plan_chunks([entry.length for entry in prepared], self.token_budget)[::-1]  # the longest come last
+        lengths = [entry.length for entry in prepared]
+        chunks = plan_chunks(lengths, self.token_budget, boundary=self.length_boundary)[::-1]  # the longest come last
         tensors = [dict(self.processor.collate([prepared[i] for i in chunk])) for chunk in chunks]
         scores = [example.negative_scores[: self.max_negatives] for example in examples]
         batch = Batch(
@@ -98,6 +105,13 @@ class EmbeddingCollator:
         for role in ("query", "document"):
             chosen = [(i, item) for (r, item), i in table.items() if r == role]
             inputs, names = [item.as_input() for _, item in chosen], [str(item) for _, item in chosen]
+            if self.processor.fusion == "sum" and (
+                mixed := [n for (_, i), n in zip(chosen, names) if i.text and i.image]
+            ):
+                raise ValueError(
+                    f"{mixed[0]} has text and image, which the preset {self.processor.preset!r} embeds apart and adds "
+                    "up; training reads one prompt: load the model with fusion='joint'."
+                )
             for (i, _), entry in zip(
                 chosen, self.processor.prepare(inputs, role=role, max_length=self.max_length, names=names)
             ):

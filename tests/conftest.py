@@ -85,3 +85,19 @@ def fresh_process(code: str, *arguments, timeout: int = 240, **environment) -> d
     done = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """`tiny(kind)`: folder of a tiny checkpoint as the Hub holds it, and the stock model that was written there."""
+    from tiny_checkpoints import write
+
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            path = tmp_path_factory.mktemp("tiny") / kind
+            made[kind] = (path, write(path, kind))
+        return made[kind]
+
+    return make

@@ -85,31 +85,31 @@ def tokenizer_for(kind: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, pad_token=pad, eos_token=special[2])
 
 
-def config_for(kind: str, tokenizer):
-    """The configuration, two layers of width 48 (64 for Qwen's vision)."""
+def config_for(kind: str, tokenizer, width: int):
+    """The configuration, two layers of four heads (Qwen's vision is 64 wide)."""
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in (
         ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>"),
         ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>"),
     )}  # fmt: skip
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+        "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
         "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
-    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, width // 8 - 4]}
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
              "image_size": 28, "patch_size": 14}  # fmt: skip
     if kind == "qwen2_vl":
-        vision = {"depth": 2, "embed_dim": 64, "hidden_size": 48, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
+        vision = {"depth": 2, "embed_dim": 64, "hidden_size": width, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
         return Qwen2VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **ids)
     if kind == "qwen2_5_vl":
-        vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 48,
+        vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": width,
                   "fullatt_block_indexes": [1], "patch_size": 14}  # fmt: skip
         return Qwen2_5_VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **ids)
     if kind == "qwen3_vl":
-        vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 48,
+        vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": width,
                   "patch_size": 14, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}  # fmt: skip
-        text = {**text, "head_dim": 12, "rope_parameters": {**rope, "mrope_interleaved": True}}
+        text = {**text, "head_dim": width // 4, "rope_parameters": {**rope, "mrope_interleaved": True}}
         return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
     image = tokenizer.convert_tokens_to_ids("<image>")
     if kind == "llava_next":
@@ -140,13 +140,13 @@ def write_json(path: Path, **content):
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def write(path: Path, kind: str, seed: int = 0):
+def write(path: Path, kind: str, seed: int = 0, width: int = 48):
     """Writes a checkpoint with random weights, and returns the stock model that was written."""
     path.mkdir(parents=True, exist_ok=True)
     tokenizer = tokenizer_for(kind)
     if kind == "phi3_v":
-        return write_phi(path, tokenizer, seed)
-    config = config_for(kind, tokenizer)
+        return write_phi(path, tokenizer, seed, width)
+    config = config_for(kind, tokenizer, width)
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(config).eval()
     spread(model)
@@ -184,16 +184,16 @@ def spread(model):
                 parameter.normal_(std=0.15)
 
 
-def write_phi(path: Path, tokenizer, seed: int):
+def write_phi(path: Path, tokenizer, seed: int, width: int):
     """Phi-3.5-vision in the published layout, with a small CLIP tower that its configuration does not mention."""
     from unime.configuration_phi3_v import Phi3VConfig
     from unime.modeling_phi3_v import Phi3VForCausalLM
 
-    factors = {"type": "su", "short_factor": [1.0 + 0.1 * i for i in range(6)],
-               "long_factor": [1.0 + 0.7 * i for i in range(6)]}  # fmt: skip
+    factors = {"type": "su", "short_factor": [1.0 + 0.1 * i for i in range(width // 8)],
+               "long_factor": [1.0 + 0.7 * i for i in range(width // 8)]}  # fmt: skip
     published = {
-        "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "vocab_size": len(tokenizer), "hidden_size": 48,
-        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
+        "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "vocab_size": len(tokenizer), "hidden_size": width,
+        "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
         "max_position_embeddings": 4096, "original_max_position_embeddings": 2048, "rope_theta": 10000.0,
         "sliding_window": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_scaling": factors,
         "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id, "torch_dtype": "float32",

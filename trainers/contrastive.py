@@ -60,20 +60,14 @@ class DataArguments:
 
 
 def load_model(path, preset: str | None = None, **kwargs):
-    """Loads an embedder, or wraps a stock VLM with `preset` ("summary" by default); in float32."""
-    from transformers import AutoConfig
+    """Loads an embedder in float32: a UniME checkpoint, a stock VLM, or an earlier stage's adapter, merged first."""
+    from ..checkpoints import open_checkpoint
 
-    from ..modeling_unime import UniMEModel
-
-    kwargs = {"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}}
-    hub = {"revision": kwargs["revision"]} if "revision" in kwargs else {}
-    if AutoConfig.from_pretrained(path, **hub).model_type != "unime":
-        return UniMEModel.from_backbone(path, preset=preset or "summary", **kwargs)
-    model = UniMEModel.from_pretrained(path, **kwargs)
-    if preset not in (None, model.processor.preset):
-        raise ValueError(
-            f"{path} was made with the preset {model.processor.preset!r}, not {preset!r}; leave `preset` out."
-        )
+    model = open_checkpoint(
+        path, preset, **{"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}}
+    )
+    if model.processor.fusion == "sum":
+        model.processor.fusion = "joint"  # stage 2 reads image and text in one prompt, and so will the trained model
     return model
 
 

@@ -94,7 +94,7 @@ class EmbeddingTrainer(Trainer):
             set_seed(args.seed)  # the adapter's random start belongs to the seed
             model = get_peft_model(model, peft_config)
         collator = kwargs.pop("data_collator", None) or EmbeddingCollator(
-            processor, args.token_budget, args.max_length
+            processor, args.token_budget, args.max_length, length_boundary=model.config.length_boundary
         )
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,

@@ -13,6 +13,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from ..vlm_unime import image_inputs, vision_parameters
+
 
 class RandomState:
     """The random state of the CPU and of one accelerator at the moment of creation."""
@@ -37,17 +39,17 @@ class RandomState:
 class _Chunk:
     """One chunk of a step: moved to the device only while it runs, its frozen vision features computed once."""
 
-    def __init__(self, tensors: dict, model, vision, device, autocast):
-        self.tensors, self.model, self.vision, self.device, self.autocast = tensors, model, vision, device, autocast
+    def __init__(self, tensors: dict, model, vlm, device, autocast):
+        self.tensors, self.model, self.vlm, self.device, self.autocast = tensors, model, vlm, device, autocast
         self.features, self.state = None, None
 
     def encode(self) -> torch.Tensor:
         inputs = {key: value.to(self.device, non_blocking=True) for key, value in self.tensors.items()}
-        if self.vision is not None and "pixel_values" in inputs:
-            pixels = inputs.pop("pixel_values")
+        if self.vlm is not None and "pixel_values" in inputs:
             if self.features is None:
                 with torch.no_grad(), self.autocast():
-                    self.features = self.vision(pixels, inputs["image_grid_thw"], return_dict=True)
+                    self.features = self.vlm.get_image_features(**image_inputs(self.vlm, inputs), return_dict=True)
+            del inputs["pixel_values"]
             inputs["mm_encoder_outputs"] = {"image": self.features}
         return self.model(**inputs).embeddings
 
@@ -61,14 +63,12 @@ class _Chunk:
 
 
 def frozen_vision(model):
-    """The feature function of the vision tower if nothing in it trains and the VLM takes its output, else None."""
+    """The VLM if nothing in its vision tower trains and it takes the tower's output as an argument, else None."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     vlm = base.vlm
     if "mm_encoder_outputs" not in inspect.signature(vlm.forward).parameters:
         return None
-    language = {id(parameter) for parameter in vlm.get_decoder().parameters()}
-    trains = any(p.requires_grad for p in vlm.parameters() if id(p) not in language)
-    return None if trains else vlm.get_image_features
+    return None if any(p.requires_grad for p in vision_parameters(vlm)) else vlm
 
 
 def cached_loss(

@@ -1,0 +1,324 @@
+"""Checkpoints in and out: adapters, and the commands `unime convert`, `unime export` and `unime merge`."""
+
+import argparse
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
+from .prompts_unime import PRESETS
+
+HEAD_FILE = "lm_head.safetensors"  # the output head of a converted VLM, which an embedder has no use for
+_RENAMED = (  # module paths of transformers 4.4x, and of the wrappers adapters were trained in
+    (r"^(?:encoder|vlm|model)\.", ""),
+    (r"^language_model\.model\.", "language_model."),
+    (r"^vision_tower\.vision_model\.", "vision_tower."),
+    (r"^layers\.", "language_model.layers."),
+)
+
+
+def local_folder(source, revision: str | None = None) -> Path:
+    """The folder of a checkpoint, downloaded if it is a repository."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(str(source), revision=revision))
+
+
+def open_checkpoint(source, preset: str | None = None, reranker: bool = False, base=None, **kwargs):
+    """Opens a UniME checkpoint, a stock VLM, or an adapter over either, which is merged into it.
+
+    Args:
+        source: folder or repository.
+        preset (`str`, *optional*): for a stock VLM.
+        reranker (`bool`): whether a stock VLM becomes a reranker; else it becomes an embedder.
+        base (*optional*): what an adapter was trained on; by default what its own file says.
+        kwargs: for `from_pretrained`.
+
+    Raises:
+        ValueError: `preset` does not fit the checkpoint, or a weight did not land.
+    """
+    folder = local_folder(source, kwargs.get("revision"))
+    if (folder / "adapter_config.json").exists():
+        base = (
+            base or json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        )
+        if not base:
+            raise ValueError(f"{source} does not say which model it is an adapter of; name it with `base`.")
+        kwargs.pop("revision", None)
+        return load_adapter(open_checkpoint(base, preset, reranker, **kwargs), folder).merge_and_unload()
+    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type not in ("unime", "unime_reranker"):
+        return (UniMERerankerForCausalLM if reranker else UniMEModel).from_backbone(source, preset, **kwargs)
+    model = (UniMEModel if model_type == "unime" else UniMERerankerForCausalLM).from_pretrained(source, **kwargs)
+    if preset not in (None, model.processor.preset):
+        raise ValueError(
+            f"{source} was made with the preset {model.processor.preset!r}, not {preset!r}; leave `preset` out."
+        )
+    return model
+
+
+def load_adapter(model, path):
+    """Puts a LoRA or DoRA adapter on a model, whichever key layout it was saved in, and checks that it landed.
+
+    Args:
+        model (`UniMEModel` or `UniMERerankerForCausalLM`).
+        path: folder of the adapter.
+
+    Returns:
+        `peft.PeftModel` around `model`; `merge_and_unload()` gives the merged model.
+
+    Raises:
+        ValueError: a weight of the adapter has no place in the model, or has another shape: it was trained on another
+            base.
+    """
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    config = PeftConfig.from_pretrained(path)
+    modules = dict(model.named_modules())
+    targets, weights = set(), {}
+    for key, weight in load_peft_weights(path, device="cpu").items():
+        found = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_.+)", key)
+        place = found and _place(found[1], modules)
+        if place is None:
+            raise ValueError(f"the adapter {path} was trained on another base: {key} has no place in this model.")
+        targets.add(place)
+        weights[f"base_model.model.{place}.{found[2]}"] = weight
+    if not targets:
+        raise ValueError(f"the adapter {path} holds no weight.")
+    config.target_modules, config.task_type = sorted(targets), None
+    adapted = PeftModel(model, config)
+    try:
+        result = set_peft_model_state_dict(adapted, weights)
+    except RuntimeError as error:
+        raise ValueError(f"the adapter {path} was trained on another base: {error}") from error
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"the adapter {path} did not land: missing {missing[:4]}, unexpected {result.unexpected_keys[:4]}."
+        )
+    return adapted.eval()
+
+
+def _place(path: str, modules: dict) -> str | None:
+    """The module that an adapter's path means, by its present or an earlier name."""
+    forms = [path]
+    for form in forms:  # grows while it is read
+        for pattern, replacement in _RENAMED:
+            renamed = re.sub(pattern, replacement, form)
+            if renamed not in forms:
+                forms.append(renamed)
+    names = (prefix + form for form in forms for prefix in ("", "vlm.", "vlm.model."))
+    return next((name for name in names if name in modules), None)
+
+
+def convert(source, out, preset: str | None = None, reranker: bool = False, revision: str | None = None, **kwargs):
+    """Writes a stock VLM as a UniME repository, remote code included; an untied output head is kept beside it."""
+    folder = local_folder(source, revision)
+    model = open_checkpoint(source, preset, reranker, **({"revision": revision} if revision else {}), **kwargs)
+    model.save_pretrained(out)
+    if isinstance(model, UniMEModel) and not _ties_head(model.config.vlm_config):
+        head = _find_head(folder)
+        if head is not None:
+            save_file({"lm_head.weight": head}, Path(out) / HEAD_FILE, metadata={"format": "pt"})
+    return model
+
+
+def merge(source, out, base=None, preset: str | None = None, reranker: bool = False):
+    """Writes a whole UniME repository from an adapter and what it was trained on."""
+    if not (local_folder(source) / "adapter_config.json").exists():
+        raise ValueError(f"{source} is no adapter: it has no adapter_config.json.")
+    model = open_checkpoint(source, preset, reranker, base)
+    model.save_pretrained(out)
+    return model
+
+
+def export(source, out, head=None):
+    """Writes a UniME repository as a stock `*ForConditionalGeneration` checkpoint, and as a SentenceTransformer.
+
+    Args:
+        source: UniME folder or repository.
+        out: folder to write.
+        head (*optional*): stock checkpoint to take the output head from, for an embedder that has none by itself.
+
+    Raises:
+        ValueError: the output head is neither tied, nor kept by `convert`, nor given.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    folder, out = local_folder(source), Path(out)
+    model = open_checkpoint(folder)
+    stock = model.vlm
+    vision = getattr(stock.config, "vision_config", None)
+    if vision is not None and vision._attn_implementation == model.vision_attention:
+        vision._attn_implementation = "sdpa"  # transformers knows no model under the name of ours
+    if isinstance(model, UniMEModel):
+        with torch.device("meta"):
+            stock = AutoModelForImageTextToText.from_config(model.vlm.config, dtype=model.dtype)
+        stock.model = model.vlm
+        if _ties_head(model.config.vlm_config):
+            stock.tie_weights()
+        else:
+            weight = load_file(folder / HEAD_FILE)["lm_head.weight"] if (folder / HEAD_FILE).exists() else None
+            weight = _find_head(local_folder(head)) if head is not None else weight
+            if weight is None:
+                raise ValueError(
+                    f"{source} keeps no output head; name the stock checkpoint it was made from (--head), for example "
+                    f"{model.config.backbone!r}."
+                )
+            stock.get_output_embeddings().weight = torch.nn.Parameter(weight.to(model.dtype))
+    stock.save_pretrained(out, **_published_names(stock))
+    if (folder / "generation_config.json").exists():
+        shutil.copy(folder / "generation_config.json", out)
+    _save_stock_processor(model.processor, out)
+    if isinstance(model, UniMEModel):
+        _save_sentence_transformers_files(model, out)
+
+
+def _ties_head(config) -> bool:
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def _published_names(stock) -> dict:
+    """Argument of `save_pretrained` where published files name CLIP and SigLIP otherwise than transformers 5 does."""
+    if stock.config.model_type not in ("llava_next", "llava_onevision", "phi3_v"):
+        return {}
+    tower = re.compile(r"(vision_tower|img_processor)\.")
+    return {"state_dict": {tower.sub(r"\1.vision_model.", name): value for name, value in stock.state_dict().items()}}
+
+
+def _find_head(folder: Path) -> torch.Tensor | None:
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for key in ("lm_head.weight", "language_model.lm_head.weight"):
+                if key in weights.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+                    return weights.get_tensor(key)
+    return None
+
+
+def _save_stock_processor(processor, out: Path):
+    """Image processor, tokenizer and chat template in the files that the backbone's own processor reads."""
+    settings = dict(processor.backbone)
+    name = settings.pop("processor_class")
+    processor.tokenizer.save_pretrained(out)
+    if processor.chat_template:
+        (out / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
+    images = json.loads(processor.image_processor.to_json_string())
+    images["image_processor_type"] = images["image_processor_type"].removesuffix("Pil")
+    images["processor_class"] = name
+    _write_json(out / "preprocessor_config.json", images)
+    _write_json(out / "processor_config.json", {"processor_class": name, **settings})
+
+
+def _save_sentence_transformers_files(model, out: Path):
+    """Three small files make the folder a SentenceTransformer, with the preset's prompts as its chat template."""
+    preset = PRESETS[model.processor.preset]
+    if preset.positions != "native" or preset.query != preset.document:
+        warnings.warn(
+            f"the preset {model.processor.preset!r} cannot be told to sentence-transformers (flat positions, or "
+            "prompts that differ by role): its files are left out.",
+            stacklevel=3,
+        )
+        return
+    modules = [("", "base.modules.transformer.Transformer"), ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
+               ("2_Normalize", "sentence_transformer.modules.normalize.Normalize")]  # fmt: skip
+    modules = modules if model.config.normalize else modules[:2]
+    _write_json(
+        out / "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{kind}"}
+            for i, (path, kind) in enumerate(modules)
+        ],
+    )
+    template = {"add_generation_prompt": True, "chat_template": preset_template(model.processor)}
+    message = {"method": "forward", "method_output_name": "last_hidden_state"}
+    kinds = dict.fromkeys(("text", "image", "image+text"), message)
+    _write_json(
+        out / "sentence_bert_config.json",
+        {
+            "transformer_task": "feature-extraction",
+            "modality_config": {**kinds, "message": {**message, "format": "structured"}},
+            "module_output_name": "token_embeddings",
+            "processing_kwargs": {"chat_template": template},
+        },
+    )
+    (out / "1_Pooling").mkdir(exist_ok=True)
+    _write_json(
+        out / "1_Pooling" / "config.json",
+        {"embedding_dimension": model.config.hidden_size, "pooling_mode": "lasttoken", "include_prompt": True},
+    )
+    _write_json(
+        out / "config_sentence_transformers.json",
+        {"similarity_fn_name": "cosine", "model_type": "SentenceTransformer"},
+    )
+
+
+def preset_template(processor) -> str:
+    """A chat template that renders a user turn as the preset does: one text, one image, or both."""
+    preset = PRESETS[processor.preset]
+    mark_text, mark_image = "\x02text\x02", "\x02image\x02"
+    rendered = {}
+    for kind, text, images in (("text", mark_text, 0), ("image", None, 1), ("both", mark_text, 1)):
+        prompt = processor._prompt(text, images, None, "query", "item")
+        image = processor._fenced_image if preset.fenced else processor.image_token
+        literal = json.dumps(prompt.replace(image, mark_image))
+        for mark, name in ((mark_text, "text"), (mark_image, "image")):
+            literal = literal.replace(json.dumps(mark)[1:-1], f'" ~ ns.{name} ~ "')
+        rendered[kind] = literal
+    return (
+        "{%- set ns = namespace(text='', image='') -%}"
+        "{%- for message in messages -%}{%- if message['content'] is string -%}"
+        "{%- set ns.text = ns.text ~ message['content'] -%}{%- else -%}"
+        "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
+        f"{{%- set ns.image = ns.image ~ {json.dumps(image)} -%}}"
+        "{%- else -%}{%- set ns.text = ns.text ~ part['text'] -%}{%- endif -%}{%- endfor -%}"
+        "{%- endif -%}{%- endfor -%}"
+        f"{{%- if ns.text and ns.image -%}}{{{{- {rendered['both']} -}}}}"
+        f"{{%- elif ns.image -%}}{{{{- {rendered['image']} -}}}}{{%- else -%}}{{{{- {rendered['text']} -}}}}{{%- endif -%}}"
+    )
+
+
+def _write_json(path: Path, content):
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main(arguments=None):
+    """The command `unime`."""
+    parser = argparse.ArgumentParser(prog="unime", description="Convert, export and merge checkpoints.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("convert", "stock VLM -> UniME repository"),
+        ("export", "UniME repository -> stock VLM checkpoint and SentenceTransformer"),
+        ("merge", "LoRA or DoRA adapter -> whole UniME repository"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("source", help="folder or Hub repository")
+        command.add_argument("out", help="folder to write")
+        if name == "export":
+            command.add_argument("--head", help="stock checkpoint to take the output head from")
+            continue
+        command.add_argument("--preset", choices=sorted(PRESETS), help="prompts, for a stock VLM")
+        command.add_argument("--reranker", action="store_true", help="make a reranker, not an embedder")
+        if name == "merge":
+            command.add_argument("--base", help="what the adapter was trained on (default: what its file says)")
+        else:
+            command.add_argument("--revision", help="branch, tag or commit of the repository")
+    options = vars(parser.parse_args(arguments))
+    run = {"convert": convert, "export": export, "merge": merge}[options.pop("command")]
+    try:
+        run(**options)
+    except ValueError as error:
+        raise SystemExit(f"unime: {error}") from error
+    print(f"written to {options['out']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Adapters of old and new layouts, merging, quantisation, and the commands that convert and export."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import write
+from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
+
+from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.checkpoints import export, load_adapter, main, open_checkpoint, preset_template
+
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v")
+RENAMED = {
+    "qwen2_vl": ("model.model.language_model.", "model.model."),
+    "llava_next": ("model.model.language_model.", "model.language_model.model."),
+    "llava_onevision": ("model.model.language_model.", "model.language_model.model."),
+    "phi3_v": ("model.model.", "model.model."),
+}
+ITEMS = ["a red circle", picture(40, (64, 48))]
+
+
+def stock_adapter(path, out, kind, dora, old):
+    """An adapter on the stock model with random weights, its embeddings, and its files as some version wrote them."""
+    base = UniMERerankerForCausalLM.from_backbone(path).vlm
+    targets = ["qkv_proj", "o_proj"] if kind == "phi3_v" else ["q_proj", "v_proj", "down_proj"]
+    torch.manual_seed(1)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules=targets, use_dora=dora, lora_alpha=8))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.save_pretrained(out)
+    weights, (new_name, old_name) = load_file(out / "adapter_model.safetensors"), RENAMED[kind]
+    if old:
+        renamed = {
+            key.replace(new_name, old_name).replace(
+                "model.model.vision_tower.", "model.vision_tower.vision_model."
+            ): value
+            for key, value in weights.items()
+        }
+        save_file(renamed, out / "adapter_model.safetensors", {"format": "pt"})
+    config = json.loads((out / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(path)
+    (out / "adapter_config.json").write_text(json.dumps(config))
+    merged = adapted.eval().merge_and_unload()
+    return {
+        key.removeprefix("model."): value for key, value in merged.state_dict().items() if key.startswith("model.")
+    }
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("dora", [False, True], ids=["lora", "dora"])
+@pytest.mark.parametrize("kind", sorted(RENAMED))
+def test_adapters_of_stock_models_land_exactly(tiny, tmp_path, kind, dora, old):
+    path, _ = tiny(kind)
+    expected = stock_adapter(path, tmp_path / "adapter", kind, dora, old)
+    merged = open_checkpoint(tmp_path / "adapter").vlm.state_dict()
+    assert max((merged[key] - expected[key]).abs().max() for key in expected) <= 1e-6
+    plain = UniMEModel.from_backbone(path).vlm.state_dict()
+    assert any((merged[key] - plain[key]).abs().max() > 1e-2 for key in expected), "the adapter does something"
+
+
+def test_merge_command_and_adapters_of_the_wrappers(tiny, tmp_path, capsys):
+    path, _ = tiny("qwen2_vl")
+    main(["convert", str(path), str(tmp_path / "base"), "--preset", "joint"])
+    model = UniMEModel.from_pretrained(tmp_path / "base")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    adapted.eval().save_pretrained(tmp_path / "adapter")
+    expected = adapted.get_base_model().encode(ITEMS)
+    main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base", str(tmp_path / "base")])
+    merged = UniMEModel.from_pretrained(tmp_path / "merged")
+    assert merged.processor.preset == "joint" and (merged.encode(ITEMS) - expected).abs().max() <= 1e-5
+    assert "written to" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="is no adapter"):
+        main(["merge", str(path), str(tmp_path / "x")])
+
+
+def test_training_goes_on_from_an_adapter_that_is_merged_first(tiny, tmp_path):
+    from unime.trainers.contrastive import load_model
+
+    path, _ = tiny("qwen2_vl")
+    expected = stock_adapter(path, tmp_path / "adapter", "qwen2_vl", dora=False, old=True)
+    model = load_model(tmp_path / "adapter", "joint")
+    assert not any("lora" in name for name, _ in model.named_parameters()) and model.processor.preset == "joint"
+    key = "language_model.layers.0.self_attn.q_proj.weight"
+    assert (model.vlm.state_dict()[key] - expected[key]).abs().max() <= 1e-6
+
+
+def test_adapters_of_another_base_are_refused(tiny, tmp_path):
+    qwen, phi = tiny("qwen2_vl")[0], tiny("phi3_v")[0]
+    stock_adapter(qwen, tmp_path / "adapter", "qwen2_vl", dora=False, old=False)
+    with pytest.raises(ValueError, match="was trained on another base: base_model.model.*_proj.* has no place"):
+        load_adapter(UniMEModel.from_backbone(phi), tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    key = next(key for key in weights if "lora_A" in key)
+    save_file({**weights, key: torch.zeros(2, 7)}, tmp_path / "adapter/adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="(?s)was trained on another base: .*size mismatch"):
+        load_adapter(UniMEModel.from_backbone(qwen), tmp_path / "adapter")
+    save_file(
+        {k: v for k, v in weights.items() if k != key},
+        tmp_path / "adapter/adapter_model.safetensors",
+        {"format": "pt"},
+    )
+    with pytest.raises(ValueError, match="did not land: missing"):
+        load_adapter(UniMEModel.from_backbone(qwen), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "llava_next", "phi3_v"])
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_weights_leave_the_vision_tower_alone(tiny, tmp_path, kind, quantization):
+    path = tmp_path / "wide"  # bitsandbytes' CPU kernel wants widths that 32 divides
+    write(path, kind, width=64)
+    UniMEModel.from_backbone(path).save_pretrained(tmp_path)
+    for model in (
+        UniMEModel.from_backbone(path, quantization=quantization),
+        UniMEModel.from_pretrained(tmp_path, quantization=quantization),
+    ):
+        linear = {n: type(m).__name__ for n, m in model.vlm.named_modules() if type(m).__name__.startswith("Linear")}
+        vision = {name for name in linear if "vis" in name or "projector" in name}
+        assert vision and all(linear[name] == "Linear" for name in vision)
+        assert all(linear[name] != "Linear" for name in linear if name not in vision)
+        assert torch.isfinite(model.encode(ITEMS)).all()
+
+
+def test_quantisation_settings_of_the_user_go_first(tiny):
+    path, _ = tiny("qwen2_vl")
+    mine = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["language_model"])
+    model = UniMEModel.from_backbone(path, quantization_config=mine)
+    assert type(model.vlm.language_model.layers[0].mlp.up_proj).__name__ == "Linear"
+    assert type(model.vlm.visual.blocks[0].attn.qkv).__name__ != "Linear"
+    with pytest.raises(ValueError, match="not both"):
+        UniMEModel.from_backbone(path, quantization="nf4", quantization_config=mine)
+    with pytest.raises(ValueError, match="must be 'nf4' or 'int8'"):
+        UniMEModel.from_backbone(path, quantization="int3")
+
+
+def test_attention_implementations_agree(tiny):
+    for kind in KINDS:
+        path, _ = tiny(kind)
+        eager, sdpa = (UniMEModel.from_backbone(path, attn_implementation=name) for name in ("eager", "sdpa"))
+        assert eager.vlm.config._attn_implementation == "eager"
+        assert (eager.encode(ITEMS) - sdpa.encode(ITEMS)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("reranker", [False, True], ids=["embedder", "reranker"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:the preset")
+def test_convert_and_export_are_exact(tiny, tmp_path, kind, reranker):
+    path, _ = tiny(kind)
+    main(["convert", str(path), str(tmp_path / "unime"), *["--reranker"] * reranker])
+    main(["export", str(tmp_path / "unime"), str(tmp_path / "stock")])
+    before, after = (load_file(folder / "model.safetensors") for folder in (path, tmp_path / "stock"))
+    assert set(before) == set(after) and all(torch.equal(before[key], after[key]) for key in before)
+    architectures = json.loads((tmp_path / "stock/config.json").read_text())["architectures"]
+    assert architectures == json.loads((path / "config.json").read_text())["architectures"]
+    cls = UniMERerankerForCausalLM if reranker else UniMEModel
+    models = [cls.from_backbone(path), cls.from_pretrained(tmp_path / "unime"), cls.from_backbone(tmp_path / "stock")]
+    results = [m.score(ITEMS[1], ["a", "b"]) if reranker else m.encode(ITEMS) for m in models]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_stock_library_reads_the_export(tiny, tmp_path):
+    path, stock = tiny("llava_next")
+    main(["convert", str(path), str(tmp_path / "unime")])
+    main(["export", str(tmp_path / "unime"), str(tmp_path / "stock")])
+    again, info = AutoModelForImageTextToText.from_pretrained(tmp_path / "stock", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in stock.state_dict().items())
+
+
+def test_export_without_a_head_says_where_to_find_one(tiny, tmp_path):
+    path, _ = tiny("qwen2_vl")
+    UniMEModel.from_backbone(path).save_pretrained(tmp_path / "unime")
+    with pytest.raises(ValueError, match="keeps no output head; name the stock checkpoint .*qwen2_vl"):
+        export(tmp_path / "unime", tmp_path / "stock")
+    export(tmp_path / "unime", tmp_path / "stock", head=path)
+    assert torch.equal(
+        load_file(tmp_path / "stock/model.safetensors")["lm_head.weight"],
+        load_file(path / "model.safetensors")["lm_head.weight"],
+    )
+
+
+@pytest.mark.parametrize("preset", ["summary", "joint", "unime-llava-1.6"])
+def test_export_is_a_sentence_transformer(tiny, tmp_path, preset):
+    from sentence_transformers import SentenceTransformer
+
+    path, _ = tiny("llava_next")
+    main(["convert", str(path), str(tmp_path / "unime"), "--preset", preset])
+    export(tmp_path / "unime", tmp_path / "stock")
+    items = ["a red circle", {"image": picture(41, (56, 56))}, {"image": picture(42, (56, 84)), "text": "Find it."}]
+    ours = UniMEModel.from_pretrained(tmp_path / "unime").encode(items, fusion="joint").numpy()
+    theirs = SentenceTransformer(str(tmp_path / "stock"), device="cpu").encode(items)
+    assert np.abs(ours - theirs).max() <= 1e-5
+
+
+def test_preset_template_renders_what_the_processor_does(tiny):
+    for kind, preset in (("qwen2_vl", "summary"), ("qwen2_vl", "joint"), ("phi3_v", "unime-phi3.5-v")):
+        processor = UniMEModel.from_backbone(tiny(kind)[0], preset=preset, fusion="joint").processor
+        template = preset_template(processor)
+        image, text = {"type": "image", "image": ITEMS[1]}, {"type": "text", "text": 'a "red" {circle}\\n'}
+        for content, item in (
+            ([image], ITEMS[1]), ([text], text["text"]), ([image, text], {"image": ITEMS[1], "text": text["text"]}),
+        ):  # fmt: skip
+            rendered = processor.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], chat_template=template, tokenize=False
+            )
+            assert rendered == processor.render(item)[0]
+
+
+def test_shards_are_read_and_a_missing_one_is_named(tiny, tmp_path):
+    path, _ = tiny("qwen2_vl")
+    shutil.copytree(path, tmp_path / "sharded")
+    weights, folder = load_file(path / "model.safetensors"), tmp_path / "sharded"
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    where = {key: names[i % 2] for i, key in enumerate(sorted(weights))}
+    for name in names:
+        save_file({key: weights[key] for key in weights if where[key] == name}, folder / name, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    assert torch.equal(UniMEModel.from_backbone(folder).encode(ITEMS), UniMEModel.from_backbone(path).encode(ITEMS))
+    (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:500])
+    with pytest.raises(ValueError, match="00002-of-00002.safetensors is damaged"):
+        UniMEModel.from_backbone(folder)
+    (folder / names[1]).unlink()
+    with pytest.raises((OSError, ValueError), match="00002-of-00002"):
+        UniMEModel.from_backbone(folder)

@@ -1,0 +1,177 @@
+"""The reranker: shared prefixes, the vision cache, answer formats, listwise distributions, fused ranking."""
+
+import pytest
+import torch
+from conftest import picture
+
+from unime import UniMERerankerForCausalLM
+from unime.prompts_unime import LISTWISE_ANSWER
+
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v")
+QUERY = {"text": "Find the caption.", "image": picture(20, (90, 60))}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def judged(request, tiny):
+    return request.param, UniMERerankerForCausalLM.from_backbone(tiny(request.param)[0])
+
+
+@pytest.fixture(scope="module")
+def judge(tiny):
+    return UniMERerankerForCausalLM.from_backbone(tiny("qwen2_5_vl")[0])
+
+
+def test_shared_prefix_equals_pair_by_pair(judged):
+    kind, reranker = judged
+    texts = ["a red circle", "a blue star left of a red circle, and much more text than that", "x", "a red circle"]
+    images = [picture(21), {"text": "at night", "image": picture(22, (40, 80))}, "a red circle", picture(20, (90, 60))]
+    cases = [(QUERY, texts), ("only text", texts), (QUERY, texts[:1])]
+    if kind != "llava_next":  # it takes one image at a time
+        cases += [(QUERY, images), ("only text", images)]
+    for query, candidates in cases:
+        apart = reranker.score(query, candidates, share_prefix=False)
+        assert (reranker.score(query, candidates) - apart).abs().max() <= 1e-5
+        assert (reranker.score(query, candidates, batch_tokens=128) - apart).abs().max() <= 1e-5
+    assert len(set(reranker.score(QUERY, texts).tolist())) == 3, "equal candidates, equal scores; others differ"
+
+
+def test_prefix_and_images_are_run_once(judge):
+    calls, seen = [], []
+    whole, look = judge.vlm.forward, judge.vlm.get_image_features
+    judge.vision_cache.entries.clear()
+
+    def forward(input_ids=None, mm_encoder_outputs=None, logits_to_keep=0, **kwargs):
+        calls.append(input_ids.numel())
+        return whole(
+            input_ids=input_ids, mm_encoder_outputs=mm_encoder_outputs, logits_to_keep=logits_to_keep, **kwargs
+        )
+
+    def features(pixel_values, image_grid_thw=None, **kwargs):
+        seen.append(len(image_grid_thw))
+        return look(pixel_values, image_grid_thw, **kwargs)
+
+    judge.vlm.forward, judge.vlm.get_image_features = forward, features
+    try:
+        judge.score(QUERY, [f"candidate {i}" for i in range(9)])
+        shared = sum(calls)
+        judge.score(QUERY, [f"candidate {i}" for i in range(9)])
+        assert seen == [1], "one image, seen in the first call only"
+        calls.clear()
+        judge.score(QUERY, [f"candidate {i}" for i in range(9)], share_prefix=False)
+        assert shared < sum(calls) / 4
+    finally:
+        judge.vlm.forward, judge.vlm.get_image_features = whole, look
+
+
+def test_vision_cache_is_bounded_and_forgets_changed_weights(judge):
+    cache = judge.vision_cache
+    cache.entries.clear()
+    limit, cache.max_tokens = cache.max_tokens, 20
+    try:
+        for seed in range(6):
+            judge.score(picture(30 + seed, (84, 84)), ["a"])  # nine tokens each
+        assert 0 < sum(entry.tokens for entry in cache.entries.values()) <= 20
+        before = judge.score(picture(35, (84, 84)), ["a"])
+        weight = judge.vlm.model.visual.merger.mlp[2].weight
+        with torch.no_grad():
+            weight.mul_(1.5)
+        after = judge.score(picture(35, (84, 84)), ["a"])
+        fresh = judge.score(picture(35, (84, 84)), ["a"], share_prefix=False)
+        with torch.no_grad():
+            weight.div_(1.5)
+        assert (after - fresh).abs().max() < 1e-6 and (after - before).abs().max() > 1e-6
+    finally:
+        cache.max_tokens = limit
+        cache.entries.clear()
+
+
+def test_answer_formats_and_variants(judge):
+    processor, candidates = judge.processor, ["a red circle", "a blue star"]
+    messages = [processor.rerank_messages("q", [c], "pointwise", answer_format="multiple_choice") for c in candidates]
+    assert "A. Yes, the candidate fully matches the query." in messages[0][0]["content"][0]["text"]
+
+    def logits_of(messages):
+        batch = processor.collate(processor.prepare(messages), padding_side="left")
+        with torch.no_grad():
+            return judge(**batch).logits[:, -1]
+
+    def chance(logits, words):
+        groups = [[processor.tokenizer(word)["input_ids"] for word in group] for group in words]
+        tops = [logits[:, [ids[0] for ids in group if len(ids) == 1]].logsumexp(1) for group in groups]
+        return torch.stack(tops, 1).softmax(1)[:, 0]
+
+    found = judge.score("q", candidates, answer_format="multiple_choice")
+    assert (found - chance(logits_of(messages), [["A"], ["B"]])).abs().max() < 1e-6
+    plain = logits_of([processor.rerank_messages("q", [c], "pointwise") for c in candidates])
+    spellings = [[space + f(w) for space in ("", " ") for f in (str, str.lower, str.upper)] for w in ("Yes", "No")]
+    assert (judge.score("q", candidates, sum_variants=True) - chance(plain, spellings)).abs().max() < 1e-6
+    assert (judge.score("q", candidates) - chance(plain, [["Yes"], ["No"]])).abs().max() < 1e-6
+    with pytest.raises(ValueError, match="answer_format must be"):
+        judge.score("q", candidates, answer_format="stars")
+
+
+def test_listwise_numbers_of_two_digits_are_the_product_of_their_tokens(judge):
+    """Against one forward pass per prefix of a number, in plain loops, constrained to numbers that exist."""
+    processor, count = judge.processor, 23
+    candidates = [f"candidate of number {i}" for i in range(count)]
+    found = {entry["index"]: entry["score"] for entry in judge.rank("q", candidates, strategy="listwise")}
+    messages = processor.rerank_messages("q", candidates, "listwise")
+
+    def next_token(written, allowed):
+        (entry,) = processor.prepare([messages], suffix=LISTWISE_ANSWER)
+        ids = torch.tensor(
+            [entry.input_ids + processor.tokenizer(written)["input_ids"] if written else entry.input_ids]
+        )
+        with torch.no_grad():
+            logits = judge(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, -1].double()
+        chances = logits[[processor.tokenizer(token)["input_ids"][0] for token in allowed]].softmax(0)
+        return dict(zip(allowed, chances.tolist()))
+
+    first = next_token("", [str(d) for d in range(1, 10)])
+    ones, twos = next_token("1", [*map(str, range(10)), ")"]), next_token("2", ["0", "1", "2", "3", ")"])
+    for number in range(1, count + 1):
+        text = str(number)
+        expected = first[text[0]]
+        if text[0] in "12":
+            expected *= (ones if text[0] == "1" else twos)[text[1] if len(text) == 2 else ")"]
+        assert abs(found[number - 1] - expected) < 1e-6
+    assert abs(sum(found.values()) - 1) < 1e-6
+
+
+def test_shuffled_rounds_average_over_positions(judge):
+    candidates = ["a red circle", "a blue star", "a green square"]
+
+    def scores(**options):
+        ranked = judge.rank("q", candidates, strategy="listwise", **options)
+        return torch.tensor([entry["score"] for entry in sorted(ranked, key=lambda entry: entry["index"])])
+
+    generator, expected = torch.Generator().manual_seed(5), torch.zeros(3)
+    for number in range(4):
+        order = torch.randperm(3, generator=generator).tolist() if number else [0, 1, 2]
+        for entry in judge.rank("q", [candidates[i] for i in order], strategy="listwise"):
+            expected[order[entry["index"]]] += entry["score"] / 4
+    assert (scores(rounds=4, seed=5) - expected).abs().max() < 1e-6
+    assert torch.equal(scores(rounds=4, seed=5), scores(rounds=4, seed=5))
+    assert not torch.allclose(scores(rounds=4, seed=5), scores())
+    assert judge.rank("q", candidates[:1], strategy="listwise") == [{"index": 0, "score": 1.0}]
+    assert judge.rank("q", [], strategy="listwise") == []
+
+
+def test_fused_adds_the_weighted_score(judge):
+    candidates, retrieval = ["a red circle", "a blue star", "x"], [0.1, 0.9, 0.5]
+    expected = torch.tensor(retrieval) + 0.25 * judge.score("q", candidates)
+    ranked = judge.rank("q", candidates, strategy="fused", retrieval_scores=retrieval, weight=0.25)
+    assert [entry["index"] for entry in ranked] == expected.argsort(descending=True).tolist()
+    assert ranked[0]["score"] == pytest.approx(float(expected.max()))
+
+
+def test_a_bad_candidate_is_named(judge):
+    with pytest.raises(ValueError, match="candidate 1: image 'missing.png' cannot be read"):
+        judge.score("q", ["a", {"image": "missing.png"}])
+
+
+@pytest.mark.filterwarnings("ignore:the answer")  # random weights name no candidate
+def test_generation_runs_on_every_backbone(judged):
+    _, reranker = judged
+    ranked = reranker.rank("q", ["a", "b"], strategy="generate")
+    assert sorted(entry["index"] for entry in ranked) == [0, 1]
