@@ -228,8 +228,11 @@ def _save_sentence_transformers_files(model, out: Path):
             stacklevel=3,
         )
         return
-    modules = [("", "base.modules.transformer.Transformer"), ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
-               ("2_Normalize", "sentence_transformer.modules.normalize.Normalize")]  # fmt: skip
+    modules = [
+        ("", "base.modules.transformer.Transformer"),
+        ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
+        ("2_Normalize", "sentence_transformer.modules.normalize.Normalize"),
+    ]
     modules = modules if model.config.normalize else modules[:2]
     _write_json(
         out / "modules.json",
@@ -282,7 +285,8 @@ def preset_template(processor) -> str:
         "{%- else -%}{%- set ns.text = ns.text ~ part['text'] -%}{%- endif -%}{%- endfor -%}"
         "{%- endif -%}{%- endfor -%}"
         f"{{%- if ns.text and ns.image -%}}{{{{- {rendered['both']} -}}}}"
-        f"{{%- elif ns.image -%}}{{{{- {rendered['image']} -}}}}{{%- else -%}}{{{{- {rendered['text']} -}}}}{{%- endif -%}}"
+        f"{{%- elif ns.image -%}}{{{{- {rendered['image']} -}}}}"
+        f"{{%- else -%}}{{{{- {rendered['text']} -}}}}{{%- endif -%}}"
     )
 
 

@@ -16,12 +16,13 @@ class NativeProcessor:
     Args:
         image_processor, tokenizer: of the backbone.
         settings (`dict`): `processor_class`, and the keyword arguments of its `__init__`.
+        legacy_padding (`bool`): read LLaVA's tiles as transformers 4.4x padded them.
 
     Raises:
         ValueError: the class does not follow the common interface; the message says what is missing.
     """
 
-    def __init__(self, image_processor, tokenizer, settings: dict):
+    def __init__(self, image_processor, tokenizer, settings: dict, legacy_padding: bool = False):
         self.name = settings["processor_class"]
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.is_phi = self.name == Phi3VProcessor.__name__
@@ -29,8 +30,9 @@ class NativeProcessor:
             self.processor = Phi3VProcessor(image_processor, tokenizer)
         else:
             options = {key: value for key, value in settings.items() if key != "processor_class"}
+            read = _with_legacy_padding(image_processor) if legacy_padding else image_processor
             self.processor = _without_video(getattr(transformers, self.name))(
-                image_processor=image_processor, tokenizer=tokenizer, **options
+                image_processor=read, tokenizer=tokenizer, **options
             )
             wanted = ("image_token", "_get_num_multimodal_tokens", "replace_image_token")
             missing = [
@@ -51,6 +53,9 @@ class NativeProcessor:
         if found is None or found == tokenizer.unk_token_id:
             raise ValueError(f"the tokenizer has no image token {self.image_token!r}, which {self.name} wants.")
         self.placeholder_id = found
+        # which tokens are image tokens: M-RoPE asks for it by one name, Gemma's attention by another
+        names = () if self.is_phi else self.processor(text=["a"], return_mm_token_type_ids=True)
+        self.types_name = "token_type_ids" if names and "mm_token_type_ids" not in names else "mm_token_type_ids"
         self.takes_several_images = self.name not in _SINGLE_IMAGE
 
     @property
@@ -78,20 +83,18 @@ class NativeProcessor:
             return [self.processor.tokenize(prompt) for prompt in prompts]
         return self.tokenizer(prompts)["input_ids"] if prompts else []
 
-    def read_images(self, prompts: list[list], legacy_padding: bool) -> tuple[dict, list[str]]:
+    def read_images(self, prompts: list[list]) -> tuple[dict, list[str]]:
         """The vision tower's inputs for the images of each prompt, and the string that stands for each image.
 
         Args:
             prompts (`list[list[PIL.Image.Image]]`): the images of every prompt that has any.
-            legacy_padding (`bool`): LLaVA's tiles as transformers 4.4x padded them.
         """
         flat = [image for images in prompts for image in images]
         if self.is_phi:
             counts = [self.count_tokens([image.size])[0] for image in flat]
             return dict(self.image_processor(flat)), [self.image_token * count for count in counts]
-        read = _with_legacy_padding(self.image_processor) if legacy_padding else self.image_processor
-        inputs = read(images=flat if self.grain else prompts, return_tensors="pt")
-        strings = [self.processor.replace_image_token(inputs, image_idx=i) for i in range(len(flat))]
+        options = self.processor._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, return_tensors="pt")
+        inputs, strings = self.processor._process_images(flat if self.grain else prompts, **options["images_kwargs"])
         return {k: v for k, v in inputs.items() if k not in self.processor.unused_input_names}, strings
 
     def run_length(self, string: str) -> int | None:

@@ -81,7 +81,7 @@ class UniMEProcessor(ProcessorMixin):
         self.num_frames = num_frames
         self.backbone = backbone or {"processor_class": "Qwen2VLProcessor"}
         Resolution.parse(self.resolution)  # raises early
-        self._native = NativeProcessor(image_processor, tokenizer, self.backbone)
+        self._native = NativeProcessor(image_processor, tokenizer, self.backbone, self.anyres_padding == "legacy")
         self.image_token, self.image_token_id = self._native.image_token, self._native.image_token_id
         self.image_token_ids = self._native.image_token_ids
         fence = ("<|vision_start|>", "<|vision_end|>")  # Qwen-VL puts images between these
@@ -359,7 +359,7 @@ class UniMEProcessor(ProcessorMixin):
         groups = [[self._open(entry, i) for i in range(len(entry.images))] for entry in prepared]
         if not any(groups):
             return {}, [[] for _ in prepared]
-        inputs, strings = self._native.read_images([g for g in groups if g], self.anyres_padding == "legacy")
+        inputs, strings = self._native.read_images([g for g in groups if g])
         remaining = iter(strings)
         return inputs, [[next(remaining) for _ in group] for group in groups]
 
@@ -367,7 +367,7 @@ class UniMEProcessor(ProcessorMixin):
         """As `read_images`, for single images `(entry, index)` out of prompts in which each is alone, or none is."""
         images = [self._open(entry, index) for entry, index in places]
         groups = [[image] for image in images] if alone else [images if len(images) > 1 else images * 2]
-        inputs, strings = self._native.read_images(groups, self.anyres_padding == "legacy")
+        inputs, strings = self._native.read_images(groups)
         return inputs, strings[: len(images)]
 
     def expand(self, entry: PreparedItem, strings: Sequence[str]) -> list[int]:
@@ -390,7 +390,10 @@ class UniMEProcessor(ProcessorMixin):
         return ids
 
     def pad(self, sequences: Sequence[list[int]], side: str | None = None) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask` and `mm_token_type_ids`, all `[N, L]`, padded on the preset's side."""
+        """`input_ids`, `attention_mask` and `mm_token_type_ids`, all `[N, L]`, padded on the preset's side.
+
+        (Gemma calls the last one `token_type_ids`.)
+        """
         longest = max(map(len, sequences))
         left = (side or PRESETS[self.preset].padding_side) == "left"
         input_ids = torch.full((len(sequences), longest), self.tokenizer.pad_token_id)
@@ -400,7 +403,7 @@ class UniMEProcessor(ProcessorMixin):
             input_ids[row, columns] = torch.tensor(ids)
             attention_mask[row, columns] = 1
         is_image = torch.isin(input_ids, torch.tensor(self._native.image_token_ids)) & attention_mask.bool()
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "mm_token_type_ids": is_image.int()}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, self._native.types_name: is_image.int()}
 
     def collate(self, prepared: Sequence[PreparedItem], padding_side: str | None = None) -> BatchFeature:
         """Decodes the images of prepared items and pads everything.

@@ -181,7 +181,7 @@ def find_preset(name, model_type: str, preset: str | None = None, strict: bool =
         preset = known.get(repo.lower(), "summary")
         if strict and preset == "summary" and "unime" in repo.lower():
             raise ValueError(
-                f"{name} is no published checkpoint we know, and its name says that it was trained with prompts of its "
+                f"{name} is no published checkpoint we know, and its name says it was trained with prompts of its "
                 f"own; pass `preset=`, one of {', '.join(fitting)}."
             )
     if preset not in PRESETS:

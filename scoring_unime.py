@@ -11,6 +11,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -59,6 +60,10 @@ class VisionCache:
             total -= self.entries.popitem(last=False)[1].tokens
 
 
+class _NotByImage(Exception):
+    """The VLM does not give one tensor of features for each image."""
+
+
 class SharedPrefix:
     """Prompts of one call, their images seen, and how far they are equal.
 
@@ -88,7 +93,10 @@ class SharedPrefix:
             return None
         if boundary is not None and max(entry.length for entry in prepared) > boundary:
             return None
-        return cls(model, prepared, batch_tokens)
+        try:
+            return cls(model, prepared, batch_tokens)
+        except _NotByImage:
+            return None
 
     def _look(self, prepared):
         """Runs the vision tower over the distinct images that are not in the cache."""
@@ -116,6 +124,9 @@ class SharedPrefix:
         inputs, strings = model.processor.read_loose_images(places, alone)
         tensors = {key: value.to(model.device) for key, value in image_inputs(model.vlm, inputs).items()}
         outputs = model.vlm.get_image_features(**tensors, return_dict=True)
+        by_image = isinstance(outputs.pooler_output, (list, tuple))
+        if not by_image or len(outputs.pooler_output) < len(strings):
+            raise _NotByImage  # features of all images in one tensor: how they are told apart is the VLM's own affair
         deepstack = getattr(outputs, "deepstack_features", None) or []  # [layers][images]
         grids = inputs.get("image_grid_thw")
         return [
@@ -129,11 +140,11 @@ class SharedPrefix:
         """Tokens and images with which all prompts begin; at least one token of each is left over."""
         if len(self.ids) == 1:
             return 0, 0
-        placeholders, marked = set(self.model.processor.image_token_ids), []
+        placeholder, marked = self.model.processor.image_token_id, []
         for ids, keys in zip(self.ids, self.images):
             # an image token stands for its image and the number of tokens that are still to come of it
             spans = ((key, left) for key in keys for left in reversed(range(self.seen[key].tokens)))
-            marked.append([next(spans) if token in placeholders else token for token in ids])
+            marked.append([next(spans) if token == placeholder else token for token in ids])
         shortest = min(map(len, marked)) - 1
         length = 0
         while length < shortest and len({sequence[length] for sequence in marked}) == 1:
@@ -146,66 +157,40 @@ class SharedPrefix:
     def last_logits(self, columns: torch.Tensor, description: str, show_progress: bool) -> torch.Tensor:
         """Logits `[N, len(columns)]` of the token after each prompt, float32."""
         lengths = [len(ids) - self.length for ids in self.ids]
-        cache = self._prefill() if self.length else None
+        prefix = self._run([0], 0, self.length, slice(0, self.prefix_images)).past_key_values if self.length else None
         logits = torch.empty(len(self.ids), len(columns))
         rows = max(1, 8 * self.batch_tokens // max(map(len, self.ids)))  # bounds the copies of the prefix
         chunks = plan_chunks(lengths, self.batch_tokens)
         chunks = [chunk[i : i + rows] for chunk in chunks for i in range(0, len(chunk), rows)]
         with tqdm(total=len(self.ids), desc=description, disable=not show_progress, unit="item") as bar:
             for chunk in chunks:
-                out = self._continue(cache, chunk)
+                cache = copy.deepcopy(prefix)
+                if cache is not None:
+                    cache.batch_repeat_interleave(len(chunk))
+                out = self._run(chunk, self.length, None, slice(self.prefix_images, None), cache).logits[:, -1]
                 logits[chunk] = out[:, columns.to(out.device)].float().cpu()
                 bar.update(len(chunk))
         return logits
 
-    def _prefill(self):
-        ids = torch.tensor([self.ids[0][: self.length]])
-        inputs = self._inputs([0], ids, torch.ones_like(ids), 0, self.length, slice(0, self.prefix_images))
-        return self.model(**inputs, use_cache=True, **self.model.keep_last_logits).past_key_values
-
-    def _continue(self, cache, chunk: list[int]) -> torch.Tensor:
-        suffixes = [self.ids[i][self.length :] for i in chunk]
-        padded = self.model.processor.pad(suffixes, side="left")
-        mask = torch.cat([torch.ones(len(chunk), self.length, dtype=torch.long), padded["attention_mask"]], dim=1)
-        inputs = self._inputs(
-            chunk,
-            padded["input_ids"],
-            mask,
-            self.length,
-            padded["input_ids"].shape[1],
-            slice(self.prefix_images, None),
-        )
-        if cache is not None:
-            cache = copy.deepcopy(cache)
-            cache.batch_repeat_interleave(len(chunk))
-        out = self.model(**inputs, past_key_values=cache, use_cache=cache is not None, **self.model.keep_last_logits)
-        return out.logits[:, -1]
-
-    def _inputs(self, rows, input_ids, attention_mask, start: int, width: int, images: slice) -> dict:
-        """The model's arguments for columns of the prompts `rows`, left-padded to `width`, that begin at `start`."""
-        device, processor = self.model.device, self.model.processor
-        is_image = torch.isin(input_ids, torch.tensor(processor.image_token_ids))
-        inputs = {
-            "input_ids": input_ids.to(device),
-            "attention_mask": attention_mask.to(device),
-            "position_ids": self._positions(rows, start, width).to(device),
-            "mm_token_type_ids": is_image.int().to(device),
-        }
+    def _run(self, rows: list[int], start: int, end: int | None, images: slice, cache=None):
+        """The model's output for a range of tokens of some prompts, padded on the left, after what is in `cache`."""
+        model = self.model
+        inputs = model.processor.pad([self.ids[row][start:end] for row in rows], side="left")
+        width = inputs["input_ids"].shape[1]
+        positions = []
+        for row in rows:
+            own = self._positions(torch.tensor([self.ids[row]]), self.images[row])[..., start:end]
+            positions.append(F.pad(own, (width - own.shape[-1], 0)))
+        inputs["position_ids"] = torch.cat(positions, dim=-2)  # [3, N, width] or [N, width]
+        inputs["attention_mask"] = F.pad(inputs["attention_mask"], (start, 0), value=1)  # [N, start + width]
+        inputs = {key: value.to(model.device) for key, value in inputs.items()}
         seen = [self.seen[key] for row in rows for key in self.images[row][images]]
         if seen:
             inputs["mm_encoder_outputs"] = {"image": _join(seen)}
-        return inputs
+        return model(**inputs, past_key_values=cache, use_cache=self.length > 0, **model.keep_last_logits)
 
-    def _positions(self, rows, start: int, width: int) -> torch.Tensor:
-        """Position ids of those columns, `[3, N, width]` for M-RoPE, else `[N, width]`; zero at padding."""
-        columns = []
-        for row in rows:
-            ids = torch.tensor([self.ids[row]])
-            position = self._whole_positions(ids, self.images[row])[..., start : start + width]
-            columns.append(torch.nn.functional.pad(position, (width - position.shape[-1], 0)))
-        return torch.cat(columns, dim=-2)
-
-    def _whole_positions(self, ids: torch.Tensor, keys) -> torch.Tensor:
+    def _positions(self, ids: torch.Tensor, keys) -> torch.Tensor:
+        """Position ids of a whole prompt `[1, L]`: `[3, 1, L]` for M-RoPE, else `[1, L]`."""
         model = self.model
         owner = next((m for m in (model.vlm, getattr(model.vlm, "model", None)) if hasattr(m, "get_rope_index")), None)
         if owner is None or not keys:

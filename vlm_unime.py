@@ -272,7 +272,7 @@ def _assert_all_landed(info, source, ignore=()):
 
 
 def _assert_ours(cls, path, hub):
-    """A stock VLM handed to `from_pretrained` would load half; an adapter has no config, and transformers follows it."""
+    """A stock VLM handed to `from_pretrained` would load half; an adapter, without a config, is let pass."""
     try:
         found = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type")
     except OSError:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import picture
+from conftest import fresh_process, picture
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import PINPOINTS, old_name, tokenizer_for
@@ -402,10 +402,11 @@ def test_reranker_prompts_and_probabilities(tiny):
     image = picture(11)
     query = {"text": "<|image_1|> Find an image caption describing the given image.", "image": image}
     prompt = (
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nI will provide you with a query and "
-        "a candidate. Please evaluate whether the candidate meets the requirements of the query. If it does, respond with "
-        "'Yes'; if it doesn't, respond with 'No'.Query:<|vision_start|><|image_pad|><|vision_end|> Find an image caption "
-        f"describing the given image.Candidate:{CAPTION}<|im_end|>\n<|im_start|>assistant\n"
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        "I will provide you with a query and a candidate. Please evaluate whether the candidate meets the "
+        "requirements of the query. If it does, respond with 'Yes'; if it doesn't, respond with 'No'.Query:<|vision_start|>"
+        "<|image_pad|><|vision_end|> Find an image caption describing the given image."
+        f"Candidate:{CAPTION}<|im_end|>\n<|im_start|>assistant\n"
     )
     read = Qwen2VLImageProcessorPil(size={"shortest_edge": QWEN_MIN, "longest_edge": QWEN_MAX})
     images = dict(read(images=[image], return_tensors="pt"))
@@ -439,6 +440,43 @@ def test_released_listwise_procedure(tiny, monkeypatch):
     for _ in range(3):
         with pytest.warns(UserWarning, match="names none of 3 candidates; their order stays"):
             assert order() == [0, 1, 2]
+
+
+REMOTE = """
+import importlib.util, json, sys, torch
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+assert importlib.util.find_spec("unime") is None
+from PIL import Image
+from transformers import AutoModel, AutoModelForCausalLM
+embedder = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+reranker = AutoModelForCausalLM.from_pretrained(sys.argv[2], trust_remote_code=True)
+image = Image.open(sys.argv[3])
+print(json.dumps([embedder.encode(["a red circle", image]).tolist(), reranker.score(image, ["a", "b c"]).tolist()]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["llava_onevision", "phi3_v"])
+def test_remote_code_of_every_family_needs_no_package(tiny, tmp_path, kind):
+    path, _ = tiny(kind)
+    image = picture(12)
+    image.save(tmp_path / "a.png")
+    embedder, reranker = UniMEModel.from_backbone(path), UniMERerankerForCausalLM.from_backbone(path)
+    embedder.save_pretrained(tmp_path / "embedder")
+    reranker.save_pretrained(tmp_path / "reranker")
+    found = fresh_process(
+        REMOTE, tmp_path / "embedder", tmp_path / "reranker", tmp_path / "a.png",
+        HF_MODULES_CACHE=str(tmp_path / "modules"), PYTHONSAFEPATH="1",
+    )  # fmt: skip
+    assert torch.equal(torch.tensor(found[0]), embedder.encode(["a red circle", image]))
+    assert torch.equal(torch.tensor(found[1]), reranker.score(image, ["a", "b c"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_stays_close(tiny, kind):
+    path, _ = tiny(kind)
+    full, half = (UniMEModel.from_backbone(path, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    items = [CAPTION, picture(7), {"text": QUESTION, "image": picture(8, (100, 40))}]
+    assert half.dtype == torch.bfloat16 and (full.encode(items) * half.encode(items)).sum(1).min() > 0.99
 
 
 def test_every_name_of_4_49_is_renamed_by_the_fixture(tiny):

@@ -23,6 +23,27 @@ print(json.dumps([embedder.encode("a red circle").tolist(), reranker.score("a", 
 """
 
 
+BY_NAME = """
+import json
+from unime import UniMEModel
+model = UniMEModel.from_backbone("TianchengGu/UniME-V2-Qwen2VL-2B")
+print(json.dumps([model.processor.preset, model.config.positions, model.encode("a red circle").tolist()]))
+"""
+
+
+def test_a_published_name_is_one_line(tiny, tmp_path):
+    from unime import UniMEModel
+
+    path, _ = tiny("qwen2_vl")
+    with FakeHub() as hub:
+        hub.repos["TianchengGu/UniME-V2-Qwen2VL-2B"] = {file.name: file.read_bytes() for file in path.iterdir()}
+        online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        preset, positions, embedding = fresh_process(BY_NAME, HF_HOME=str(tmp_path / "hub"), **online)
+    assert (preset, positions) == ("unime-v2-qwen2-vl", "flat")
+    expected = UniMEModel.from_backbone(path, preset="unime-v2-qwen2-vl").encode("a red circle")
+    assert embedding == expected.tolist()
+
+
 def test_push_and_pull_give_the_same_numbers(backbone, tmp_path):
     with FakeHub() as hub:
         online = {

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unime.images_unime import open_image
+from unime import UniMEModel
+from unime.images_unime import Resolution, load_frames, open_image
 from unime.items_unime import item_key, plan_chunks
 from unime.processing_unime import UniMEProcessor
 from unime.prompts_unime import PRESETS
@@ -235,3 +236,141 @@ def test_every_preset_renders_every_kind_of_item(backbone):
                 prompt, images = processor.render(item, role=role)
                 assert prompt.count(processor.image_token) == len(images)
                 assert ("a cat" in prompt) == (not isinstance(item, Image.Image))
+
+
+# Resolution, videos, and where an image stands in a text
+
+
+def test_resolution_policies_decide_size_and_tokens(backbone):
+    processor, image = UniMEProcessor.from_backbone(backbone, resolution="native"), picture(0, (96, 64))
+
+    def sizes(resolution):
+        (entry,) = processor.prepare([image], resolution=resolution)
+        batch = processor.collate([entry])
+        grid = batch["image_grid_thw"][0]
+        assert entry.image_tokens == (int(grid.prod()) // 4,)
+        return entry.sizes[0], tuple((grid[1:] * 8).tolist())
+
+    assert sizes(None) == sizes("native") == ((96, 64), (64, 96))
+    assert sizes(48) == sizes("48") == ((48, 48), (48, 48))
+    assert sizes("low")[0] == (128, 128)
+    assert sizes("tokens:6") == ((48, 32), (32, 48))
+    assert sizes("pixels:1600") == sizes({"max_pixels": 1600}) == ((48, 32), (32, 48))
+    assert sizes("48+tokens:4") == ((32, 32), (32, 32))
+    for wrong in ("huge", "tokens:-1", "336x336"):
+        with pytest.raises(ValueError, match=f"resolution '{wrong}' is unknown"):
+            sizes(wrong)
+    with pytest.raises(ValueError, match="must be positive"):
+        sizes({"side": 0})
+
+
+@given(st.integers(1, 2000), st.integers(1, 2000), st.integers(1, 400))
+@settings(max_examples=100, deadline=None)
+def test_token_budgets_hold(width, height, tokens):
+    from hypothesis import assume
+
+    assume(max(width, height) / min(width, height) < 100)
+    fitted = Resolution(max_tokens=tokens).fit(width, height, lambda w, h: w * h // 256, 16, 256)
+    assert fitted[0] % 16 == fitted[1] % 16 == 0
+    long_side = max(fitted)
+    assert fitted[0] * fitted[1] <= max(tokens * 256, long_side * 16)  # a thin image cannot be thinner than one token
+    free = Resolution(max_tokens=tokens).fit(width, height, lambda w, h: 1 + w * h // 256, None, 1)
+    assert 1 + free[0] * free[1] // 256 <= max(tokens, 1) and free[0] <= width and free[1] <= height
+
+
+def test_a_budget_no_size_can_meet_is_said(tiny):
+    processor = UniMEProcessor.from_backbone(tiny("phi3_v")[0])
+    with pytest.raises(
+        ValueError, match="item 0: image of 64 x 48 pixels: no size .* at most 10 tokens; the least is"
+    ):
+        processor.prepare([picture(0)], resolution="tokens:10")
+
+
+def test_resolution_of_the_preset_is_overridden_by_the_call(tiny):
+    processor = UniMEProcessor.from_backbone(tiny("qwen2_vl")[0], preset="unime-v2-qwen2-vl")
+    assert processor.prepare([picture(0)])[0].sizes == ((1344, 1344),)
+    assert processor.prepare([picture(0)], resolution="native")[0].sizes == ((64, 48),)
+
+
+def test_an_image_placeholder_puts_the_image_there(tiny):
+    path, image = tiny("qwen2_vl")[0], picture(0)
+    fence = "<|vision_start|><|image_pad|><|vision_end|>"
+    raw, chat = (UniMEProcessor.from_backbone(path, preset=name) for name in ("joint", "summary"))
+    for spelling in ("<|image_1|>", "<image>", "<|image_pad|>", fence):
+        item = {"text": f"Look at {spelling}: what is it?", "image": image}
+        assert raw.render(item)[0] == f"Look at {fence}: what is it?"
+        assert f"Look at {fence}: what is it?\nSummary above image and sentence" in chat.render(item)[0]
+    with pytest.raises(ValueError, match="item 0 holds 2 image tokens for 1 images"):
+        raw.prepare([{"text": "<image> and <image>", "image": image}])
+
+
+def write_video(path, frames=12, size=(64, 48)):
+    import av
+
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
+        for number in range(frames):
+            shade = np.full((size[1], size[0], 3), 20 * number, dtype=np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+    return path
+
+
+def test_videos_become_frames_at_equal_distances(tmp_path, embedder):
+    path = write_video(tmp_path / "v.mp4")
+    frames = load_frames(path, 4)
+    assert [round(np.asarray(frame).mean() / 20) for frame in frames] == [0, 3, 6, 9]
+    assert len(load_frames(path, 99)) == 12
+    arrays = np.stack([np.asarray(frame) for frame in frames])
+    processor = embedder.processor
+    processor.num_frames = 4
+    prompt, images = processor.render({"video": path, "text": "What happens?"})
+    assert prompt.count(processor.image_token) == len(images) == 4
+    of_path, of_frames, of_array = (embedder.encode({"video": video, "text": "x"}) for video in (path, frames, arrays))
+    assert torch.equal(of_path, of_frames) and torch.equal(of_path, of_array)
+    backwards = embedder.encode({"video": frames[::-1], "text": "x"})
+    assert (of_path - backwards).abs().max() > 1e-4, "the order of frames is seen"
+
+
+def test_bad_videos_are_named(tmp_path, embedder, tiny):
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="item 0: video .*broken.mp4' cannot be read"):
+        embedder.encode({"video": tmp_path / "broken.mp4"})
+    with pytest.raises(ValueError, match="item 0: the video has no frame"):
+        embedder.encode({"video": []})
+    with pytest.raises(ValueError, match="both an image and a video"):
+        embedder.encode({"video": [picture(0)], "image": picture(1)})
+    single = UniMEProcessor.from_backbone(tiny("llava_next")[0])
+    with pytest.raises(ValueError, match="item 0 has 2 images, but LlavaNextProcessor takes one image at a time"):
+        single.prepare([{"video": [picture(0), picture(1)]}])
+
+
+def test_videos_of_every_backbone_that_takes_several_images(tiny):
+    for kind in ("qwen2_5_vl", "qwen3_vl", "llava_onevision", "phi3_v"):
+        model = UniMEModel.from_backbone(tiny(kind)[0], num_frames=2)
+        items = [{"video": [picture(1), picture(2, (80, 40)), picture(3)], "text": "x"}, picture(1), "a text"]
+        together = model.encode(items)
+        assert (together - torch.stack([model.encode(item) for item in items])).abs().max() <= 1e-5
+
+
+def test_precisions_are_those_of_sentence_transformers(embedder):
+    from sentence_transformers.quantization import quantize_embeddings
+
+    texts = [f"text of number {i}" for i in range(120)]
+    full = embedder.encode(texts)
+    for precision in ("int8", "binary"):
+        theirs = quantize_embeddings(full.numpy(), precision=precision)
+        ours = embedder.encode(texts, precision=precision)
+        assert ours.dtype == torch.int8 and np.abs(ours.numpy().astype(int) - theirs.astype(int)).max() <= (
+            1 if precision == "int8" else 0
+        )
+    ranges = torch.stack([full.amin(0), full.amax(0)])
+    query = embedder.encode(texts[3], precision="int8", ranges=ranges)
+    assert torch.equal(query, embedder.encode(texts, precision="int8")[3])
+    with pytest.raises(ValueError, match="must be 'float32', 'int8' or 'binary'"):
+        embedder.encode("x", precision="int4")
+    with pytest.raises(ValueError, match="that 8 divides"):
+        embedder.encode("x", precision="binary", truncate_dim=12)

@@ -26,8 +26,9 @@ QWEN_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\nYou are a "
     "helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 ONEVISION_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"
@@ -136,6 +137,22 @@ def old_name(kind: str, name: str) -> str:
     return name
 
 
+def old_config(kind: str, config: dict) -> dict:
+    """The configuration as transformers 4.49 wrote it: Qwen's text fields are not nested, names are old."""
+    if kind == "qwen3_vl":  # younger than that
+        return config
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters", None) or {}
+    text["rope_theta"] = rope.get("rope_theta", 10000.0)
+    vision = {k: v for k, v in config.pop("vision_config").items() if k != "dtype"}
+    config = {k: v for k, v in config.items() if k not in ("dtype", "transformers_version")}
+    old = {**config, "vision_config": vision, "torch_dtype": "float32", "transformers_version": "4.49.0"}
+    if kind.startswith("llava"):
+        return {**old, "text_config": text}
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    return {**{k: v for k, v in text.items() if k not in ("model_type", "dtype", "layer_types")}, **old}
+
+
 def write_json(path: Path, **content):
     path.write_text(json.dumps(content), encoding="utf-8")
 
@@ -154,6 +171,7 @@ def write(path: Path, kind: str, seed: int = 0, width: int = 48):
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     config.architectures = [type(model).__name__]
     config.save_pretrained(path)
+    (path / "config.json").write_text(json.dumps(old_config(kind, config.to_dict())))
     tokenizer.save_pretrained(path)
     if kind.startswith("qwen"):
         write_json(
@@ -167,8 +185,8 @@ def write(path: Path, kind: str, seed: int = 0, width: int = 48):
     name = "LlavaNext" if next_ else "LlavaOnevision"
     size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}, "do_center_crop": True}
     write_json(
-        path / "preprocessor_config.json", image_grid_pinpoints=PINPOINTS, image_processor_type=f"{name}ImageProcessor",
-        processor_class=f"{name}Processor", do_pad=True,
+        path / "preprocessor_config.json", image_grid_pinpoints=PINPOINTS,
+        image_processor_type=f"{name}ImageProcessor", processor_class=f"{name}Processor", do_pad=True,
         **{**NORMALISE, **(size if next_ else {"size": {"height": 28, "width": 28}})},
     )  # fmt: skip
     write_json(path / "processor_config.json", processor_class=f"{name}Processor", image_token="<image>")
@@ -192,7 +210,8 @@ def write_phi(path: Path, tokenizer, seed: int, width: int):
     factors = {"type": "su", "short_factor": [1.0 + 0.1 * i for i in range(width // 8)],
                "long_factor": [1.0 + 0.7 * i for i in range(width // 8)]}  # fmt: skip
     published = {
-        "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "vocab_size": len(tokenizer), "hidden_size": width,
+        "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "vocab_size": len(tokenizer),
+        "hidden_size": width,
         "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
         "max_position_embeddings": 4096, "original_max_position_embeddings": 2048, "rope_theta": 10000.0,
         "sliding_window": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_scaling": factors,
