@@ -1,5 +1,7 @@
 """What a backbone wants to see: its image processor, its image tokens, and how many of them an image takes."""
 
+import warnings
+
 import transformers
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
@@ -122,6 +124,14 @@ def _with_legacy_padding(image_processor):
     return legacy
 
 
+def load_saved_images(path, saved: dict, hub: dict):
+    """The image processor of a UniME repository: with PIL wherever it runs, so that pixels are always the same."""
+    if saved.get("image_processor_type") == Phi3VImageProcessor.__name__:
+        kept = ("num_crops", "image_mean", "image_std", "crop_size", "num_img_tokens")
+        return Phi3VImageProcessor(**{key: saved[key] for key in kept})
+    return AutoImageProcessor.from_pretrained(path, backend="pil", **hub)
+
+
 def load_parts(path, config, hub: dict):
     """Image processor, tokenizer, chat template and settings of a stock checkpoint.
 
@@ -137,9 +147,11 @@ def load_parts(path, config, hub: dict):
         saved = {}
     template = saved.pop("chat_template", None)
     if config.model_type == "phi3_v":
-        image_processor = Phi3VImageProcessor.from_pretrained(path, **hub)
+        published, _ = Phi3VImageProcessor.get_image_processor_dict(path, **hub)
+        image_processor = load_saved_images(path, {**Phi3VImageProcessor().to_dict(), **published}, hub)
         # the Llama class that AutoTokenizer may pick would drop the token between a special token and a newline
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **hub)
+        _warn_of_lost_spaces(tokenizer, path)
         return image_processor, tokenizer, template, {"processor_class": Phi3VProcessor.__name__}
     name = PROCESSOR_MAPPING_NAMES.get(config.model_type)
     if name is None:
@@ -157,6 +169,18 @@ def load_parts(path, config, hub: dict):
     return image_processor, tokenizer, template, {"processor_class": name, **settings}
 
 
+def _warn_of_lost_spaces(tokenizer, path):
+    """Phi-3.5-vision's published tokenizer starts every piece after a special token with a space token; copies made by
+    a slow tokenizer do not, and give other embeddings."""
+    ids = tokenizer("<|user|>\n")["input_ids"]
+    if tokenizer.convert_tokens_to_ids("<|user|>") == 32010 and ids != [1, 32010, 29871, 13]:
+        warnings.warn(
+            f"the tokenizer of {path} reads '<|user|>\\n' as {ids}, not as [1, 32010, 29871, 13] like Phi-3.5-vision's; "
+            "if the model was trained with that, pass `processor='microsoft/Phi-3.5-vision-instruct'`.",
+            stacklevel=4,
+        )
+
+
 def _tile_settings(config) -> dict:
     """What LLaVA's processors must know about the vision tower; processor files of 4.4x lack some of it."""
     if config.model_type not in ("llava_next", "llava_onevision"):
@@ -170,4 +194,4 @@ def _tile_settings(config) -> dict:
     return {**settings, "num_image_tokens": side * side, "vision_aspect_ratio": config.vision_aspect_ratio}
 
 
-__all__ = ["NativeProcessor", "load_parts"]
+__all__ = ["NativeProcessor", "load_parts", "load_saved_images"]

@@ -5,6 +5,7 @@ resolution policy and the length limit. It is saved with the checkpoint and does
 processors of most backbones do.
 """
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .items_unime import PreparedItem, is_chat, is_image, plan_chunks, read_frames, split_item
-from .native_unime import NativeProcessor, load_parts
+from .native_unime import NativeProcessor, load_parts, load_saved_images
 from .prompts_unime import (
     CHOICE_INSTRUCTION,
     LISTWISE_INSTRUCTION,
@@ -99,22 +100,52 @@ class UniMEProcessor(ProcessorMixin):
             self._native = kept
 
     @classmethod
-    def from_backbone(cls, path_or_repo, preset: str | None = None, **kwargs):
+    def _get_arguments_from_pretrained(cls, path, processor_dict=None, **kwargs):
+        image_processor = load_saved_images(path, (processor_dict or {}).get("image_processor", {}), kwargs)
+        tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", path, **{"subfolder": "", **kwargs})
+        return [image_processor, tokenizer]
+
+    @classmethod
+    def from_backbone(cls, path_or_repo, preset: str | None = None, processor=None, **kwargs):
         """Builds the processor of a stock VLM checkpoint without torchvision, from old or new processor files.
 
         Args:
             path_or_repo: directory or repository.
             preset (`str`, *optional*): by default the one of the published checkpoint, or `"summary"`.
+            processor (*optional*): where tokenizer and image processor are, if not beside the weights; UniME's first
+                two checkpoints were trained with those of their stock backbones, which is the default for them.
             kwargs: keyword arguments of `__init__`; the rest (`revision`, `token`, ...) goes to the Hub loaders.
         """
         own = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
         config = AutoConfig.from_pretrained(path_or_repo, **{"trust_remote_code": False, **kwargs})
         preset = find_preset(path_or_repo, config.model_type, preset)
-        image_processor, tokenizer, template, backbone = load_parts(path_or_repo, config, kwargs)
+        if processor is None and PRESETS[preset].processor and not os.path.isdir(path_or_repo):
+            processor = PRESETS[preset].processor
+        if processor is not None:
+            kwargs.pop("revision", None)  # of the model
+        source = path_or_repo if processor is None else processor
+        image_processor, tokenizer, template, backbone = load_parts(source, config, kwargs)
         own.setdefault("chat_template", template)
         return cls(image_processor, tokenizer, preset=preset, backbone=backbone, **own)
 
     # transformers' own path: processor(text=..., images=...), apply_chat_template(...)
+    def __call__(self, images=None, text=None, **kwargs):
+        """As in transformers: prompts that hold image tokens, and their images in order -> tensors."""
+        if not self._native.is_phi:
+            return super().__call__(images=images, text=text, **kwargs)
+        texts = [text] if isinstance(text, str) else list(text)
+        flat = iter(image for entry in images or [] for image in (entry if isinstance(entry, list) else [entry]))
+        prepared = []
+        for number, (prompt, ids) in enumerate(zip(texts, self._native.tokenize(texts))):
+            own = tuple(next(flat, None) for _ in range(ids.count(self._native.placeholder_id)))
+            if None in own:
+                raise ValueError(f"text {number} holds more image tokens than there are images left.")
+            sizes, name = tuple(image.size for image in own), f"text {number}"
+            prepared.append(PreparedItem(name, prompt, ids, own, sizes, self._count_tokens(sizes, name)))
+        if next(flat, None) is not None:
+            raise ValueError("there are more images than image tokens.")
+        return self.collate(prepared)
+
     def replace_image_token(self, image_inputs, image_idx, **kwargs):
         return self._native.processor.replace_image_token(image_inputs, image_idx=image_idx, **kwargs)
 

@@ -59,6 +59,8 @@ class Preset:
         resolution: default resolution policy (see [`~unime.images_unime.Resolution`]).
         anyres_padding (`str`): `"even"`, or `"legacy"`: the canvas of LLaVA's tiles comes out a pixel short when its
             padding is odd, as transformers 4.4x did.
+        processor (`str`, *optional*): repository of the tokenizer and image processor the checkpoints were trained
+            with, where it is not their own.
         model_types (`tuple`): backbones the preset is for; empty for any.
     """
 
@@ -75,6 +77,7 @@ class Preset:
     padding_side: str = "left"
     resolution: str | int = "native"
     anyres_padding: str = "even"
+    processor: str | None = None
     model_types: tuple[str, ...] = ()
 
 
@@ -115,7 +118,8 @@ PRESETS = {
             image="<|user|>\n{image}\nSummary above image in one word: <|end|>\n<|assistant|>\n",
             both=_JOINT,
         ),
-        chat=False, verbatim=True, fusion="sum", model_types=("phi3_v",),
+        chat=False, verbatim=True, fusion="sum",
+        processor="microsoft/Phi-3.5-vision-instruct", model_types=("phi3_v",),
     ),
     "unime-llava-1.6": _same(
         Prompts(
@@ -123,7 +127,8 @@ PRESETS = {
             image="[INST] {image}\nSummary above image in one word: [/INST]",
             both=_JOINT,
         ),
-        chat=False, verbatim=True, fusion="sum", anyres_padding="legacy", model_types=("llava_next",),
+        chat=False, verbatim=True, fusion="sum", anyres_padding="legacy",
+        processor="llava-hf/llava-v1.6-mistral-7b-hf", model_types=("llava_next",),
     ),
     "unime-llava-onevision": _same(
         Prompts(

@@ -140,14 +140,15 @@ class UniMEPreTrainedModel(PreTrainedModel):
                 published checkpoint was trained with, and `"summary"` for a stock VLM.
             quantization (`str`, *optional*): as in [`~UniMEPreTrainedModel.from_pretrained`].
             kwargs: processor settings (`max_length`, `max_image_pixels`, `chat_template`, `resolution`, `fusion`,
-                `anyres_padding`, `num_frames`); everything else (`dtype`, `device_map`, `quantization_config`,
+                `anyres_padding`, `num_frames`, and `processor`, a folder or repository where they are not beside the
+                weights); everything else (`dtype`, `device_map`, `quantization_config`,
                 `attn_implementation`, `revision`, ...) goes to the VLM's `from_pretrained`.
 
         Raises:
             ValueError: a weight of the checkpoint is missing, unexpected or mis-shaped, a file is broken, or the
                 preset is unknown or for another backbone.
         """
-        settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
+        settings = {key: kwargs.pop(key) for key in (*SETTINGS, "processor") if key in kwargs}
         hub = {key: kwargs[key] for key in (*_HUB_KEYS, "trust_remote_code") if key in kwargs}
         config = AutoConfig.from_pretrained(path_or_repo, **{"trust_remote_code": False, **hub})
         if config.model_type in ("unime", "unime_reranker"):
@@ -170,6 +171,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
             model = cls(cls._wrap_config(wrapped, preset, backbone=str(path_or_repo), dtype=vlm.dtype))
         model.vlm, model.config.vlm_config = vlm, vlm.config
         model.processor = processor
+        _take_over_quantization(model)
         model._speed_up_vision()
         return model.eval()
 
@@ -269,6 +271,18 @@ def _assert_all_landed(info, source, ignore=()):
             raise ValueError(
                 f"{source} does not fit this model: {kind.replace('_', ' ')}: {', '.join(keys[:8])}{more}."
             )
+
+
+def _take_over_quantization(model):
+    """Moves what transformers notes on a quantised VLM to its wrapper, so that this is saved and trained as one."""
+    if getattr(model.vlm, "hf_quantizer", None) is None:
+        return
+    model.hf_quantizer = model.vlm.hf_quantizer
+    model.config.quantization_config = model.vlm.config.quantization_config
+    del model.vlm.config.quantization_config
+    for note in ("quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
+        if hasattr(model.vlm, note):
+            setattr(model, note, getattr(model.vlm, note))
 
 
 def _assert_ours(cls, path, hub):

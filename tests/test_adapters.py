@@ -128,7 +128,10 @@ def test_quantised_weights_leave_the_vision_tower_alone(tiny, tmp_path, kind, qu
         vision = {name for name in linear if "vis" in name or "projector" in name}
         assert vision and all(linear[name] == "Linear" for name in vision)
         assert all(linear[name] != "Linear" for name in linear if name not in vision)
-        assert torch.isfinite(model.encode(ITEMS)).all()
+        assert torch.isfinite(model.encode(ITEMS)).all() and model.is_quantized
+        model.save_pretrained(tmp_path / "saved")
+        again = UniMEModel.from_pretrained(tmp_path / "saved")
+        assert torch.equal(again.encode(ITEMS), model.encode(ITEMS))
 
 
 def test_quantisation_settings_of_the_user_go_first(tiny):

@@ -1,6 +1,7 @@
 """Released checkpoints: embeddings and scores against references written out by hand from the published code."""
 
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -296,6 +297,52 @@ def test_phi_squares_are_resized_before_the_transform(tiny):
     close(model.encode(image, resolution=336), phi_reference(phi_parts(path, stock), prompt, squash(image, 336)))
 
 
+def test_the_auto_processor_path_gives_the_same_embedding(tiny):
+    for kind, preset in (("phi3_v", "unime-phi3.5-v"), ("llava_next", "unime-llava-1.6"), ("qwen2_vl", "summary")):
+        model = UniMEModel.from_backbone(tiny(kind)[0], preset=preset)
+        prompt, images = model.processor.render(picture(6))
+        with torch.no_grad():
+            batch = model.processor(
+                text=[prompt, model.processor.render("x")[0]], images=list(images), return_tensors="pt"
+            )
+            close(model(**batch).embeddings, model.encode([picture(6), "x"]))
+    phi = UniMEModel.from_backbone(tiny("phi3_v")[0]).processor
+    with pytest.raises(ValueError, match="text 0 holds more image tokens than there are images"):
+        phi(text="<|image_1|>")
+    with pytest.raises(ValueError, match="more images than image tokens"):
+        phi(text="no image", images=[picture(6)])
+
+
+def test_a_processor_elsewhere_is_used(tiny, tmp_path):
+    path, _ = tiny("phi3_v")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((path / name).read_bytes())
+    with pytest.raises((OSError, ValueError)):
+        UniMEModel.from_backbone(tmp_path)
+    apart = UniMEModel.from_backbone(tmp_path, preset="unime-phi3.5-v", processor=path)
+    assert torch.equal(apart.encode(CAPTION), UniMEModel.from_backbone(path, preset="unime-phi3.5-v").encode(CAPTION))
+
+
+def test_a_phi_tokenizer_that_loses_spaces_is_told():
+    from unime.native_unime import _warn_of_lost_spaces
+
+    class Words:
+        def __init__(self, ids):
+            self.ids = ids
+
+        def __call__(self, text):
+            return {"input_ids": self.ids}
+
+        def convert_tokens_to_ids(self, token):
+            return 32010
+
+    with pytest.warns(UserWarning, match=r"reads '<\|user\|>.n' as \[1, 32010, 13\]"):
+        _warn_of_lost_spaces(Words([1, 32010, 13]), "here")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _warn_of_lost_spaces(Words([1, 32010, 29871, 13]), "here")
+
+
 def test_phi_token_counts_of_the_published_code():
     from unime.processing_phi3_v import Phi3VImageProcessor
 
@@ -404,8 +451,8 @@ def test_reranker_prompts_and_probabilities(tiny):
     prompt = (
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         "I will provide you with a query and a candidate. Please evaluate whether the candidate meets the "
-        "requirements of the query. If it does, respond with 'Yes'; if it doesn't, respond with 'No'.Query:<|vision_start|>"
-        "<|image_pad|><|vision_end|> Find an image caption describing the given image."
+        "requirements of the query. If it does, respond with 'Yes'; if it doesn't, respond with 'No'.Query:"
+        "<|vision_start|><|image_pad|><|vision_end|> Find an image caption describing the given image."
         f"Candidate:{CAPTION}<|im_end|>\n<|im_start|>assistant\n"
     )
     read = Qwen2VLImageProcessorPil(size={"shortest_edge": QWEN_MIN, "longest_edge": QWEN_MAX})

@@ -226,3 +226,38 @@ def test_two_processes_equal_one(tmp_path):
         expected = trained(tmp_path / "backbone", data, tmp_path / "out", **alone, **EVERYTHING)
         found = torch.load(tmp_path / f"{name}.pt", weights_only=True)
         assert difference(found, expected) <= 1e-5, name
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v"])
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "whole"])
+def test_the_cache_is_exact_on_every_backbone(tiny, kind, frozen):
+    """Chunks of mixed items, with and without a frozen vision tower, against one pass with a graph over all."""
+    from unime.vlm_unime import vision_parameters
+
+    model = UniMEModel.from_backbone(tiny(kind)[0])
+    if frozen:
+        for parameter in vision_parameters(model.vlm):
+            parameter.requires_grad_(False)
+    assert (frozen_vision(model) is not None) == frozen
+    items = [
+        "a red circle",
+        picture(1),
+        {"text": "Find it.", "image": picture(2, (90, 40))},
+        "x",
+        picture(3, (40, 60)),
+    ]
+    prepared = model.processor.prepare(items)
+    chunks = [dict(model.processor.collate([prepared[i] for i in chunk])) for chunk in ([0, 3], [1, 2], [4])]
+    weights = torch.randn(5, 48, generator=torch.Generator().manual_seed(0))
+    loss_of = lambda embeddings: ((embeddings * weights).sum(1).exp()).sum().log()  # noqa: E731
+
+    def gradients(run):
+        model.zero_grad()
+        run().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    whole = gradients(lambda: loss_of(torch.cat([model(**chunk).embeddings for chunk in chunks])))
+    cached = gradients(lambda: cached_loss(model, model, chunks, loss_of, torch.device("cpu")))
+    assert set(whole) == set(cached)
+    scale = max(gradient.abs().max() for gradient in whole.values())
+    assert max((whole[name] - cached[name]).abs().max() for name in whole) <= 1e-5 * scale
