@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .items_unime import is_chat, item_key, read_frames, split_item
 from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, PRESETS, find_preset
-from .scoring_unime import SharedPrefix, VisionCache
+from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
 
 
@@ -421,16 +422,21 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     def _next_logits(self, prepared, tokens, batch_tokens, share_prefix, show_progress) -> torch.Tensor:
         """Logits `[N, len(tokens)]` of the token after each prompt, float32."""
-        columns = torch.tensor(tokens)
-        with self._inference():
-            shared = SharedPrefix.of(self, prepared, batch_tokens) if share_prefix else None
-            if shared is not None:
-                logits = shared.last_logits(columns, "Scoring", wants_progress(show_progress, len(prepared) // 8))
-            else:
-                logits = torch.empty(len(prepared), len(tokens))
-                for chunk, batch in self._batches(prepared, batch_tokens, show_progress, "Scoring", side="left"):
+        columns, logits = torch.tensor(tokens), torch.empty(len(prepared), len(tokens))
+        progress = wants_progress(show_progress, len(prepared) // 8)
+        with self._inference(), tqdm(total=len(prepared), desc="Scoring", disable=not progress, unit="item") as bar:
+            groups = groups_of(prepared, self.vision_cache.max_tokens) if share_prefix else []
+            for group in groups:
+                shared = SharedPrefix.of(self, [prepared[i] for i in group], batch_tokens)
+                if shared is None:
+                    groups = []
+                    break
+                logits[group] = shared.last_logits(columns, bar)
+            if not groups:
+                for chunk, batch in self._batches(prepared, batch_tokens, False, "Scoring", side="left"):
                     last = self(**batch, use_cache=False, **self.keep_last_logits).logits[:, -1].float()
                     logits[chunk] = last[:, columns.to(last.device)].cpu()
+                    bar.update(len(chunk))
         if not torch.isfinite(logits).all():
             self._explain_not_finite(prepared[int(torch.isfinite(logits).all(dim=1).logical_not().nonzero()[0])].name)
         return logits

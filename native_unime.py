@@ -25,6 +25,7 @@ class NativeProcessor:
     """
 
     def __init__(self, image_processor, tokenizer, settings: dict, legacy_padding: bool = False):
+        self.arguments = (image_processor, tokenizer, settings, legacy_padding)
         self.name = settings["processor_class"]
         self.image_processor, self.tokenizer = image_processor, tokenizer
         self.is_phi = self.name == Phi3VProcessor.__name__
@@ -59,6 +60,9 @@ class NativeProcessor:
         names = () if self.is_phi else self.processor(text=["a"], return_mm_token_type_ids=True)
         self.types_name = "token_type_ids" if names and "mm_token_type_ids" not in names else "mm_token_type_ids"
         self.takes_several_images = self.name not in _SINGLE_IMAGE
+
+    def __reduce__(self):
+        return type(self), self.arguments  # the class made below has no name to be unpickled by
 
     @property
     def grain(self) -> int | None:
@@ -175,8 +179,8 @@ def _warn_of_lost_spaces(tokenizer, path):
     ids = tokenizer("<|user|>\n")["input_ids"]
     if tokenizer.convert_tokens_to_ids("<|user|>") == 32010 and ids != [1, 32010, 29871, 13]:
         warnings.warn(
-            f"the tokenizer of {path} reads '<|user|>\\n' as {ids}, not as [1, 32010, 29871, 13] like Phi-3.5-vision's; "
-            "if the model was trained with that, pass `processor='microsoft/Phi-3.5-vision-instruct'`.",
+            f"the tokenizer of {path} reads '<|user|>\\n' as {ids}, not as [1, 32010, 29871, 13] as Phi-3.5-vision's; if "
+            "the model was trained with that, pass `processor='microsoft/Phi-3.5-vision-instruct'`.",
             stacklevel=4,
         )
 

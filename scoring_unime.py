@@ -10,6 +10,7 @@ import os
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -58,6 +59,21 @@ class VisionCache:
         total = sum(entry.tokens for entry in self.entries.values())
         while total > self.max_tokens and self.entries:
             total -= self.entries.popitem(last=False)[1].tokens
+
+
+def groups_of(prepared: list[PreparedItem], image_tokens: int) -> list[list[int]]:
+    """Cuts prompts, in their order, into groups whose distinct images take at most that many tokens."""
+    groups, known, total = [], set(), 0
+    for index, entry in enumerate(prepared):
+        new = {id(image): tokens for image, tokens in zip(entry.images, entry.image_tokens) if id(image) not in known}
+        if not groups or total + sum(new.values()) > image_tokens:
+            groups.append([])
+            new = {id(image): tokens for image, tokens in zip(entry.images, entry.image_tokens)}
+            known, total = set(), 0
+        groups[-1].append(index)
+        known.update(new)
+        total += sum(new.values())
+    return groups
 
 
 class _NotByImage(Exception):
@@ -140,21 +156,27 @@ class SharedPrefix:
         """Tokens and images with which all prompts begin; at least one token of each is left over."""
         if len(self.ids) == 1:
             return 0, 0
-        placeholder, marked = self.model.processor.image_token_id, []
-        for ids, keys in zip(self.ids, self.images):
-            # an image token stands for its image and the number of tokens that are still to come of it
-            spans = ((key, left) for key in keys for left in reversed(range(self.seen[key].tokens)))
-            marked.append([next(spans) if token == placeholder else token for token in ids])
-        shortest = min(map(len, marked)) - 1
-        length = 0
-        while length < shortest and len({sequence[length] for sequence in marked}) == 1:
-            length += 1
-        while length > 0 and isinstance(marked[0][length - 1], tuple) and marked[0][length - 1][1] > 0:
+        numbers = {key: number for number, key in enumerate(self.seen)}
+        first, *others = (self._marked(ids, keys, numbers) for ids, keys in zip(self.ids, self.images))
+        length = min(map(len, self.ids)) - 1
+        for other in others:
+            differs = np.flatnonzero(first[:length] != other[:length])
+            length = int(differs[0]) if len(differs) else length
+        left = -1 - first[:length]  # at image tokens: image number * 2^32 + tokens of it still to come
+        while length and left[length - 1] > 0 and left[length - 1] % 2**32:
             length -= 1  # an image is not cut in two
-        images = sum(1 for token in marked[0][:length] if isinstance(token, tuple) and token[1] == 0)
-        return length, images
+        left = left[:length]
+        return length, int(((left >= 0) & (left % 2**32 == 0)).sum())
 
-    def last_logits(self, columns: torch.Tensor, description: str, show_progress: bool) -> torch.Tensor:
+    def _marked(self, ids, keys, numbers) -> np.ndarray:
+        """Ids in which every image token tells its image and how many of it are still to come (negative)."""
+        marked = np.array(ids, dtype=np.int64)
+        spans = [numbers[key] * 2**32 + np.arange(self.seen[key].tokens)[::-1] for key in keys]
+        if spans:
+            marked[marked == self.model.processor.image_token_id] = -1 - np.concatenate(spans)
+        return marked
+
+    def last_logits(self, columns: torch.Tensor, bar: tqdm) -> torch.Tensor:
         """Logits `[N, len(columns)]` of the token after each prompt, float32."""
         lengths = [len(ids) - self.length for ids in self.ids]
         prefix = self._run([0], 0, self.length, slice(0, self.prefix_images)).past_key_values if self.length else None
@@ -162,14 +184,13 @@ class SharedPrefix:
         rows = max(1, 8 * self.batch_tokens // max(map(len, self.ids)))  # bounds the copies of the prefix
         chunks = plan_chunks(lengths, self.batch_tokens)
         chunks = [chunk[i : i + rows] for chunk in chunks for i in range(0, len(chunk), rows)]
-        with tqdm(total=len(self.ids), desc=description, disable=not show_progress, unit="item") as bar:
-            for chunk in chunks:
-                cache = copy.deepcopy(prefix)
-                if cache is not None:
-                    cache.batch_repeat_interleave(len(chunk))
-                out = self._run(chunk, self.length, None, slice(self.prefix_images, None), cache).logits[:, -1]
-                logits[chunk] = out[:, columns.to(out.device)].float().cpu()
-                bar.update(len(chunk))
+        for chunk in chunks:
+            cache = copy.deepcopy(prefix)
+            if cache is not None:
+                cache.batch_repeat_interleave(len(chunk))
+            out = self._run(chunk, self.length, None, slice(self.prefix_images, None), cache).logits[:, -1]
+            logits[chunk] = out[:, columns.to(out.device)].float().cpu()
+            bar.update(len(chunk))
         return logits
 
     def _run(self, rows: list[int], start: int, end: int | None, images: slice, cache=None):
@@ -237,4 +258,4 @@ def _join(seen: list[_Seen]) -> BaseModelOutputWithPooling:
     return joined
 
 
-__all__ = ["SharedPrefix", "VisionCache"]
+__all__ = ["SharedPrefix", "VisionCache", "groups_of"]

@@ -1,5 +1,7 @@
 """Prompts, image handling, length limits, and the chunk planner."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -333,6 +335,14 @@ def test_videos_become_frames_at_equal_distances(tmp_path, embedder):
     assert torch.equal(of_path, of_frames) and torch.equal(of_path, of_array)
     backwards = embedder.encode({"video": frames[::-1], "text": "x"})
     assert (of_path - backwards).abs().max() > 1e-4, "the order of frames is seen"
+
+
+def test_processors_travel_to_worker_processes(tiny):
+    for kind in ("qwen3_vl", "llava_onevision", "phi3_v"):
+        processor = UniMEProcessor.from_backbone(tiny(kind)[0])
+        again = pickle.loads(pickle.dumps(processor))
+        ours, theirs = (p.collate(p.prepare([picture(0), "x"])) for p in (processor, again))
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_bad_videos_are_named(tmp_path, embedder, tiny):

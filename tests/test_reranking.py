@@ -6,6 +6,7 @@ from conftest import picture
 
 from unime import UniMERerankerForCausalLM
 from unime.prompts_unime import LISTWISE_ANSWER
+from unime.scoring_unime import groups_of
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v")
 QUERY = {"text": "Find the caption.", "image": picture(20, (90, 60))}
@@ -83,6 +84,22 @@ def test_vision_cache_is_bounded_and_forgets_changed_weights(judge):
     finally:
         cache.max_tokens = limit
         cache.entries.clear()
+
+
+def test_many_images_are_scored_in_groups_that_fit_the_cache(judge):
+    candidates = [picture(50 + seed, (84, 84)) for seed in range(7)]
+    whole = judge.score(QUERY, candidates)
+    judge.vision_cache.entries.clear()
+    limit, judge.vision_cache.max_tokens = judge.vision_cache.max_tokens, 30
+    try:
+        entries = judge.processor.prepare(
+            [judge.processor.rerank_messages(QUERY, [c], "pointwise") for c in candidates]
+        )
+        groups = groups_of(entries, 30)
+        assert [i for group in groups for i in group] == list(range(7)) and [len(g) for g in groups] == [2, 2, 2, 1]
+        assert (judge.score(QUERY, candidates) - whole).abs().max() < 1e-6
+    finally:
+        judge.vision_cache.max_tokens = limit
 
 
 def test_answer_formats_and_variants(judge):
