@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from .images_unime import Resolution
 from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from .prompts_unime import PRESETS
 
@@ -47,13 +48,9 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
     """
     folder = local_folder(source, kwargs.get("revision"))
     if (folder / "adapter_config.json").exists():
-        base = (
-            base or json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-        )
-        if not base:
-            raise ValueError(f"{source} does not say which model it is an adapter of; name it with `base`.")
         kwargs.pop("revision", None)
-        return load_adapter(open_checkpoint(base, preset, reranker, **kwargs), folder).merge_and_unload()
+        model = open_checkpoint(base or _base_of(folder), preset, reranker, **kwargs)
+        return load_adapter(model, folder).merge_and_unload()
     model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     if model_type not in ("unime", "unime_reranker"):
         return (UniMERerankerForCausalLM if reranker else UniMEModel).from_backbone(source, preset, **kwargs)
@@ -63,6 +60,13 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
             f"{source} was made with the preset {model.processor.preset!r}, not {preset!r}; leave `preset` out."
         )
     return model
+
+
+def _base_of(adapter: Path) -> str:
+    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{adapter} does not say which model it is an adapter of; name it with `base`.")
+    return base
 
 
 def load_adapter(model, path):
@@ -95,6 +99,9 @@ def load_adapter(model, path):
     if not targets:
         raise ValueError(f"the adapter {path} holds no weight.")
     config.target_modules, config.task_type = sorted(targets), None
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        renamed = {_place(key, modules) or key: value for key, value in (getattr(config, pattern) or {}).items()}
+        setattr(config, pattern, renamed)
     adapted = PeftModel(model, config)
     try:
         result = set_peft_model_state_dict(adapted, weights)
@@ -125,19 +132,27 @@ def convert(source, out, preset: str | None = None, reranker: bool = False, revi
     folder = local_folder(source, revision)
     model = open_checkpoint(source, preset, reranker, **({"revision": revision} if revision else {}), **kwargs)
     model.save_pretrained(out)
+    _keep_head(model, folder, out)
+    return model
+
+
+def _keep_head(model, folder: Path, out):
+    """Keeps the untied output head of what an embedder was made from beside it, for `export`."""
     if isinstance(model, UniMEModel) and not _ties_head(model.config.vlm_config):
         head = _find_head(folder)
         if head is not None:
             save_file({"lm_head.weight": head}, Path(out) / HEAD_FILE, metadata={"format": "pt"})
-    return model
 
 
 def merge(source, out, base=None, preset: str | None = None, reranker: bool = False):
     """Writes a whole UniME repository from an adapter and what it was trained on."""
-    if not (local_folder(source) / "adapter_config.json").exists():
+    folder = local_folder(source)
+    if not (folder / "adapter_config.json").exists():
         raise ValueError(f"{source} is no adapter: it has no adapter_config.json.")
-    model = open_checkpoint(source, preset, reranker, base)
+    base = base or _base_of(folder)
+    model = open_checkpoint(folder, preset, reranker, base)
     model.save_pretrained(out)
+    _keep_head(model, local_folder(base), out)
     return model
 
 
@@ -220,11 +235,22 @@ def _save_stock_processor(processor, out: Path):
 
 def _save_sentence_transformers_files(model, out: Path):
     """Three small files make the folder a SentenceTransformer, with the preset's prompts as its chat template."""
-    preset = PRESETS[model.processor.preset]
-    if preset.positions != "native" or preset.query != preset.document:
+    processor = model.processor
+    preset = PRESETS[processor.preset]
+    untold = {
+        "flat positions": preset.positions != "native",
+        "prompts that differ by role": preset.query != preset.document,
+        "the sum of two embeddings": processor.fusion == "sum",
+        f"the resolution {processor.resolution}": Resolution.parse(processor.resolution) != Resolution(),
+        "legacy tile padding": processor.anyres_padding == "legacy",
+        "stripped texts": preset.strip,
+        "a backbone it does not know": model.config.vlm_config.model_type == "phi3_v",
+    }
+    if any(untold.values()):
+        reasons = ", ".join(reason for reason, holds in untold.items() if holds)
         warnings.warn(
-            f"the preset {model.processor.preset!r} cannot be told to sentence-transformers (flat positions, or "
-            "prompts that differ by role): its files are left out.",
+            f"sentence-transformers cannot be told all of the preset {processor.preset!r} ({reasons}): its files are "
+            "left out.",
             stacklevel=3,
         )
         return

@@ -1,11 +1,13 @@
 """Images and videos: opening them safely, and the resolution policies."""
 
+import contextlib
 import math
 import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,6 +24,8 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     Raises:
         ValueError: the file is missing, unreadable or truncated, or the image has more than `max_pixels` pixels.
     """
+    if isinstance(source, VideoFrame):
+        return source.read()
     name = (
         f"image {str(source)!r}"
         if isinstance(source, (str, os.PathLike))
@@ -57,12 +61,12 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
 
 def read_size(image, name: str) -> tuple[int, int]:
     """(width, height) of a PIL image or of a file, of which only the header is read, as it will stand upright."""
-    if isinstance(image, Image.Image):
+    if isinstance(image, VideoFrame):
         return image.size
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(image) as file:
+            with contextlib.nullcontext(image) if isinstance(image, Image.Image) else Image.open(image) as file:
                 width, height = file.size
                 turned = file.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
     except (OSError, SyntaxError, Image.DecompressionBombError, AttributeError) as error:
@@ -70,33 +74,65 @@ def read_size(image, name: str) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def load_frames(video, count: int) -> list[Image.Image]:
+@dataclass(frozen=True)
+class VideoFrame:
+    """One of `count` frames of a video file, at equal distances; decoded when it is opened.
+
+    `size` is (width, height), `stamp` the file's time of change.
+    """
+
+    path: str
+    index: int
+    count: int
+    size: tuple[int, int]
+    stamp: int
+
+    def read(self) -> Image.Image:
+        return Image.fromarray(_decode(self.path, self.count, self.stamp)[self.index])
+
+
+def load_frames(video, count: int) -> list:
     """Frames of a video as images, at equal distances: at most `count`, or all if it has fewer.
 
     Args:
-        video: a path (decoded with PyAV), a list of PIL images, or a uint8 array `[frames, height, width, 3]`.
+        video: a path (its header is read with PyAV, frames are decoded when they are opened), a list of PIL images or
+            arrays, or a uint8 array `[frames, height, width, 3]`.
+
+    Returns:
+        list of [`VideoFrame`] for a path, else of PIL images.
 
     Raises:
         ValueError: the file cannot be decoded, or there is no frame.
     """
     if isinstance(video, (str, os.PathLike)):
-        try:
-            video, _ = load_video(
-                os.fspath(video), backend="pyav", sample_indices_fn=lambda metadata, **_: _spread(metadata, count)
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(f"video {str(video)!r} cannot be read: {error}") from error
+        path = os.fspath(video)
+        if not os.path.isfile(path):
+            raise ValueError(f"video {path!r} cannot be read: there is no such file.")
+        header = _load(path, lambda metadata: [0])[1]
+        if not header.total_num_frames:
+            raise ValueError(f"video {path!r}: its header names no number of frames; pass the frames themselves.")
+        count, stamp = min(count, header.total_num_frames), os.stat(path).st_mtime_ns
+        return [VideoFrame(path, i, count, (header.width, header.height), stamp) for i in range(count)]
     frames = [frame if isinstance(frame, Image.Image) else Image.fromarray(np.asarray(frame)) for frame in video]
     if not frames:
         raise ValueError("the video has no frame.")
-    return [frames[i] for i in np.arange(min(count, len(frames))) * len(frames) // min(count, len(frames))]
+    return [frames[i] for i in _spread(len(frames), min(count, len(frames)))]
 
 
-def _spread(metadata, count: int) -> np.ndarray:
-    total = metadata.total_num_frames
-    if not total:
-        raise ValueError("its header names no number of frames; pass the frames themselves.")
-    return np.arange(min(count, total)) * total // min(count, total)
+def _spread(total: int, count: int) -> np.ndarray:
+    return np.arange(count) * total // count
+
+
+def _load(path: str, sample):
+    try:
+        return load_video(path, backend="pyav", sample_indices_fn=lambda metadata, **_: sample(metadata))
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"video {path!r} cannot be read: {error}") from error
+
+
+@lru_cache(maxsize=2)  # the frames of a video are opened one after the other
+def _decode(path: str, count: int, stamp: int) -> np.ndarray:
+    return _load(path, lambda metadata: _spread(metadata.total_num_frames, count))[0]
 
 
 @dataclass(frozen=True)
@@ -159,12 +195,14 @@ class Resolution:
             return width, height
         if self.max_pixels is not None and width * height > self.max_pixels:
             width, height = _shrink(width, height, math.sqrt(self.max_pixels / (width * height)))
-        while self.max_tokens is not None and count(width, height) > self.max_tokens:
-            if width == height == 1:
+        full, scale = (width, height), 1.0
+        while self.max_tokens is not None and (tokens := count(width, height)) > self.max_tokens:
+            scale *= 0.9
+            width, height = _shrink(*full, scale)
+            if min(width, height) < 28:  # smaller ones would be another shape, or nothing that can be recognised
                 raise ValueError(
-                    f"no size of this image takes at most {self.max_tokens} tokens; the least is {count(1, 1)}."
+                    f"no size of this image takes at most {self.max_tokens} tokens; the least is {tokens}."
                 )
-            width, height = _shrink(width, height, 0.9)
         return width, height
 
 
@@ -172,4 +210,4 @@ def _shrink(width: int, height: int, scale: float) -> tuple[int, int]:
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
-__all__ = ["MAX_IMAGE_PIXELS", "Resolution", "load_frames", "open_image", "read_size"]
+__all__ = ["MAX_IMAGE_PIXELS", "Resolution", "VideoFrame", "load_frames", "open_image", "read_size"]

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from PIL import Image
 
-from .images_unime import MAX_IMAGE_PIXELS, Resolution, load_frames, open_image
+from .images_unime import MAX_IMAGE_PIXELS, Resolution, VideoFrame, load_frames, open_image
 
 
 def plan_chunks(
@@ -63,10 +64,11 @@ class PreparedItem:
     sizes: tuple[tuple[int, int], ...] = ()
     image_tokens: tuple[int, ...] = ()
     resolution: Resolution = field(default_factory=Resolution)
+    written: tuple[int, ...] = ()  # ids that follow the prompt, such as the beginning of an answer
 
     @property
     def length(self) -> int:
-        return len(self.input_ids) + sum(self.image_tokens) - len(self.images)
+        return len(self.input_ids) + sum(self.image_tokens) - len(self.images) + len(self.written)
 
 
 def is_chat(item) -> bool:
@@ -74,7 +76,7 @@ def is_chat(item) -> bool:
 
 
 def is_image(value) -> bool:
-    return isinstance(value, (str, os.PathLike, Image.Image))
+    return isinstance(value, (str, os.PathLike, Image.Image, VideoFrame))
 
 
 def split_item(item, name: str = "item", num_frames: int = 8):
@@ -133,12 +135,15 @@ def item_key(item, max_pixels: int = MAX_IMAGE_PIXELS, name: str = "item") -> st
             for key in sorted(value):
                 feed(key)
                 feed(value[key])
-        elif isinstance(value, np.ndarray):
-            digest.update(f"A{value.shape}{value.dtype}".encode() + value.tobytes())
+        elif isinstance(value, (np.ndarray, torch.Tensor)):
+            array = np.asarray(value)
+            digest.update(f"A{array.shape}{array.dtype}".encode() + array.tobytes())
         elif isinstance(value, (list, tuple)):
             digest.update(b"L")
             for element in value:
                 feed(element)
+        elif not isinstance(value, (str, os.PathLike, int, float, type(None))):
+            raise TypeError(f"{name} holds a {type(value).__name__}, which is no part of an item.")
         else:
             text = os.fspath(value) if isinstance(value, os.PathLike) else value
             digest.update(f"{type(text).__name__}{isinstance(value, os.PathLike)}{len(str(text))}:{text}".encode())

@@ -90,27 +90,27 @@ class Phi3VModel(Phi3Model):
         """`pooler_output`: a list with the features `[tokens, H]` of each image."""
         return BaseModelOutputWithPooling(pooler_output=self.vision_embed_tokens(pixel_values, image_sizes))
 
+    def embed(self, input_ids, features: list[torch.Tensor]) -> torch.Tensor:
+        """Token embeddings `[N, L, H]` with the features of the images, in order, where the ids are negative."""
+        embeds, holes = self.embed_tokens(input_ids.clamp(min=0)), input_ids < 0
+        if int(holes.sum()) != sum(map(len, features)):
+            raise ValueError(
+                f"{int(holes.sum())} image tokens for {sum(map(len, features))} image features; they must be equal."
+            )
+        if not features:
+            return embeds
+        return embeds.masked_scatter(holes.unsqueeze(-1), torch.cat(features).to(embeds.dtype))
+
     def forward(
         self, input_ids=None, attention_mask=None, pixel_values=None, image_sizes=None, inputs_embeds=None,
         mm_encoder_outputs=None, mm_token_type_ids=None, **kwargs,
     ):  # fmt: skip
         """As [`Phi3Model`], with `pixel_values` and `image_sizes` of the images in the order of their tokens."""
         if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids.clamp(min=0))  # [N, L, H]
             images = (mm_encoder_outputs or {}).get("image")
             if images is None and pixel_values is not None:
                 images = self.get_image_features(pixel_values, image_sizes)
-            if images is not None:
-                features = torch.cat(list(images.pooler_output)).to(inputs_embeds.dtype)  # [image tokens, H]
-                holes = (input_ids < 0).unsqueeze(-1).expand_as(inputs_embeds)
-                if holes.sum() != features.numel():
-                    raise ValueError(
-                        f"{int((input_ids < 0).sum())} image tokens for {len(features)} image features; they must "
-                        "be equal."
-                    )
-                inputs_embeds = inputs_embeds.masked_scatter(holes, features)
-            elif (input_ids < 0).any():
-                raise ValueError("the input holds image tokens, but no image was passed.")
+            inputs_embeds = self.embed(input_ids, [] if images is None else list(images.pooler_output))
         return super().forward(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
 
@@ -144,12 +144,12 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
             mm_encoder_outputs=mm_encoder_outputs, **kwargs,
         )  # fmt: skip
 
-    def prepare_inputs_for_generation(self, input_ids, past_key_values=None, **kwargs):
-        inputs = super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, **kwargs)
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
-            for key in ("pixel_values", "image_sizes", "mm_token_type_ids"):  # the images have been read
-                inputs.pop(key, None)
-        return inputs
+    def generate(self, input_ids, pixel_values=None, image_sizes=None, **kwargs):
+        """As in transformers, from embeddings: logits processors would look up the negative ids of images."""
+        features = [] if pixel_values is None else self.get_image_features(pixel_values, image_sizes).pooler_output
+        kwargs.pop("mm_token_type_ids", None)
+        written = super().generate(inputs_embeds=self.model.embed(input_ids, features), **kwargs)
+        return torch.cat([input_ids, written], dim=1)
 
 
 def complete_config(path, config):

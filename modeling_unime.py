@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
+from tqdm.auto import tqdm, trange
 from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
-from .items_unime import is_chat, item_key, read_frames, split_item
+from .items_unime import is_chat, item_key
 from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, PRESETS, find_preset
 from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
@@ -118,17 +118,27 @@ class UniMEModel(UniMEPreTrainedModel):
             raise ValueError(f"truncate_dim must be between 1 and {width}, got {truncate_dim}.")
         distinct = OrderedDict()  # key -> (position among the distinct, first index)
         positions = []
-        for i, item in enumerate(items):
+        reading = wants_progress(show_progress, len(items) // 512)
+        for i, item in enumerate(tqdm(items, desc="Reading", disable=not reading, unit="item")):
             key = item_key(item, self.processor.max_image_pixels, f"item {i}")
             positions.append(distinct.setdefault(key, (len(distinct), i))[0])
         first = [i for _, i in distinct.values()]
-        parts = [(row, i, part) for row, i in enumerate(first) for part in self._parts(items[i], i, fusion)]
-        prepared = self.processor.prepare(
-            [part for _, _, part in parts], instruction, role, max_length, names=[f"item {i}" for _, i, _ in parts],
-            resolution=resolution,
-        )  # fmt: skip
+        parts = [
+            (row, i, part, said)
+            for row, i in enumerate(first)
+            for part, said in self._parts(items[i], f"item {i}", fusion, instruction)
+        ]
+        prepared = [None] * len(parts)
+        for said in {said for *_, said in parts}:
+            chosen = [number for number, part in enumerate(parts) if part[3] == said]
+            entries = self.processor.prepare(
+                [parts[number][2] for number in chosen], said, role, max_length,
+                names=[f"item {parts[number][1]}" for number in chosen], resolution=resolution,
+            )  # fmt: skip
+            for number, entry in zip(chosen, entries):
+                prepared[number] = entry
         embeddings = torch.zeros(len(first), width)
-        rows = torch.tensor([row for row, _, _ in parts], dtype=torch.long)
+        rows = torch.tensor([part[0] for part in parts], dtype=torch.long)
         with self._inference():
             for chunk, batch in self._batches(prepared, batch_tokens, show_progress, "Encoding"):
                 embeddings.index_add_(0, rows[chunk], self(**batch).embeddings.cpu())
@@ -144,17 +154,19 @@ class UniMEModel(UniMEPreTrainedModel):
         embeddings = self.quantize(embeddings[torch.tensor(positions, dtype=torch.long)], precision, ranges)
         return embeddings[0] if single else embeddings
 
-    def _parts(self, item, index: int, fusion: str | None) -> list:
-        """The items whose embeddings add up to an item's: itself, or its image and its text."""
+    def _parts(self, item, name: str, fusion: str | None, instruction: str | None) -> list[tuple]:
+        """(item, instruction) pairs whose embeddings add up to an item's: itself, or its image and its text."""
         fusion = fusion or self.processor.fusion
         if fusion not in ("joint", "sum"):
             raise ValueError(f"fusion must be 'joint' or 'sum', got {fusion!r}.")
-        if fusion == "joint" or is_chat(item) or not isinstance(item, dict):
-            return [item]
-        text, images = split_item(item, f"item {index}", num_frames=1)
-        if not images or not (text and text.strip()) or PLACEHOLDER.search(text):
-            return [item]
-        return [{key: value for key, value in item.items() if key != "text"}, text]
+        if fusion == "joint" or is_chat(item) or isinstance(item, str):
+            return [(item, instruction)]
+        picture = {key: item[key] for key in item if key != "text"} if isinstance(item, dict) else {"image": item}
+        text = (item.get("text") if isinstance(item, dict) else None) or ""
+        if not any(picture.values()) or PLACEHOLDER.search(text):
+            return [(item, instruction)]
+        spoken = "\n".join(part for part in (instruction, text) if part and part.strip())
+        return [(picture, None), (spoken, None)] if spoken else [(item, None)]
 
     @staticmethod
     def quantize(embeddings, precision: str = "float32", ranges=None) -> torch.Tensor:
@@ -165,7 +177,7 @@ class UniMEModel(UniMEPreTrainedModel):
             precision (`str`): `"float32"` leaves them alone; `"int8"` maps the range of each dimension to 256 steps;
                 `"binary"` keeps the signs, 8 in a byte.
             ranges (`FloatTensor` `[2, D]`, *optional*): least and greatest value of each dimension, for `"int8"`.
-                Queries and corpus must share them; by default they are those of `embeddings`.
+                Queries and corpus must share them; by default they are those of `embeddings`, at least 100.
 
         Returns:
             float32 `[N, D]`, int8 `[N, D]`, or int8 `[N, D / 8]`.
@@ -179,6 +191,10 @@ class UniMEModel(UniMEPreTrainedModel):
             return torch.from_numpy((bits - 128).astype(np.int8))
         if precision != "int8":
             raise ValueError(f"precision must be 'float32', 'int8' or 'binary', got {precision!r}.")
+        if ranges is None and len(embeddings) < 100:
+            raise ValueError(
+                f"int8 needs `ranges`, or at least 100 embeddings to take them from; got {len(embeddings)}."
+            )
         least, greatest = (embeddings.amin(0), embeddings.amax(0)) if ranges is None else torch.as_tensor(ranges)
         steps = (greatest - least).clamp(min=torch.finfo(torch.float32).tiny) / 255
         return ((embeddings - least) / steps - 128).clamp(-128, 127).to(torch.int8)
@@ -271,15 +287,13 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         Returns:
             float32 tensor `[len(candidates)]` in [0, 1].
         """
-        if isinstance(candidates, str):
-            raise TypeError("candidates must be a list of items, not a string.")
+        _check_candidates(candidates)
         if answer_format not in ("yes_no", "multiple_choice"):
             raise ValueError(f"answer_format must be 'yes_no' or 'multiple_choice', got {answer_format!r}.")
         if not candidates:
             return torch.empty(0)
         answers = self._answers(("Yes", "No") if answer_format == "yes_no" else ("A", "B"), sum_variants)
         names = [f"candidate {i}" for i in range(len(candidates))]
-        query = _decoded(query, self.processor.num_frames)
         messages = [
             self.processor.rerank_messages(query, [candidate], "pointwise", [name], answer_format)
             for candidate, name in zip(candidates, names)
@@ -302,12 +316,13 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         seed: int = 0,
         retrieval_scores=None,
         weight: float = 1.0,
+        show_progress: bool | None = None,
         **scoring,
     ) -> list[dict]:
         """Ranks candidates, best first.
 
         Args:
-            query, candidates, batch_tokens, resolution: as in [`~UniMERerankerForCausalLM.score`].
+            query, candidates, batch_tokens, resolution, show_progress: as in [`~UniMERerankerForCausalLM.score`].
             strategy (`str`): `"pointwise"` sorts by `score`. `"listwise"` shows all candidates at once and reads the
                 distribution of the number after the forced prefix `Ans: (`. `"fused"` sorts by retrieval score plus
                 `weight` times `score`. `"generate"` is the procedure released with UniME-V2: the model writes an
@@ -328,14 +343,13 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             raise ValueError(f"unknown strategy {strategy!r}; choose 'pointwise', 'listwise', 'fused' or 'generate'.")
         if scoring and strategy in ("listwise", "generate"):
             raise TypeError(f"{', '.join(scoring)} means nothing to the strategy {strategy!r}.")
-        if isinstance(candidates, str):
-            raise TypeError("candidates must be a list of items, not a string.")
+        _check_candidates(candidates)
         if strategy == "generate":
             return self._rank_by_generation(query, candidates, resolution)
         if strategy == "listwise":
-            scores = self._listwise_scores(query, candidates, rounds, seed, batch_tokens, resolution)
+            scores = self._listwise_scores(query, candidates, rounds, seed, batch_tokens, resolution, show_progress)
         else:
-            scores = self.score(query, candidates, batch_tokens, resolution=resolution, **scoring)
+            scores = self.score(query, candidates, batch_tokens, show_progress, resolution, **scoring)
         if strategy == "fused":
             if retrieval_scores is None or len(retrieval_scores) != len(candidates):
                 raise ValueError("the strategy 'fused' needs one retrieval score for each candidate.")
@@ -343,13 +357,16 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         order = scores.argsort(descending=True, stable=True).tolist()
         return [{"index": index, "score": float(scores[index])} for index in order]
 
-    def _listwise_scores(self, query, candidates, rounds, seed, batch_tokens, resolution) -> torch.Tensor:
+    def _listwise_scores(
+        self, query, candidates, rounds, seed, batch_tokens, resolution, show_progress
+    ) -> torch.Tensor:
         if rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {rounds}.")
         count, total = len(candidates), torch.zeros(len(candidates))
         generator = torch.Generator().manual_seed(seed)
-        query = _decoded(query, self.processor.num_frames)
-        for number in range(rounds if count else 0):
+        for number in trange(
+            rounds if count else 0, desc="Ranking", disable=not wants_progress(show_progress, rounds), unit="round"
+        ):
             order = torch.randperm(count, generator=generator) if number else torch.arange(count)
             shown = [candidates[i] for i in order.tolist()]
             entry = self._listwise_prompt(query, shown, [f"candidate {i}" for i in order.tolist()], resolution)
@@ -378,7 +395,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         columns = sorted(set().union(*(followers[written] for written in open_ends)))
         if not columns:  # a single candidate
             return torch.ones(count)
-        prompts = [replace(entry, input_ids=[*entry.input_ids, *written]) for written in open_ends]
+        prompts = [replace(entry, written=written) for written in open_ends]
         logits = self._next_logits(prompts, columns, batch_tokens, share_prefix=True, show_progress=False)
         chances = {}
         for row, written in enumerate(open_ends):
@@ -402,8 +419,8 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         entry = self._listwise_prompt(query, candidates, None, resolution, suffix="")
         with self._inference():
             batch = self.processor.collate([entry], padding_side="left").to(self.device)
-            if "mm_token_type_ids" not in inspect.signature(self.vlm.forward).parameters:
-                del batch["mm_token_type_ids"]  # `generate` refuses what the VLM does not name
+            named = inspect.signature(self.vlm.forward).parameters  # `generate` refuses what the VLM does not name
+            batch = {key: value for key, value in batch.items() if key in named}
             written = self.vlm.generate(
                 **batch, generation_config=self.generation_config, max_new_tokens=128, do_sample=False, use_cache=True
             )
@@ -427,7 +444,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         with self._inference(), tqdm(total=len(prepared), desc="Scoring", disable=not progress, unit="item") as bar:
             groups = groups_of(prepared, self.vision_cache.max_tokens) if share_prefix else []
             for group in groups:
-                shared = SharedPrefix.of(self, [prepared[i] for i in group], batch_tokens)
+                shared = SharedPrefix.of(self, [prepared[i] for i in group], batch_tokens, progress)
                 if shared is None:
                     groups = []
                     break
@@ -461,11 +478,9 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         return groups
 
 
-def _decoded(item, num_frames: int):
-    """An item whose video, if it has one, is decoded once for all candidates."""
-    if not isinstance(item, dict) or item.get("video") is None:
-        return item
-    return {**item, "video": list(read_frames(item["video"], "query", num_frames))}
+def _check_candidates(candidates):
+    if not isinstance(candidates, (list, tuple)):
+        raise TypeError(f"candidates must be a list of items, not a {type(candidates).__name__}.")
 
 
 def _penalise(logits, prepared, tokens, penalty: float) -> torch.Tensor:

@@ -179,8 +179,9 @@ def _warn_of_lost_spaces(tokenizer, path):
     ids = tokenizer("<|user|>\n")["input_ids"]
     if tokenizer.convert_tokens_to_ids("<|user|>") == 32010 and ids != [1, 32010, 29871, 13]:
         warnings.warn(
-            f"the tokenizer of {path} reads '<|user|>\\n' as {ids}, not as [1, 32010, 29871, 13] as Phi-3.5-vision's; if "
-            "the model was trained with that, pass `processor='microsoft/Phi-3.5-vision-instruct'`.",
+            f"the tokenizer of {path} reads '<|user|>\\n' as {ids}, where that of Phi-3.5-vision gives "
+            "[1, 32010, 29871, 13]; if the model was trained with the latter, pass "
+            "`processor='microsoft/Phi-3.5-vision-instruct'`.",
             stacklevel=4,
         )
 

@@ -42,7 +42,8 @@ class UniMEProcessor(ProcessorMixin):
         tokenizer: the backbone's tokenizer, with a chat template if the preset wants one.
         chat_template (`str`, *optional*): Jinja template; the tokenizer's own by default.
         preset (`str`, defaults to `"summary"`): a key of `PRESETS`.
-        max_length (`int`, defaults to 4096): longest sequence in tokens; longer texts are cut, images never are.
+        max_length (`int`, *optional*): longest sequence in tokens; longer texts are cut, images never are. By default
+            the preset's limit, or the tokenizer's if that is lower.
         max_image_pixels (`int`): larger images are refused before they are decoded.
         resolution (*optional*): a policy that [`~unime.images_unime.Resolution`] reads; the preset's by default.
         fusion (`str`, *optional*): `"joint"` or `"sum"`, how an item of image and text is embedded; the preset's by
@@ -61,7 +62,7 @@ class UniMEProcessor(ProcessorMixin):
         tokenizer,
         chat_template=None,
         preset="summary",
-        max_length=4096,
+        max_length=None,
         max_image_pixels=MAX_IMAGE_PIXELS,
         resolution=None,
         fusion=None,
@@ -74,7 +75,7 @@ class UniMEProcessor(ProcessorMixin):
             raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}.")
         defaults = PRESETS[preset]
         self.preset = preset
-        self.max_length = min(max_length, tokenizer.model_max_length)
+        self.max_length = min(max_length or defaults.max_length, tokenizer.model_max_length)
         self.max_image_pixels = max_image_pixels
         self.resolution = defaults.resolution if resolution is None else resolution
         self.fusion = _one_of("fusion", fusion or defaults.fusion, "joint", "sum")
@@ -273,6 +274,8 @@ class UniMEProcessor(ProcessorMixin):
             return {"type": "text", "text": text}
 
         def parts(item, item_name):
+            if is_chat(item):
+                raise TypeError(f"{item_name} is a chat; the judge reads texts, images, and dicts of both.")
             text, images = split_item(item, item_name, self.num_frames)
             text = strip_placeholders(text or "")
             return [{"type": "image", "image": image} for image in images] + [words(text)] * bool(text)
@@ -410,7 +413,8 @@ class UniMEProcessor(ProcessorMixin):
         runs = [self._native.run_length(string) for string in strings]
         if None in runs:  # other tokens stand between the image tokens: the text as a whole decides on its tokens
             pieces = entry.prompt.split(self.image_token)
-            return self.tokenizer("".join(a + b for a, b in zip(pieces, [*strings, ""])))["input_ids"]
+            ids = self.tokenizer("".join(a + b for a, b in zip(pieces, [*strings, ""])))["input_ids"]
+            return [*ids, *entry.written]
         if tuple(runs) != entry.image_tokens:
             raise RuntimeError(
                 f"the images of {entry.name} gave {runs} tokens where {entry.image_tokens} were planned."
@@ -418,7 +422,7 @@ class UniMEProcessor(ProcessorMixin):
         counts, ids = iter(runs), []
         for token in entry.input_ids:
             ids.extend([token] * next(counts) if token == self._native.placeholder_id else [token])
-        return ids
+        return [*ids, *entry.written]
 
     def pad(self, sequences: Sequence[list[int]], side: str | None = None) -> dict[str, torch.Tensor]:
         """`input_ids`, `attention_mask` and `mm_token_type_ids`, all `[N, L]`, padded on the preset's side.

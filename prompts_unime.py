@@ -56,6 +56,7 @@ class Preset:
         fusion (`str`): `"joint"` reads image and text in one prompt; `"sum"` adds their two embeddings.
         positions (`str`): `"native"`, or `"flat"`: 1-D positions for image tokens too.
         padding_side (`str`): side of the padding in a batch.
+        max_length (`int`): default limit in tokens, above which texts are cut.
         resolution: default resolution policy (see [`~unime.images_unime.Resolution`]).
         anyres_padding (`str`): `"even"`, or `"legacy"`: the canvas of LLaVA's tiles comes out a pixel short when its
             padding is odd, as transformers 4.4x did.
@@ -75,6 +76,7 @@ class Preset:
     fusion: str = "joint"
     positions: str = "native"
     padding_side: str = "left"
+    max_length: int = 32_768
     resolution: str | int = "native"
     anyres_padding: str = "even"
     processor: str | None = None
@@ -141,7 +143,7 @@ PRESETS = {
     ),
     "unime-v2-qwen2-vl": _same(
         Prompts(text="{text}", image=f"{{image}} {_CAPTION}", both=_JOINT),
-        chat=False, verbatim=True, fenced=False, positions="flat", resolution=1344,
+        chat=False, verbatim=True, fenced=False, positions="flat", max_length=4096, resolution=1344,
         model_types=("qwen2_vl", "qwen2_5_vl"),
     ),
     "unime-v2-llava-onevision": _same(
@@ -181,10 +183,10 @@ def find_preset(name, model_type: str, preset: str | None = None, strict: bool =
     """
     fitting = [key for key, value in PRESETS.items() if not value.model_types or model_type in value.model_types]
     if preset is None:
-        repo = os.path.basename(os.path.normpath(str(name)))
-        known = {key.split("/")[1].lower(): value for key, value in CHECKPOINTS.items()}
-        preset = known.get(repo.lower(), "summary")
-        if strict and preset == "summary" and "unime" in repo.lower():
+        names = _names(name)
+        known = {_plain(key.split("/")[1]): value for key, value in CHECKPOINTS.items()}
+        preset = next((known[_plain(part)] for part in names if _plain(part) in known), "summary")
+        if strict and preset == "summary" and any("unime" in part.lower() for part in names):
             raise ValueError(
                 f"{name} is no published checkpoint we know, and its name says it was trained with prompts of its "
                 f"own; pass `preset=`, one of {', '.join(fitting)}."
@@ -197,6 +199,20 @@ def find_preset(name, model_type: str, preset: str | None = None, strict: bool =
             f"choose one of {', '.join(fitting)}."
         )
     return preset
+
+
+def _names(path) -> list[str]:
+    """Names under which a folder or repository may be known: its own, and those of the Hub's cache around it."""
+    parts = os.path.normpath(str(path)).split(os.sep)
+    names = parts[-1:]
+    if len(parts) > 1 and parts[-1].startswith("checkpoint-"):
+        names.append(parts[-2])
+    return names + [part.split("--")[-1] for part in parts if part.startswith("models--")]
+
+
+def _plain(name: str) -> str:
+    """A name without what its owners write differently on the Hub and in their README."""
+    return re.sub(r"[-_.]", "", name.lower()).replace("reranker", "rerank")
 
 
 def strip_placeholders(text: str) -> str:

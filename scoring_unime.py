@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .images_unime import VideoFrame
 from .items_unime import PreparedItem, item_key, plan_chunks
 from .vlm_unime import image_inputs, vision_parameters
 
@@ -65,14 +66,17 @@ def groups_of(prepared: list[PreparedItem], image_tokens: int) -> list[list[int]
     """Cuts prompts, in their order, into groups whose distinct images take at most that many tokens."""
     groups, known, total = [], set(), 0
     for index, entry in enumerate(prepared):
-        new = {id(image): tokens for image, tokens in zip(entry.images, entry.image_tokens) if id(image) not in known}
-        if not groups or total + sum(new.values()) > image_tokens:
+        own = {
+            image if isinstance(image, VideoFrame) else id(image): tokens
+            for image, tokens in zip(entry.images, entry.image_tokens)
+        }
+        new = sum(tokens for image, tokens in own.items() if image not in known)
+        if not groups or total + new > image_tokens:
             groups.append([])
-            new = {id(image): tokens for image, tokens in zip(entry.images, entry.image_tokens)}
-            known, total = set(), 0
+            known, total, new = set(), 0, sum(own.values())
         groups[-1].append(index)
-        known.update(new)
-        total += sum(new.values())
+        known.update(own)
+        total += new
     return groups
 
 
@@ -89,17 +93,17 @@ class SharedPrefix:
         batch_tokens (`int`): tokens of one forward pass.
     """
 
-    def __init__(self, model, prepared: list[PreparedItem], batch_tokens: int):
+    def __init__(self, model, prepared: list[PreparedItem], batch_tokens: int, show_progress: bool):
         self.model, self.batch_tokens = model, batch_tokens
         self.seen: dict[tuple, _Seen] = {}
         self.images = _keys_of(prepared, model.processor)
-        self._look(prepared)
+        self._look(prepared, show_progress)
         strings = [[self.seen[key].string for key in keys] for keys in self.images]
         self.ids = [model.processor.expand(entry, texts) for entry, texts in zip(prepared, strings)]
         self.length, self.prefix_images = self._common()
 
     @classmethod
-    def of(cls, model, prepared, batch_tokens):
+    def of(cls, model, prepared, batch_tokens, show_progress=False):
         """The shared prefix of several prompts; None where sharing would change results or is not supported.
 
         The VLM must take images seen before, and no prompt may cross the length at which rotary factors change.
@@ -110,11 +114,11 @@ class SharedPrefix:
         if boundary is not None and max(entry.length for entry in prepared) > boundary:
             return None
         try:
-            return cls(model, prepared, batch_tokens)
+            return cls(model, prepared, batch_tokens, show_progress)
         except _NotByImage:
             return None
 
-    def _look(self, prepared):
+    def _look(self, prepared, show_progress):
         """Runs the vision tower over the distinct images that are not in the cache."""
         model, cache = self.model, self.model.vision_cache
         cache.open(_vision_state(model))
@@ -125,14 +129,17 @@ class SharedPrefix:
                     self.seen[key] = known
                 elif key not in wanted:
                     wanted[key] = (entry, index)
-        for alone in (True, False):
-            pending = [(key, place) for key, place in wanted.items() if key[-1] == alone]
-            lengths = [entry.image_tokens[index] for _, (entry, index) in pending]
-            for chunk in plan_chunks(lengths, self.batch_tokens, max_padding=1.0):
-                keys, places = zip(*(pending[i] for i in chunk))
-                for key, seen in zip(keys, self._see(places, alone)):
-                    self.seen[key] = seen
-                    cache.put(key, seen)
+        silent = not show_progress or len(wanted) < 8
+        with tqdm(total=len(wanted), desc="Seeing", disable=silent, unit="image", leave=False) as bar:
+            for alone in (True, False):
+                pending = [(key, place) for key, place in wanted.items() if key[-1] == alone]
+                lengths = [entry.image_tokens[index] for _, (entry, index) in pending]
+                for chunk in plan_chunks(lengths, self.batch_tokens, max_padding=1.0):
+                    keys, places = zip(*(pending[i] for i in chunk))
+                    for key, seen in zip(keys, self._see(places, alone)):
+                        self.seen[key] = seen
+                        cache.put(key, seen)
+                    bar.update(len(chunk))
 
     def _see(self, places, alone: bool) -> list[_Seen]:
         """Features of images, read as they are when alone in their prompt, or one of several."""
@@ -145,9 +152,12 @@ class SharedPrefix:
             raise _NotByImage  # features of all images in one tensor: how they are told apart is the VLM's own affair
         deepstack = getattr(outputs, "deepstack_features", None) or []  # [layers][images]
         grids = inputs.get("image_grid_thw")
-        return [
+        return [  # copies: a view would keep the features of the whole chunk alive
             _Seen(
-                outputs.pooler_output[i], [layer[i] for layer in deepstack], None if grids is None else grids[i], text
+                outputs.pooler_output[i].clone(),
+                [layer[i].clone() for layer in deepstack],
+                None if grids is None else grids[i].clone(),
+                text,
             )
             for i, text in enumerate(strings)
         ]
@@ -181,7 +191,7 @@ class SharedPrefix:
         lengths = [len(ids) - self.length for ids in self.ids]
         prefix = self._run([0], 0, self.length, slice(0, self.prefix_images)).past_key_values if self.length else None
         logits = torch.empty(len(self.ids), len(columns))
-        rows = max(1, 8 * self.batch_tokens // max(map(len, self.ids)))  # bounds the copies of the prefix
+        rows = max(1, 2 * self.batch_tokens // max(map(len, self.ids)))  # bounds the copies of the prefix
         chunks = plan_chunks(lengths, self.batch_tokens)
         chunks = [chunk[i : i + rows] for chunk in chunks for i in range(0, len(chunk), rows)]
         for chunk in chunks:
@@ -230,7 +240,9 @@ def _keys_of(prepared, processor) -> list[list[tuple]]:
 
     def content(image):
         if id(image) not in known:
-            if isinstance(image, Image.Image):
+            if isinstance(image, VideoFrame):
+                known[id(image)] = image
+            elif isinstance(image, Image.Image):
                 known[id(image)] = item_key(image, processor.max_image_pixels)
             else:
                 status = os.stat(image)
@@ -247,8 +259,13 @@ def _keys_of(prepared, processor) -> list[list[tuple]]:
 
 
 def _vision_state(model) -> tuple:
-    """Changes whenever a weight outside the language model does."""
-    return tuple((p.data_ptr(), p._version) for p in vision_parameters(model.vlm))
+    """Changes whenever a weight outside the language model does, an adapter is switched, or another processor set."""
+    adapters = (m for m in model.vlm.modules() if hasattr(m, "merged_adapters"))
+    return (
+        id(model.processor),
+        tuple((p.data_ptr(), p._version) for p in vision_parameters(model.vlm)),
+        tuple((m.disable_adapters, tuple(m.active_adapters), tuple(m.merged_adapters)) for m in adapters),
+    )
 
 
 def _join(seen: list[_Seen]) -> BaseModelOutputWithPooling:

@@ -165,6 +165,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
             if config.model_type == "phi3_v":
                 kwargs["config"] = complete_config(path_or_repo, config)
             vlm, info = cls._vlm_class.from_pretrained(path_or_repo, output_loading_info=True, **kwargs)
+            if config.model_type == "phi3_v" and any("embed_tokens.weight" in key for key in info["missing_keys"]):
+                # some tools store the embedding table only where the image embedder refers to it
+                kwargs["key_mapping"] = {r"^(model\.)?vision_embed_tokens\.wte\.": r"\1embed_tokens."}
+                vlm, info = cls._vlm_class.from_pretrained(path_or_repo, output_loading_info=True, **kwargs)
         _assert_all_landed(info, path_or_repo, ignore=cls._dropped_weights)
         with torch.device("meta"):  # the copy: transformers sets an attention in the configuration it builds from
             wrapped = copy.deepcopy(vlm.config)
@@ -186,7 +190,17 @@ class UniMEPreTrainedModel(PreTrainedModel):
         return cls.config_class(vlm_config=vlm_config, **fields)
 
     def save_pretrained(self, save_directory, *args, save_original_format: bool = False, **kwargs):
-        """As in transformers, with the processor, in the key layout of memory, which Trainer's resume needs."""
+        """As in transformers, with the processor, in the key layout of memory, which Trainer's resume needs.
+
+        Raises:
+            ValueError: 4-bit weights have run on the CPU, where bitsandbytes repacks them for good.
+        """
+        for name, weight in self.named_parameters():
+            if getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False):
+                raise ValueError(
+                    f"{name} was repacked by bitsandbytes when it ran on the CPU, and would not load again; save "
+                    "before the first use, or load the model anew."
+                )
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         if kwargs.get("is_main_process", True) and (self._processor is not None or self._processor_source is not None):
             self.processor.save_pretrained(save_directory)

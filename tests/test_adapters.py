@@ -83,6 +83,39 @@ def test_merge_command_and_adapters_of_the_wrappers(tiny, tmp_path, capsys):
         main(["merge", str(path), str(tmp_path / "x")])
 
 
+def test_ranks_of_single_modules_follow_their_names(tiny, tmp_path):
+    path, _ = tiny("qwen2_vl")
+    stock_adapter(path, tmp_path / "adapter", "qwen2_vl", dora=False, old=True)
+    file = tmp_path / "adapter/adapter_config.json"
+    config = {**json.loads(file.read_text()), "alpha_pattern": {"model.layers.0.self_attn.q_proj": 64}}
+    file.write_text(json.dumps(config))
+    adapted = load_adapter(UniMEModel.from_backbone(path), tmp_path / "adapter")
+    layers = adapted.get_base_model().vlm.language_model.layers
+    assert [layer.self_attn.q_proj.scaling["default"] for layer in layers] == [32.0, 4.0]
+
+
+def test_merged_models_keep_the_head_for_export(tiny, tmp_path):
+    path, _ = tiny("qwen2_vl")
+    stock_adapter(path, tmp_path / "adapter", "qwen2_vl", dora=False, old=True)
+    main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged")])
+    export(tmp_path / "merged", tmp_path / "stock")
+    heads = [load_file(folder / "model.safetensors")["lm_head.weight"] for folder in (path, tmp_path / "stock")]
+    assert torch.equal(*heads)
+
+
+def test_what_sentence_transformers_cannot_be_told_is_said(tiny, tmp_path):
+    for kind, preset, reason in (
+        ("qwen2_vl", "unime-v2-qwen2-vl", "flat positions, the resolution 1344"),
+        ("qwen2_vl", "hierarchical", "prompts that differ by role"),
+        ("llava_onevision", "unime-llava-onevision", "sum of two embeddings, the resolution 336, legacy tile padding"),
+        ("phi3_v", "summary", "a backbone it does not know"),
+    ):
+        main(["convert", str(tiny(kind)[0]), str(tmp_path / preset), "--preset", preset])
+        with pytest.warns(UserWarning, match=f"cannot be told all of .*{reason}.*: its files are left out"):
+            export(tmp_path / preset, tmp_path / "stock")
+        assert not (tmp_path / "stock/modules.json").exists()
+
+
 def test_training_goes_on_from_an_adapter_that_is_merged_first(tiny, tmp_path):
     from unime.trainers.contrastive import load_model
 
@@ -128,10 +161,13 @@ def test_quantised_weights_leave_the_vision_tower_alone(tiny, tmp_path, kind, qu
         vision = {name for name in linear if "vis" in name or "projector" in name}
         assert vision and all(linear[name] == "Linear" for name in vision)
         assert all(linear[name] != "Linear" for name in linear if name not in vision)
-        assert torch.isfinite(model.encode(ITEMS)).all() and model.is_quantized
         model.save_pretrained(tmp_path / "saved")
         again = UniMEModel.from_pretrained(tmp_path / "saved")
+        assert torch.isfinite(model.encode(ITEMS)).all() and model.is_quantized
         assert torch.equal(again.encode(ITEMS), model.encode(ITEMS))
+        if any(getattr(getattr(p, "quant_state", None), "packing_format_for_cpu", False) for p in model.parameters()):
+            with pytest.raises(ValueError, match="repacked by bitsandbytes"):
+                model.save_pretrained(tmp_path / "spoilt")
 
 
 def test_quantisation_settings_of_the_user_go_first(tiny):
@@ -156,7 +192,7 @@ def test_attention_implementations_agree(tiny):
 
 @pytest.mark.parametrize("reranker", [False, True], ids=["embedder", "reranker"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.filterwarnings("ignore:the preset")
+@pytest.mark.filterwarnings("ignore:sentence-transformers")
 def test_convert_and_export_are_exact(tiny, tmp_path, kind, reranker):
     path, _ = tiny(kind)
     main(["convert", str(path), str(tmp_path / "unime"), *["--reranker"] * reranker])
@@ -197,8 +233,8 @@ def test_export_is_a_sentence_transformer(tiny, tmp_path, preset):
     from sentence_transformers import SentenceTransformer
 
     path, _ = tiny("llava_next")
-    main(["convert", str(path), str(tmp_path / "unime"), "--preset", preset])
-    export(tmp_path / "unime", tmp_path / "stock")
+    UniMEModel.from_backbone(path, preset, fusion="joint", anyres_padding="even").save_pretrained(tmp_path / "unime")
+    export(tmp_path / "unime", tmp_path / "stock", head=path)
     items = ["a red circle", {"image": picture(41, (56, 56))}, {"image": picture(42, (56, 84)), "text": "Find it."}]
     ours = UniMEModel.from_pretrained(tmp_path / "unime").encode(items, fusion="joint").numpy()
     theirs = SentenceTransformer(str(tmp_path / "stock"), device="cpu").encode(items)

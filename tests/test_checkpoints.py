@@ -133,6 +133,10 @@ def test_unime_llava_next(tiny):
     close(model.encode(picture(2), resolution=56), of_image)
     both = {"text": CAPTION, "image": image}
     close(model.encode(both), F.normalize(of_text + of_image, dim=0))
+    instructed = llava_reference(
+        path, stock, "llava_next", f"[INST] Find it.\n{CAPTION}\nSummary above sentence in one word: [/INST]"
+    )
+    close(model.encode(both, instruction="Find it."), F.normalize(instructed + of_image, dim=0))
     close(model.encode({"text": QUESTION, "image": image}, fusion="joint"), joint)
     close(model.encode({"text": f"<|image_1|>\n{QUESTION}\n", "image": image}), joint)
 
@@ -313,6 +317,18 @@ def test_the_auto_processor_path_gives_the_same_embedding(tiny):
         phi(text="no image", images=[picture(6)])
 
 
+def test_phi_embeds_where_the_table_lies_under_the_image_embedder(tiny, tmp_path):
+    path, _ = tiny("phi3_v")
+    shutil.copytree(path, tmp_path / "wte")
+    weights = load_file(path / "model.safetensors")
+    table = weights.pop("model.embed_tokens.weight")
+    weights["model.vision_embed_tokens.wte.weight"] = table
+    expected, file = UniMEModel.from_backbone(path).encode("x"), tmp_path / "wte/model.safetensors"
+    for stored in (weights, {**weights, "model.embed_tokens.weight": table.clone()}):
+        save_file(stored, file, {"format": "pt"})
+        assert torch.equal(UniMEModel.from_backbone(tmp_path / "wte").encode("x"), expected)
+
+
 def test_a_processor_elsewhere_is_used(tiny, tmp_path):
     path, _ = tiny("phi3_v")
     for name in ("config.json", "model.safetensors"):
@@ -424,6 +440,15 @@ def test_presets_are_for_their_backbone_and_their_repositories(tiny, tmp_path):
     for name, preset in (("UniME-V2-Qwen2VL-2B", "unime-v2-qwen2-vl"), ("stock", "summary")):
         shutil.copytree(qwen, tmp_path / name)
         assert UniMEProcessor.from_backbone(tmp_path / name).preset == preset
+    cached = tmp_path / "models--TianchengGu--UniME-V2-Qwen2VL-7B" / "snapshots" / "0a1b"
+    for folder in (cached, tmp_path / "UniME-V2_qwen2VL_2B"):  # the Hub's cache, and upstream's README
+        shutil.copytree(qwen, folder)
+        assert UniMEProcessor.from_backbone(folder).preset == "unime-v2-qwen2-vl"
+    judge = shutil.copytree(tiny("qwen2_5_vl")[0], tmp_path / "UniME-v2-rerank_qwen25VL_7B")
+    assert UniMERerankerForCausalLM.from_backbone(judge).processor.resolution == "1344+tokens:300"
+    shutil.copytree(qwen, tmp_path / "UniME-tuned" / "checkpoint-50")
+    with pytest.raises(ValueError, match="checkpoint-50 is no published checkpoint we know"):
+        UniMEModel.from_backbone(tmp_path / "UniME-tuned" / "checkpoint-50")
     shutil.copytree(qwen, tmp_path / "My-UniME")
     with pytest.raises(ValueError, match="My-UniME is no published checkpoint .* pass `preset=`, one of summary"):
         UniMEModel.from_backbone(tmp_path / "My-UniME")

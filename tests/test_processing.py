@@ -9,9 +9,10 @@ from conftest import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import LlavaOnevisionImageProcessorPil
 
 from unime import UniMEModel
-from unime.images_unime import Resolution, load_frames, open_image
+from unime.images_unime import Resolution, VideoFrame, load_frames, open_image
 from unime.items_unime import item_key, plan_chunks
 from unime.processing_unime import UniMEProcessor
 from unime.prompts_unime import PRESETS
@@ -276,8 +277,13 @@ def test_token_budgets_hold(width, height, tokens):
     assert fitted[0] % 16 == fitted[1] % 16 == 0
     long_side = max(fitted)
     assert fitted[0] * fitted[1] <= max(tokens * 256, long_side * 16)  # a thin image cannot be thinner than one token
-    free = Resolution(max_tokens=tokens).fit(width, height, lambda w, h: 1 + w * h // 256, None, 1)
-    assert 1 + free[0] * free[1] // 256 <= max(tokens, 1) and free[0] <= width and free[1] <= height
+    count = lambda w, h: 1 + w * h // 256  # noqa: E731
+    try:
+        free = Resolution(max_tokens=tokens).fit(width, height, count, None, 1)
+    except ValueError as error:  # said only when 28 pixels a side are still too many
+        assert int(str(error).rpartition(" ")[2].rstrip(".")) > tokens and count(width, height) > tokens
+        return
+    assert count(*free) <= tokens and free[0] <= width and free[1] <= height
 
 
 def test_a_budget_no_size_can_meet_is_said(tiny):
@@ -286,6 +292,8 @@ def test_a_budget_no_size_can_meet_is_said(tiny):
         ValueError, match="item 0: image of 64 x 48 pixels: no size .* at most 10 tokens; the least is"
     ):
         processor.prepare([picture(0)], resolution="tokens:10")
+    with pytest.raises(ValueError, match="at most 700 tokens; the least is 757"):
+        processor.prepare([picture(0, (800, 600))], resolution="tokens:700")
 
 
 def test_resolution_of_the_preset_is_overridden_by_the_call(tiny):
@@ -313,7 +321,7 @@ def write_video(path, frames=12, size=(64, 48)):
         stream = file.add_stream("mpeg4", rate=4)
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
         for number in range(frames):
-            shade = np.full((size[1], size[0], 3), 20 * number, dtype=np.uint8)
+            shade = np.full((size[1], size[0], 3), 240 * number // frames, dtype=np.uint8)
             for packet in stream.encode(av.VideoFrame.from_ndarray(shade, format="rgb24")):
                 file.mux(packet)
         for packet in stream.encode():
@@ -323,7 +331,7 @@ def write_video(path, frames=12, size=(64, 48)):
 
 def test_videos_become_frames_at_equal_distances(tmp_path, embedder):
     path = write_video(tmp_path / "v.mp4")
-    frames = load_frames(path, 4)
+    frames = [open_image(frame) for frame in load_frames(path, 4)]
     assert [round(np.asarray(frame).mean() / 20) for frame in frames] == [0, 3, 6, 9]
     assert len(load_frames(path, 99)) == 12
     arrays = np.stack([np.asarray(frame) for frame in frames])
@@ -345,8 +353,51 @@ def test_processors_travel_to_worker_processes(tiny):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_frames_of_files_are_decoded_late(tmp_path, embedder):
+    path = write_video(tmp_path / "v.mp4")
+    (entry,) = embedder.processor.prepare([{"video": path}])
+    assert len(entry.images) == 8 and all(isinstance(image, VideoFrame) for image in entry.images)
+    assert entry.sizes == ((64, 48),) * 8
+    changed = embedder.encode({"video": path})
+    write_video(path, frames=30)
+    assert not torch.equal(embedder.encode({"video": path}), changed), "the file has changed"
+
+
+def test_clips_of_any_kind_are_told_apart(embedder):
+    clips = torch.arange(2 * 4 * 48 * 64 * 3, dtype=torch.uint8).view(2, 4, 48, 64, 3)
+    clips[1, 2] = 255 - clips[1, 2]
+    together = embedder.encode([{"video": clip} for clip in clips])
+    assert (together[0] - together[1]).abs().max() > 1e-4
+    assert torch.equal(embedder.encode({"video": clips[0].numpy()}), embedder.encode({"video": clips[0]}))
+    with pytest.raises(TypeError, match="item 0 holds a set, which is no part of an item"):
+        embedder.encode([{"text": "a", "image": {1, 2}}])
+
+
+def test_turned_pictures_are_the_same_opened_or_not(tmp_path, tiny):
+    path, model = tmp_path / "turned.jpg", UniMEModel.from_backbone(tiny("qwen2_vl")[0])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(0, (56, 140)).save(path, exif=exif)
+    assert torch.equal(model.encode(path), model.encode(Image.open(path)))
+    assert model.processor.prepare([Image.open(path)])[0].sizes == ((140, 56),)
+
+
+def test_a_square_of_onevision_fits_its_limit(tiny):
+    """With the real tiles of LLaVA-OneVision a 1344 square takes 7,371 tokens."""
+    small = UniMEProcessor.from_backbone(tiny("llava_onevision")[0], preset="unime-v2-llava-onevision")
+    reader = LlavaOnevisionImageProcessorPil(size={"height": 384, "width": 384})
+    settings = {**small.backbone, "num_image_tokens": 729}
+    processor = UniMEProcessor(
+        reader, small.tokenizer, small.chat_template, preset="unime-v2-llava-onevision", backbone=settings
+    )
+    (entry,) = processor.prepare([picture(0, (64, 48))])
+    assert entry.image_tokens == (7371,) and processor.max_length > 8000
+
+
 def test_bad_videos_are_named(tmp_path, embedder, tiny):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="item 0: video 'nowhere.mp4' cannot be read: there is no such file"):
+        embedder.encode({"video": "nowhere.mp4"})
     with pytest.raises(ValueError, match="item 0: video .*broken.mp4' cannot be read"):
         embedder.encode({"video": tmp_path / "broken.mp4"})
     with pytest.raises(ValueError, match="item 0: the video has no frame"):
@@ -382,5 +433,7 @@ def test_precisions_are_those_of_sentence_transformers(embedder):
     assert torch.equal(query, embedder.encode(texts, precision="int8")[3])
     with pytest.raises(ValueError, match="must be 'float32', 'int8' or 'binary'"):
         embedder.encode("x", precision="int4")
+    with pytest.raises(ValueError, match="int8 needs `ranges`, or at least 100 embeddings"):
+        embedder.encode("x", precision="int8")
     with pytest.raises(ValueError, match="that 8 divides"):
         embedder.encode("x", precision="binary", truncate_dim=12)

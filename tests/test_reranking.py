@@ -3,8 +3,9 @@
 import pytest
 import torch
 from conftest import picture
+from peft import LoraConfig, get_peft_model
 
-from unime import UniMERerankerForCausalLM
+from unime import UniMEProcessor, UniMERerankerForCausalLM
 from unime.prompts_unime import LISTWISE_ANSWER
 from unime.scoring_unime import groups_of
 
@@ -84,6 +85,23 @@ def test_vision_cache_is_bounded_and_forgets_changed_weights(judge):
     finally:
         cache.max_tokens = limit
         cache.entries.clear()
+
+
+def test_vision_cache_knows_processors_and_adapters(tiny):
+    reranker = UniMERerankerForCausalLM.from_backbone(tiny("llava_onevision")[0])
+    candidates, image = ["a", "b c"], picture(4, (56, 45))
+    first = reranker.score(image, candidates)
+    reranker.processor = UniMEProcessor.from_backbone(tiny("llava_onevision")[0], anyres_padding="legacy")
+    legacy = reranker.score(image, candidates)
+    assert (legacy - reranker.score(image, candidates, share_prefix=False)).abs().max() < 1e-6
+    assert (legacy - first).abs().max() > 1e-6
+    adapted = get_peft_model(reranker, LoraConfig(target_modules=r".*vision_tower.*q_proj", init_lora_weights=False))
+    with_adapter = reranker.score(image, candidates)
+    with adapted.disable_adapter():
+        assert (reranker.score(image, candidates) - legacy).abs().max() < 1e-6
+    assert (with_adapter - legacy).abs().max() > 1e-6
+    held = [seen.features.untyped_storage().nbytes() for seen in reranker.vision_cache.entries.values()]
+    assert held == [seen.features.nbytes for seen in reranker.vision_cache.entries.values()]
 
 
 def test_many_images_are_scored_in_groups_that_fit_the_cache(judge):
@@ -185,6 +203,17 @@ def test_fused_adds_the_weighted_score(judge):
 def test_a_bad_candidate_is_named(judge):
     with pytest.raises(ValueError, match="candidate 1: image 'missing.png' cannot be read"):
         judge.score("q", ["a", {"image": "missing.png"}])
+    with pytest.raises(TypeError, match="candidates must be a list of items, not a dict"):
+        judge.score("q", {"text": "a", "image": picture(0)})
+    with pytest.raises(TypeError, match="query is a chat; the judge reads"):
+        judge.score([{"role": "user", "content": "a"}], ["b"])
+
+
+@pytest.mark.filterwarnings("ignore:the answer")
+def test_phi_generates_with_a_repetition_penalty(tiny):
+    reranker = UniMERerankerForCausalLM.from_backbone(tiny("phi3_v")[0])
+    reranker.generation_config.repetition_penalty = 1.05
+    assert len(reranker.rank(QUERY, ["a", "b"], strategy="generate")) == 2
 
 
 @pytest.mark.filterwarnings("ignore:the answer")  # random weights name no candidate

@@ -1,6 +1,7 @@
 """Backbones that are named nowhere in the code work by transformers' common interface, or the error says why not."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,6 +108,7 @@ def template(image):
     )
 
 
+@pytest.mark.filterwarnings("ignore:the answer")  # random weights name no candidate
 @pytest.mark.parametrize("make", [gemma3, internvl, idefics3])
 def test_native_models_work_unlisted(make, tmp_path):
     words, config, reader, image_token, settings = make()
@@ -132,6 +134,12 @@ def test_native_models_work_unlisted(make, tmp_path):
     assert (together[2] - torch.nn.functional.normalize(state, dim=-1)).abs().max() <= 1e-5
     model.save_pretrained(tmp_path / "saved")
     assert torch.equal(UniMEModel.from_pretrained(tmp_path / "saved").encode(items), together)
+    ranked = reranker.rank(items[2], [f"candidate {i}" for i in range(11)], strategy="listwise")
+    assert sum(entry["score"] for entry in ranked) == pytest.approx(1)
+    (entry,) = model.processor.prepare([items[2]])
+    _, strings = model.processor.read_images([entry])
+    assert model.processor.expand(replace(entry, written=(7, 8)), strings[0]) == [*ours["input_ids"][0].tolist(), 7, 8]
+    assert len(reranker.rank(items[2], ["a", "b"], strategy="generate")) == 2
     for candidates in (["one", "two cats", "a third"], [picture(5), "x"]):
         shared = reranker.score(items[2], candidates)
         assert (shared - reranker.score(items[2], candidates, share_prefix=False)).abs().max() <= 1e-5
