@@ -329,7 +329,7 @@ def test_rank_refuses_what_it_cannot_do(reranker):
         reranker.rank("a", ["b", "c"], strategy="listwise", sum_variants=True)
     with pytest.raises(ValueError, match="candidate 1 is empty"):
         reranker.rank("a", ["b", ""])
-    with pytest.raises(TypeError, match="not a string"):
+    with pytest.raises(TypeError, match="must be a list of items, not a str"):
         reranker.score("a", "b")
     assert reranker.rank("a", []) == []
 
