@@ -16,6 +16,7 @@ from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from .prompts_unime import PRESETS
 
 HEAD_FILE = "lm_head.safetensors"  # the output head of a converted VLM, which an embedder has no use for
+_OURS = ("unime", "unime_reranker")
 _RENAMED = (  # module paths of transformers 4.4x, and of the wrappers adapters were trained in
     (r"^(?:encoder|vlm|model)\.", ""),
     (r"^language_model\.model\.", "language_model."),
@@ -51,8 +52,8 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
         kwargs.pop("revision", None)
         model = open_checkpoint(base or _base_of(folder), preset, reranker, **kwargs)
         return load_adapter(model, folder).merge_and_unload()
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if model_type not in ("unime", "unime_reranker"):
+    model_type = _model_type(folder)
+    if model_type not in _OURS:
         return (UniMERerankerForCausalLM if reranker else UniMEModel).from_backbone(source, preset, **kwargs)
     model = (UniMEModel if model_type == "unime" else UniMERerankerForCausalLM).from_pretrained(source, **kwargs)
     if preset not in (None, model.processor.preset):
@@ -60,6 +61,12 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
             f"{source} was made with the preset {model.processor.preset!r}, not {preset!r}; leave `preset` out."
         )
     return model
+
+
+def _model_type(folder: Path) -> str | None:
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} is no checkpoint: it has no config.json.")
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
 
 
 def _base_of(adapter: Path) -> str:
@@ -170,6 +177,8 @@ def export(source, out, head=None):
     from transformers import AutoModelForImageTextToText
 
     folder, out = local_folder(source), Path(out)
+    if _model_type(folder) not in _OURS:
+        raise ValueError(f"{source} is no UniME repository but a {_model_type(folder)}; there is nothing to export.")
     model = open_checkpoint(folder)
     stock = model.vlm
     vision = getattr(stock.config, "vision_config", None)

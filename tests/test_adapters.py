@@ -216,6 +216,13 @@ def test_stock_library_reads_the_export(tiny, tmp_path):
     assert all(torch.equal(value, again.state_dict()[key]) for key, value in stock.state_dict().items())
 
 
+def test_only_unime_repositories_are_exported(tiny, tmp_path):
+    with pytest.raises(SystemExit, match="is no UniME repository but a qwen2_vl; there is nothing to export"):
+        main(["export", str(tiny("qwen2_vl")[0]), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match="is no checkpoint: it has no config.json"):
+        main(["export", str(tmp_path), str(tmp_path / "out")])
+
+
 def test_export_without_a_head_says_where_to_find_one(tiny, tmp_path):
     path, _ = tiny("qwen2_vl")
     UniMEModel.from_backbone(path).save_pretrained(tmp_path / "unime")
