@@ -11,6 +11,15 @@ from .images import resolve_image
 from .schema import Example, Item, to_dataset
 
 PLACEHOLDER = "<|image_1|>"
+_JUDGED = (
+    "query_text",
+    "query_image",
+    "pos_text",
+    "pos_image",
+    "query_pos_scores",
+    "hard_negatives",
+    "hard_negatives_scores",
+)
 
 
 @dataclass
@@ -105,6 +114,89 @@ def read_mmeb_eval(root, name: str, kind: str, image_root=None) -> Task:
             task.relevant.append([0])
     task.corpus = list(index)
     return task
+
+
+def read_text_pairs(path, limit: int | None = None) -> Dataset:
+    """Reads sentence pairs: CSV, JSON lines or Parquet with the columns `sent0`, `sent1` and, if any, `hard_neg`.
+
+    This is the layout of SimCSE's `nli_for_simcse.csv`, on which UniME's first stage trains.
+
+    Args:
+        path (`str` or `Path`): the file.
+        limit (`int`, *optional*): at most that many rows.
+
+    Returns:
+        `datasets.Dataset` with the columns of [`~unime.data.schema.Example`]; `sent0` is the query.
+
+    Raises:
+        ValueError: the kind of file is unknown, a column is missing, or a sentence is empty; it names file and row.
+    """
+    path = Path(path)
+    loaders = {".csv": Dataset.from_csv, ".jsonl": Dataset.from_json, ".parquet": Dataset.from_parquet}
+    if path.suffix not in loaders:
+        raise ValueError(f"{path}: text pairs are read from {', '.join(loaders)} files.")
+    rows = loaders[path.suffix](str(path), keep_in_memory=True)
+    missing = [name for name in ("sent0", "sent1") if name not in rows.column_names]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {missing}; it has {rows.column_names}.")
+    examples = []
+    for number, row in enumerate(rows.select(range(min(limit or len(rows), len(rows))))):
+        try:
+            negatives = [Item(row["hard_neg"])] if row.get("hard_neg") else []
+            examples.append(Example(Item(row["sent0"] or ""), Item(row["sent1"] or ""), negatives, dataset=path.stem))
+        except ValueError as error:
+            raise ValueError(f"{path}, row {number}: {error}") from error
+    if not examples:
+        raise ValueError(f"{path} holds no row.")
+    return to_dataset(examples)
+
+
+def read_judged(path, image_root=None, subsets: list[str] | None = None, limit: int | None = None) -> Dataset:
+    """Reads UniME-V2's training layout: a JSON list of rows with mined negatives and judge scores.
+
+    The data set of a row is the folder of its images (`images/<Subset>/Train/...`), of the query first, then of the
+    positive or a negative.
+
+    Args:
+        path (`str` or `Path`): the JSON file.
+        image_root (`str` or `Path`, *optional*): where image paths start; the file's folder by default.
+        subsets (`list[str]`, *optional*): keep only rows of these data sets.
+        limit (`int`, *optional*): at most that many rows of each.
+
+    Returns:
+        `datasets.Dataset` with the columns of [`~unime.data.schema.Example`].
+
+    Raises:
+        ValueError: the file is no such list, or a row lacks a key, has unequal numbers of negatives and scores, a
+            score that is no number in [0, 1], or a missing image; the message names file and row.
+    """
+    path = Path(path)
+    image_root = Path(image_root or path.parent)
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(rows, list):
+        raise ValueError(f"{path} is no list of rows.")
+    examples, counts = [], {}
+    for number, row in enumerate(rows):
+        missing = [name for name in _JUDGED if name not in row]
+        if missing:
+            raise ValueError(f"{path}, row {number}: lacks {missing}.")
+        negatives, scores = row["hard_negatives"], row["hard_negatives_scores"]
+        if len(negatives) != len(scores):
+            raise ValueError(f"{path}, row {number}: {len(negatives)} negatives for {len(scores)} scores.")
+        for score in (row["query_pos_scores"], *scores):
+            if not isinstance(score, (int, float)) or not 0 <= score <= 1:
+                raise ValueError(f"{path}, row {number}: the judge score {score!r} is no number in [0, 1].")
+        images = [row["query_image"], row["pos_image"], *(image for _, image in negatives)]
+        name = next((Path(image).parts[1] for image in images if image and len(Path(image).parts) > 2), "")
+        counts[name] = counts.get(name, 0) + 1
+        if (subsets and name not in subsets) or (limit is not None and counts[name] > limit):
+            continue
+        items = [(row["query_text"], row["query_image"]), (row["pos_text"], row["pos_image"]), *negatives]
+        query, positive, *others = (_item(text, image, image_root, path, number) for text, image in items)
+        examples.append(Example(query, positive, others, row["query_pos_scores"], scores, name))
+    if not examples:
+        raise ValueError(f"{path} holds no row{f' of {subsets}' if subsets else ''}.")
+    return to_dataset(examples)
 
 
 def read_sugarcrepe(root, image_root) -> list[Task]:

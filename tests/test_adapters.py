@@ -117,7 +117,7 @@ def test_what_sentence_transformers_cannot_be_told_is_said(tiny, tmp_path):
 
 
 def test_training_goes_on_from_an_adapter_that_is_merged_first(tiny, tmp_path):
-    from unime.trainers.contrastive import load_model
+    from unime.trainers.stage import load_model
 
     path, _ = tiny("qwen2_vl")
     expected = stock_adapter(path, tmp_path / "adapter", "qwen2_vl", dora=False, old=True)

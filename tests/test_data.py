@@ -7,13 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import picture
+from conftest import ROOT, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from unime.data.collators import EmbeddingCollator
 from unime.data.images import resolve_image
-from unime.data.readers import read_mmeb_eval, read_mmeb_train, read_sugarcrepe, read_world_tasks
+from unime.data.readers import read_judged, read_mmeb_eval, read_mmeb_train, read_sugarcrepe, read_world_tasks
 from unime.data.samplers import HomogeneousSampler
 from unime.data.schema import FEATURES, Example, Item, to_dataset, to_example
 
@@ -180,3 +181,64 @@ def test_collator_names_the_item_it_cannot_read(embedder, tmp_path):
     example = Example(Item("q"), Item(image=str(tmp_path / "bad.png")))
     with pytest.raises(ValueError, match="bad.png"):
         EmbeddingCollator(embedder.processor)(list(to_dataset([example])))
+
+
+JUDGED = {
+    "query_text": "<|image_1|>\nWhat is it?\n", "query_image": "images/A/Train/q.png",
+    "pos_text": "a cat", "pos_image": "",
+    "query_pos_scores": 0.7, "hard_negatives": [["a dog", ""], ["<|image_1|>\nIt.\n", "images/B/Train/n.png"]],
+    "hard_negatives_scores": [0.2, 0.1],
+}  # fmt: skip
+
+
+def judged_file(folder, *rows):
+    for name in ("A/Train/q.png", "B/Train/n.png"):
+        (folder / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(folder / "images" / name)
+    (folder / "rows.json").write_text(json.dumps(list(rows)))
+    return folder / "rows.json"
+
+
+def test_judged_rows_keep_scores_and_name_their_data_set(tmp_path):
+    text_first = {**JUDGED, "query_text": "<|image_1|>\nno image here", "query_image": ""}
+    path = judged_file(tmp_path, JUDGED, text_first, JUDGED)
+    rows = [to_example(row) for row in read_judged(path)]
+    assert [row.dataset for row in rows] == ["A", "B", "A"]
+    assert rows[0].query == Item("<|image_1|>\nWhat is it?\n", str(tmp_path / "images/A/Train/q.png"))
+    assert rows[1].query == Item("no image here"), "a placeholder without an image is dropped"
+    assert rows[0].positive_score == 0.7 and rows[0].negative_scores == [0.2, 0.1] and len(rows[0].negatives) == 2
+    assert len(read_judged(path, limit=1)) == 2 and len(read_judged(path, subsets=["B"])) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hard_negatives_scores": [0.2]}, "row 1: 2 negatives for 1 scores"),
+        ({"query_pos_scores": 1.2}, r"row 1: the judge score 1.2 is no number in \[0, 1\]"),
+        ({"query_pos_scores": None}, "row 1: the judge score None"),
+        ({"pos_text": ""}, "row 1: an item needs a text"),
+        ({"query_image": "images/none.png"}, "row 1: image 'images/none.png' does not exist"),
+        ({"query_image": "../out.png"}, "row 1: image path '../out.png' leaves the image root"),
+    ],
+)
+def test_bad_judged_rows_are_named(tmp_path, change, message):
+    with pytest.raises(ValueError, match=f"rows.json, {message}"):
+        read_judged(judged_file(tmp_path, JUDGED, {**JUDGED, **change}))
+    lacking = {key: value for key, value in JUDGED.items() if key != "pos_text"}
+    with pytest.raises(ValueError, match=r"rows.json, row 0: lacks \['pos_text'\]"):
+        read_judged(judged_file(tmp_path, lacking))
+
+
+def test_released_rows_are_read(tmp_path):
+    sample = ROOT.parent / "shared" / "data" / "unime_v2_rows.json"
+    if not sample.exists():
+        pytest.skip("the sample of the released file is not here")
+    released = json.loads(sample.read_text())
+    for row in released:
+        for image in (row["query_image"], row["pos_image"], *(image for _, image in row["hard_negatives"])):
+            if image:
+                (tmp_path / image).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / image).touch()
+    rows = read_judged(sample, tmp_path)
+    assert len(rows) == 50 and all(len(row["negative_scores"]) == len(row["negatives"]) == 10 for row in rows)
+    assert rows["dataset"].count("MSCOCO_i2t") == 7

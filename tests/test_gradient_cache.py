@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, picture, save_backbone
@@ -14,7 +15,9 @@ from transformers import TrainerCallback
 
 from unime import UniMEModel
 from unime.data.schema import Example, Item, to_dataset
+from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+from unime.trainers.distillation import DistillationConfig, DistillationTrainer, TeacherTable, distinct_texts
 from unime.trainers.gradient_cache import cached_loss, frozen_vision
 from unime.trainers.losses import HardNegativeInfoNCE
 
@@ -29,7 +32,8 @@ def rows(folder: Path, count: int = 8):
         query = Item(" ".join(words[: i % 7 + 1]) + f" {i}", str(folder / f"{i % 4}.png") if i % 3 == 0 else "")
         positive = Item(words[i % 5], str(folder / f"{(i + 1) % 4}.png") if i % 4 == 1 else "")
         negatives = [Item(words[(i + n + 2) % 9]) for n in range(i % 3)]
-        examples.append(Example(query, positive, negatives, dataset="A"))
+        scores = [0.1 * n + 0.05 * (i % 4) for n in range(i % 3)]
+        examples.append(Example(query, positive, negatives, 0.6 + 0.04 * i, scores, dataset="A"))
     return to_dataset(examples)
 
 
@@ -59,10 +63,29 @@ class Gradients(TrainerCallback):
                 self.found[f"{name.removeprefix('module.')} {state.global_step}"] = parameter.grad.detach().clone()
 
 
-def trained(backbone, data, folder, lora=False, dropout=0.0, **settings):
+STAGES = {
+    "contrastive": (ContrastiveTrainer, ContrastiveConfig, {"num_hard_negatives": 3}),
+    "alignment": (AlignmentTrainer, AlignmentConfig, {"num_negatives": 2, "in_batch_weight": 0.5}),
+    "distillation": (DistillationTrainer, DistillationConfig, {}),
+}
+
+
+def texts_only(data):
+    """The texts of the rows, and a teacher of them that is the same in every process."""
+    examples = [Example(Item(row["query"]["text"]), Item(row["positive"]["text"]), dataset="A") for row in data]
+    data = to_dataset(examples)
+    texts = distinct_texts(data)
+    return data, TeacherTable(texts, np.random.default_rng(0).normal(size=(len(texts), 16)))
+
+
+def trained(backbone, data, folder, lora=False, dropout=0.0, stage="contrastive", **settings):
     """The gradients of every optimizer step of a short run."""
+    trainer_class, config_class, own = STAGES[stage]
+    settings, extra = {**own, **settings}, {}
+    if stage == "distillation":
+        data, extra["teacher"] = texts_only(data)
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "token_budget": 60, **settings}
-    args = ContrastiveConfig(
+    args = config_class(
         output_dir=str(folder),
         max_steps=2 // settings["gradient_accumulation_steps"],
         learning_rate=0.01,
@@ -72,7 +95,6 @@ def trained(backbone, data, folder, lora=False, dropout=0.0, **settings):
         optim="sgd",
         weight_decay=0.0,
         temperature=0.1,
-        num_hard_negatives=3,
         save_strategy="no",
         disable_tqdm=True,
         logging_strategy="no",
@@ -83,7 +105,7 @@ def trained(backbone, data, folder, lora=False, dropout=0.0, **settings):
     )
     gradients, processor = Gradients(), load(backbone, False).processor
     model = load(backbone, lora, dropout)
-    ContrastiveTrainer(model, args, train_dataset=data, processing_class=processor, callbacks=[gradients]).train()
+    trainer_class(model, args, train_dataset=data, processing_class=processor, callbacks=[gradients], **extra).train()
     return gradients.found
 
 
@@ -98,10 +120,11 @@ def difference(first, second):
 EVERYTHING = {"token_budget": 10**6, "graph_tokens": 10**6}
 
 
+@pytest.mark.parametrize("stage", sorted(STAGES))
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_cached_step_equals_the_full_batch(backbone, tmp_path, lora, accumulation):
-    data, settings = rows(tmp_path), {"lora": lora, "gradient_accumulation_steps": accumulation}
+def test_cached_step_equals_the_full_batch(backbone, tmp_path, lora, accumulation, stage):
+    data, settings = rows(tmp_path), {"lora": lora, "gradient_accumulation_steps": accumulation, "stage": stage}
     whole = trained(backbone, data, tmp_path, **settings, **EVERYTHING)
     for graph_tokens in (0, 100):
         assert difference(trained(backbone, data, tmp_path, **settings, graph_tokens=graph_tokens), whole) <= 1e-5
@@ -196,6 +219,7 @@ def test_two_processes_equal_one(tmp_path):
         for accumulation in (1, 2)
         for graph in (0, 10**6)
     }
+    cases |= {stage: {**cases["full-1-0"], "stage": stage} for stage in ("alignment", "distillation")}
     (tmp_path / "worker.py").write_text(WORKER)
     for number in range(4):
         picture(number, (32 + 16 * (number % 2), 32)).save(tmp_path / f"{number}.png")
@@ -222,7 +246,7 @@ def test_two_processes_equal_one(tmp_path):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     data = rows(tmp_path)
     for name, settings in cases.items():
-        alone = {k: v for k, v in settings.items() if k in ("lora", "gradient_accumulation_steps")}
+        alone = {k: v for k, v in settings.items() if k in ("lora", "gradient_accumulation_steps", "stage")}
         expected = trained(tmp_path / "backbone", data, tmp_path / "out", **alone, **EVERYTHING)
         found = torch.load(tmp_path / f"{name}.pt", weights_only=True)
         assert difference(found, expected) <= 1e-5, name

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unime.trainers.losses import HardNegativeInfoNCE
+from unime.trainers.losses import HardNegativeInfoNCE, JudgeAlignment, MatryoshkaLoss, SimilarityDistillation
 
 
 def reference(table, query, positive, negatives, temperature, k, margin):
@@ -97,3 +97,252 @@ def test_a_row_without_negatives_gives_finite_zero_gradient():
 def test_bad_settings_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         HardNegativeInfoNCE(**bad)
+
+
+# The options of the contrastive loss
+
+
+def table_of(rows, width=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(rows, width, generator=generator, dtype=torch.float64), dim=1)
+
+
+QUERY, POSITIVE = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 6, 7])
+
+
+def info_nce(positive, negatives, temperature, weights=None):
+    weights = weights or [0.0] * len(negatives)
+    logits = [positive / temperature] + [n / temperature + w for n, w in zip(negatives, weights)]
+    highest = max(logits)
+    return highest + math.log(sum(math.exp(x - highest) for x in logits)) - logits[0]
+
+
+def similarities(table):
+    scores = (table[QUERY] @ table[POSITIVE].T).tolist()
+    return [(row[i], sorted((s for j, s in enumerate(row) if j != i), reverse=True)) for i, row in enumerate(scores)]
+
+
+def loss_of(table, **options):
+    return float(HardNegativeInfoNCE(0.1, **options)(table, QUERY, POSITIVE).loss)
+
+
+def test_shortage_is_masked_duplicated_or_as_released():
+    table, margin = table_of(8), -0.3
+    expected = dict.fromkeys(("mask", "duplicate", "released"), 0.0)
+    for own, others in similarities(table):
+        survivors = [s for s in others if s <= own + margin]
+        filtered = [s for s in others if s > own + margin]
+        again = [survivors[i % len(survivors)] for i in range(3)] if survivors else []
+        # what topk returns among the excluded, all at minus infinity, is its own affair; all four are taken here
+        expected["mask"] += info_nce(own, survivors, 0.1) / 4
+        expected["duplicate"] += info_nce(own, again, 0.1) / 4
+        expected["released"] += info_nce(own, survivors + filtered + [own], 0.1) / 4
+    options = {"false_negative_margin": margin}
+    assert loss_of(table, num_hard_negatives=3, shortage="mask", **options) == pytest.approx(expected["mask"])
+    assert loss_of(table, num_hard_negatives=3, shortage="duplicate", **options) == pytest.approx(
+        expected["duplicate"]
+    )
+    assert loss_of(table, num_hard_negatives=4, shortage="released", **options) == pytest.approx(expected["released"])
+    assert len({round(value, 6) for value in expected.values()}) == 3
+
+
+def test_released_takes_copies_of_the_positive_for_negatives():
+    """Every positive twice, all else far away: the released loss cannot fall below ln 2, ours reaches zero."""
+    table = unit(0.0, 0.0, math.pi, math.pi, 0.0, math.pi)
+    query, positive = torch.tensor([0, 1, 2, 3]), torch.tensor([4, 4, 5, 5])
+    released = HardNegativeInfoNCE(0.02, 1, 0.1, shortage="released")(table, query, positive).loss
+    assert float(released) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(HardNegativeInfoNCE(0.02, 1, 0.1)(table, query, positive).loss) == pytest.approx(0, abs=1e-6)
+
+
+def test_selection_threshold_hardness_and_both_directions():
+    table = table_of(8, seed=3)
+    rows = similarities(table)
+    hard = sum(info_nce(own, others[:2], 0.1) for own, others in rows) / 4
+    easy = sum(info_nce(own, others[-2:], 0.1) for own, others in rows) / 4
+    weighted = sum(info_nce(own, others[:2], 0.1, [9 * s for s in others[:2]]) for own, others in rows) / 4
+    absolute = sum(info_nce(own, [s for s in others if s <= 0.2], 0.1) for own, others in rows) / 4
+    off = {"false_negative_margin": None, "num_hard_negatives": 2}
+    assert loss_of(table, **off) == pytest.approx(hard)
+    assert loss_of(table, selection="easy", **off) == pytest.approx(easy)
+    assert loss_of(table, hardness=9.0, **off) == pytest.approx(weighted)
+    assert loss_of(table, num_hard_negatives=None, false_negative_margin=0.2, threshold="absolute") == pytest.approx(
+        absolute
+    )
+    random = loss_of(table, selection="random", **off)
+    assert easy <= random <= hard and loss_of(table, selection="random", **off) == random
+    back = HardNegativeInfoNCE(0.1, 2, None)(table, POSITIVE, QUERY).loss
+    assert loss_of(table, symmetric=True, **off) == pytest.approx((hard + float(back)) / 2)
+
+
+@pytest.mark.parametrize(
+    "options", [{"shortage": "duplicate"}, {"shortage": "released"}, {"symmetric": True}, {"hardness": 2.0}]
+)
+def test_options_pass_gradcheck(options):
+    loss = HardNegativeInfoNCE(0.5, 2, 0.4, **options)
+    if options.get("hardness"):  # the weight is a constant: differentiating it numerically would not see that
+        table = table_of(8).requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(table, QUERY, POSITIVE).loss, table)
+        assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
+        return
+    assert torch.autograd.gradcheck(lambda x: loss(x, QUERY, POSITIVE).loss, (table_of(8).requires_grad_(),))
+
+
+def test_matryoshka_is_the_mean_over_normalised_prefixes():
+    table, inner = table_of(8), HardNegativeInfoNCE(0.1, 2, None)
+    expected = sum(float(inner(F.normalize(table[:, :d], dim=1), QUERY, POSITIVE).loss) for d in (6, 3, 2)) / 3
+    assert float(MatryoshkaLoss(inner, [2, 6, 3])(table, QUERY, POSITIVE).loss) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="width 7 exceeds the embedding's 6"):
+        MatryoshkaLoss(inner, [7])(table, QUERY, POSITIVE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"shortage": "x"}, {"selection": "x"}, {"threshold": "x"}, {"temperature": 0.0}, {"num_hard_negatives": 0}],
+)
+def test_unknown_options_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        HardNegativeInfoNCE(**options)
+
+
+# Distillation
+
+
+def row_softmax(table, temperature, keep):
+    rows = []
+    for i, a in enumerate(table):
+        logits = [sum(x * y for x, y in zip(a, b)) / temperature for b in table]
+        others = [x for j, x in enumerate(logits) if keep or j != i]
+        highest = max(others)
+        total = highest + math.log(sum(math.exp(x - highest) for x in others))
+        rows.append([x - total for j, x in enumerate(logits) if keep or j != i])
+    return rows
+
+
+@pytest.mark.parametrize("direction", ["student_teacher", "teacher_student", "symmetric"])
+@pytest.mark.parametrize("diagonal", ["masked", "kept"])
+def test_distillation_equals_the_float64_reference(direction, diagonal):
+    student, teacher = table_of(7), table_of(7, width=9, seed=1)
+    s = row_softmax(student.tolist(), 0.1, diagonal == "kept")
+    t = row_softmax(teacher.tolist(), 0.2, diagonal == "kept")
+    divergence = lambda p, q: sum(math.exp(a) * (a - b) for x, y in zip(p, q) for a, b in zip(x, y)) / 7  # noqa: E731
+    expected = {"student_teacher": divergence(s, t), "teacher_student": divergence(t, s)}
+    expected["symmetric"] = sum(expected.values()) / 2
+    loss = SimilarityDistillation(0.1, direction, diagonal, teacher_temperature=0.2)
+    assert float(loss(student, teacher * 3).loss) == pytest.approx(expected[direction], rel=1e-9)
+    assert float(loss(student.float(), teacher.float()).loss) == pytest.approx(expected[direction], rel=1e-4)
+    table = student.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, teacher).loss, (table,))
+
+
+def test_distillation_is_zero_for_a_perfect_student_and_for_a_single_text():
+    table = table_of(5)
+    assert float(SimilarityDistillation()(table, table).loss) == pytest.approx(0, abs=1e-9)
+    alone = table[:1].clone().requires_grad_()
+    loss = SimilarityDistillation()(alone, table[:1]).loss
+    loss.backward()
+    assert float(loss) == 0 and not alone.grad.any()
+
+
+def test_a_kept_diagonal_is_dead_at_small_temperatures():
+    """At 0.02 both rows are one-hot when a text may be compared with itself (specification of the paper's eq. 2)."""
+    student = F.normalize(table_of(100, 256) + 1 / 16, dim=1).requires_grad_()  # mean cosine 0.5
+    teacher = F.normalize(table_of(100, 256, seed=1) + 1 / 32, dim=1)  # 0.2
+    norms = {}
+    for diagonal in ("kept", "masked"):
+        loss = SimilarityDistillation(0.02, "student_teacher", diagonal)(student, teacher).loss
+        (gradient,) = torch.autograd.grad(loss, student)
+        norms[diagonal] = gradient.norm().item()
+    assert norms["kept"] < norms["masked"] / 1000
+
+
+# Alignment with a judge
+
+
+def judged(rows=4, k=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    table = table_of(rows * (k + 2), seed=seed)
+    query, positive = torch.arange(rows), torch.arange(rows, 2 * rows)
+    negatives = torch.arange(2 * rows, rows * (k + 2)).view(rows, k)
+    scores = torch.rand(rows, k + 1, generator=generator, dtype=torch.float64)
+    return table, query, positive, negatives, scores[:, 0], scores[:, 1:]
+
+
+def divergence_by_hand(table, query, positive, negatives, positive_score, negative_scores, t, kind):
+    total, rows = 0.0, 0
+    for q, c, ns, s, ss in zip(*(x.tolist() for x in (query, positive, negatives, positive_score, negative_scores))):
+        kept = [(n, score) for n, score in zip(ns, ss) if n >= 0]
+        cosines = [float(table[q] @ table[i]) / t for i in [c, *(n for n, _ in kept)]]
+        judge = [x / t for x in [s, *(score for _, score in kept)]]
+        log = lambda xs: [x - max(xs) - math.log(sum(math.exp(y - max(xs)) for y in xs)) for x in xs]  # noqa: E731
+        p, q_ = log(cosines), log(judge)
+        d = lambda a, b: sum(math.exp(x) * (x - y) for x, y in zip(a, b))  # noqa: E731
+        if kind == "jeffreys":
+            total += (d(p, q_) + d(q_, p)) / 2
+        elif kind == "js":
+            m = [math.log((math.exp(x) + math.exp(y)) / 2) for x, y in zip(p, q_)]
+            total += (d(p, m) + d(q_, m)) / 2
+        else:
+            floor = lambda xs: [math.log(math.exp(x) + 1e-8) for x in xs]  # noqa: E731
+            total += (d(q_, floor(p)) + d(p, floor(q_))) / 2
+        rows += 1
+    return total / rows
+
+
+@pytest.mark.parametrize("kind", ["jeffreys", "js", "released"])
+def test_alignment_equals_the_float64_reference(kind):
+    batch = judged()
+    batch[3][1, 2] = -1  # one row has two negatives only
+    loss = JudgeAlignment(0.1, divergence=kind)
+    expected = divergence_by_hand(*batch, 0.1, kind)
+    assert float(loss(*batch).loss) == pytest.approx(expected, rel=1e-9)
+    assert float(loss(batch[0].float(), *batch[1:]).loss) == pytest.approx(expected, rel=1e-4)
+    table = batch[0].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, *batch[1:]).loss, (table,))
+
+
+def test_the_number_and_order_of_negatives_are_options():
+    table, query, positive, negatives, score, scores = judged(k=4)
+    best = scores.argsort(dim=1, descending=True)[:, :2]
+    first = divergence_by_hand(table, query, positive, negatives[:, :2], score, scores[:, :2], 0.1, "jeffreys")
+    top = divergence_by_hand(
+        table, query, positive, negatives.gather(1, best), score, scores.gather(1, best), 0.1, "jeffreys"
+    )
+    batch = (table, query, positive, negatives, score, scores)
+    assert float(JudgeAlignment(0.1, num_negatives=2)(*batch).loss) == pytest.approx(first)
+    assert float(JudgeAlignment(0.1, num_negatives=2, order="score")(*batch).loss) == pytest.approx(top)
+    assert first != pytest.approx(top)
+
+
+def test_rows_without_judge_scores_are_left_out_and_counted():
+    table, query, positive, negatives, score, scores = judged()
+    score, scores, negatives = score.clone(), scores.clone(), negatives.clone()
+    score[0], scores[1, 2] = float("nan"), float("nan")
+    negatives[2] = -1
+    batch = (table, query, positive, negatives, score, scores)
+    output = JudgeAlignment(0.1)(*batch)
+    alone = JudgeAlignment(0.1)(*(x if x is table else x[3:] for x in batch))
+    assert float(output.loss) == pytest.approx(float(alone.loss)) and output.metrics["rows_left_out"] == 0.75
+    table = table.clone().requires_grad_()
+    none = JudgeAlignment(0.1)(table, query[:1], positive[:1], negatives[:1], score[:1], scores[:1])
+    none.loss.backward()
+    assert float(none.loss) == 0 and not table.grad.any()
+
+
+def test_a_confidently_wrong_row_keeps_its_gradient_unless_released():
+    """The judge is sure of the positive (0.95 against 0.05), the student of a negative (cosine 0 against 0.9)."""
+    angles = [math.acos(x) for x in (0.0, 0.9, 0.0, 0.0)]
+    for kind, low, high in (("jeffreys", 5, 100), ("released", 0, 1e-3), ("js", 0, 1e-3)):
+        table = unit(0.0, *angles).double().requires_grad_()
+        loss = JudgeAlignment(0.02, divergence=kind)
+        score, scores = torch.tensor([0.95]), torch.tensor([[0.05, 0.05, 0.05]])
+        value = loss(table, torch.tensor([0]), torch.tensor([1]), torch.tensor([[2, 3, 4]]), score, scores).loss
+        (gradient,) = torch.autograd.grad(value, table)
+        assert low <= float(gradient[1].norm()) <= high, kind
+
+
+def test_in_batch_negatives_are_added():
+    batch = judged()
+    plain, added = JudgeAlignment(0.1)(*batch).loss, JudgeAlignment(0.1, in_batch_weight=0.5)(*batch).loss
+    extra = HardNegativeInfoNCE(0.1, None, None)(*batch[:3]).loss
+    assert float(added) == pytest.approx(float(plain + 0.5 * extra))

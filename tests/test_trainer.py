@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
 from unime import UniMEModel
-from unime.data.readers import read_mmeb_train
+from unime.data.readers import read_judged, read_mmeb_train
+from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from unime.trainers.embedding_trainer import resolve_decay
 
@@ -39,19 +41,24 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from peft import LoraConfig, PeftModel
 from unime import UniMEModel
-from unime.data.readers import read_mmeb_train
+from unime.data.readers import read_judged, read_mmeb_train
+from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
-backbone, world, out, settings, kill_at, lora = sys.argv[1:]
+backbone, world, out, settings, kill_at, kind = sys.argv[1:]
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == int(kill_at):
             os.kill(os.getpid(), signal.SIGKILL)
 model = UniMEModel.from_backbone(backbone)
 adapter = LoraConfig(r=4, lora_dropout=0.2, target_modules=r".*language_model.*(q_proj|v_proj)")
-rows = read_mmeb_train(world + "/train", ["Shapes_vqa", "Shapes_t2i", "Shapes_same"], image_root=world)
-args = ContrastiveConfig(output_dir=out, **json.loads(settings))
-peft = adapter if lora == "lora" else None
-trainer = ContrastiveTrainer(model, args, train_dataset=rows, peft_config=peft, callbacks=[Kill()])
+if kind == "alignment":
+    rows, config, stage = read_judged(out + ".json", world), AlignmentConfig, AlignmentTrainer
+else:
+    rows = read_mmeb_train(world + "/train", ["Shapes_vqa", "Shapes_t2i", "Shapes_same"], image_root=world)
+    config, stage = ContrastiveConfig, ContrastiveTrainer
+args = config(output_dir=out, **json.loads(settings))
+peft = adapter if kind == "lora" else None
+trainer = stage(model, args, train_dataset=rows, peft_config=peft, callbacks=[Kill()])
 trainer.train(resume_from_checkpoint=get_last_checkpoint(out) if Path(out).exists() else None)
 trainer.save_model(out + "/final")
 print(json.dumps(trainer.state.global_step))
@@ -75,9 +82,31 @@ def run(backbone, world, out, kill_at, kind):
     )
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+def write_judged(world, path):
+    """Rows of the world in UniME-V2's layout, with invented judge scores."""
+    rows = list(read_mmeb_train(world / "train", ["Shapes_t2i", "Shapes_vqa"], image_root=world))
+    name = lambda image: str(Path(image).relative_to(world.resolve())) if image else ""  # noqa: E731
+    judged = [
+        {
+            "query_text": row["query"]["text"], "query_image": name(row["query"]["image"]),
+            "pos_text": row["positive"]["text"], "pos_image": name(row["positive"]["image"]),
+            "query_pos_scores": 0.9 - 0.01 * (i % 7),
+            "hard_negatives": [
+                [rows[(i + n) % len(rows)]["positive"]["text"], name(rows[(i + n) % len(rows)]["positive"]["image"])]
+                for n in (1, 2, 3)
+            ],
+            "hard_negatives_scores": [0.5, 0.3, 0.1 + 0.01 * (i % 5)],
+        }
+        for i, row in enumerate(rows)
+    ]  # fmt: skip
+    Path(path).write_text(json.dumps(judged))
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "alignment"])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path, kind):
     backbone = save_backbone(tmp_path / "backbone", dropout=0.2)
+    for name in ("whole", "broken"):
+        write_judged(world, tmp_path / f"{name}.json")
     whole = run(backbone, world, tmp_path / "whole", 0, kind)
     assert whole.returncode == 0, whole.stderr[-3000:]
     killed = run(backbone, world, tmp_path / "broken", 5, kind)
@@ -91,6 +120,18 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(world, tmp_path, ki
     assert not torch.equal(first[max(first)], load_file(tmp_path / "whole" / "checkpoint-2" / name)[max(first)]), (
         "training moved weights"
     )
+
+
+def test_alignment_lowers_the_loss_and_says_what_it_did(backbone, world, tmp_path):
+    write_judged(world, tmp_path / "judged.json")
+    rows = read_judged(tmp_path / "judged.json", world)
+    settings = {**SETTINGS, "max_steps": 30, "learning_rate": 3e-3, "save_strategy": "no", "logging_steps": 5}
+    args = AlignmentConfig(output_dir=str(tmp_path), matryoshka_dims=[96, 32], **settings)
+    trainer = AlignmentTrainer(UniMEModel.from_backbone(backbone), args, train_dataset=rows)
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert logs[-1]["loss"] < 0.8 * logs[0]["loss"] and logs[0]["rows_left_out"] == 0
+    assert logs[-1]["positive_similarity"] > logs[-1]["hardest_negative_similarity"]
 
 
 def test_training_lowers_the_loss_and_says_what_it_did(backbone, world, tmp_path):

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from ..data.collators import Batch, EmbeddingCollator
 from ..data.samplers import HomogeneousSampler
 from .gradient_cache import cached_loss
-from .losses import LossOutput
+from .losses import LossOutput, MatryoshkaLoss
 
 
 @dataclass
@@ -35,6 +35,9 @@ class EmbeddingConfig(TrainingArguments):
     )
     max_length: int | None = field(
         default=None, metadata={"help": "Cut texts so that items have at most that many tokens."}
+    )
+    matryoshka_dims: list[int] | None = field(
+        default=None, metadata={"help": "Train these prefixes of the embedding too (the full width must be named)."}
     )
     homogeneous_batches: bool = field(default=True, metadata={"help": "Fill each batch from one data set."})
     bf16: bool | None = field(
@@ -107,6 +110,10 @@ class EmbeddingTrainer(Trainer):
         self.can_return_loss, self.label_names = True, []
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
 
+    def at_all_widths(self, loss):
+        """The loss, or its mean over the Matryoshka widths of the recipe."""
+        return MatryoshkaLoss(loss, self.args.matryoshka_dims) if self.args.matryoshka_dims else loss
+
     def loss_of(self, embeddings: torch.Tensor, table: "GatheredTable") -> LossOutput:
         """The loss over all ranks' rows; `embeddings` `[T, D]` is the gathered table."""
         raise NotImplementedError(f"{type(self).__name__} must define `loss_of`.")
@@ -170,7 +177,10 @@ class GatheredTable:
     sent back; DDP's averaging is undone by `gradient_scale = world_size`.
 
     Attributes:
-        query, positive (`[B]`), negatives (`[B, K]`): as in `Batch`, over all ranks.
+        query, positive (`[B]`), negatives (`[B, K]`), positive_score (`[B]`), negative_scores (`[B, K]`): as in
+            `Batch`, over all ranks.
+        hashes (`[T]`): of the items and their roles.
+        is_query (`[T]`): 1 where an item is in the role of a query.
     """
 
     def __init__(self, batch: Batch, device: torch.device):
@@ -178,23 +188,21 @@ class GatheredTable:
         self.rank = dist.get_rank() if self.world_size > 1 else 0
         hashes = self._gather(batch.hashes.to(device))
         offsets = [sum(map(len, hashes[:rank])) for rank in range(self.world_size)]
-        first = _first_copies(torch.cat(hashes))
+        self.hashes = torch.cat(hashes)
+        first = _first_copies(self.hashes)
 
         def indices(local):
             parts = self._gather(local.to(device))
-            width = max((part.shape[1] for part in parts), default=0) if local.dim() > 1 else None
-            merged = []
-            for part, offset in zip(parts, offsets):
-                part = torch.where(part >= 0, first[(part + offset).clamp(min=0)], part)
-                if width is not None and part.shape[1] < width:
-                    part = torch.cat([part, part.new_full((len(part), width - part.shape[1]), -1)], dim=1)
-                merged.append(part)
-            return torch.cat(merged)
+            return _stack(
+                [torch.where(part >= 0, first[(part + o).clamp(min=0)], part) for part, o in zip(parts, offsets)], -1
+            )
 
-        self.query, self.positive, self.negatives = (
-            indices(batch.query),
-            indices(batch.positive),
-            indices(batch.negatives),
+        self.query, self.positive, self.negatives = map(indices, (batch.query, batch.positive, batch.negatives))
+        # a copy of a query keeps the role of its first copy, whose hash it has
+        self.is_query = torch.isin(self.hashes, self.hashes[self.query]).long()
+        self.positive_score, self.negative_scores = (
+            _stack(self._gather(scores.to(device)), float("nan"))
+            for scores in (batch.positive_score, batch.negative_scores)
         )
 
     def gather(self, embeddings: torch.Tensor) -> torch.Tensor:
@@ -218,6 +226,14 @@ class GatheredTable:
         parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
         return [part[tuple(slice(size) for size in own.tolist())] for part, own in zip(parts, shapes)]
+
+
+def _stack(parts: list[torch.Tensor], fill) -> torch.Tensor:
+    """The ranks' rows under each other; narrower ones are filled up on the right."""
+    if parts[0].dim() == 1:
+        return torch.cat(parts)
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
 
 
 def _first_copies(hashes: torch.Tensor) -> torch.Tensor:

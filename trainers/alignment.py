@@ -1,0 +1,66 @@
+"""UniME-V2's stage: judgment-based distribution alignment (2510.13515).
+
+accelerate launch -m unime.trainers.alignment --config recipes/shapes/alignment.yaml
+"""
+
+from dataclasses import dataclass, field
+
+from ..data.readers import read_judged
+from .embedding_trainer import EmbeddingConfig, EmbeddingTrainer
+from .losses import JudgeAlignment
+from .stage import run_stage
+
+
+@dataclass
+class AlignmentConfig(EmbeddingConfig):
+    """Arguments of [`AlignmentTrainer`]; the defaults are the paper's (2510.13515 table 7)."""
+
+    temperature: float = field(default=0.02, metadata={"help": "Temperature of the student's similarities."})
+    judge_temperature: float | None = field(
+        default=None, metadata={"help": "Temperature of the judge's scores; the student's by default."}
+    )
+    num_negatives: int = field(default=8, metadata={"help": "Mined negatives used of each row."})
+    order: str = field(default="file", metadata={"help": "Which of them: the first of the file, or by judge score."})
+    divergence: str = field(default="jeffreys", metadata={"help": "jeffreys, js, or released (1e-8 floor)."})
+    in_batch_weight: float = field(default=0.0, metadata={"help": "Weight of an additional in-batch InfoNCE."})
+
+
+class AlignmentTrainer(EmbeddingTrainer):
+    """Trains an embedder with [`~unime.trainers.losses.JudgeAlignment`] on rows that carry judge scores.
+
+    Example:
+
+    ```python
+    rows = read_judged("train_data_Qwen25VL_7B_scores.json", image_root="MMEB-train")
+    trainer = AlignmentTrainer(model, AlignmentConfig(output_dir="out"), train_dataset=rows)
+    trainer.train()
+    ```
+    """
+
+    def __init__(self, model, args: AlignmentConfig, **kwargs):
+        super().__init__(model, args, **kwargs)
+        self.loss = self.at_all_widths(
+            JudgeAlignment(
+                args.temperature, args.judge_temperature, args.num_negatives, args.order, args.divergence,
+                args.in_batch_weight,
+            )
+        )  # fmt: skip
+
+    def loss_of(self, embeddings, table):
+        return self.loss(
+            embeddings, table.query, table.positive, table.negatives, table.positive_score, table.negative_scores
+        )
+
+
+def read_rows(stage, args):
+    """Rows of UniME-V2's JSON layout."""
+    return read_judged(stage.data, stage.image_root, stage.subsets, stage.rows_per_subset)
+
+
+def main(arguments=None):
+    """The command of this stage."""
+    run_stage(AlignmentTrainer, AlignmentConfig, read_rows, arguments)
+
+
+if __name__ == "__main__":
+    main()

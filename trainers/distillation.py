@@ -1,0 +1,176 @@
+"""Stage 1 of UniME: textual discriminative knowledge distillation (2504.17432 section 3.2).
+
+accelerate launch -m unime.trainers.distillation --config recipes/shapes/distillation.yaml
+
+The teacher's embeddings are computed once, by a job that can be killed and goes on where it stopped, and are matched
+to the texts by content. Only the language model trains; no image is ever seen.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+
+from ..data.collators import EmbeddingCollator
+from ..data.readers import read_text_pairs
+from ..data.schema import Item
+from ..data.stages import read_stage, run_stage
+from ..vlm_unime import vision_parameters
+from .contrastive import ContrastiveConfig, ContrastiveTrainer
+from .losses import SimilarityDistillation
+from .stage import run_stage as run_command
+
+
+@dataclass
+class DistillationConfig(ContrastiveConfig):
+    """Arguments of [`DistillationTrainer`], beside those of the contrastive baseline on the same pairs."""
+
+    temperature: float = field(default=0.05, metadata={"help": "Temperature of the student's similarity rows."})
+    teacher_temperature: float | None = field(default=None, metadata={"help": "The teacher's; the same by default."})
+    direction: str = field(
+        default="teacher_student", metadata={"help": "teacher_student, student_teacher (as printed), symmetric."}
+    )
+    diagonal: str = field(default="masked", metadata={"help": "masked, or kept (as printed)."})
+    baseline: bool = field(
+        default=False, metadata={"help": "Train contrastively on the pairs instead: the paper's comparison."}
+    )
+    teacher: str | None = field(default=None, metadata={"help": "sentence-transformers model, folder or Hub id."})
+    teacher_embeddings: str | None = field(
+        default=None, metadata={"help": "Folder of the teacher's embeddings; output_dir/teacher by default."}
+    )
+    teacher_prompt: str = field(default="", metadata={"help": "Put before every text for the teacher."})
+    teacher_batch_size: int = field(default=32, metadata={"help": "Texts of one batch of the teacher."})
+
+
+class TeacherTable:
+    """Teacher embeddings `[N, D]` by the content of their texts.
+
+    Args:
+        texts (`list[str]`): distinct texts.
+        embeddings (`np.ndarray` `[N, D]`): in the same order.
+    """
+
+    def __init__(self, texts: list[str], embeddings: np.ndarray):
+        if len(texts) != len(embeddings):
+            raise ValueError(f"{len(embeddings)} teacher embeddings for {len(texts)} texts.")
+        self.rows = {Item(text).content_hash: row for row, text in enumerate(texts)}
+        self.texts, self.embeddings = texts, torch.from_numpy(np.asarray(embeddings))
+
+    def __call__(self, hashes: torch.Tensor) -> torch.Tensor:
+        """Embeddings `[n, D]` of the texts with these content hashes."""
+        rows = [self.rows.get(key) for key in hashes.tolist()]
+        if None in rows:
+            raise ValueError(f"{rows.count(None)} of {len(rows)} texts of a batch have no teacher embedding.")
+        return self.embeddings[torch.tensor(rows)].to(hashes.device)
+
+
+def encode_teacher(
+    model: str, texts: list[str], out, prompt: str = "", batch_size: int = 32, **kwargs
+) -> TeacherTable:
+    """Embeds texts with any sentence-transformers model, once; a killed job goes on where it stopped.
+
+    Args:
+        model (`str`): folder or Hub id, such as `"nvidia/NV-Embed-v2"`.
+        texts (`list[str]`): distinct texts.
+        out: folder for the embeddings.
+        prompt (`str`): put before every text.
+        batch_size (`int`): texts of one batch.
+        kwargs: for `SentenceTransformer`.
+    """
+    state, loaded = PartialState(), []
+
+    def work(part):
+        if not loaded:  # only if something is left to do
+            from sentence_transformers import SentenceTransformer
+
+            loaded.append(SentenceTransformer(model, device=str(state.device), **kwargs))
+        found = loaded[0].encode(list(part), prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
+        return {"embeddings": found.astype(np.float32)}
+
+    run_stage(
+        out, texts, work, {"model": str(model), "prompt": prompt}, rank=state.process_index,
+        world_size=state.num_processes, description="Teacher",
+    )  # fmt: skip
+    state.wait_for_everyone()
+    return TeacherTable(texts, read_stage(out)["embeddings"])
+
+
+def distinct_texts(rows: Dataset) -> list[str]:
+    """The texts of all pairs, in their order, each once."""
+    texts = (row[role]["text"] for row in rows for role in ("query", "positive"))
+    return list(dict.fromkeys(texts))
+
+
+class DistillationTrainer(ContrastiveTrainer):
+    """Trains the language model so that its similarities between texts are the teacher's.
+
+    The relation matrix spans the distinct texts of the whole batch, over all chunks and ranks.
+
+    Args:
+        model, args, train_dataset: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`]; items without images.
+        teacher (`TeacherTable`, *optional*): needed unless `args.baseline`.
+
+    Example:
+
+    ```python
+    rows = read_text_pairs("nli_for_simcse.csv")
+    teacher = encode_teacher("nvidia/NV-Embed-v2", distinct_texts(rows), "teacher")
+    DistillationTrainer(model, DistillationConfig(output_dir="out"), train_dataset=rows, teacher=teacher).train()
+    ```
+    """
+
+    def __init__(
+        self, model, args: DistillationConfig, train_dataset=None, teacher: TeacherTable | None = None, **kwargs
+    ):
+        if not args.baseline and teacher is None:
+            raise ValueError("distillation needs the teacher's embeddings: pass `teacher`, or set `baseline`.")
+        self.teacher = teacher
+        if not args.baseline:  # the pairs alone are compared; a third column is for the baseline
+            processor = kwargs.get("processing_class") or model.processor
+            boundary = model.config.length_boundary
+            collator = EmbeddingCollator(
+                processor, args.token_budget, args.max_length, max_negatives=0, length_boundary=boundary
+            )
+            kwargs.setdefault("data_collator", collator)
+        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        for parameter in vision_parameters(base.vlm):
+            parameter.requires_grad_(False)
+        if not args.baseline:
+            self.loss = self.at_all_widths(
+                SimilarityDistillation(args.temperature, args.direction, args.diagonal, args.teacher_temperature)
+            )
+
+    def loss_of(self, embeddings, table):
+        if self.args.baseline:
+            return super().loss_of(embeddings, table)
+        plain = table.hashes ^ table.is_query  # of the content alone: a text may be query here and positive there
+        _, first = np.unique(plain.cpu().numpy(), return_index=True)
+        chosen = torch.from_numpy(np.sort(first)).to(embeddings.device)
+        return self.loss(embeddings[chosen], self.teacher(plain[chosen]).to(embeddings.device))
+
+
+def main(arguments=None):
+    """The command of this stage: embeds the texts with the teacher where that is not done yet, and trains."""
+
+    def read_rows(stage, args):
+        return read_text_pairs(stage.data, stage.rows_per_subset)
+
+    def make(model, args, train_dataset, **kwargs):
+        teacher = None
+        if not args.baseline:
+            if args.teacher is None:
+                raise ValueError("name the teacher, a sentence-transformers model (`teacher`), or set `baseline`.")
+            teacher = encode_teacher(
+                args.teacher, distinct_texts(train_dataset), args.teacher_embeddings or f"{args.output_dir}/teacher",
+                args.teacher_prompt, args.teacher_batch_size,
+            )  # fmt: skip
+        return DistillationTrainer(model, args, train_dataset=train_dataset, teacher=teacher, **kwargs)
+
+    run_command(make, DistillationConfig, read_rows, arguments)
+
+
+if __name__ == "__main__":
+    main()
