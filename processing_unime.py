@@ -289,6 +289,17 @@ class UniMEProcessor(ProcessorMixin):
             content += parts(candidate, names[index] if names else f"candidate {index}")
         return [{"role": "user", "content": content}]
 
+    def answer_ids(self, answer: str) -> list[int]:
+        """Ids of an assistant's turn, up to the token that ends it, as they follow the generation prompt."""
+        question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        before, whole = self._template(question), self._template([*question, turn], add_generation_prompt=False)
+        if whole.startswith(before):
+            after = whole.removeprefix(before).rstrip("\n")
+        else:  # the template writes assistant turns in a way of its own
+            after = answer + (self.tokenizer.eos_token or "")
+        return self.tokenizer(after, add_special_tokens=False)["input_ids"]
+
     # prompts -> tensors
     def prepare(
         self, items, instruction=None, role="query", max_length=None, suffix="", names=None, resolution=None

@@ -1,6 +1,6 @@
 """UniME-V2's stage: judgment-based distribution alignment (2510.13515).
 
-accelerate launch -m unime.trainers.alignment --config recipes/shapes/alignment.yaml
+accelerate launch -m unime.trainers.alignment --config recipes/unime-v2/alignment.yaml
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Stage 1 of UniME: textual discriminative knowledge distillation (2504.17432 section 3.2).
 
-accelerate launch -m unime.trainers.distillation --config recipes/shapes/distillation.yaml
+accelerate launch -m unime.trainers.distillation --config recipes/unime/distillation.yaml
 
 The teacher's embeddings are computed once, by a job that can be killed and goes on where it stopped, and are matched
 to the texts by content. Only the language model trains; no image is ever seen.

@@ -21,12 +21,15 @@ class StageArguments:
     )
 
 
-def load_model(path, preset: str | None = None, **kwargs):
-    """Loads an embedder in float32: a UniME checkpoint, a stock VLM, or an earlier stage's adapter, merged first."""
+def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs):
+    """Loads a model in float32: a UniME checkpoint, a stock VLM, or an earlier stage's adapter, merged first."""
     from ..checkpoints import open_checkpoint
 
     model = open_checkpoint(
-        path, preset, **{"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}}
+        path,
+        preset,
+        reranker,
+        **{"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}},
     )
     if model.processor.fusion == "sum":
         model.processor.fusion = "joint"  # training reads image and text in one prompt, and so will the trained model
@@ -45,13 +48,14 @@ def save_whole(trainer):
         merged.save_pretrained(trainer.args.output_dir)
 
 
-def run_stage(trainer_class, config_class, read_rows, arguments=None):
+def run_stage(trainer_class, config_class, read_rows, arguments=None, reranker: bool = False):
     """Reads a recipe and the command line, trains, and saves model, processor and remote code to `output_dir`.
 
     Args:
         trainer_class, config_class: of the stage.
         read_rows: maps [`StageArguments`] and the config to the training rows.
         arguments (`list[str]`, *optional*): the command line; `sys.argv` by default.
+        reranker (`bool`): train a reranker, not an embedder.
     """
     from trl import ModelConfig, TrlParser, get_peft_config
 
@@ -63,8 +67,8 @@ def run_stage(trainer_class, config_class, read_rows, arguments=None):
     if peft_config is not None:
         peft_config.task_type = None  # an embedder is none of PEFT's tasks
     model = load_model(
-        options.model_name_or_path, stage.preset, dtype=options.dtype, attn_implementation=options.attn_implementation,
-        revision=options.model_revision,
+        options.model_name_or_path, stage.preset, reranker, dtype=options.dtype,
+        attn_implementation=options.attn_implementation, revision=options.model_revision,
     )  # fmt: skip
     trainer = trainer_class(model, args, train_dataset=read_rows(stage, args), peft_config=peft_config)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
