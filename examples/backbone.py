@@ -22,7 +22,8 @@ from ..data.samplers import HomogeneousSampler
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION
-from ..trainers.embedding_trainer import fast_bf16, resolve_decay
+from ..trainers.embedding_trainer import fast_bf16
+from ..trainers.metered_trainer import resolve_decay
 
 SPECIAL = [
     "<|endoftext|>",

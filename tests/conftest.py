@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -85,6 +86,15 @@ def fresh_process(code: str, *arguments, timeout: int = 240, **environment) -> d
     done = subprocess.run(command, cwd="/", env=env, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def launch_stage(stage: str, recipe: dict, folder: Path, *options):
+    """Runs `accelerate launch -m unime.trainers.<stage>` in one CPU process on a recipe, and returns how it ended."""
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", f"unime.trainers.{stage}", "--config", str(folder / "recipe.yaml"), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, check=False)
 
 
 @pytest.fixture(scope="session")

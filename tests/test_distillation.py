@@ -7,8 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-import yaml
-from conftest import fresh_process
+from conftest import fresh_process, launch_stage
 
 from unime import UniMEModel
 from unime.data.readers import read_text_pairs
@@ -165,21 +164,8 @@ def test_the_command_embeds_with_the_teacher_once_and_trains(backbone, tiny, tmp
         "output_dir": str(tmp_path / "out"), "teacher": str(tmp_path / "teacher"), "max_steps": 2, "bf16": False,
         "per_device_train_batch_size": 8, "warmup_steps": 1, "save_strategy": "no",
     }  # fmt: skip
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "1",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "unime.trainers.distillation"]
-    command += ["--config", str(tmp_path / "recipe.yaml")]
     for _ in range(2):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False)
+        done = launch_stage("distillation", recipe, tmp_path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = read_stage(tmp_path / "out" / "teacher")["embeddings"]
     expected = teacher.encode([text for pair in PAIRS for text in pair])

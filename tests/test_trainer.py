@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, save_backbone
+from conftest import ROOT, launch_stage, save_backbone
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file
 
@@ -18,7 +18,7 @@ from unime import UniMEModel
 from unime.data.readers import read_judged, read_mmeb_train
 from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
-from unime.trainers.embedding_trainer import resolve_decay
+from unime.trainers.metered_trainer import resolve_decay
 
 SETTINGS = {
     "per_device_train_batch_size": 8,
@@ -202,20 +202,7 @@ def launch(backbone, world, folder, *options):
     recipe.update(model_name_or_path=str(backbone), data=str(world / "train"), image_root=str(world))
     recipe.update(output_dir=str(folder / "out"), per_device_train_batch_size=8, subsets=["Shapes_vqa", "Shapes_t2i"])
     recipe.update(save_strategy="no", bf16=False, warmup_steps=1)
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "1",
-        "--num_machines",
-        "1",
-    ]
-    command += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "unime.trainers.contrastive"]
-    command += ["--config", str(folder / "recipe.yaml"), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    return launch_stage("contrastive", recipe, folder, *options)
 
 
 def test_command_reads_the_recipe(backbone, world, tmp_path):

@@ -1,16 +1,16 @@
 """What the embedding stages share: the batch as a table, the gradient cache, one global loss over all ranks."""
 
-from collections import defaultdict
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from ..data.collators import Batch, EmbeddingCollator
 from ..data.samplers import HomogeneousSampler
 from .gradient_cache import cached_loss
 from .losses import LossOutput, MatryoshkaLoss
+from .metered_trainer import MeteredTrainer
 
 
 @dataclass
@@ -53,24 +53,12 @@ class EmbeddingConfig(TrainingArguments):
         super().__post_init__()
 
 
-def resolve_decay(args: TrainingArguments, steps: int):
-    """Reads `num_decay_steps` below 1 as a share of all steps (as `warmup_steps` is); refuses what does not fit."""
-    decay = (args.lr_scheduler_kwargs or {}).get("num_decay_steps")
-    if decay is None:
-        return
-    if 0 < decay < 1:
-        decay = int(decay * steps)
-        args.lr_scheduler_kwargs = {**args.lr_scheduler_kwargs, "num_decay_steps": decay}
-    if args.get_warmup_steps(steps) + decay > steps:
-        raise ValueError(f"warm-up and {decay} decay steps do not fit into {steps} steps.")
-
-
 def fast_bf16() -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones here: on a recent GPU, or on a CPU with AMX."""
     return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
 
 
-class EmbeddingTrainer(Trainer):
+class EmbeddingTrainer(MeteredTrainer):
     """Base of the embedding trainers; a subclass says what the loss is over the gathered table.
 
     Args:
@@ -80,8 +68,6 @@ class EmbeddingTrainer(Trainer):
         processing_class (`UniMEProcessor`, *optional*): the model's own by default.
         peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
     """
-
-    loss_is_scaled_for_ga = False  # the loss is a mean over one batch; Trainer divides by the accumulation steps
 
     def __init__(
         self, model, args, train_dataset=None, eval_dataset=None, processing_class=None, peft_config=None, **kwargs
@@ -107,8 +93,6 @@ class EmbeddingTrainer(Trainer):
             raise ValueError(
                 "the gradient cache runs under DDP or in one process; DeepSpeed and FSDP are not supported."
             )
-        self.can_return_loss, self.label_names = True, []
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def at_all_widths(self, loss):
         """The loss, or its mean over the Matryoshka widths of the recipe."""
@@ -148,18 +132,6 @@ class EmbeddingTrainer(Trainer):
             self._metrics[mode][name].append(value)
         self._metrics[mode]["distinct_items"].append(len(batch.hashes))
         self._metrics[mode]["padded_share"].append(1 - batch.tokens / batch.padded_tokens)
-
-    def log(self, logs: dict, start_time: float | None = None):
-        measured = next((key for key in logs if key.endswith("_runtime") and key != "train_runtime"), None)
-        mode, prefix = ("eval", measured.removesuffix("runtime")) if measured else ("train", "")
-        for name, values in self._metrics[mode].items():
-            logs[prefix + name] = sum(values) / len(values)
-        self._metrics[mode].clear()
-        super().log(logs, start_time)
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        resolve_decay(self.args, num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset=None):
         train_dataset = train_dataset if train_dataset is not None else self.train_dataset

@@ -4,21 +4,20 @@ accelerate launch -m unime.trainers.reranker --config recipes/unime-v2/reranker.
 """
 
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
-from transformers import Trainer
 
 from ..data.readers import read_judged
 from ..data.schema import Example, to_example
 from ..items_unime import PreparedItem, plan_chunks
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_ANSWER
-from .embedding_trainer import EmbeddingConfig, resolve_decay
+from .embedding_trainer import EmbeddingConfig
+from .metered_trainer import MeteredTrainer
 from .stage import run_stage
 
 KINDS = ("yes", "no", "list")
@@ -116,7 +115,7 @@ class RerankerCollator:
         return entry, self.processor.answer_ids(answer)
 
 
-class RerankerTrainer(Trainer):
+class RerankerTrainer(MeteredTrainer):
     """Trains a reranker on the sum of three means: "Yes" for positives, "No" for the hardest negatives, and the number
     of the positive in a list. Only the answer, with the token that ends the turn, is trained.
 
@@ -128,8 +127,6 @@ class RerankerTrainer(Trainer):
             [`~unime.data.schema.Example`].
         peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
     """
-
-    loss_is_scaled_for_ga = False
 
     def __init__(self, model, args, train_dataset=None, processing_class=None, peft_config=None, **kwargs):
         processor = processing_class or model.processor
@@ -143,8 +140,6 @@ class RerankerTrainer(Trainer):
         )  # fmt: skip
         if self.is_deepspeed_enabled or self.is_fsdp_enabled:
             raise ValueError("the reranker trains under DDP or in one process; DeepSpeed and FSDP are not supported.")
-        self.can_return_loss, self.label_names = True, []
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()
@@ -180,18 +175,6 @@ class RerankerTrainer(Trainer):
             self._metrics[mode][f"loss_{kind}"].append(loss)
             self._metrics[mode][f"accuracy_{kind}"].append(float(hit))
         return (weights * each).sum()
-
-    def log(self, logs: dict, start_time: float | None = None):
-        measured = next((key for key in logs if key.endswith("_runtime") and key != "train_runtime"), None)
-        mode, prefix = ("eval", measured.removesuffix("runtime")) if measured else ("train", "")
-        for name, values in self._metrics[mode].items():
-            logs[prefix + name] = sum(values) / len(values)
-        self._metrics[mode].clear()
-        super().log(logs, start_time)
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        resolve_decay(self.args, num_training_steps)
-        return super().create_scheduler(num_training_steps, optimizer)
 
 
 def read_rows(stage, args):
