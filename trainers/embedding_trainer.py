@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-from transformers import TrainingArguments, set_seed
+from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
 from ..data.samplers import HomogeneousSampler
 from .gradient_cache import cached_loss
 from .losses import LossOutput, MatryoshkaLoss
-from .metered_trainer import MeteredTrainer
+from .metered_trainer import MeteredTrainer, adapted
 
 
 @dataclass
@@ -77,11 +77,7 @@ class EmbeddingTrainer(MeteredTrainer):
                 "several GPUs in one process are not supported: start with `accelerate launch`, one process a GPU."
             )
         processor = processing_class or model.processor
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            set_seed(args.seed)  # the adapter's random start belongs to the seed
-            model = get_peft_model(model, peft_config)
+        model = adapted(model, peft_config, args.seed)
         collator = kwargs.pop("data_collator", None) or EmbeddingCollator(
             processor, args.token_budget, args.max_length, length_boundary=model.config.length_boundary
         )

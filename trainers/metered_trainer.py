@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 
 class MeteredTrainer(Trainer):
@@ -26,6 +26,16 @@ class MeteredTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         resolve_decay(self.args, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+
+def adapted(model, peft_config, seed: int):
+    """The model in an adapter, whose random start belongs to the seed; the model itself without a configuration."""
+    if peft_config is None:
+        return model
+    from peft import get_peft_model
+
+    set_seed(seed)
+    return get_peft_model(model, peft_config)
 
 
 def resolve_decay(args: TrainingArguments, steps: int):

@@ -17,7 +17,7 @@ from ..items_unime import PreparedItem, plan_chunks
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_ANSWER
 from .embedding_trainer import EmbeddingConfig
-from .metered_trainer import MeteredTrainer
+from .metered_trainer import MeteredTrainer, adapted
 from .stage import run_stage
 
 KINDS = ("yes", "no", "list")
@@ -130,10 +130,7 @@ class RerankerTrainer(MeteredTrainer):
 
     def __init__(self, model, args, train_dataset=None, processing_class=None, peft_config=None, **kwargs):
         processor = processing_class or model.processor
-        if peft_config is not None:
-            from peft import get_peft_model
-
-            model = get_peft_model(model, peft_config)
+        model = adapted(model, peft_config, args.seed)
         super().__init__(
             model=model, args=args, train_dataset=train_dataset, processing_class=processor,
             data_collator=kwargs.pop("data_collator", None) or RerankerCollator(processor, args), **kwargs,
