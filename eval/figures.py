@@ -34,6 +34,6 @@ def similarity_matrix(
         axis.set_xlabel(column_name)
         axis.set_ylabel(row_name)
     figure.colorbar(picture, ax=axes[0], label="cosine similarity", shrink=0.85)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
     return Path(path)
