@@ -109,7 +109,9 @@ def split_item(item, name: str = "item", num_frames: int = 8):
         raise ValueError(f"{name} has both an image and a video; give one of them.")
     if image is None and video is None and not (text and text.strip()):
         raise ValueError(f"{name} is empty: it has neither text nor image.")
-    return text, read_frames(video, name, num_frames) if video is not None else () if image is None else (image,)
+    if video is not None:
+        return text, read_frames(video, name, num_frames)
+    return text, () if image is None else (image,)
 
 
 def read_frames(video, name: str, num_frames: int) -> tuple[Image.Image, ...]:

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .items_unime import is_chat, item_key
-from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, PRESETS, find_preset
+from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, PRESETS, find_preset, one_of
 from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
 
@@ -116,6 +116,7 @@ class UniMEModel(UniMEPreTrainedModel):
         width = self.config.hidden_size
         if truncate_dim is not None and not 0 < truncate_dim <= width:
             raise ValueError(f"truncate_dim must be between 1 and {width}, got {truncate_dim}.")
+        fusion = one_of("fusion", fusion or self.processor.fusion, "joint", "sum")
         distinct = OrderedDict()  # key -> (position among the distinct, first index)
         positions = []
         reading = wants_progress(show_progress, len(items) // 512)
@@ -126,7 +127,7 @@ class UniMEModel(UniMEPreTrainedModel):
         parts = [
             (row, i, part, said)
             for row, i in enumerate(first)
-            for part, said in self._parts(items[i], f"item {i}", fusion, instruction)
+            for part, said in self._parts(items[i], fusion, instruction)
         ]
         prepared = [None] * len(parts)
         for said in {said for *_, said in parts}:
@@ -154,11 +155,9 @@ class UniMEModel(UniMEPreTrainedModel):
         embeddings = self.quantize(embeddings[torch.tensor(positions, dtype=torch.long)], precision, ranges)
         return embeddings[0] if single else embeddings
 
-    def _parts(self, item, name: str, fusion: str | None, instruction: str | None) -> list[tuple]:
+    @staticmethod
+    def _parts(item, fusion: str, instruction: str | None) -> list[tuple]:
         """(item, instruction) pairs whose embeddings add up to an item's: itself, or its image and its text."""
-        fusion = fusion or self.processor.fusion
-        if fusion not in ("joint", "sum"):
-            raise ValueError(f"fusion must be 'joint' or 'sum', got {fusion!r}.")
         if fusion == "joint" or is_chat(item) or isinstance(item, str):
             return [(item, instruction)]
         picture = {key: item[key] for key in item if key != "text"} if isinstance(item, dict) else {"image": item}
@@ -439,23 +438,27 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     def _next_logits(self, prepared, tokens, batch_tokens, share_prefix, show_progress) -> torch.Tensor:
         """Logits `[N, len(tokens)]` of the token after each prompt, float32."""
-        columns, logits = torch.tensor(tokens), torch.empty(len(prepared), len(tokens))
-        progress = wants_progress(show_progress, len(prepared) // 8)
+        columns, progress = torch.tensor(tokens), wants_progress(show_progress, len(prepared) // 8)
         with self._inference(), tqdm(total=len(prepared), desc="Scoring", disable=not progress, unit="item") as bar:
-            groups = groups_of(prepared, self.vision_cache.max_tokens) if share_prefix else []
-            for group in groups:
-                shared = SharedPrefix.of(self, [prepared[i] for i in group], batch_tokens, progress)
-                if shared is None:
-                    groups = []
-                    break
-                logits[group] = shared.last_logits(columns, bar)
-            if not groups:
+            logits = self._shared_logits(prepared, columns, batch_tokens, bar) if share_prefix else None
+            if logits is None:
+                logits = torch.empty(len(prepared), len(tokens))
                 for chunk, batch in self._batches(prepared, batch_tokens, False, "Scoring", side="left"):
                     last = self(**batch, use_cache=False, **self.keep_last_logits).logits[:, -1].float()
                     logits[chunk] = last[:, columns.to(last.device)].cpu()
                     bar.update(len(chunk))
         if not torch.isfinite(logits).all():
             self._explain_not_finite(prepared[int(torch.isfinite(logits).all(dim=1).logical_not().nonzero()[0])].name)
+        return logits
+
+    def _shared_logits(self, prepared, columns, batch_tokens, bar) -> torch.Tensor | None:
+        """The same with what the prompts share run once; None where `SharedPrefix` does not apply."""
+        logits = torch.empty(len(prepared), len(columns))
+        for group in groups_of(prepared, self.vision_cache.max_tokens):
+            shared = SharedPrefix.of(self, [prepared[i] for i in group], batch_tokens, not bar.disable)
+            if shared is None:
+                return None
+            logits[group] = shared.last_logits(columns, bar)
         return logits
 
     @property

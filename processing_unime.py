@@ -28,6 +28,7 @@ from .prompts_unime import (
     Preset,
     Prompts,
     find_preset,
+    one_of,
     strip_placeholders,
 )
 
@@ -78,8 +79,8 @@ class UniMEProcessor(ProcessorMixin):
         self.max_length = min(max_length or defaults.max_length, tokenizer.model_max_length)
         self.max_image_pixels = max_image_pixels
         self.resolution = defaults.resolution if resolution is None else resolution
-        self.fusion = _one_of("fusion", fusion or defaults.fusion, "joint", "sum")
-        self.anyres_padding = _one_of("anyres_padding", anyres_padding or defaults.anyres_padding, "even", "legacy")
+        self.fusion = one_of("fusion", fusion or defaults.fusion, "joint", "sum")
+        self.anyres_padding = one_of("anyres_padding", anyres_padding or defaults.anyres_padding, "even", "legacy")
         self.num_frames = num_frames
         self.backbone = backbone or {"processor_class": "Qwen2VLProcessor"}
         Resolution.parse(self.resolution)  # raises early
@@ -166,13 +167,15 @@ class UniMEProcessor(ProcessorMixin):
         if role not in ("query", "document"):
             raise ValueError(f"role must be 'query' or 'document', got {role!r}.")
         if is_chat(item):
-            return self._apply_template(item, name)
-        text, images = split_item(item, name, self.num_frames)
-        return self._prompt(text, len(images), instruction, role, name), images
+            prompt, images = self._apply_template(item, name)
+        else:
+            text, images = split_item(item, name, self.num_frames)
+            prompt = self._prompt(text, len(images), instruction, role, name)
+        if len(images) > 1 and not self._native.takes_several_images:
+            raise ValueError(f"{name} has {len(images)} images, but {self._native.name} takes one image at a time.")
+        return prompt, images
 
     def _prompt(self, text: str | None, images: int, instruction, role: str, name: str) -> str:
-        if images > 1 and not self._native.takes_several_images:
-            raise ValueError(f"{name} has {images} images, but {self._native.name} takes one image at a time.")
         preset = PRESETS[self.preset]
         prompts: Prompts = getattr(preset, role)
         text = text or ""
@@ -257,8 +260,6 @@ class UniMEProcessor(ProcessorMixin):
                         f"{name} has a message part that is neither text, image nor video: {str(part)[:80]!r}."
                     )
             turns.append({"role": message["role"], "content": parts})
-        if len(images) > 1 and not self._native.takes_several_images:
-            raise ValueError(f"{name} has {len(images)} images, but {self._native.name} takes one image at a time.")
         return self._template(turns), tuple(images)
 
     def rerank_messages(
@@ -462,12 +463,6 @@ class UniMEProcessor(ProcessorMixin):
         return BatchFeature(
             {**self.pad([self.expand(e, s) for e, s in zip(prepared, strings)], padding_side), **inputs}
         )
-
-
-def _one_of(name: str, value: str, *choices: str) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-    return value
 
 
 def _fill(template: str, text: str) -> str:

@@ -215,9 +215,16 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_.]", "", name.lower()).replace("reranker", "rerank")
 
 
+def one_of(name: str, value: str, *allowed: str) -> str:
+    """The value, or an error that lists what is allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+    return value
+
+
 def strip_placeholders(text: str) -> str:
     """Removes image placeholders and one newline after each (a space is kept, as upstream does)."""
     return re.sub(PLACEHOLDER.pattern + "\n?", "", text)
 
 
-__all__ = ["CHECKPOINTS", "PRESETS", "Preset", "Prompts", "find_preset", "strip_placeholders"]
+__all__ = ["CHECKPOINTS", "PRESETS", "Preset", "Prompts", "find_preset", "one_of", "strip_placeholders"]

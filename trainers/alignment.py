@@ -5,10 +5,9 @@ accelerate launch -m unime.trainers.alignment --config recipes/unime-v2/alignmen
 
 from dataclasses import dataclass, field
 
-from ..data.readers import read_judged
 from .embedding_trainer import EmbeddingConfig, EmbeddingTrainer
 from .losses import JudgeAlignment
-from .stage import run_stage
+from .stage import read_judged_rows, run_command
 
 
 @dataclass
@@ -52,14 +51,9 @@ class AlignmentTrainer(EmbeddingTrainer):
         )
 
 
-def read_rows(stage, args):
-    """Rows of UniME-V2's JSON layout."""
-    return read_judged(stage.data, stage.image_root, stage.subsets, stage.rows_per_subset)
-
-
 def main(arguments=None):
     """The command of this stage."""
-    run_stage(AlignmentTrainer, AlignmentConfig, read_rows, arguments)
+    run_command(AlignmentTrainer, AlignmentConfig, read_judged_rows, arguments)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..data.readers import read_mmeb_train
 from .embedding_trainer import EmbeddingConfig, EmbeddingTrainer
 from .losses import HardNegativeInfoNCE
-from .stage import run_stage
+from .stage import run_command
 
 
 @dataclass
@@ -65,7 +65,7 @@ def read_rows(stage, args):
 
 def main(arguments=None):
     """The command of this stage."""
-    run_stage(ContrastiveTrainer, ContrastiveConfig, read_rows, arguments)
+    run_command(ContrastiveTrainer, ContrastiveConfig, read_rows, arguments)
 
 
 if __name__ == "__main__":

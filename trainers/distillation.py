@@ -13,14 +13,14 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 
-from ..data.collators import EmbeddingCollator
 from ..data.readers import read_text_pairs
 from ..data.schema import Item
 from ..data.stages import read_stage, run_stage
 from ..vlm_unime import vision_parameters
 from .contrastive import ContrastiveConfig, ContrastiveTrainer
+from .gradient_cache import vlm_of
 from .losses import SimilarityDistillation
-from .stage import run_stage as run_command
+from .stage import run_command
 
 
 @dataclass
@@ -127,16 +127,9 @@ class DistillationTrainer(ContrastiveTrainer):
         if not args.baseline and teacher is None:
             raise ValueError("distillation needs the teacher's embeddings: pass `teacher`, or set `baseline`.")
         self.teacher = teacher
-        if not args.baseline:  # the pairs alone are compared; a third column is for the baseline
-            processor = kwargs.get("processing_class") or model.processor
-            boundary = model.config.length_boundary
-            collator = EmbeddingCollator(
-                processor, args.token_budget, args.max_length, max_negatives=0, length_boundary=boundary
-            )
-            kwargs.setdefault("data_collator", collator)
-        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
-        base = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        for parameter in vision_parameters(base.vlm):
+        negatives = None if args.baseline else 0  # the pairs alone are compared; a third column is for the baseline
+        super().__init__(model, args, train_dataset=train_dataset, max_negatives=negatives, **kwargs)
+        for parameter in vision_parameters(vlm_of(self.model)):
             parameter.requires_grad_(False)
         if not args.baseline:
             self.loss = self.at_all_widths(

@@ -67,11 +67,13 @@ class EmbeddingTrainer(MeteredTrainer):
             [`~unime.data.schema.Example`].
         processing_class (`UniMEProcessor`, *optional*): the model's own by default.
         peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
+        max_negatives (`int`, *optional*): encode only the first explicit negatives of each row.
     """
 
     def __init__(
-        self, model, args, train_dataset=None, eval_dataset=None, processing_class=None, peft_config=None, **kwargs
-    ):
+        self, model, args, train_dataset=None, eval_dataset=None, processing_class=None, peft_config=None,
+        max_negatives=None, **kwargs,
+    ):  # fmt: skip
         if args.n_gpu > 1:
             raise ValueError(
                 "several GPUs in one process are not supported: start with `accelerate launch`, one process a GPU."
@@ -79,7 +81,7 @@ class EmbeddingTrainer(MeteredTrainer):
         processor = processing_class or model.processor
         model = adapted(model, peft_config, args.seed)
         collator = kwargs.pop("data_collator", None) or EmbeddingCollator(
-            processor, args.token_budget, args.max_length, length_boundary=model.config.length_boundary
+            processor, args.token_budget, args.max_length, max_negatives, model.config.length_boundary
         )
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,

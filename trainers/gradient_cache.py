@@ -62,10 +62,14 @@ class _Chunk:
             return self.encode()
 
 
+def vlm_of(model):
+    """The VLM inside an embedder, which may be wrapped in an adapter."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).vlm
+
+
 def frozen_vision(model):
     """The VLM if nothing in its vision tower trains and it takes the tower's output as an argument, else None."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    vlm = base.vlm
+    vlm = vlm_of(model)
     if "mm_encoder_outputs" not in inspect.signature(vlm.forward).parameters:
         return None
     return None if any(p.requires_grad for p in vision_parameters(vlm)) else vlm

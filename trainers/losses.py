@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..prompts_unime import one_of
+
 
 @dataclass
 class LossOutput:
@@ -14,13 +16,6 @@ class LossOutput:
 
     loss: torch.Tensor
     metrics: dict[str, float]
-
-
-def choice(name: str, value: str, *allowed: str) -> str:
-    """The value, or an error that lists what is allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    return value
 
 
 def positive_number(name: str, value: float) -> float:
@@ -81,9 +76,9 @@ class HardNegativeInfoNCE(nn.Module):
             raise ValueError(f"num_hard_negatives must be at least 1 or None, got {num_hard_negatives}.")
         self.num_hard_negatives = num_hard_negatives
         self.false_negative_margin = false_negative_margin
-        self.threshold = choice("threshold", threshold, "relative", "absolute")
-        self.shortage = choice("shortage", shortage, "mask", "duplicate", "released")
-        self.selection = choice("selection", selection, "hard", "random", "easy")
+        self.threshold = one_of("threshold", threshold, "relative", "absolute")
+        self.shortage = one_of("shortage", shortage, "mask", "duplicate", "released")
+        self.selection = one_of("selection", selection, "hard", "random", "easy")
         self.symmetric, self.hardness = symmetric, hardness
 
     def forward(self, embeddings, query, positive, negatives=None) -> LossOutput:
@@ -214,8 +209,8 @@ class SimilarityDistillation(nn.Module):
         super().__init__()
         self.temperature = positive_number("temperature", temperature)
         self.teacher_temperature = positive_number("teacher_temperature", teacher_temperature or temperature)
-        self.direction = choice("direction", direction, "student_teacher", "teacher_student", "symmetric")
-        self.diagonal = choice("diagonal", diagonal, "masked", "kept")
+        self.direction = one_of("direction", direction, "student_teacher", "teacher_student", "symmetric")
+        self.diagonal = one_of("diagonal", diagonal, "masked", "kept")
 
     def forward(self, embeddings, teacher) -> LossOutput:
         """Computes the loss.
@@ -274,8 +269,8 @@ class JudgeAlignment(nn.Module):
         self.temperature = positive_number("temperature", temperature)
         self.judge_temperature = positive_number("judge_temperature", judge_temperature or temperature)
         self.num_negatives = int(positive_number("num_negatives", num_negatives))
-        self.order = choice("order", order, "file", "score")
-        self.divergence = choice("divergence", divergence, "jeffreys", "js", "released")
+        self.order = one_of("order", order, "file", "score")
+        self.divergence = one_of("divergence", divergence, "jeffreys", "js", "released")
         self.in_batch_weight = in_batch_weight
         self.in_batch = HardNegativeInfoNCE(temperature, num_hard_negatives=None, false_negative_margin=None)
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 
-from ..data.readers import read_judged
 from ..data.schema import Example, to_example
 from ..items_unime import PreparedItem, plan_chunks
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_ANSWER
 from .embedding_trainer import EmbeddingConfig
 from .metered_trainer import MeteredTrainer, adapted
-from .stage import run_stage
+from .stage import read_judged_rows, run_command
 
 KINDS = ("yes", "no", "list")
 
@@ -174,14 +173,9 @@ class RerankerTrainer(MeteredTrainer):
         return (weights * each).sum()
 
 
-def read_rows(stage, args):
-    """Rows of UniME-V2's JSON layout."""
-    return read_judged(stage.data, stage.image_root, stage.subsets, stage.rows_per_subset)
-
-
 def main(arguments=None):
     """The command of this stage."""
-    run_stage(RerankerTrainer, RerankerConfig, read_rows, arguments, reranker=True)
+    run_command(RerankerTrainer, RerankerConfig, read_judged_rows, arguments, reranker=True)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from ..data.readers import read_judged
+
 
 @dataclass
 class StageArguments:
@@ -48,7 +50,12 @@ def save_whole(trainer):
         merged.save_pretrained(trainer.args.output_dir)
 
 
-def run_stage(trainer_class, config_class, read_rows, arguments=None, reranker: bool = False):
+def read_judged_rows(stage: StageArguments, args):
+    """Rows of UniME-V2's JSON layout."""
+    return read_judged(stage.data, stage.image_root, stage.subsets, stage.rows_per_subset)
+
+
+def run_command(trainer_class, config_class, read_rows, arguments=None, reranker: bool = False):
     """Reads a recipe and the command line, trains, and saves model, processor and remote code to `output_dir`.
 
     Args:
