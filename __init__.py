@@ -69,16 +69,17 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
 
     def __init__(self):
         self.pending = list(self.pairs)
-        self.done = {auto for auto, _, _ in self.pairs if auto in sys.modules}
-        self.awaited = {name for pair in self.pairs for name in pair[:2]} - self.done
+        self.autos = {auto for auto, _, _ in self.pairs}
+        self.done = {auto for auto in self.autos if auto in sys.modules}
+        self.hooked, self.running = set(), 0
 
     def install(self):
         sys.meta_path.insert(0, self)
         self.settle()
 
     def settle(self):
-        """Imports what an imported Auto module asks for, unless one of these modules is being imported just now."""
-        if any(name in sys.modules and name not in self.done for pair in self.pairs for name in pair[:2]):
+        """Imports what an imported Auto module asks for, unless a module that matters is being imported just now."""
+        if self.running:
             return
         for pair in tuple(self.pending):
             auto, own, register = pair
@@ -89,15 +90,22 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
                     register(sys.modules[own])
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname not in self.awaited:
+        matters = fullname in self.autos or fullname.rpartition(".")[0] == __name__
+        if not matters or fullname in self.hooked:
             return None
-        self.awaited.remove(fullname)
+        self.hooked.add(fullname)
         spec = importlib.util.find_spec(fullname)
+        if spec is None:
+            return None
         execute = spec.loader.exec_module
 
         def exec_module(module):
-            execute(module)
-            self.done.add(fullname)
+            self.running += 1
+            try:
+                execute(module)
+                self.done.add(fullname)
+            finally:
+                self.running -= 1
             self.settle()
 
         spec.loader.exec_module = exec_module

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 from transformers import AttentionInterface, AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import set_zero3_state
 
 from .items_unime import plan_chunks
 from .modeling_phi3_v import complete_config
@@ -58,15 +59,10 @@ def _attend(query, key, value, scaling):
     return F.scaled_dot_product_attention(query, key, value, scale=scaling)
 
 
-def _linear_patches(patch_embed):
-    """Lets a patch embedding, a convolution whose stride is its kernel, run as the matrix product that it is."""
-    patch_embed.forward = MethodType(_embed_patches, patch_embed)  # a bound method follows its module through deepcopy
-
-
-def _embed_patches(self, patches):  # [patches, channels * time * height * width]
-    if type(self.proj) is not torch.nn.Conv3d:  # an adapter or a quantised layer stands there
-        return type(self).forward(self, patches)
-    return F.linear(patches.to(self.proj.weight.dtype), self.proj.weight.flatten(1), self.proj.bias)
+def _patches_as_product(self, patches):
+    """The forward of a patch convolution: its stride is its kernel, so it is a matrix product, which is faster."""
+    patches = patches.flatten(1)  # [patches, channels * time * height * width]
+    return F.linear(patches, self.weight.flatten(1), self.bias)[:, :, None, None, None]
 
 
 AttentionInterface.register(_PACKED_ATTENTION, packed_attention)
@@ -105,7 +101,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
         if vision is None or not vision.model_type.startswith("qwen"):
             return
         tower = next(module for name, module in self.vlm.named_modules() if name.rpartition(".")[2] == "visual")
-        _linear_patches(tower.patch_embed)
+        convolution = getattr(tower.patch_embed.proj, "base_layer", tower.patch_embed.proj)
+        if type(convolution) is torch.nn.Conv3d:
+            # a bound method follows its module through deepcopy
+            convolution.forward = MethodType(_patches_as_product, convolution)
         if vision._attn_implementation == "sdpa":
             vision._attn_implementation = _PACKED_ATTENTION
 
@@ -170,7 +169,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
                 kwargs["key_mapping"] = {r"^(model\.)?vision_embed_tokens\.wte\.": r"\1embed_tokens."}
                 vlm, info = cls._vlm_class.from_pretrained(path_or_repo, output_loading_info=True, **kwargs)
         _assert_all_landed(info, path_or_repo, ignore=cls._dropped_weights)
-        with torch.device("meta"):  # the copy: transformers sets an attention in the configuration it builds from
+        with set_zero3_state(), torch.device("meta"):  # nothing for ZeRO-3 to partition either
+            # the copy: transformers sets an attention in the configuration it builds from
             wrapped = copy.deepcopy(vlm.config)
             model = cls(cls._wrap_config(wrapped, preset, backbone=str(path_or_repo), dtype=vlm.dtype))
         model.vlm, model.config.vlm_config = vlm, vlm.config
@@ -201,6 +201,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
                     f"{name} was repacked by bitsandbytes when it ran on the CPU, and would not load again; save "
                     "before the first use, or load the model anew."
                 )
+        if kwargs.get("state_dict") is not None:  # gathered by ZeRO-3, where tied weights are no longer one tensor
+            tied = self.all_tied_weights_keys
+            kwargs["state_dict"] = {key: value for key, value in kwargs["state_dict"].items() if key not in tied}
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         if kwargs.get("is_main_process", True) and (self._processor is not None or self._processor_source is not None):
             self.processor.save_pretrained(save_directory)

@@ -30,6 +30,7 @@ def test_auto_classes_know_the_package_whatever_is_imported_first():
         "import unime; from transformers import AutoModel",
         "from transformers import AutoModel, AutoProcessor; import unime",
         "import unime.processing_unime",
+        "import unime.vlm_unime",
         "from unime.modeling_unime import UniMEModel",
     ):
         assert all(fresh_process(first + check).values()), first

@@ -11,6 +11,7 @@ from ..data.samplers import HomogeneousSampler
 from .gradient_cache import cached_loss
 from .losses import LossOutput, MatryoshkaLoss
 from .metered_trainer import MeteredTrainer, adapted
+from .sharding import in_lockstep
 
 
 @dataclass
@@ -87,10 +88,6 @@ class EmbeddingTrainer(MeteredTrainer):
             model=model, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
             processing_class=processor, **kwargs,
         )  # fmt: skip
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError(
-                "the gradient cache runs under DDP or in one process; DeepSpeed and FSDP are not supported."
-            )
 
     def at_all_widths(self, loss):
         """The loss, or its mean over the Matryoshka widths of the recipe."""
@@ -104,15 +101,19 @@ class EmbeddingTrainer(MeteredTrainer):
         batch: Batch = inputs["batch"]
         device, results = self.args.device, []
         table = GatheredTable(batch, device)
+        chunks, order = self._chunks(batch)
+        real = torch.tensor([row for row, item in enumerate(order) if item is not None], device=device)
+        items = torch.tensor([item for item in order if item is not None], device=device)
 
         def whole_loss(encoded):  # [t, D] in the order of the chunks
-            local = torch.empty_like(encoded).index_copy(0, batch.order.to(device), encoded)
+            local = torch.empty_like(encoded[: len(items)]).index_copy(0, items, encoded[real])
             results.append(self.loss_of(table.gather(local), table))
             return results[-1].loss
 
         loss = cached_loss(
-            model, self.accelerator.unwrap_model(model), batch.chunks, whole_loss, device,
+            model, self.accelerator.unwrap_model(model), chunks, whole_loss, device,
             gradient_scale=table.world_size, graph_tokens=self.args.graph_tokens, autocast=self.accelerator.autocast,
+            lockstep=self.is_sharded,
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise ValueError(
@@ -120,6 +121,19 @@ class EmbeddingTrainer(MeteredTrainer):
             )
         self._record("train" if model.training else "eval", results[-1].metrics, batch)
         return (loss, {}) if return_outputs else loss
+
+    def _chunks(self, batch: Batch) -> tuple[list[dict], list[int | None]]:
+        """The chunks to run, and the table index of each row in them; None for what only keeps ranks in step."""
+        order = iter(batch.order.tolist())
+        chunks = [(tensors, [next(order) for _ in tensors["input_ids"]]) for tensors in batch.chunks]
+        if self.is_sharded:
+            chunks = in_lockstep(
+                chunks,
+                has_images=lambda chunk: "pixel_values" in chunk[0],
+                spare=lambda with_image: (self.spare_inputs(with_image), [None]),
+                device=self.args.device,
+            )
+        return [tensors for tensors, _ in chunks], [item for _, items in chunks for item in items]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad(), self.compute_loss_context_manager():

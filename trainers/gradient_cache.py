@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 
 import torch
+import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ..vlm_unime import image_inputs, vision_parameters
@@ -84,6 +85,7 @@ def cached_loss(
     gradient_scale: float = 1.0,
     graph_tokens: int = 0,
     autocast: Callable = nullcontext,
+    lockstep: bool = False,
 ) -> torch.Tensor:
     """The loss over the embeddings of all chunks, as a scalar whose backward runs pass 2.
 
@@ -95,6 +97,7 @@ def cached_loss(
         gradient_scale (`float`): multiplies the gradient, not the returned value.
         autocast: makes the mixed-precision context in which `model` runs its forward.
         graph_tokens (`int`): padded tokens whose graphs may be kept from pass 1; the last chunk's always is.
+        lockstep (`bool`): all ranks must run as many forwards, as DeepSpeed and FSDP want: they keep as many graphs.
 
     Returns:
         Detached scalar. `backward()` on it (also through `accelerator.backward`, with whatever scaling) accumulates
@@ -113,6 +116,10 @@ def cached_loss(
         kept -= 1
     if ddp and len(work) > 1:  # DDP reduces in the backward of the forward that ran last: one chunk is left for that
         kept = max(kept, 1)
+    if lockstep and dist.is_initialized():
+        most = torch.tensor(kept, device=device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        kept = int(most)
     outputs = []
     for number, chunk in enumerate(work):
         with torch.set_grad_enabled(number >= kept), quiet() if len(work) > 1 else nullcontext():

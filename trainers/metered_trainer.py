@@ -2,7 +2,10 @@
 
 from collections import defaultdict
 
+from PIL import Image
 from transformers import Trainer, TrainingArguments, set_seed
+
+from .sharding import OneReduction
 
 
 class MeteredTrainer(Trainer):
@@ -14,6 +17,33 @@ class MeteredTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.can_return_loss, self.label_names = True, []
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether ranks hold parts of the weights or of their gradients, and must run the same modules in step."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.adopt_engine(model)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+    def adopt_engine(self, model):
+        """Under DeepSpeed, makes the engine take many backwards a step."""
+        if self.is_deepspeed_enabled and not isinstance(self.accelerator.deepspeed_engine_wrapped, OneReduction):
+            self.accelerator.deepspeed_engine_wrapped = OneReduction(model)
+
+    def backward(self, loss, last: bool):
+        """One of several backwards of a micro-batch; under DeepSpeed the last of the last updates the weights."""
+        if self.is_deepspeed_enabled:
+            sync = last and self.accelerator.sync_gradients
+            self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=sync, scale_wrt_gas=False)
+        else:
+            self.accelerator.backward(loss)
+
+    def spare_inputs(self, with_image: bool, **kwargs) -> dict:
+        """Tensors of the smallest item there is, with or without an image."""
+        item = {"image": Image.new("RGB", (32, 32))} if with_image else {"text": "."}
+        return dict(self.processing_class.collate(self.processing_class.prepare([item]), **kwargs))
 
     def log(self, logs: dict, start_time: float | None = None):
         measured = next((key for key in logs if key.endswith("_runtime") and key != "train_runtime"), None)

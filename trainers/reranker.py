@@ -17,6 +17,7 @@ from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_ANSWER
 from .embedding_trainer import EmbeddingConfig
 from .metered_trainer import MeteredTrainer, adapted
+from .sharding import in_lockstep
 from .stage import read_judged_rows, run_command
 
 KINDS = ("yes", "no", "list")
@@ -134,18 +135,17 @@ class RerankerTrainer(MeteredTrainer):
             model=model, args=args, train_dataset=train_dataset, processing_class=processor,
             data_collator=kwargs.pop("data_collator", None) or RerankerCollator(processor, args), **kwargs,
         )  # fmt: skip
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
-            raise ValueError("the reranker trains under DDP or in one process; DeepSpeed and FSDP are not supported.")
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()
-        batch, total = inputs["batch"], 0.0
-        for number, chunk in enumerate(batch):
-            last = number == len(batch) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
+        self.adopt_engine(model)
+        chunks, total = self._chunks(inputs["batch"]), 0.0
+        for number, chunk in enumerate(chunks):
+            last = number == len(chunks) - 1
+            with nullcontext() if last or self.is_sharded else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss = self._chunk_loss(model, chunk, "train") / self.current_gradient_accumulation_steps
-                self.accelerator.backward(loss)
+                self.backward(loss, last)
             total = total + loss.detach()
         if not torch.isfinite(total):
             raise ValueError(f"the loss is {total.item()} after step {self.state.global_step}.")
@@ -153,7 +153,18 @@ class RerankerTrainer(MeteredTrainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         with torch.no_grad(), self.compute_loss_context_manager():
-            return sum(self._chunk_loss(model, chunk, "eval") for chunk in inputs["batch"]), None, None
+            return sum(self._chunk_loss(model, chunk, "eval") for chunk in self._chunks(inputs["batch"])), None, None
+
+    def _chunks(self, batch: list[dict]) -> list[dict]:
+        """The chunks to run: of the batch, and what only keeps ranks in step."""
+        if not self.is_sharded:
+            return batch
+
+        def spare(with_image):
+            inputs = self.spare_inputs(with_image, padding_side="left")
+            return {"inputs": inputs, "answers": inputs["input_ids"][:, -1:], "weights": torch.zeros(1), "kinds": []}
+
+        return in_lockstep(batch, lambda chunk: "pixel_values" in chunk["inputs"], spare, self.args.device)
 
     def _chunk_loss(self, model, chunk, mode: str):
         """The weighted cross-entropies of some sequences: each the mean over its answer's tokens."""

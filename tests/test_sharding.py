@@ -1,0 +1,116 @@
+"""DeepSpeed ZeRO-2 and ZeRO-3 on two ranks against DDP: the same losses, the same weights, saved whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, save_backbone
+from peft import LoraConfig
+from safetensors.torch import load_file
+
+CASES = {
+    "contrastive": {"stage": "contrastive"},
+    "contrastive-lora-accumulated": {"stage": "contrastive", "lora": True, "gradient_accumulation_steps": 2},
+    "alignment-cached": {"stage": "alignment", "token_budget": 60, "graph_tokens": 100},
+    "reranker": {"stage": "reranker"},
+    "reranker-lora-accumulated": {"stage": "reranker", "lora": True, "gradient_accumulation_steps": 2},
+}
+WORKER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+import test_sharding as t
+t.train_all(Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+def zero(stage: int) -> dict:
+    return {
+        "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": True},
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "gradient_clipping": "auto",
+    }
+
+
+def train_all(folder: Path, mode: str):
+    """Trains every case in this rank's process and writes losses and final weights."""
+    from accelerate import PartialState
+    from accelerate.state import AcceleratorState
+    from test_gradient_cache import rows
+
+    from unime import UniMEModel, UniMERerankerForCausalLM
+    from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
+    from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+    from unime.trainers.reranker import RerankerConfig, RerankerTrainer
+
+    stages = {
+        "contrastive": (ContrastiveTrainer, ContrastiveConfig, UniMEModel),
+        "alignment": (AlignmentTrainer, AlignmentConfig, UniMEModel),
+        "reranker": (RerankerTrainer, RerankerConfig, UniMERerankerForCausalLM),
+    }
+    if mode != "ddp":
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        PartialState(backend="gloo")
+    for name, settings in CASES.items():
+        settings = {"token_budget": 200, **settings}
+        trainer_class, config_class, model_class = stages[settings.pop("stage")]
+        lora = settings.pop("lora", False)
+        if mode == "ddp":
+            settings |= {"use_cpu": True, "ddp_backend": "gloo"}
+        else:
+            AcceleratorState._reset_state()
+            settings |= {"deepspeed": zero(int(mode[-1])), "accelerator_config": {"use_configured_state": True}}
+        args = config_class(
+            output_dir=str(folder / mode / name), max_steps=3, learning_rate=1e-3, lr_scheduler_type="constant",
+            warmup_steps=0, per_device_train_batch_size=2, save_strategy="no", disable_tqdm=True, logging_steps=1,
+            bf16=False, seed=3, **settings,
+        )  # fmt: skip
+        peft = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)") if lora else None
+        model = model_class.from_backbone(folder / "backbone")
+        trainer = trainer_class(model, args, train_dataset=rows(folder, 12), peft_config=peft)
+        trainer.train()
+        assert args.world_size == 2 and trainer.accelerator.num_processes == 2
+        assert (type(trainer.model_wrapped).__name__ == "DeepSpeedEngine") == (mode != "ddp")
+        trainer.save_model()
+        if trainer.is_world_process_zero():
+            logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+            found = {"loss": [log["loss"] for log in logs], "grad_norm": [log["grad_norm"] for log in logs]}
+            (folder / mode / name / "logs.json").write_text(json.dumps(found))
+
+
+def launch(folder: Path, mode: str):
+    (folder / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", str(folder / "worker.py")]
+    command += [str(ROOT / "tests"), str(folder), mode]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharding")
+    save_backbone(folder / "backbone")
+    launch(folder, "ddp")
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["zero2", "zero3"])
+def test_zero_equals_ddp(reference, mode):
+    launch(reference, mode)
+    for name, settings in CASES.items():
+        expected, found = (json.loads((reference / m / name / "logs.json").read_text()) for m in ("ddp", mode))
+        assert len(expected["loss"]) == 3
+        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4), name
+        assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4), name
+        file = "adapter_model.safetensors" if settings.get("lora") else "model.safetensors"
+        expected, found = (load_file(reference / m / name / file) for m in ("ddp", mode))
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            assert torch.allclose(found[key].float(), value.float(), atol=1e-3), f"{name}: {key}"
