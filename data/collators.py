@@ -43,7 +43,7 @@ class Batch:
 
 
 class EmbeddingCollator:
-    """Turns rows (or [`~unime.data.schema.Example`] dicts) into a [`Batch`].
+    """Turns rows (or [`~unime.data.schema.Example`] dicts) into a [`Batch`], clusters into one anchor a member.
 
     Queries are rendered with the preset's query prompts, all other items with its document prompts.
 
@@ -68,9 +68,10 @@ class EmbeddingCollator:
     ):
         self.processor, self.token_budget = processor, token_budget
         self.max_length, self.max_negatives, self.length_boundary = max_length, max_negatives, length_boundary
+        self._most_members = None if max_negatives is None else max_negatives + 1
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Batch]:
-        examples = [to_example(row) for row in rows]
+        examples = [member for row in rows for member in to_example(row).members()[: self._most_members]]
         table: dict = {}  # (role, item) -> index
 
         def index(role, item):

@@ -11,6 +11,7 @@ from .images import resolve_image
 from .schema import Example, Item, to_dataset
 
 PLACEHOLDER = "<|image_1|>"
+_MMEB_TRAIN = ["qry", "qry_image_path", "pos_text", "pos_image_path"]
 _JUDGED = (
     "query_text",
     "query_image",
@@ -55,6 +56,12 @@ def _item(text: str | None, image: str | None, root: Path, path: Path, row: int)
         raise ValueError(f"{path}, row {row}: {error}") from error
 
 
+def _pair(row: dict, root: Path, path: Path, number: int) -> tuple[Item, Item]:
+    """Query and positive of a row of MMEB-train."""
+    query = _item(row["qry"], row["qry_image_path"], root, path, number)
+    return query, _item(row["pos_text"], row["pos_image_path"], root, path, number)
+
+
 def read_mmeb_train(
     root, subsets: list[str] | None = None, split: str = "original", image_root=None, limit: int | None = None
 ) -> Dataset:
@@ -73,7 +80,7 @@ def read_mmeb_train(
     Raises:
         ValueError: a subset, column or image is missing, or a row is empty; the message names file and row.
     """
-    root, names = Path(root), ["qry", "qry_image_path", "pos_text", "pos_image_path"]
+    root = Path(root)
     image_root = Path(image_root or root)
     subsets = subsets or sorted(folder.name for folder in root.iterdir() if any(folder.glob(f"{split}-*.parquet")))
     if not subsets:
@@ -82,11 +89,10 @@ def read_mmeb_train(
     for subset in subsets:
         rows = 0
         for path in _parquet_files(root / subset, split):
-            for number, row in enumerate(_read_columns(path, names)):
+            for number, row in enumerate(_read_columns(path, _MMEB_TRAIN)):
                 if limit is not None and rows == limit:
                     break
-                query = _item(row["qry"], row["qry_image_path"], image_root, path, number)
-                positive = _item(row["pos_text"], row["pos_image_path"], image_root, path, number)
+                query, positive = _pair(row, image_root, path, number)
                 examples.append(Example(query, positive, dataset=subset))
                 rows += 1
     return to_dataset(examples)
@@ -114,6 +120,41 @@ def read_mmeb_eval(root, name: str, kind: str, image_root=None) -> Task:
             task.relevant.append([0])
     task.corpus = list(index)
     return task
+
+
+def read_clusters(root, image_root=None, subsets: list[str] | None = None, limit: int | None = None) -> Dataset:
+    """Reads SaHa's clusters: `<root>/<subset>_hard_negatives.json`, rows of MMEB-train with whole rows as negatives.
+
+    Args:
+        root (`str` or `Path`): folder of the files.
+        image_root (`str` or `Path`, *optional*): where image paths start; `root` by default.
+        subsets (`list[str]`, *optional*): which data sets; all by default.
+        limit (`int`, *optional*): at most that many clusters of each.
+
+    Returns:
+        `datasets.Dataset` with the columns of [`~unime.data.schema.Example`], `negative_queries` among them.
+
+    Raises:
+        ValueError: there is no such file, a key or image is missing; the message names file and row.
+    """
+    root = Path(root)
+    image_root, suffix = Path(image_root or root), "_hard_negatives.json"
+    subsets = subsets or sorted(path.name.removesuffix(suffix) for path in root.glob(f"*{suffix}"))
+    if not subsets:
+        raise ValueError(f"{root} holds no <subset>{suffix}.")
+    examples = []
+    for subset in subsets:
+        path = root / f"{subset}{suffix}"
+        for number, row in enumerate(json.loads(path.read_text(encoding="utf-8"))[:limit]):
+            pairs = []
+            for member in (row, *row.get("neg_samples", ())):
+                if missing := [name for name in _MMEB_TRAIN if name not in member]:
+                    raise ValueError(f"{path}, row {number}: lacks {missing}.")
+                pairs.append(_pair(member, image_root, path, number))
+            (query, positive), *others = pairs
+            queries, negatives = [pair[0] for pair in others], [pair[1] for pair in others]
+            examples.append(Example(query, positive, negatives, dataset=subset, negative_queries=queries))
+    return to_dataset(examples)
 
 
 def read_text_pairs(path, limit: int | None = None) -> Dataset:

@@ -159,11 +159,43 @@ def long_caption(scene: Scene) -> str:
 
 
 def paraphrase(scene: Scene) -> str:
-    """Another sentence with the meaning of `caption` of a pair."""
-    first, second = scene.things[:2]
+    """Another text with the meaning of `caption`, or, for three things in corners, of `long_caption`."""
+    first = scene.things[0]
+    if scene.layout == "one":
+        return f"there is {a(first.shape)}, it is {first.colour} and {first.size}"
+    if scene.layout == "crowd":
+        return f"there are {NUMBERS[len(scene.things)]} {plural(first.shape)}, all of them {first.colour}"
+    if scene.layout == "quarters":
+        places = zip(scene.relation.split(";"), scene.things)
+        found = [f"{a(thing.label)} is in the {place}" for place, thing in places]
+        return f"{', '.join(reversed(found))}, on {scene.background}"
+    second = scene.things[1]
     if caption(scene).startswith(a(first.kind)):
         return f"there is {a(second.kind)} {INVERSE[scene.relation]} {a(first.kind)}"
     return f"there is {a(first.kind)} {scene.relation} {a(second.kind)}"
+
+
+def contradiction(scene: Scene, rng) -> str:
+    """A text like `caption` or `long_caption` that is false in one respect."""
+    if scene.layout == "pair":
+        return rng.choice(list(negatives(scene, rng).values()))
+    index = rng.randrange(len(scene.things))
+    wrong = scene.things[index]
+    if rng.random() < 0.5:
+        wrong = replace(wrong, colour=rng.choice([colour for colour in COLOURS if colour != wrong.colour]))
+    else:
+        wrong = replace(wrong, shape=rng.choice([shape for shape in SHAPES if shape != wrong.shape]))
+    things = (
+        (wrong,) * len(scene.things)
+        if scene.layout == "crowd"
+        else (*scene.things[:index], wrong, *scene.things[index + 1 :])
+    )
+    return describe(replace(scene, things=things))
+
+
+def describe(scene: Scene) -> str:
+    """The fullest true text: `long_caption` of three things in corners, `caption` of anything else."""
+    return long_caption(scene) if scene.layout == "quarters" else caption(scene)
 
 
 def questions(scene: Scene) -> list[tuple[str, str]]:

@@ -20,8 +20,7 @@ class Item:
     @property
     def content_hash(self) -> int:
         """A signed 64-bit hash of the content, the same in every process; ranks compare items by it."""
-        digest = hashlib.blake2b(f"{len(self.text)}:{self.text}{self.image}".encode(), digest_size=8)
-        return int.from_bytes(digest.digest(), "little", signed=True)
+        return content_hash(f"{len(self.text)}:{self.text}{self.image}")
 
     def as_input(self) -> dict:
         """The form that `UniMEModel.encode` and `UniMEProcessor.prepare` take."""
@@ -30,7 +29,11 @@ class Item:
 
 @dataclass
 class Example:
-    """A query with its positive, its mined negatives, and judge scores in [0, 1] where there are any."""
+    """A query with its positive, its mined negatives, and judge scores in [0, 1] where there are any.
+
+    Where the negatives are the positives of other queries (SaHa's clusters), `negative_queries` holds these, one for
+    each negative: every member of the cluster is then an anchor of its own.
+    """
 
     query: Item
     positive: Item
@@ -38,6 +41,24 @@ class Example:
     positive_score: float | None = None
     negative_scores: list[float] = field(default_factory=list)
     dataset: str = ""
+    negative_queries: list[Item] = field(default_factory=list)
+
+    def members(self) -> list["Example"]:
+        """The anchors of this row: itself, or every member of its cluster."""
+        if not self.negative_queries:
+            return [self]
+        if len(self.negative_queries) != len(self.negatives):
+            raise ValueError(
+                f"{self.query}: a cluster has {len(self.negative_queries)} queries for "
+                f"{len(self.negatives)} negatives."
+            )
+        pairs = [(self.query, self.positive), *zip(self.negative_queries, self.negatives)]
+        return [Example(query, positive, dataset=self.dataset) for query, positive in pairs]
+
+
+def content_hash(text: str) -> int:
+    """A signed 64-bit hash of a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 _ITEM = {"text": Value("string"), "image": Value("string")}
@@ -49,6 +70,7 @@ FEATURES = Features(
         "positive_score": Value("float64"),
         "negative_scores": List(Value("float64")),
         "dataset": Value("string"),
+        "negative_queries": List(_ITEM),
     }
 )
 
@@ -68,4 +90,5 @@ def to_example(row: dict) -> Example:
         positive_score=row["positive_score"],
         negative_scores=row["negative_scores"],
         dataset=row["dataset"],
+        negative_queries=[Item(**query) for query in row.get("negative_queries") or []],
     )

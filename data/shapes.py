@@ -320,9 +320,11 @@ def write_nli(root: Path, count: int, seed: int):
         writer = csv.writer(file)
         writer.writerow(("sent0", "sent1", "hard_neg"))
         for _ in range(count):
-            scene = sample(scenes.pair, rng, False)
-            negative = rng.choice(list(scenes.negatives(scene, rng).values()))
-            writer.writerow((scenes.caption(scene), scenes.paraphrase(scene), negative))
+            scene = sample(
+                rng.choice((scenes.one, scenes.pair, scenes.pair, scenes.crowd, scenes.quarters)), rng, False
+            )
+            texts = (scenes.describe(scene), scenes.paraphrase(scene), scenes.contradiction(scene, rng))
+            writer.writerow(texts)
 
 
 def write_contact_sheet(root: Path, shown: dict[str, list[Row]]):
@@ -366,7 +368,7 @@ def build(
     """
     root = Path(out)
     settings = {
-        "version": 2,
+        "version": 3,
         "seed": seed,
         "train_rows": train_rows,
         "test_rows": test_rows,
@@ -401,7 +403,7 @@ def build(
             bar.update()
     write_parquet(root / "pretrain" / "generative.parquet", {key: [row[key] for row in rows] for key in rows[0]})
     write_compositional(root, paint, test_rows, seed)
-    write_nli(root, max(train_rows, 100), seed)
+    write_nli(root, max(2 * train_rows, 100), seed)
     write_contact_sheet(root, shown)
     done.write_text(json.dumps({"settings": settings, "tasks": KINDS}, indent=1), encoding="utf-8")
     return root

@@ -14,7 +14,14 @@ from PIL import Image
 
 from unime.data.collators import EmbeddingCollator
 from unime.data.images import resolve_image
-from unime.data.readers import read_judged, read_mmeb_eval, read_mmeb_train, read_sugarcrepe, read_world_tasks
+from unime.data.readers import (
+    read_clusters,
+    read_judged,
+    read_mmeb_eval,
+    read_mmeb_train,
+    read_sugarcrepe,
+    read_world_tasks,
+)
 from unime.data.samplers import HomogeneousSampler
 from unime.data.schema import FEATURES, Example, Item, to_dataset, to_example
 
@@ -174,6 +181,39 @@ def test_collator_lists_every_distinct_item_once(embedder, tmp_path):
     table = torch.empty_like(encoded).index_copy(0, batch.order, encoded)
     assert torch.allclose(table[batch.query[0]], embedder.encode({"text": "q0", "image": image}), atol=1e-5)
     assert torch.allclose(table[batch.positive[0]], embedder.encode("yes"), atol=1e-5)
+
+
+def write_clusters(folder, *clusters):
+    names = ("qry", "qry_image_path", "pos_text", "pos_image_path")
+    rows = [
+        {**dict(zip(names, first)), "neg_samples": [dict(zip(names, other)) for other in others]}
+        for first, *others in clusters
+    ]
+    (folder / "A_hard_negatives.json").write_text(json.dumps(rows))
+
+
+def test_every_member_of_a_cluster_is_an_anchor(embedder, tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    three = [("<|image_1|>\nq0", "a.png", "p0", ""), ("q1", "", "p1", ""), ("q2", "", "p0", "")]
+    write_clusters(tmp_path, three, [("q3", "", "p3", "")])
+    rows = read_clusters(tmp_path)
+    batch = EmbeddingCollator(embedder.processor)(list(rows))["batch"]
+    assert batch.query.tolist() == [0, 1, 2, 3], "four anchors in two rows of unequal size"
+    assert batch.positive[0] == batch.positive[2] and len(set(batch.positive.tolist())) == 3
+    assert batch.negatives.shape == (4, 0) and batch.dataset == ["A"] * 4
+    shorter = EmbeddingCollator(embedder.processor, max_negatives=1)(list(rows))["batch"]
+    assert len(shorter.query) == 3
+
+
+def test_bad_clusters_are_named(tmp_path):
+    write_clusters(tmp_path, [("q0", "", "p0", "")], [("q1", "", "p1", ""), ("q2", "", "p2")])
+    with pytest.raises(ValueError, match=r"A_hard_negatives.json, row 1: lacks \['pos_image_path'\]"):
+        read_clusters(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no <subset>_hard_negatives.json"):
+        read_clusters(tmp_path / "empty")
+    with pytest.raises(ValueError, match="a cluster has 1 queries for 2 negatives"):
+        Example(Item("q"), Item("p"), [Item("a"), Item("b")], negative_queries=[Item("c")]).members()
 
 
 def test_collator_names_the_item_it_cannot_read(embedder, tmp_path):

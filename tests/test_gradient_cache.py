@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import TrainerCallback
 
 from unime import UniMEModel
-from unime.data.schema import Example, Item, to_dataset
+from unime.data.schema import Example, Item, to_dataset, to_example
 from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from unime.trainers.distillation import DistillationConfig, DistillationTrainer, TeacherTable, distinct_texts
@@ -59,7 +59,7 @@ class Gradients(TrainerCallback):
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and parameter.grad is not None:
                 self.found[f"{name.removeprefix('module.')} {state.global_step}"] = parameter.grad.detach().clone()
 
 
@@ -67,7 +67,17 @@ STAGES = {
     "contrastive": (ContrastiveTrainer, ContrastiveConfig, {"num_hard_negatives": 3}),
     "alignment": (AlignmentTrainer, AlignmentConfig, {"num_negatives": 2, "in_batch_weight": 0.5}),
     "distillation": (DistillationTrainer, DistillationConfig, {}),
+    "clusters": (ContrastiveTrainer, ContrastiveConfig, {"num_hard_negatives": 3, "learn_temperatures": True}),
 }
+
+
+def clusters(data):
+    """The rows as SaHa's clusters of unequal sizes: every negative has a query of its own."""
+    examples = [to_example(row) for row in data]
+    for number, example in enumerate(examples):
+        example.negative_queries = [Item(f"what owns it {number}{i}") for i in range(len(example.negatives))]
+        example.dataset = "AB"[number % 2]
+    return to_dataset(examples)
 
 
 def texts_only(data):
@@ -82,6 +92,8 @@ def trained(backbone, data, folder, lora=False, dropout=0.0, stage="contrastive"
     """The gradients of every optimizer step of a short run."""
     trainer_class, config_class, own = STAGES[stage]
     settings, extra = {**own, **settings}, {}
+    if stage == "clusters":
+        data = clusters(data)
     if stage == "distillation":
         data, extra["teacher"] = texts_only(data)
     settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "token_budget": 60, **settings}
@@ -219,7 +231,7 @@ def test_two_processes_equal_one(tmp_path):
         for accumulation in (1, 2)
         for graph in (0, 10**6)
     }
-    cases |= {stage: {**cases["full-1-0"], "stage": stage} for stage in ("alignment", "distillation")}
+    cases |= {stage: {**cases["full-1-0"], "stage": stage} for stage in ("alignment", "distillation", "clusters")}
     (tmp_path / "worker.py").write_text(WORKER)
     for number in range(4):
         picture(number, (32 + 16 * (number % 2), 32)).save(tmp_path / f"{number}.png")

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unime.trainers.losses import HardNegativeInfoNCE, JudgeAlignment, MatryoshkaLoss, SimilarityDistillation
+from unime.data.schema import content_hash
+from unime.trainers.losses import (
+    DatasetTemperatures,
+    HardNegativeInfoNCE,
+    JudgeAlignment,
+    MatryoshkaLoss,
+    SimilarityDistillation,
+)
 
 
 def reference(table, query, positive, negatives, temperature, k, margin):
@@ -186,6 +193,27 @@ def test_options_pass_gradcheck(options):
         assert torch.isfinite(gradient).all() and gradient.abs().max() > 0
         return
     assert torch.autograd.gradcheck(lambda x: loss(x, QUERY, POSITIVE).loss, (table_of(8).requires_grad_(),))
+
+
+def test_temperatures_of_rows_follow_their_data_set():
+    table = table_of(8, seed=3)
+    temperatures = DatasetTemperatures(["b", "a", "b"], start=0.2)
+    with torch.no_grad():
+        temperatures.log_temperature.copy_(torch.tensor([0.3, 1e-4]).log())
+    datasets = torch.tensor([content_hash(name) for name in "aabb"])
+    found = temperatures(datasets)
+    assert found.tolist() == pytest.approx([0.3, 0.3, 0.01, 0.01]), "none below 0.01"
+    loss = HardNegativeInfoNCE(num_hard_negatives=None, false_negative_margin=None)
+    each = [HardNegativeInfoNCE(t, None, None)(table, QUERY, POSITIVE).loss for t in (0.3, 0.01)]
+    mixed = loss(table, QUERY, POSITIVE, None, found).loss
+    assert min(map(float, each)) < float(mixed) < max(map(float, each))
+    by_hand = 0.0
+    for row, t in enumerate(found.double().tolist()):
+        scores = [float(table[QUERY[row]] @ table[p]) / t for p in POSITIVE]
+        by_hand += math.log(sum(math.exp(s - scores[row]) for s in scores)) / 4
+    assert float(mixed) == pytest.approx(by_hand, rel=1e-6)
+    own = torch.tensor([0.3, 0.2, 0.1, 0.4], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda t: loss(table, QUERY, POSITIVE, None, t).loss, (own,))
 
 
 def test_matryoshka_is_the_mean_over_normalised_prefixes():

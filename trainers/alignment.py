@@ -36,6 +36,8 @@ class AlignmentTrainer(EmbeddingTrainer):
     ```
     """
 
+    paper = "2510.13515"
+
     def __init__(self, model, args: AlignmentConfig, **kwargs):
         super().__init__(model, args, **kwargs)
         self.loss = self.at_all_widths(

@@ -4,11 +4,16 @@ accelerate launch -m unime.trainers.contrastive --config recipes/shapes/contrast
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from ..data.readers import read_mmeb_train
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from ..data.readers import read_clusters, read_mmeb_train
 from .embedding_trainer import EmbeddingConfig, EmbeddingTrainer
-from .losses import HardNegativeInfoNCE
-from .stage import run_command
+from .losses import DatasetTemperatures, HardNegativeInfoNCE
+from .stage import read_judged_rows, run_command
 
 
 @dataclass
@@ -31,6 +36,10 @@ class ContrastiveConfig(EmbeddingConfig):
     selection: str = field(default="hard", metadata={"help": "Which survivors are negatives: hard, random or easy."})
     symmetric: bool = field(default=False, metadata={"help": "Average with the loss from positives to queries."})
     hardness: float = field(default=0.0, metadata={"help": "Weight negatives by exp(hardness * similarity)."})
+    learn_temperatures: bool = field(
+        default=False, metadata={"help": "Learn a temperature for each data set, starting from `temperature`."}
+    )
+    temperature_learning_rate: float = field(default=1e-2, metadata={"help": "Adam's, for these logarithms."})
 
 
 class ContrastiveTrainer(EmbeddingTrainer):
@@ -53,13 +62,57 @@ class ContrastiveTrainer(EmbeddingTrainer):
                 args.shortage, args.selection, args.symmetric, args.hardness,
             )
         )  # fmt: skip
+        if args.learn_temperatures:
+            if args.fp16:
+                raise ValueError("learn_temperatures does not go with fp16, whose gradients are scaled; take bf16.")
+            held = self.eval_dataset["dataset"] if self.eval_dataset is not None else []
+            self.loss.temperatures = DatasetTemperatures([*self.train_dataset["dataset"], *held], args.temperature)
+            self.add_callback(LearnTemperatures(self.loss.temperatures, args.temperature_learning_rate))
 
     def loss_of(self, embeddings, table):
-        return self.loss(embeddings, table.query, table.positive, table.negatives)
+        temperature = self.loss.temperatures(table.dataset) if self.args.learn_temperatures else None
+        return self.loss(embeddings, table.query, table.positive, table.negatives, temperature)
+
+    def log(self, logs, start_time=None):
+        if self.args.learn_temperatures:
+            logs.update(self.loss.temperatures.values())
+        super().log(logs, start_time)
+
+
+class LearnTemperatures(TrainerCallback, ExportableState):
+    """Steps the temperatures with the optimizer. They are no part of the model; they and Adam's state travel in
+    `trainer_state.json`. Every rank has their whole gradient, so nothing is reduced."""
+
+    def __init__(self, temperatures: DatasetTemperatures, learning_rate: float):
+        self.temperatures = temperatures
+        self.optimizer = torch.optim.Adam(temperatures.parameters(), lr=learning_rate)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if (saved := state.stateful_callbacks.get(type(self).__name__)) and state.global_step:
+            found = saved["attributes"]
+            with torch.no_grad():
+                self.temperatures.log_temperature.copy_(torch.tensor(found["logs"], dtype=torch.float64))
+            moments = {key: torch.tensor(value, dtype=torch.float64) for key, value in found["moments"].items()}
+            moments["step"] = moments["step"].float()
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: moments} if moments else {}})
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state(self) -> dict:
+        moments = self.optimizer.state_dict()["state"].get(0, {})
+        found = {"logs": self.temperatures.log_temperature.tolist()}
+        found["moments"] = {key: value.tolist() for key, value in moments.items()}
+        return {"args": {}, "attributes": found}
 
 
 def read_rows(stage, args):
-    """Rows in the layout of TIGER-Lab/MMEB-train."""
+    """Rows in the layout of TIGER-Lab/MMEB-train, of SaHa's clusters, or, from a JSON file, of UniME-V2."""
+    if Path(stage.data).is_file():
+        return read_judged_rows(stage, args)
+    if any(Path(stage.data).glob("*_hard_negatives.json")):
+        return read_clusters(stage.data, stage.image_root, stage.subsets, stage.rows_per_subset)
     return read_mmeb_train(stage.data, stage.subsets, stage.split, stage.image_root, stage.rows_per_subset)
 
 

@@ -8,9 +8,11 @@ from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
 from ..data.samplers import HomogeneousSampler
+from ..data.schema import content_hash
+from .adapters import adapted
 from .gradient_cache import cached_loss
 from .losses import LossOutput, MatryoshkaLoss
-from .metered_trainer import MeteredTrainer, adapted
+from .metered_trainer import MeteredTrainer
 from .sharding import in_lockstep
 
 
@@ -60,7 +62,7 @@ def fast_bf16() -> bool:
 
 
 class EmbeddingTrainer(MeteredTrainer):
-    """Base of the embedding trainers; a subclass says what the loss is over the gathered table.
+    """Base of the embedding trainers; a subclass has a `loss` and says how it is taken over the gathered table.
 
     Args:
         model (`UniMEModel`, possibly wrapped by PEFT): the embedder.
@@ -113,13 +115,15 @@ class EmbeddingTrainer(MeteredTrainer):
         loss = cached_loss(
             model, self.accelerator.unwrap_model(model), chunks, whole_loss, device,
             gradient_scale=table.world_size, graph_tokens=self.args.graph_tokens, autocast=self.accelerator.autocast,
-            lockstep=self.is_sharded,
+            lockstep=self.is_sharded, parameters=list(self.loss.parameters()),
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss.item()} after step {self.state.global_step}, on {sorted(set(batch.dataset))}."
             )
         self._record("train" if model.training else "eval", results[-1].metrics, batch)
+        if model.training:
+            self.count(len(batch.hashes), batch.tokens)
         return (loss, {}) if return_outputs else loss
 
     def _chunks(self, batch: Batch) -> tuple[list[dict], list[int | None]]:
@@ -165,6 +169,7 @@ class GatheredTable:
             `Batch`, over all ranks.
         hashes (`[T]`): of the items and their roles.
         is_query (`[T]`): 1 where an item is in the role of a query.
+        dataset (`[B]`): hash of the name of each row's data set.
     """
 
     def __init__(self, batch: Batch, device: torch.device):
@@ -184,6 +189,8 @@ class GatheredTable:
         self.query, self.positive, self.negatives = map(indices, (batch.query, batch.positive, batch.negatives))
         # a copy of a query keeps the role of its first copy, whose hash it has
         self.is_query = torch.isin(self.hashes, self.hashes[self.query]).long()
+        names = torch.tensor([content_hash(name) for name in batch.dataset], device=device)
+        self.dataset = torch.cat(self._gather(names))
         self.positive_score, self.negative_scores = (
             _stack(self._gather(scores.to(device)), float("nan"))
             for scores in (batch.positive_score, batch.negative_scores)

@@ -7,7 +7,7 @@ one does), and the features of a frozen vision tower are computed once and reuse
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -86,6 +86,7 @@ def cached_loss(
     graph_tokens: int = 0,
     autocast: Callable = nullcontext,
     lockstep: bool = False,
+    parameters: Sequence[torch.nn.Parameter] = (),
 ) -> torch.Tensor:
     """The loss over the embeddings of all chunks, as a scalar whose backward runs pass 2.
 
@@ -98,6 +99,7 @@ def cached_loss(
         autocast: makes the mixed-precision context in which `model` runs its forward.
         graph_tokens (`int`): padded tokens whose graphs may be kept from pass 1; the last chunk's always is.
         lockstep (`bool`): all ranks must run as many forwards, as DeepSpeed and FSDP want: they keep as many graphs.
+        parameters: of the loss itself, the same on all ranks; they get their gradient as it is, not scaled.
 
     Returns:
         Detached scalar. `backward()` on it (also through `accelerator.backward`, with whatever scaling) accumulates
@@ -126,11 +128,14 @@ def cached_loss(
             outputs.append(chunk.first())
     leaves = [output.detach().requires_grad_() for output in outputs]
     loss = loss_of(torch.cat(leaves))
-    gradients = torch.autograd.grad(loss, leaves)
+    gradients = torch.autograd.grad(loss, [*leaves, *parameters])
 
     def second_pass(scale):
+        for parameter, gradient in zip(parameters, gradients[len(leaves) :]):
+            gradient = gradient * scale
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         with torch.enable_grad():
-            for output, gradient in zip(outputs[kept:], gradients[kept:]):
+            for output, gradient in zip(outputs[kept:], gradients[kept : len(leaves)]):
                 output.backward(gradient * (scale * gradient_scale))
             for number in range(kept):
                 with quiet() if number < kept - 1 else nullcontext():

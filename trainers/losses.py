@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.schema import content_hash
 from ..prompts_unime import one_of
 
 
@@ -81,21 +82,23 @@ class HardNegativeInfoNCE(nn.Module):
         self.selection = one_of("selection", selection, "hard", "random", "easy")
         self.symmetric, self.hardness = symmetric, hardness
 
-    def forward(self, embeddings, query, positive, negatives=None) -> LossOutput:
+    def forward(self, embeddings, query, positive, negatives=None, temperature=None) -> LossOutput:
         """Computes the loss.
 
         Args:
             embeddings (`Tensor` `[T, D]`): unit-norm table of distinct items.
             query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): rows of the table.
+            temperature (`Tensor` `[B]`, *optional*): one for each row, in place of the one for all.
         """
         forward = self._released if self.shortage == "released" else self._direction
-        output = forward(embeddings, query, positive, negatives)
+        temperature = self.temperature if temperature is None else temperature[:, None]
+        output = forward(embeddings, query, positive, negatives, temperature)
         if self.symmetric:
-            back = forward(embeddings, positive, query, None)
+            back = forward(embeddings, positive, query, None, temperature)
             output.loss = (output.loss + back.loss) / 2
         return output
 
-    def _direction(self, embeddings, query, positive, negatives) -> LossOutput:
+    def _direction(self, embeddings, query, positive, negatives, temperature) -> LossOutput:
         pool = positive if negatives is None else torch.cat([positive, negatives[negatives >= 0]])
         candidates, slot = pool.unique(return_inverse=True)  # [C]
         slot = slot[: len(positive)]  # [B] where each row's positive stands among the candidates
@@ -119,9 +122,9 @@ class HardNegativeInfoNCE(nn.Module):
         negative_scores = scores.gather(1, chosen).masked_fill(missing, float("-inf"))  # [B, k]
         duplicates = (known.sum(1) - 1).float().mean().item() + (len(slot) - len(slot.unique())) / len(slot)
         filtered = (false_negative.sum() / (~known).sum().clamp(min=1)).item()
-        return self._cross_entropy(positive_scores, negative_scores, filtered, duplicates)
+        return self._cross_entropy(positive_scores, negative_scores, temperature, filtered, duplicates)
 
-    def _released(self, embeddings, query, positive, negatives) -> LossOutput:
+    def _released(self, embeddings, query, positive, negatives, temperature) -> LossOutput:
         """The arithmetic of UniME's `loss.py`: only the diagonal is masked, and shortages are met with what is not."""
         scores = embeddings[query] @ embeddings[positive].T  # [B, B]
         positive_scores = scores.diagonal()[:, None]  # [B, 1]
@@ -131,7 +134,7 @@ class HardNegativeInfoNCE(nn.Module):
             kept = min(self.num_hard_negatives or len(scores), len(scores))
             order = scores.masked_fill(diagonal | false_negative, float("-inf")).topk(kept, dim=1).indices
         filtered = (false_negative.sum() / (~diagonal).sum().clamp(min=1)).item()
-        return self._cross_entropy(positive_scores, scores.gather(1, order), filtered, 0.0)
+        return self._cross_entropy(positive_scores, scores.gather(1, order), temperature, filtered, 0.0)
 
     def _too_similar(self, scores, positive_scores):
         if self.false_negative_margin is None:
@@ -146,9 +149,11 @@ class HardNegativeInfoNCE(nn.Module):
             return torch.rand(scores.shape, generator=generator).to(scores)
         return -scores if self.selection == "easy" else scores
 
-    def _cross_entropy(self, positive_scores, negative_scores, filtered: float, duplicates: float) -> LossOutput:
-        weights = self.hardness * negative_scores.detach().masked_fill(negative_scores.isinf(), 0)
-        logits = torch.cat([positive_scores / self.temperature, negative_scores / self.temperature + weights], dim=1)
+    def _cross_entropy(self, positive_scores, negative_scores, temperature, filtered, duplicates) -> LossOutput:
+        missing = negative_scores.isinf()  # [B, k]
+        finite = negative_scores.masked_fill(missing, 0)  # infinity over a learnable temperature has no gradient
+        negative_logits = finite / temperature + self.hardness * finite.detach()
+        logits = torch.cat([positive_scores / temperature, negative_logits.masked_fill(missing, float("-inf"))], dim=1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 has too few digits here
         loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
         hardest = negative_scores.detach().amax(dim=1)
@@ -160,6 +165,32 @@ class HardNegativeInfoNCE(nn.Module):
             "duplicates_masked": duplicates,
         }
         return LossOutput(loss, metrics)
+
+
+class DatasetTemperatures(nn.Module):
+    """A learnable temperature for each data set, in float64; kept above 0.01, as CLIP (2103.00020) does.
+
+    Args:
+        names (`list[str]`): of the data sets.
+        start (`float`): where all begin.
+    """
+
+    def __init__(self, names: list[str], start: float):
+        super().__init__()
+        self.names = sorted(set(names))
+        self.index = {content_hash(name): row for row, name in enumerate(self.names)}
+        value = math.log(positive_number("temperature", start))
+        self.log_temperature = nn.Parameter(torch.full((len(self.names),), value, dtype=torch.float64))
+
+    def forward(self, datasets: torch.Tensor) -> torch.Tensor:
+        """Temperatures `[B]` of rows, from the hashes `[B]` of the names of their data sets."""
+        rows = torch.tensor([self.index[key] for key in datasets.tolist()])
+        return self.log_temperature[rows].exp().clamp(min=0.01).float().to(datasets.device)
+
+    def values(self) -> dict[str, float]:
+        """The temperatures by the names under which they are logged."""
+        found = self.log_temperature.exp().clamp(min=0.01).tolist()
+        return {f"temperature_{name}": value for name, value in zip(self.names, found)}
 
 
 class MatryoshkaLoss(nn.Module):

@@ -1,22 +1,30 @@
 """What all stages share: metrics averaged into the logs, and schedules whose decay is a share of all steps."""
 
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 
 from PIL import Image
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments
 
+from .cards import write_card
 from .sharding import OneReduction
 
 
 class MeteredTrainer(Trainer):
-    """A `Trainer` whose subclasses append to `self._metrics["train" | "eval"][name]`; logs show the means."""
+    """A `Trainer` whose subclasses append to `self._metrics["train" | "eval"][name]`; logs show the means.
 
+    Logs also tell how many items and tokens all processes together train on in a second, as far as this process can
+    tell: its own count times their number. Every save gets a model card.
+    """
+
+    paper = "2504.17432"  # arXiv number, for the model card
     loss_is_scaled_for_ga = False  # the loss is a mean over one batch; Trainer divides by the accumulation steps
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.can_return_loss, self.label_names = True, []
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._processed, self._since = Counter(), None  # items and tokens trained on since the last log entry
 
     @property
     def is_sharded(self) -> bool:
@@ -26,6 +34,10 @@ class MeteredTrainer(Trainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.adopt_engine(model)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def count(self, items: int, tokens: int):
+        """Notes what a training batch of this process holds, for `items_per_second` and `tokens_per_second`."""
+        self._processed += Counter(items=items, tokens=tokens)
 
     def adopt_engine(self, model):
         """Under DeepSpeed, makes the engine take many backwards a step."""
@@ -40,6 +52,15 @@ class MeteredTrainer(Trainer):
         else:
             self.accelerator.backward(loss)
 
+    def get_batch_samples(self, *args, **kwargs):
+        self._since = self._since or time.perf_counter()  # the first batch is asked for
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            write_card(self, output_dir or self.args.output_dir)
+
     def spare_inputs(self, with_image: bool, **kwargs) -> dict:
         """Tensors of the smallest item there is, with or without an image."""
         item = {"image": Image.new("RGB", (32, 32))} if with_image else {"text": "."}
@@ -51,21 +72,16 @@ class MeteredTrainer(Trainer):
         for name, values in self._metrics[mode].items():
             logs[prefix + name] = sum(values) / len(values)
         self._metrics[mode].clear()
+        if mode == "train" and self._since is not None and self._processed:
+            seconds = time.perf_counter() - self._since
+            for name, count in self._processed.items():
+                logs[f"{name}_per_second"] = round(count * self.args.world_size / seconds, 1)
+            self._processed, self._since = Counter(), time.perf_counter()
         super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         resolve_decay(self.args, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
-
-
-def adapted(model, peft_config, seed: int):
-    """The model in an adapter, whose random start belongs to the seed; the model itself without a configuration."""
-    if peft_config is None:
-        return model
-    from peft import get_peft_model
-
-    set_seed(seed)
-    return get_peft_model(model, peft_config)
 
 
 def resolve_decay(args: TrainingArguments, steps: int):

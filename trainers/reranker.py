@@ -15,8 +15,9 @@ from ..data.schema import Example, to_example
 from ..items_unime import PreparedItem, plan_chunks
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_ANSWER
+from .adapters import adapted
 from .embedding_trainer import EmbeddingConfig
-from .metered_trainer import MeteredTrainer, adapted
+from .metered_trainer import MeteredTrainer
 from .sharding import in_lockstep
 from .stage import read_judged_rows, run_command
 
@@ -128,6 +129,8 @@ class RerankerTrainer(MeteredTrainer):
         peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
     """
 
+    paper = "2510.13515"
+
     def __init__(self, model, args, train_dataset=None, processing_class=None, peft_config=None, **kwargs):
         processor = processing_class or model.processor
         model = adapted(model, peft_config, args.seed)
@@ -139,6 +142,10 @@ class RerankerTrainer(MeteredTrainer):
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()
         self.adopt_engine(model)
+        self.count(
+            sum(len(chunk["kinds"]) for chunk in inputs["batch"]),
+            sum(int(chunk["inputs"]["attention_mask"].sum()) for chunk in inputs["batch"]),
+        )
         chunks, total = self._chunks(inputs["batch"]), 0.0
         for number, chunk in enumerate(chunks):
             last = number == len(chunks) - 1

@@ -1,8 +1,14 @@
 """What the commands of the embedding stages share: arguments, loading a model, saving it whole."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 
+from datasets import Dataset
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
 from ..data.readers import read_judged
+from .adapters import find_targets
+from .cards import write_card
 
 
 @dataclass
@@ -21,6 +27,13 @@ class StageArguments:
     preset: str | None = field(
         default=None, metadata={"help": "Prompt preset for a stock VLM (default: by its name, else summary)."}
     )
+    holdout: int = field(
+        default=0, metadata={"help": "Rows of each data set kept for evaluation (eval_strategy, best checkpoint)."}
+    )
+    lora_components: list[str] = field(
+        default_factory=lambda: ["language_model"],
+        metadata={"help": "What gets an adapter: language_model, vision_tower, projector."},
+    )
 
 
 def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs):
@@ -38,21 +51,23 @@ def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs
     return model
 
 
-def save_whole(trainer):
-    """Saves the trained embedder to `output_dir`; an adapter is merged into it and kept in `adapter/`."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if not hasattr(model, "merge_and_unload"):
-        trainer.save_model()
-    elif trainer.is_world_process_zero():
-        model.save_pretrained(f"{trainer.args.output_dir}/adapter")
-        merged = model.merge_and_unload()
-        merged.processor = trainer.processing_class
-        merged.save_pretrained(trainer.args.output_dir)
-
-
 def read_judged_rows(stage: StageArguments, args):
     """Rows of UniME-V2's JSON layout."""
     return read_judged(stage.data, stage.image_root, stage.subsets, stage.rows_per_subset)
+
+
+def hold_out(rows: Dataset, count: int) -> tuple[Dataset, Dataset | None]:
+    """Training rows, and the last `count` rows of each data set, kept apart."""
+    if not count:
+        return rows, None
+    left = Counter(rows["dataset"])
+    if few := sorted(name for name, size in left.items() if size <= count):
+        raise ValueError(f"holdout {count} leaves no training row of {few}.")
+    train, held = [], []
+    for number, name in enumerate(rows["dataset"]):
+        (held if left[name] <= count else train).append(number)
+        left[name] -= 1
+    return rows.select(train), rows.select(held)
 
 
 def run_command(trainer_class, config_class, read_rows, arguments=None, reranker: bool = False):
@@ -68,15 +83,40 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
 
     parser = TrlParser((StageArguments, config_class, ModelConfig))
     stage, args, options = parser.parse_args_and_config(arguments)
-    if options.load_in_4bit or options.load_in_8bit:
-        raise ValueError("this trainer does not train over quantised weights; drop load_in_4bit and load_in_8bit.")
+    source = {
+        "path": options.model_name_or_path, "preset": stage.preset, "reranker": reranker, "dtype": options.dtype,
+        "attn_implementation": options.attn_implementation, "revision": options.model_revision,
+    }  # fmt: skip
+    quantization = "nf4" if options.load_in_4bit else "int8" if options.load_in_8bit else None
+    if quantization and not options.use_peft:
+        raise ValueError("quantised weights do not train; add an adapter with use_peft: true (QLoRA).")
+    model = load_model(**source, quantization=quantization)
     peft_config = get_peft_config(options)
     if peft_config is not None:
         peft_config.task_type = None  # an embedder is none of PEFT's tasks
-    model = load_model(
-        options.model_name_or_path, stage.preset, reranker, dtype=options.dtype,
-        attn_implementation=options.attn_implementation, revision=options.model_revision,
-    )  # fmt: skip
-    trainer = trainer_class(model, args, train_dataset=read_rows(stage, args), peft_config=peft_config)
+        peft_config.target_modules = find_targets(model, options.lora_target_modules, stage.lora_components)
+    train, held = hold_out(read_rows(stage, args), stage.holdout)
+    trainer = trainer_class(model, args, train_dataset=train, eval_dataset=held, peft_config=peft_config)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    save_whole(trainer)
+    save_whole(trainer, source)
+
+
+def save_whole(trainer, source: dict):
+    """Saves the trained model to `output_dir`. An adapter is kept in `adapter/`, and merged into its base.
+
+    The base is loaded anew for that, by one process: so the merged weights are exact over quantised weights, and
+    whole where ranks held parts of them.
+    """
+    out = trainer.args.output_dir
+    if not hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload"):
+        return trainer.save_model(out)
+    trainer.save_model(f"{out}/adapter")
+    if trainer.is_world_process_zero():
+        from ..checkpoints import load_adapter
+
+        unset_hf_deepspeed_config()  # this process loads alone; nothing is partitioned any more
+        merged = load_adapter(load_model(**source), f"{out}/adapter").merge_and_unload()
+        merged.processor = trainer.processing_class
+        merged.save_pretrained(out)
+        write_card(trainer, out)
+    trainer.accelerator.wait_for_everyone()
