@@ -53,6 +53,7 @@ class EmbeddingCollator:
         max_length (`int`, *optional*): cut longer texts.
         max_negatives (`int`, *optional*): use only the first ones of each row.
         length_boundary (`int`, *optional*): see [`~unime.items_unime.plan_chunks`]; the configuration knows it.
+        resolution (`str`, *optional*): policy for the size of images; the processor's by default.
 
     Raises:
         ValueError: an item has text and image, but the processor embeds those as a sum of two embeddings.
@@ -65,9 +66,11 @@ class EmbeddingCollator:
         max_length: int | None = None,
         max_negatives: int | None = None,
         length_boundary: int | None = None,
+        resolution: str | None = None,
     ):
         self.processor, self.token_budget = processor, token_budget
         self.max_length, self.max_negatives, self.length_boundary = max_length, max_negatives, length_boundary
+        self.resolution = resolution
         self._most_members = None if max_negatives is None else max_negatives + 1
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Batch]:
@@ -113,9 +116,10 @@ class EmbeddingCollator:
                     f"{mixed[0]} has text and image, which the preset {self.processor.preset!r} embeds apart and adds "
                     "up; training reads one prompt: load the model with fusion='joint'."
                 )
-            for (i, _), entry in zip(
-                chosen, self.processor.prepare(inputs, role=role, max_length=self.max_length, names=names)
-            ):
+            found = self.processor.prepare(
+                inputs, role=role, max_length=self.max_length, names=names, resolution=self.resolution
+            )
+            for (i, _), entry in zip(chosen, found):
                 entries[i] = entry
         return entries
 

@@ -1,9 +1,13 @@
 """Every recipe is read by its stage, and names nothing that the stage does not know."""
 
 import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 from trl import ModelConfig, TrlParser
 
+from unime import UniMEModel
+from unime.trainers.adapters import find_targets
 from unime.trainers.alignment import AlignmentConfig
 from unime.trainers.contrastive import ContrastiveConfig
 from unime.trainers.distillation import DistillationConfig
@@ -16,6 +20,15 @@ CONFIGS = {
     "distillation": DistillationConfig,
     "reranker": RerankerConfig,
 }
+FAMILIES = {  # part of a model's name -> tiny checkpoint of that family
+    "phi3.5": "phi3_v",
+    "Phi-3.5": "phi3_v",
+    "llava-1.6": "llava_next",
+    "llava-v1.6": "llava_next",
+    "onevision": "llava_onevision",
+    "Qwen2-VL": "qwen2_vl",
+    "Qwen2.5-VL": "qwen2_5_vl",
+}
 RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 
 
@@ -27,4 +40,22 @@ def test_recipes_are_read_whole(recipe, tmp_path):
     found, args, model = parser.parse_args_and_config(arguments)
     assert found.data and model.model_name_or_path and args.learning_rate > 0
     text = recipe.read_text()
-    assert f"-m unime.trainers.{stage} --config recipes/{recipe.parent.name}/{recipe.name}" in text
+    assert f"-m unime.trainers.{stage} --config recipes/{recipe.parent.name}/{recipe.name}\n" in text
+
+
+@pytest.mark.parametrize(
+    "recipe", [r for r in RECIPES if r.parent.name != "shapes"], ids=lambda p: f"{p.parent.name}/{p.stem}"
+)
+def test_presets_and_adapter_targets_exist(recipe, tiny):
+    settings = yaml.safe_load(recipe.read_text())
+    family = next(kind for part, kind in FAMILIES.items() if part in settings["model_name_or_path"])
+    model = UniMEModel.from_backbone(tiny(family)[0], settings.get("preset"))
+    assert find_targets(model, settings["lora_target_modules"])
+
+
+def test_accelerate_configs_are_what_launch_reads():
+    for name, kind in (("single", "NO"), ("multi_gpu", "MULTI_GPU"), ("zero2", "DEEPSPEED"), ("zero3", "DEEPSPEED")):
+        found = load_config_from_file(str(ROOT / "accelerate_configs" / f"{name}.yaml"))
+        assert found.distributed_type == kind
+        if kind == "DEEPSPEED":
+            assert found.deepspeed_config["zero_stage"] == int(name[-1])

@@ -39,6 +39,9 @@ class EmbeddingConfig(TrainingArguments):
     max_length: int | None = field(
         default=None, metadata={"help": "Cut texts so that items have at most that many tokens."}
     )
+    resolution: str | None = field(
+        default=None, metadata={"help": "Resolution policy of training images; the processor's by default."}
+    )
     matryoshka_dims: list[int] | None = field(
         default=None, metadata={"help": "Train these prefixes of the embedding too (the full width must be named)."}
     )
@@ -84,7 +87,7 @@ class EmbeddingTrainer(MeteredTrainer):
         processor = processing_class or model.processor
         model = adapted(model, peft_config, args.seed)
         collator = kwargs.pop("data_collator", None) or EmbeddingCollator(
-            processor, args.token_budget, args.max_length, max_negatives, model.config.length_boundary
+            processor, args.token_budget, args.max_length, max_negatives, model.config.length_boundary, args.resolution
         )
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,

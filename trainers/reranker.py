@@ -33,7 +33,6 @@ class RerankerConfig(EmbeddingConfig):
     vary_length: bool = field(
         default=True, metadata={"help": "Draw the number of negatives of each list from 1 to list_negatives."}
     )
-    resolution: str | None = field(default=None, metadata={"help": "Resolution policy; the processor's by default."})
     homogeneous_batches: bool = field(default=False, metadata={"help": "Fill each batch from one data set."})
 
 
