@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from .images_unime import Resolution
 from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
-from .prompts_unime import PRESETS
+from .prompts_unime import PRESETS, find_preset
 
 HEAD_FILE = "lm_head.safetensors"  # the output head of a converted VLM, which an embedder has no use for
 _OURS = ("unime", "unime_reranker")
@@ -34,7 +34,9 @@ def local_folder(source, revision: str | None = None) -> Path:
     return Path(snapshot_download(str(source), revision=revision))
 
 
-def open_checkpoint(source, preset: str | None = None, reranker: bool = False, base=None, **kwargs):
+def open_checkpoint(
+    source, preset: str | None = None, reranker: bool = False, base=None, change_preset: bool = False, **kwargs
+):
     """Opens a UniME checkpoint, a stock VLM, or an adapter over either, which is merged into it.
 
     Args:
@@ -42,6 +44,7 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
         preset (`str`, *optional*): for a stock VLM.
         reranker (`bool`): whether a stock VLM becomes a reranker; else it becomes an embedder.
         base (*optional*): what an adapter was trained on; by default what its own file says.
+        change_preset (`bool`): give a UniME checkpoint the prompts of another preset, because it is to be trained on.
         kwargs: for `from_pretrained`.
 
     Raises:
@@ -50,13 +53,15 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
     folder = local_folder(source, kwargs.get("revision"))
     if (folder / "adapter_config.json").exists():
         kwargs.pop("revision", None)
-        model = open_checkpoint(base or _base_of(folder), preset, reranker, **kwargs)
+        model = open_checkpoint(base or _base_of(folder), preset, reranker, change_preset=change_preset, **kwargs)
         return load_adapter(model, folder).merge_and_unload()
     model_type = _model_type(folder)
     if model_type not in _OURS:
         return (UniMERerankerForCausalLM if reranker else UniMEModel).from_backbone(source, preset, **kwargs)
     model = (UniMEModel if model_type == "unime" else UniMERerankerForCausalLM).from_pretrained(source, **kwargs)
-    if preset not in (None, model.processor.preset):
+    if change_preset and preset is not None:
+        model.processor.preset = find_preset(source, model.config.vlm_config.model_type, preset)
+    elif preset not in (None, model.processor.preset):
         raise ValueError(
             f"{source} was made with the preset {model.processor.preset!r}, not {preset!r}; leave `preset` out."
         )

@@ -25,6 +25,7 @@ from ..eval.figures import similarity_matrix
 from ..eval.runner import evaluate, print_table, summarize
 from ..modeling_unime import UniMEModel
 from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+from ..trainers.stage import plain_attention
 from .backbone import BackboneConfig, last_checkpoint, pretrain
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "shapes" / "contrastive.yaml"
@@ -55,7 +56,7 @@ def load_for_cpu_or_gpu(path, **kwargs) -> UniMEModel:
     model = load(path, dtype=torch.float32, **kwargs)
     if torch.cuda.is_available():
         return model.to("cuda")
-    model.vlm.set_attn_implementation({"text_config": "eager", "vision_config": model.vision_attention})
+    plain_attention(model)
     return model
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+import torch
 from datasets import Dataset
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -37,15 +38,17 @@ class StageArguments:
 
 
 def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs):
-    """Loads a model in float32: a UniME checkpoint, a stock VLM, or an earlier stage's adapter, merged first."""
+    """Loads a model in float32: a UniME checkpoint, a stock VLM, or an earlier stage's adapter, merged first.
+
+    A preset that is not the checkpoint's own is what it will be trained for. Without an accelerator, and unless an
+    attention is asked for, text attention runs as plain matrix products, whose backward is faster there.
+    """
     from ..checkpoints import open_checkpoint
 
-    model = open_checkpoint(
-        path,
-        preset,
-        reranker,
-        **{"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}},
-    )
+    asked = {"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}}
+    model = open_checkpoint(path, preset, reranker, change_preset=True, **asked)
+    if "attn_implementation" not in asked and not torch.accelerator.is_available():
+        plain_attention(model)
     if model.processor.fusion == "sum":
         model.processor.fusion = "joint"  # training reads image and text in one prompt, and so will the trained model
     return model
@@ -99,6 +102,14 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
     trainer = trainer_class(model, args, train_dataset=train, eval_dataset=held, peft_config=peft_config)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save_whole(trainer, source)
+
+
+def plain_attention(model):
+    """Lets the language model's attention run as plain matrix products; the vision tower keeps its own."""
+    config = model.config.vlm_config
+    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        vision = config.vision_config._attn_implementation
+        model.vlm.set_attn_implementation({"text_config": "eager", "vision_config": vision})
 
 
 def save_whole(trainer, source: dict):

@@ -1,0 +1,185 @@
+"""The whole chain on the miniature world: every stage of the papers, and what each is worth.
+
+    python -m unime.examples.chain --out outputs --seeds 1
+
+backbone -> stage 1 (distillation) -> stage 2 (contrastive) -> judged rows -> alignment -> reranker, with stage 2
+alone beside it. Every stage runs its recipe of `recipes/shapes` through its own command, leaves a folder, and is
+skipped when that is there, so an interrupted chain goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import torch
+
+from ..data.readers import read_mmeb_train, read_world_tasks
+from ..data.schema import Item, to_example
+from ..data.shapes import build
+from ..eval.metrics import ranks, recall_at
+from ..eval.runner import evaluate, summarize
+from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
+from ..trainers import alignment, contrastive, distillation, reranker
+from .backbone import BackboneConfig, last_checkpoint, pretrain
+from .quickstart import load_for_cpu_or_gpu, write_json
+from .teacher import train_teacher
+
+RECIPES = Path(__file__).parent.parent / "recipes" / "shapes"
+KINDS = ("Classification", "VQA", "Retrieval", "Grounding", "Compositional", "mean")
+
+
+def train(stage, name: str, start: Path, out: Path, **changes) -> Path:
+    """Runs a stage's recipe from `start` to `out`, going on from a checkpoint of an interrupted run."""
+    if out.exists():
+        return out
+    work = out.with_name(f"{out.name}.tmp")
+    arguments = ["--config", str(RECIPES / f"{name}.yaml"), "--model_name_or_path", str(start)]
+    arguments += ["--output_dir", str(work), "--disable_tqdm", "True"]
+    if checkpoint := last_checkpoint(work):
+        arguments += ["--resume_from_checkpoint", checkpoint]
+    stage.main(arguments + [word for key, value in changes.items() for word in (f"--{key}", str(value))])
+    for checkpoint in work.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    os.replace(work, out)
+    return out
+
+
+def measure(model: UniMEModel, tasks, path: Path) -> dict:
+    """Means of precision@1 by task kind, kept in a file."""
+    if not path.exists():
+        write_json(path, summarize(evaluate(model, tasks, show_progress=False)))
+    return json.loads(path.read_text())
+
+
+def judge_rows(world: Path, embedder: UniMEModel, judge, path: Path, rows_per_task: int, negatives: int = 8):
+    """Writes training rows in UniME-V2's layout: the nearest other targets as negatives, and the judge's scores."""
+    if path.exists():
+        return
+    rows, judged = [to_example(row) for row in read_mmeb_train(world / "train", image_root=world)], []
+    name = lambda item: str(Path(item.image).relative_to(world.resolve())) if item.image else ""  # noqa: E731
+    for task in dict.fromkeys(row.dataset for row in rows):
+        own = [row for row in rows if row.dataset == task]
+        corpus: list[Item] = list(dict.fromkeys(row.positive for row in own))
+        documents = embedder.encode_document([item.as_input() for item in corpus])
+        queries = embedder.encode_query([row.query.as_input() for row in own[:rows_per_task]])
+        nearest = (queries @ documents.T).topk(min(negatives + 1, len(corpus))).indices.tolist()
+        for row, found in zip(own, nearest):
+            others = [corpus[i] for i in found if corpus[i] != row.positive][:negatives]
+            candidates = [item.as_input() for item in (row.positive, *others)]
+            positive, *scores = judge.score(row.query.as_input(), candidates, show_progress=False).tolist()
+            judged.append(
+                {
+                    "query_text": row.query.text, "query_image": name(row.query),
+                    "pos_text": row.positive.text, "pos_image": name(row.positive), "query_pos_scores": positive,
+                    "hard_negatives": [[item.text, name(item)] for item in others], "hard_negatives_scores": scores,
+                }
+            )  # fmt: skip
+        print(f"judged {len(judged)} rows, up to {task}", flush=True)
+    write_json(path, judged)
+
+
+def measure_reranked(embedder, model, tasks, path: Path, queries: int = 30, depth: int = 10) -> dict:
+    """As `measure`, over the first queries of each task, with the embedder's best candidates put in a new order."""
+    if path.exists():
+        return json.loads(path.read_text())
+    results = {}
+    for task in tasks:
+        asked = [item.as_input() for item in task.queries[:queries]]
+        scores = embedder.encode_query(asked) @ embedder.encode_document([c.as_input() for c in task.corpus]).T
+        before, after = [], []
+        for number, query in enumerate(asked):
+            own = scores[number][task.candidates[number]].clone()  # [C]
+            before.append(ranks(own, task.relevant[number])[0])
+            best = own.topk(min(depth, len(own))).indices
+            found = [task.corpus[task.candidates[number][i]].as_input() for i in best]
+            own[best] = 2 + model.score(query, found, show_progress=False).to(own)  # above every similarity
+            after.append(ranks(own, task.relevant[number])[0])
+        for title, list_of_ranks in (("before", before), ("after", after)):
+            results.setdefault(title, {})[task.name] = {
+                "kind": task.kind, "candidates": max(map(len, task.candidates)),
+                "precision@1": recall_at(list_of_ranks, 1),
+            }  # fmt: skip
+    write_json(path, {title: summarize(found) for title, found in results.items()})
+    return json.loads(path.read_text())
+
+
+def run(out: Path, seeds: int, settings: dict):
+    world = build(out / "world", **settings["world"])
+    tasks = read_world_tasks(world)
+    backbone = out / "backbone"
+    if not (backbone / "model.safetensors").exists():
+        pretrain(world, BackboneConfig(output_dir=str(backbone), **settings["backbone"]))
+    teacher = train_teacher(world / "nli" / "nli_for_simcse.csv", out / "teacher", settings["teacher_epochs"])
+    home = out / "chain"
+    home.mkdir(parents=True, exist_ok=True)
+    raw = measure(load_for_cpu_or_gpu(backbone, preset="summary"), tasks, home / "raw.json")
+    lines = {"raw backbone": [raw]}
+    for seed in range(seeds):
+        here = home / f"seed-{seed}"
+        here.mkdir(exist_ok=True)
+        shared, steps = {"seed": seed}, settings["steps"]
+        first = train(
+            distillation, "distillation", backbone, here / "stage-1", **shared, **steps["distillation"],
+            data=world / "nli" / "nli_for_simcse.csv", teacher=teacher, teacher_embeddings=out / "teacher-embeddings",
+        )  # fmt: skip
+        mmeb = {"data": world / "train", "image_root": world, **shared, **steps["contrastive"]}
+        alone = train(contrastive, "contrastive", backbone, here / "stage-2-alone", **mmeb)
+        both = train(contrastive, "contrastive", first, here / "stages-1-2", **mmeb)
+        for title, path in (("stage 1", first), ("stage 2 alone", alone), ("stages 1 + 2", both)):
+            lines.setdefault(title, []).append(measure(load_for_cpu_or_gpu(path), tasks, here / f"{path.name}.json"))
+        embedder = load_for_cpu_or_gpu(both)
+        judge = UniMERerankerForCausalLM.from_backbone(backbone).to(embedder.device)
+        judge_rows(world, embedder, judge, here / "judged.json", settings["judged_rows"])
+        judged = {"data": here / "judged.json", "image_root": world, **shared}
+        aligned = train(alignment, "alignment", both, here / "aligned", **judged, **steps["alignment"])
+        found = measure(load_for_cpu_or_gpu(aligned), tasks, here / "aligned.json")
+        lines.setdefault("+ alignment", []).append(found)
+        ranked = train(reranker, "reranker", backbone, here / "reranker", **judged, **steps["reranker"])
+        model = UniMERerankerForCausalLM.from_pretrained(ranked).to(embedder.device)
+        found = measure_reranked(load_for_cpu_or_gpu(aligned), model, tasks, here / "reranked.json")
+        lines.setdefault("  (30 queries)", []).append(found["before"])
+        lines.setdefault("+ reranker", []).append(found["after"])
+    write_json(home / "table.json", lines)
+    print_lines(lines)
+
+
+def print_lines(lines: dict[str, list[dict]]):
+    """Stage x task kind: the mean of precision@1 over seeds, and how far seeds spread."""
+    print(f"\n{'precision@1':<16}" + "".join(f"{kind:>16}" for kind in KINDS))
+    for title, found in lines.items():
+        cells = []
+        for kind in KINDS:
+            values = [means[kind] for means in found if kind in means]
+            spread = f" ±{statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "-")
+        print(f"{title:<16}" + "".join(f"{cell:>16}" for cell in cells))
+
+
+FULL = {
+    "world": {},
+    "backbone": {},
+    "teacher_epochs": 8,
+    "judged_rows": 100,
+    "steps": {"distillation": {}, "contrastive": {"max_steps": 250}, "alignment": {}, "reranker": {}},
+}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for everything that is made")
+    parser.add_argument("--seeds", type=int, default=1, help="train every stage that often")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU is plenty, and several need a launcher
+    torch.set_float32_matmul_precision("high")
+    try:
+        run(options.out, options.seeds, FULL)
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. Run the same command again and it goes on from here.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+"""The whole chain on a world of a few rows: every stage runs its recipe, and a second call does nothing again."""
+
+import json
+
+from unime.examples import chain
+
+TINY = {
+    "world": {"train_rows": 16, "test_rows": 12, "pretrain_rows": 64},
+    "backbone": {"max_steps": 2, "warmup_steps": 0, "save_steps": 2, "disable_tqdm": True},
+    "teacher_epochs": 0.5,
+    "judged_rows": 3,
+    "steps": {
+        "distillation": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 8},
+        "contrastive": {"max_steps": 4, "warmup_steps": 1, "per_device_train_batch_size": 8},
+        "alignment": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 4},
+        "reranker": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 2},
+    },
+}
+
+
+def test_the_chain_runs_every_stage_and_does_nothing_twice(tmp_path, capsys, monkeypatch):
+    chain.run(tmp_path, 1, TINY)
+    first = capsys.readouterr().out
+    for title in ("raw backbone", "stage 1", "stage 2 alone", "stages 1 + 2", "+ alignment", "+ reranker"):
+        assert title in first
+    table = json.loads((tmp_path / "chain" / "table.json").read_text())
+    assert set(table["stage 1"][0]) >= {"Retrieval", "VQA", "Compositional"}
+    rows = json.loads((tmp_path / "chain" / "seed-0" / "judged.json").read_text())
+    assert len(rows) == 11 * 3 and all(0 <= row["query_pos_scores"] <= 1 for row in rows)
+    for stage in (chain.distillation, chain.contrastive, chain.alignment, chain.reranker):
+        monkeypatch.setattr(stage, "main", None)
+    chain.run(tmp_path, 1, TINY)
+    assert capsys.readouterr().out.splitlines()[-8:] == first.splitlines()[-8:]
