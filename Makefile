@@ -15,11 +15,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# deepspeed, of the `train` extra, compiles against an installed torch and is of no use without a GPU: it is left out here.
 $(VENV)/ready: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[eval,test]" trl
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[eval,test,train]"
 	touch $@
 
 clean:

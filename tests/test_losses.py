@@ -374,3 +374,15 @@ def test_in_batch_negatives_are_added():
     plain, added = JudgeAlignment(0.1)(*batch).loss, JudgeAlignment(0.1, in_batch_weight=0.5)(*batch).loss
     extra = HardNegativeInfoNCE(0.1, None, None)(*batch[:3]).loss
     assert float(added) == pytest.approx(float(plain + 0.5 * extra))
+
+
+def test_rows_with_the_released_fallback_score_are_left_out_unless_asked_for():
+    table, query, positive, negatives, positive_score, negative_scores = judged()
+    negative_scores[1] = 1.0  # no negative survived the judge there
+    negative_scores[2, 0] = float("nan")
+    batch = (table, query, positive, negatives, positive_score, negative_scores)
+    assert JudgeAlignment(num_negatives=3)(*batch).metrics["rows_left_out"] == 0.5
+    kept = JudgeAlignment(num_negatives=3, unscored="released")(*batch)
+    filled = (*batch[:5], negative_scores.nan_to_num(nan=1.0))
+    expected = divergence_by_hand(*filled, 0.02, "jeffreys")
+    assert kept.metrics["rows_left_out"] == 0 and float(kept.loss) == pytest.approx(expected, rel=1e-5)

@@ -47,13 +47,14 @@ def train_all(folder: Path, mode: str):
     from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
     from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
     from unime.trainers.reranker import RerankerConfig, RerankerTrainer
+    from unime.trainers.stage import save_whole
 
     stages = {
         "contrastive": (ContrastiveTrainer, ContrastiveConfig, UniMEModel),
         "alignment": (AlignmentTrainer, AlignmentConfig, UniMEModel),
         "reranker": (RerankerTrainer, RerankerConfig, UniMERerankerForCausalLM),
     }
-    if mode != "ddp":
+    if mode.startswith("zero"):
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         PartialState(backend="gloo")
     for name, settings in CASES.items():
@@ -75,8 +76,9 @@ def train_all(folder: Path, mode: str):
         trainer = trainer_class(model, args, train_dataset=rows(folder, 12), peft_config=peft)
         trainer.train()
         assert args.world_size == 2 and trainer.accelerator.num_processes == 2
-        assert (type(trainer.model_wrapped).__name__ == "DeepSpeedEngine") == (mode != "ddp")
-        trainer.save_model()
+        assert (type(trainer.model_wrapped).__name__ == "DeepSpeedEngine") == mode.startswith("zero")
+        source = {"path": folder / "backbone", "preset": None, "reranker": model_class is UniMERerankerForCausalLM}
+        save_whole(trainer, source)
         if trainer.is_world_process_zero():
             logs = [entry for entry in trainer.state.log_history if "loss" in entry]
             found = {"loss": [log["loss"] for log in logs], "grad_norm": [log["grad_norm"] for log in logs]}
@@ -109,8 +111,8 @@ def test_zero_equals_ddp(reference, mode):
         assert len(expected["loss"]) == 3
         assert found["loss"] == pytest.approx(expected["loss"], abs=1e-4), name
         assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-4), name
-        file = "adapter_model.safetensors" if settings.get("lora") else "model.safetensors"
-        expected, found = (load_file(reference / m / name / file) for m in ("ddp", mode))
-        assert expected.keys() == found.keys()
-        for key, value in expected.items():
-            assert torch.allclose(found[key].float(), value.float(), atol=1e-3), f"{name}: {key}"
+        for file in ("model.safetensors", "adapter/adapter_model.safetensors")[: 1 + bool(settings.get("lora"))]:
+            expected, found = (load_file(reference / m / name / file) for m in ("ddp", mode))
+            assert expected.keys() == found.keys()
+            for key, value in expected.items():
+                assert torch.allclose(found[key].float(), value.float(), atol=1e-3), f"{name}: {key}"

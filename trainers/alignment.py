@@ -21,6 +21,9 @@ class AlignmentConfig(EmbeddingConfig):
     num_negatives: int = field(default=8, metadata={"help": "Mined negatives used of each row."})
     order: str = field(default="file", metadata={"help": "Which of them: the first of the file, or by judge score."})
     divergence: str = field(default="jeffreys", metadata={"help": "jeffreys, js, or released (1e-8 floor)."})
+    unscored: str = field(
+        default="drop", metadata={"help": "Rows without usable judge scores: drop, or released (1.0 for negatives)."}
+    )
     in_batch_weight: float = field(default=0.0, metadata={"help": "Weight of an additional in-batch InfoNCE."})
 
 
@@ -43,7 +46,7 @@ class AlignmentTrainer(EmbeddingTrainer):
         self.loss = self.at_all_widths(
             JudgeAlignment(
                 args.temperature, args.judge_temperature, args.num_negatives, args.order, args.divergence,
-                args.in_batch_weight,
+                args.in_batch_weight, args.unscored,
             )
         )  # fmt: skip
 

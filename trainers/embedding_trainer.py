@@ -118,7 +118,7 @@ class EmbeddingTrainer(MeteredTrainer):
         loss = cached_loss(
             model, self.accelerator.unwrap_model(model), chunks, whole_loss, device,
             gradient_scale=table.world_size, graph_tokens=self.args.graph_tokens, autocast=self.accelerator.autocast,
-            lockstep=self.is_sharded, parameters=list(self.loss.parameters()),
+            lockstep=self.is_deepspeed_enabled, parameters=list(self.loss.parameters()),
         )  # fmt: skip
         if not torch.isfinite(loss):
             raise ValueError(
@@ -133,7 +133,7 @@ class EmbeddingTrainer(MeteredTrainer):
         """The chunks to run, and the table index of each row in them; None for what only keeps ranks in step."""
         order = iter(batch.order.tolist())
         chunks = [(tensors, [next(order) for _ in tensors["input_ids"]]) for tensors in batch.chunks]
-        if self.is_sharded:
+        if self.is_deepspeed_enabled:
             chunks = in_lockstep(
                 chunks,
                 has_images=lambda chunk: "pixel_values" in chunk[0],

@@ -98,7 +98,7 @@ def cached_loss(
         gradient_scale (`float`): multiplies the gradient, not the returned value.
         autocast: makes the mixed-precision context in which `model` runs its forward.
         graph_tokens (`int`): padded tokens whose graphs may be kept from pass 1; the last chunk's always is.
-        lockstep (`bool`): all ranks must run as many forwards, as DeepSpeed and FSDP want: they keep as many graphs.
+        lockstep (`bool`): all ranks must run as many forwards, as DeepSpeed wants: they keep as many graphs.
         parameters: of the loss itself, the same on all ranks; they get their gradient as it is, not scaled.
 
     Returns:

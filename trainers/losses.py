@@ -271,8 +271,10 @@ class SimilarityDistillation(nn.Module):
 class JudgeAlignment(nn.Module):
     """Aligns the student's distribution over {positive, k negatives} with the judge's (UniME-V2, 2510.13515 eqs. 2-4).
 
-    `P = softmax(cos(e_q, E_c) / t)`, `Q = softmax(judge scores / t_judge)`. Rows without usable judge scores (the
-    positive's or one of the used negatives' is missing, or there is no negative) are left out and counted.
+    `P = softmax(cos(e_q, E_c) / t)`, `Q = softmax(judge scores / t_judge)`. Rows without usable judge scores are left
+    out and counted: the positive's or a used negative's score is missing, there is no negative, or all negatives have
+    the 1.0 that UniME-V2's file gives to random ones where none survived, which would teach that the positive is
+    wrong.
 
     Args:
         temperature (`float`, defaults to 0.02): t.
@@ -283,6 +285,8 @@ class JudgeAlignment(nn.Module):
         divergence (`str`, defaults to `"jeffreys"`): `(KL(P || Q) + KL(Q || P)) / 2`, what paper and code compute and
             call Jensen-Shannon; `"js"` is the true Jensen-Shannon divergence; `"released"` floors probabilities at
             1e-8 as the released code does, which takes the gradient from the rows that are most wrong.
+        unscored (`str`, defaults to `"drop"`): `"released"` keeps rows whose negatives have 1.0, and reads missing
+            scores of negatives as 1.0.
         in_batch_weight (`float`, defaults to 0): adds that much of a plain in-batch InfoNCE, in which copies of the
             positive are masked.
     """
@@ -295,8 +299,10 @@ class JudgeAlignment(nn.Module):
         order: str = "file",
         divergence: str = "jeffreys",
         in_batch_weight: float = 0.0,
+        unscored: str = "drop",
     ):
         super().__init__()
+        self.unscored = one_of("unscored", unscored, "drop", "released")
         self.temperature = positive_number("temperature", temperature)
         self.judge_temperature = positive_number("judge_temperature", judge_temperature or temperature)
         self.num_negatives = int(positive_number("num_negatives", num_negatives))
@@ -319,7 +325,11 @@ class JudgeAlignment(nn.Module):
             negatives, negative_scores = negatives.gather(1, best), negative_scores.gather(1, best)
         negatives, negative_scores = negatives[:, : self.num_negatives], negative_scores[:, : self.num_negatives]
         present = negatives >= 0  # [B, k]
+        if self.unscored == "released":
+            negative_scores = negative_scores.nan_to_num(nan=1.0)
         usable = positive_score.isfinite() & (negative_scores.isfinite() | ~present).all(1) & present.any(1)  # [B]
+        if self.unscored == "drop":
+            usable &= ~(((negative_scores == 1) | ~present).all(1) & (positive_score < 1))
         candidates = torch.cat([positive[:, None], negatives.clamp(min=0)], dim=1)[usable]  # [b, 1 + k]
         scores = torch.einsum("bd,bcd->bc", embeddings[query[usable]], embeddings[candidates])
         judged = torch.cat([positive_score[:, None], negative_scores], dim=1)[usable].to(scores)

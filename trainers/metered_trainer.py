@@ -22,14 +22,11 @@ class MeteredTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.is_fsdp_enabled:
+            raise ValueError("FSDP could not be tested and is not supported; DeepSpeed ZeRO-3 shards the weights too.")
         self.can_return_loss, self.label_names = True, []
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._processed, self._since = Counter(), None  # items and tokens trained on since the last log entry
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether ranks hold parts of the weights or of their gradients, and must run the same modules in step."""
-        return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         self.adopt_engine(model)

@@ -148,7 +148,7 @@ class RerankerTrainer(MeteredTrainer):
         chunks, total = self._chunks(inputs["batch"]), 0.0
         for number, chunk in enumerate(chunks):
             last = number == len(chunks) - 1
-            with nullcontext() if last or self.is_sharded else self.accelerator.no_sync(model):
+            with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
                 with self.compute_loss_context_manager():
                     loss = self._chunk_loss(model, chunk, "train") / self.current_gradient_accumulation_steps
                 self.backward(loss, last)
@@ -163,7 +163,7 @@ class RerankerTrainer(MeteredTrainer):
 
     def _chunks(self, batch: list[dict]) -> list[dict]:
         """The chunks to run: of the batch, and what only keeps ranks in step."""
-        if not self.is_sharded:
+        if not self.is_deepspeed_enabled:
             return batch
 
         def spare(with_image):

@@ -1,5 +1,6 @@
 """What the commands of the embedding stages share: arguments, loading a model, saving it whole."""
 
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -86,6 +87,12 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
 
     parser = TrlParser((StageArguments, config_class, ModelConfig))
     stage, args, options = parser.parse_args_and_config(arguments)
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if args.world_size != launched:  # under DeepSpeed without an accelerator, each would train on all the rows
+        raise ValueError(
+            f"{launched} processes were launched, and each sees {args.world_size}. Without an accelerator, train under "
+            "DDP (use_cpu: true, ddp_backend: gloo)."
+        )
     source = {
         "path": options.model_name_or_path, "preset": stage.preset, "reranker": reranker, "dtype": options.dtype,
         "attn_implementation": options.attn_implementation, "revision": options.model_revision,
