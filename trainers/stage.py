@@ -88,10 +88,10 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
     parser = TrlParser((StageArguments, config_class, ModelConfig))
     stage, args, options = parser.parse_args_and_config(arguments)
     launched = int(os.environ.get("WORLD_SIZE", 1))
-    if args.world_size != launched:  # under DeepSpeed without an accelerator, each would train on all the rows
+    if args.world_size != launched:  # with DeepSpeed and no accelerator, each would train on all the rows
         raise ValueError(
-            f"{launched} processes were launched, and each sees {args.world_size}. Without an accelerator, train under "
-            "DDP (use_cpu: true, ddp_backend: gloo)."
+            f"{launched} processes were launched, and each sees {args.world_size}. Without an accelerator, train "
+            "under DDP (use_cpu: true, ddp_backend: gloo)."
         )
     source = {
         "path": options.model_name_or_path, "preset": stage.preset, "reranker": reranker, "dtype": options.dtype,
