@@ -39,7 +39,7 @@ setup(
     packages=["unime", "unime.data", "unime.trainers", "unime.eval", "unime.examples"],
     entry_points={"console_scripts": ["unime = unime.checkpoints:main"]},
     cmdclass={"build_py": BuildPackage},
-    package_data={"unime": ["recipes/*/*.yaml"]},
+    package_data={"unime": ["recipes/*/*.yaml", "accelerate_configs/*.yaml"]},
     install_requires=[
         "torch>=2.4",
         "transformers>=5.20",

@@ -88,6 +88,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         self.vlm = self._vlm_class.from_config(config.vlm_config)
         self.post_init()
         self._processor, self._processor_source = None, None
+        self.source = None  # the folder or repository that it was loaded from
         self._speed_up_vision()
 
     vision_attention = _PACKED_ATTENTION  # the name under which transformers knows `packed_attention`
@@ -126,7 +127,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         with _naming_broken_files(path):
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         _assert_all_landed(info, path)
-        model._processor_source = (path, hub)
+        model._processor_source, model.source = (path, hub), path
         return (model, info) if wants_info else model
 
     @classmethod
@@ -174,7 +175,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
             wrapped = copy.deepcopy(vlm.config)
             model = cls(cls._wrap_config(wrapped, preset, backbone=str(path_or_repo), dtype=vlm.dtype))
         model.vlm, model.config.vlm_config = vlm, vlm.config
-        model.processor = processor
+        model.processor, model.source = processor, path_or_repo
         _take_over_quantization(model)
         model._speed_up_vision()
         return model.eval()

@@ -12,7 +12,6 @@ matrix product measured in the same run.
 
 import argparse
 import json
-import os
 import random
 import resource
 import subprocess
@@ -202,7 +201,7 @@ def main():
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--token-budget", type=int, default=1024, help="ours: padded tokens of a chunk")
-    parser.add_argument("--graph-tokens", type=int, default=3072, help="ours: tokens whose graph is kept from pass 1")
+    parser.add_argument("--graph-tokens", type=int, default=2048, help="ours: tokens whose graph is kept from pass 1")
     parser.add_argument("--mini-batch", type=int, default=16, help="the peer's: sequences of a chunk")
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
     parser.add_argument("--one", nargs=3, metavar=("SIDE", "CASE", "FOLDER"), help="run one side, print JSON")
@@ -220,13 +219,8 @@ def main():
                 command = [sys.executable, __file__, "--rows", str(options.rows), "--rounds", str(options.rounds)]
                 command += ["--token-budget", str(options.token_budget), "--mini-batch", str(options.mini_batch)]
                 command += ["--graph-tokens", str(options.graph_tokens)]
-                environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
                 output = subprocess.run(
-                    [*command, "--one", side, case, folder],
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                    env=environment,
+                    [*command, "--one", side, case, folder], check=True, capture_output=True, text=True
                 ).stdout
                 found[side] = json.loads(output.strip().splitlines()[-1])
             ours, theirs = found["unime"], found["peer"]

@@ -162,7 +162,8 @@ def test_the_command_embeds_with_the_teacher_once_and_trains(backbone, tiny, tmp
     recipe = {
         "model_name_or_path": str(backbone), "preset": "summary", "data": str(write_pairs(tmp_path / "nli.csv")),
         "output_dir": str(tmp_path / "out"), "teacher": str(tmp_path / "teacher"), "max_steps": 2, "bf16": False,
-        "per_device_train_batch_size": 8, "warmup_steps": 1, "save_strategy": "no",
+        "per_device_train_batch_size": 8, "warmup_steps": 1, "save_strategy": "no", "holdout": 4,
+        "eval_strategy": "steps", "eval_steps": 1,
     }  # fmt: skip
     for _ in range(2):
         done = launch_stage("distillation", recipe, tmp_path)

@@ -68,5 +68,5 @@ def test_setup_lists_every_package_and_recipe():
     text = (ROOT / "setup.py").read_text()
     for folder in ("data", "trainers", "eval", "examples"):
         assert f'"unime.{folder}": "{folder}"' in text
-    assert "recipes/*/*.yaml" in text
+    assert "recipes/*/*.yaml" in text and "accelerate_configs/*.yaml" in text
     assert json.dumps("Apache-2.0") in text

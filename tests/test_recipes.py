@@ -39,6 +39,8 @@ def test_recipes_are_read_whole(recipe, tmp_path):
     arguments = ["--config", str(recipe), "--output_dir", str(tmp_path), "--bf16", "False"]
     found, args, model = parser.parse_args_and_config(arguments)
     assert found.data and model.model_name_or_path and args.learning_rate > 0
+    if recipe.parent.name in ("saha", "vlm2vec"):
+        assert not args.num_hard_negatives and args.false_negative_margin is None, "plain InfoNCE"
     text = recipe.read_text()
     assert f"-m unime.trainers.{stage} --config recipes/{recipe.parent.name}/{recipe.name}\n" in text
 

@@ -1,6 +1,9 @@
 """The contrastive trainer: it learns, logs what it did, and runs as a command."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from unime.data.readers import read_judged, read_mmeb_train
 from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from unime.trainers.metered_trainer import resolve_decay
-from unime.trainers.stage import hold_out
+from unime.trainers.stage import check_processes, hold_out
 
 SETTINGS = {
     "per_device_train_batch_size": 8,
@@ -142,6 +145,24 @@ def test_command_reads_the_recipe(backbone, world, tmp_path):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["UniMEModel"]
 
 
+def test_two_processes_without_a_gpu_train_as_the_docs_say(backbone, world, tmp_path):
+    assert "torchrun --nproc_per_node 2 -m unime.trainers.contrastive" in (ROOT / "docs" / "training.md").read_text()
+    recipe = {
+        "model_name_or_path": str(backbone), "preset": "joint", "data": str(world / "train"),
+        "image_root": str(world), "output_dir": str(tmp_path / "out"), "max_steps": 2, "save_strategy": "no",
+        "per_device_train_batch_size": 4, "bf16": False, "warmup_steps": 0, "use_peft": True, "lora_r": 2,
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master-port", "0"]
+    command += ["-m", "unime.trainers.contrastive", "--config", str(tmp_path / "recipe.yaml")]
+    command += ["--use_cpu", "true", "--ddp_backend", "gloo"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "| processes | 2 |" in (tmp_path / "out" / "README.md").read_text()
+    assert UniMEModel.from_pretrained(tmp_path / "out").encode("a red circle").isfinite().all()
+
+
 def test_command_with_lora_leaves_a_whole_model_and_its_adapter(backbone, world, tmp_path):
     options = ("--max_steps", "3", "--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj")
     done = launch(backbone, world, tmp_path, *options)
@@ -152,9 +173,13 @@ def test_command_with_lora_leaves_a_whole_model_and_its_adapter(backbone, world,
     assert torch.allclose(adapted.encode("a red circle"), merged.encode("a red circle"), atol=1e-5)
 
 
-def test_what_the_command_cannot_do_is_said(backbone, world, tmp_path):
+def test_what_the_command_cannot_do_is_said(backbone, world, tmp_path, monkeypatch):
     done = launch(backbone, world, tmp_path, "--max_steps", "3", "--load_in_4bit")
     assert done.returncode != 0 and "quantised weights do not train; add an adapter" in done.stderr
+    check_processes(1)
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="2 processes were launched, and each sees 1"):
+        patch.setenv("WORLD_SIZE", "2")
+        check_processes(1)
     with pytest.raises(ValueError, match="decay steps do not fit into 10 steps"):
         resolve_decay(ContrastiveConfig(lr_scheduler_kwargs={"num_decay_steps": 10}, warmup_steps=1), 10)
 

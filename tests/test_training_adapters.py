@@ -1,7 +1,5 @@
 """Adapters in training: targets checked against the model, QLoRA, activation checkpointing with the cache."""
 
-import os
-
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
@@ -79,13 +77,20 @@ def test_the_command_trains_adapters_on_the_components_it_is_told(backbone, worl
     }  # fmt: skip
     done = launch_stage("contrastive", recipe, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    again = load_model(tmp_path / "out" / "adapter").state_dict()  # the adapter knows its base
     trained, start = UniMEModel.from_pretrained(tmp_path / "out").state_dict(), UniMEModel.from_backbone(backbone)
+    assert all(torch.equal(weight, again[name]) for name, weight in trained.items())
+    recipe |= {"model_name_or_path": str(tmp_path / "out" / "adapter"), "load_in_4bit": True}
+    done = launch_stage("contrastive", recipe, tmp_path)
+    assert (
+        done.returncode != 0 and "is an adapter, which merged into quantised weights would be rounded" in done.stderr
+    )
     moved = {name for name, weight in start.state_dict().items() if not torch.equal(weight, trained[name])}
     assert any("merger" in name for name in moved) and any("language_model" in name for name in moved)
     assert not any("visual.blocks" in name for name in moved)
-    assert (
-        os.path.exists(tmp_path / "out" / "README.md") and "eval_loss" in (tmp_path / "out" / "README.md").read_text()
-    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| adapter r | 4 |" in card and '"down_proj"' in card and "| preset | joint |" in card
+    assert "eval_loss" in card
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

@@ -61,6 +61,8 @@ def find_targets(model, names: list[str] | str | None = None, components=("langu
 def adapted(model, peft_config, seed: int):
     """The model in an adapter, whose random start belongs to the seed; the model itself without a configuration.
 
+    The adapter notes what the model came from, so that it can be opened by its own path.
+
     Over quantised weights (QLoRA), PEFT's preparation puts everything that is not quantised into float32.
     """
     if peft_config is None:
@@ -70,4 +72,7 @@ def adapted(model, peft_config, seed: int):
     if getattr(model, "is_quantized", False):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     set_seed(seed)
-    return get_peft_model(model, peft_config)
+    source = model.source
+    model = get_peft_model(model, peft_config)
+    peft_config.base_model_name_or_path = source and str(source)  # PEFT knows the names of stock models alone
+    return model

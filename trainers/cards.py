@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import TrainingArguments
 
 _KINDS = {  # model type -> pipeline tag, Auto class, use
     "unime": (
@@ -21,10 +22,11 @@ _KINDS = {  # model type -> pipeline tag, Auto class, use
         'print(model.rank("a red circle left of a blue star", [{"image": "photo.png"}, {"image": "other.png"}]))',
     ),
 }
-# settings of the run that say nothing about the model
-_LEFT_OUT = (
-    "_steps", "_strategy", "output_dir", "report_to", "disable_tqdm", "hub_", "push_to", "dataloader_", "save_",
-    "remove_unused_columns", "use_cpu", "ddp_", "resume_from", "run_name", "deepspeed",
+# what a reader wants to know of `TrainingArguments`, beside all of a stage's own arguments
+_SHARED = (
+    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm", "bf16",
+    "fp16", "activation_checkpointing", "seed",
 )  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def write_card(trainer, folder):
     if trainer.train_dataset is not None:
         rows = Counter(trainer.train_dataset["dataset"])
         lines.append(_table(("data set", "rows"), sorted(rows.items())))
-    lines.append(_table(("setting", "value"), _settings(trainer.args)))
+    lines.append(_table(("setting", "value"), _settings(trainer, model)))
     if measured := _last_figures(trainer.state.log_history):
         lines += ["## Figures", "Means over the steps since the log entry before; `eval_` is on rows kept apart."]
         lines.append(_table(("figure", "value"), measured))
@@ -69,20 +71,27 @@ def write_card(trainer, folder):
     ModelCard(text).save(Path(folder) / "README.md")
 
 
-def _settings(args) -> list[tuple[str, str]]:
-    """The arguments that differ from their class's defaults, and what every reader asks for."""
-    asked = ("learning_rate", "max_steps", "num_train_epochs", "per_device_train_batch_size", "seed", "bf16")
-    plain = {name: field.default for name, field in type(args).__dataclass_fields__.items() if field.init}
-    found = []
-    for name, default in plain.items():
-        value = getattr(args, name)
-        kept = name in asked or (value != default and not any(part in name for part in _LEFT_OUT))
-        shown = isinstance(value, (int, float, str, list, dict)) and (
-            value not in ("", [], {}, False) or name in asked
-        )
-        if kept and shown:
-            found.append((name, json.dumps(value) if isinstance(value, (list, dict)) else str(value)))
-    return [*found, ("processes", str(args.world_size))]
+def _settings(trainer, model) -> list[tuple[str, str]]:
+    """How the model was trained: the stage's own arguments, the shared ones that matter, the adapter, the prompts."""
+    args = trainer.args
+    own = [name for name in type(args).__dataclass_fields__ if name not in TrainingArguments.__dataclass_fields__]
+    found = {name: getattr(args, name) for name in (*_SHARED, *own) if name != "teacher_embeddings"}
+    found |= {"processes": args.world_size, "preset": trainer.processing_class.preset}
+    if isinstance(found.get("teacher"), str) and Path(found["teacher"]).exists():
+        found["teacher"] = Path(found["teacher"]).name
+    if getattr(model, "is_quantized", False):
+        found["quantised to bits"] = 4 if getattr(model, "is_loaded_in_4bit", False) else 8
+    if adapter := getattr(model, "peft_config", {}).get("default"):
+        targets = adapter.target_modules
+        if not isinstance(targets, str):  # else a pattern
+            targets = sorted({name.rpartition(".")[2] for name in targets})
+        found |= {
+            f"adapter {name}": getattr(adapter, name) for name in ("r", "lora_alpha", "lora_dropout", "use_dora")
+        }
+        found["adapter targets"] = targets
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value, default=str)) for name, value in found.items()
+    ]
 
 
 def _last_figures(history: list[dict]) -> list[tuple[str, str]]:

@@ -22,10 +22,11 @@ class ContrastiveConfig(EmbeddingConfig):
 
     temperature: float = field(default=0.02, metadata={"help": "Temperature of the softmax over similarities."})
     num_hard_negatives: int | None = field(
-        default=8, metadata={"help": "Most similar in-batch candidates used as negatives; 0 uses all (plain InfoNCE)."}
+        default=8, metadata={"help": "Most similar in-batch candidates used as negatives; 0 uses all."}
     )
     false_negative_margin: float | None = field(
-        default=0.1, metadata={"help": "Candidates more similar than the positive plus this margin are dropped."}
+        default=0.1,
+        metadata={"help": "Candidates more similar than the positive plus this are dropped; null: none."},
     )
     threshold: str = field(
         default="relative", metadata={"help": "relative: the margin is added to the positive's; absolute: it is not."}
@@ -71,7 +72,8 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
     def loss_of(self, embeddings, table):
         temperature = self.loss.temperatures(table.dataset) if self.args.learn_temperatures else None
-        return self.loss(embeddings, table.query, table.positive, table.negatives, temperature)
+        seed = int(table.hashes.sum())
+        return self.loss(embeddings, table.query, table.positive, table.negatives, temperature, seed)
 
     def log(self, logs, start_time=None):
         if self.args.learn_temperatures:

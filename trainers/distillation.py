@@ -28,6 +28,8 @@ class DistillationConfig(ContrastiveConfig):
     """Arguments of [`DistillationTrainer`], beside those of the contrastive baseline on the same pairs."""
 
     temperature: float = field(default=0.05, metadata={"help": "Temperature of the student's similarity rows."})
+    num_hard_negatives: int | None = field(default=0, metadata={"help": "Of the baseline, as in its stage."})
+    false_negative_margin: float | None = field(default=None, metadata={"help": "Of the baseline, as in its stage."})
     teacher_temperature: float | None = field(default=None, metadata={"help": "The teacher's; the same by default."})
     direction: str = field(
         default="teacher_student", metadata={"help": "teacher_student, student_teacher (as printed), symmetric."}
@@ -42,6 +44,8 @@ class DistillationConfig(ContrastiveConfig):
     )
     teacher_prompt: str = field(default="", metadata={"help": "Put before every text for the teacher."})
     teacher_batch_size: int = field(default=32, metadata={"help": "Texts of one batch of the teacher."})
+    teacher_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16, ...; the model's own else."})
+    teacher_trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of its repository."})
 
 
 class TeacherTable:
@@ -148,19 +152,24 @@ class DistillationTrainer(ContrastiveTrainer):
 def main(arguments=None):
     """The command of this stage: embeds the texts with the teacher where that is not done yet, and trains."""
 
-    def read_rows(stage, args):
-        return read_text_pairs(stage.data, stage.rows_per_subset)
+    found = []  # the teacher, before the student takes its place in memory
 
-    def make(model, args, train_dataset, **kwargs):
-        teacher = None
+    def read_rows(stage, args):
+        rows = read_text_pairs(stage.data, stage.rows_per_subset)
         if not args.baseline:
             if args.teacher is None:
                 raise ValueError("name the teacher, a sentence-transformers model (`teacher`), or set `baseline`.")
+            options = {"model_kwargs": {"dtype": args.teacher_dtype}} if args.teacher_dtype else {}
             teacher = encode_teacher(
-                args.teacher, distinct_texts(train_dataset), args.teacher_embeddings or f"{args.output_dir}/teacher",
-                args.teacher_prompt, args.teacher_batch_size,
+                args.teacher, distinct_texts(rows), args.teacher_embeddings or f"{args.output_dir}/teacher",
+                args.teacher_prompt, args.teacher_batch_size, trust_remote_code=args.teacher_trust_remote_code,
+                **options,
             )  # fmt: skip
-        return DistillationTrainer(model, args, train_dataset=train_dataset, teacher=teacher, **kwargs)
+            found.append(teacher)
+        return rows
+
+    def make(model, args, **kwargs):
+        return DistillationTrainer(model, args, teacher=found[0] if found else None, **kwargs)
 
     run_command(make, DistillationConfig, read_rows, arguments)
 

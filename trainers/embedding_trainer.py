@@ -61,7 +61,9 @@ class EmbeddingConfig(TrainingArguments):
 
 def fast_bf16() -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones here: on a recent GPU, or on a CPU with AMX."""
-    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()
 
 
 class EmbeddingTrainer(MeteredTrainer):

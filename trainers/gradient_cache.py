@@ -52,11 +52,9 @@ class _Chunk:
                     self.features = self.vlm.get_image_features(**image_inputs(self.vlm, inputs), return_dict=True)
             del inputs["pixel_values"]
             inputs["mm_encoder_outputs"] = {"image": self.features}
+        if self.state is None:  # after the tower, which does not run again
+            self.state = RandomState(self.device)
         return self.model(**inputs).embeddings
-
-    def first(self) -> torch.Tensor:
-        self.state = RandomState(self.device)
-        return self.encode()
 
     def again(self) -> torch.Tensor:
         with self.state.replayed():
@@ -125,7 +123,7 @@ def cached_loss(
     outputs = []
     for number, chunk in enumerate(work):
         with torch.set_grad_enabled(number >= kept), quiet() if len(work) > 1 else nullcontext():
-            outputs.append(chunk.first())
+            outputs.append(chunk.encode())
     leaves = [output.detach().requires_grad_() for output in outputs]
     loss = loss_of(torch.cat(leaves))
     gradients = torch.autograd.grad(loss, [*leaves, *parameters])

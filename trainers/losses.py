@@ -48,8 +48,7 @@ class HardNegativeInfoNCE(nn.Module):
             (`"released"`: the filtered candidates and, at last, the positive itself; copies are not masked and
             explicit negatives are not used).
         selection (`str`, defaults to `"hard"`): the most similar, the least similar (`"easy"`) or `"random"`
-            survivors, for the paper's analysis (section 5.1). Random choices depend on the batch alone, so that all
-            ranks make the same.
+            survivors, for the paper's analysis (section 5.1). Random choices depend on the `seed` of a call.
         symmetric (`bool`, defaults to `False`): average with the loss from positives to queries.
         hardness (`float`, defaults to 0): alpha; negatives are weighted by `exp(alpha * s_j)`, without gradient.
 
@@ -82,23 +81,24 @@ class HardNegativeInfoNCE(nn.Module):
         self.selection = one_of("selection", selection, "hard", "random", "easy")
         self.symmetric, self.hardness = symmetric, hardness
 
-    def forward(self, embeddings, query, positive, negatives=None, temperature=None) -> LossOutput:
+    def forward(self, embeddings, query, positive, negatives=None, temperature=None, seed: int = 0) -> LossOutput:
         """Computes the loss.
 
         Args:
             embeddings (`Tensor` `[T, D]`): unit-norm table of distinct items.
             query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): rows of the table.
             temperature (`Tensor` `[B]`, *optional*): one for each row, in place of the one for all.
+            seed (`int`): of `"random"` selection; what all ranks know of the batch, such as the sum of its hashes.
         """
         forward = self._released if self.shortage == "released" else self._direction
         temperature = self.temperature if temperature is None else temperature[:, None]
-        output = forward(embeddings, query, positive, negatives, temperature)
+        output = forward(embeddings, query, positive, negatives, temperature, seed)
         if self.symmetric:
-            back = forward(embeddings, positive, query, None, temperature)
+            back = forward(embeddings, positive, query, None, temperature, seed)
             output.loss = (output.loss + back.loss) / 2
         return output
 
-    def _direction(self, embeddings, query, positive, negatives, temperature) -> LossOutput:
+    def _direction(self, embeddings, query, positive, negatives, temperature, seed) -> LossOutput:
         pool = positive if negatives is None else torch.cat([positive, negatives[negatives >= 0]])
         candidates, slot = pool.unique(return_inverse=True)  # [C]
         slot = slot[: len(positive)]  # [B] where each row's positive stands among the candidates
@@ -111,7 +111,7 @@ class HardNegativeInfoNCE(nn.Module):
             false_negative = self._too_similar(scores, positive_scores) & ~known
             allowed = ~known & ~false_negative
             kept = min(self.num_hard_negatives or scores.shape[1], scores.shape[1])
-            chosen = self._preference(scores, query, positive).masked_fill(~allowed, float("-inf"))
+            chosen = self._preference(scores, seed).masked_fill(~allowed, float("-inf"))
             chosen = chosen.topk(kept, dim=1).indices  # [B, k]
             missing = ~allowed.gather(1, chosen)
             if self.shortage == "duplicate":
@@ -124,7 +124,7 @@ class HardNegativeInfoNCE(nn.Module):
         filtered = (false_negative.sum() / (~known).sum().clamp(min=1)).item()
         return self._cross_entropy(positive_scores, negative_scores, temperature, filtered, duplicates)
 
-    def _released(self, embeddings, query, positive, negatives, temperature) -> LossOutput:
+    def _released(self, embeddings, query, positive, negatives, temperature, seed) -> LossOutput:
         """The arithmetic of UniME's `loss.py`: only the diagonal is masked, and shortages are met with what is not."""
         scores = embeddings[query] @ embeddings[positive].T  # [B, B]
         positive_scores = scores.diagonal()[:, None]  # [B, 1]
@@ -142,10 +142,9 @@ class HardNegativeInfoNCE(nn.Module):
         base = positive_scores if self.threshold == "relative" else 0.0
         return scores > base + self.false_negative_margin
 
-    def _preference(self, scores, query, positive):
+    def _preference(self, scores, seed):
         if self.selection == "random":
-            seed = int((query * 7919 + positive * 104_729).sum()) % 2**31
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator().manual_seed(seed % 2**63)
             return torch.rand(scores.shape, generator=generator).to(scores)
         return -scores if self.selection == "easy" else scores
 

@@ -1,7 +1,9 @@
 """What all stages share: metrics averaged into the logs, and schedules whose decay is a share of all steps."""
 
+import math
 import time
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 
 from PIL import Image
 from transformers import Trainer, TrainingArguments
@@ -53,6 +55,22 @@ class MeteredTrainer(Trainer):
         self._since = self._since or time.perf_counter()  # the first batch is asked for
         return super().get_batch_samples(*args, **kwargs)
 
+    def evaluate(self, *args, **kwargs):
+        with self._clock_stopped():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs):
+        with self._clock_stopped():
+            return super()._save_checkpoint(*args, **kwargs)
+
+    @contextmanager
+    def _clock_stopped(self):
+        """Leaves the time of the body out of items and tokens per second."""
+        start = time.perf_counter()
+        yield
+        if self._since is not None:
+            self._since += time.perf_counter() - start
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if self.args.should_save:
@@ -67,7 +85,8 @@ class MeteredTrainer(Trainer):
         measured = next((key for key in logs if key.endswith("_runtime") and key != "train_runtime"), None)
         mode, prefix = ("eval", measured.removesuffix("runtime")) if measured else ("train", "")
         for name, values in self._metrics[mode].items():
-            logs[prefix + name] = sum(values) / len(values)
+            told = [value for value in values if not math.isnan(value)]  # a step may have no negative to tell of
+            logs[prefix + name] = sum(told) / len(told) if told else float("nan")
         self._metrics[mode].clear()
         if mode == "train" and self._since is not None and self._processed:
             seconds = time.perf_counter() - self._since

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from ..data.schema import Example, to_example
@@ -153,7 +154,10 @@ class RerankerTrainer(MeteredTrainer):
                     loss = self._chunk_loss(model, chunk, "train") / self.current_gradient_accumulation_steps
                 self.backward(loss, last)
             total = total + loss.detach()
-        if not torch.isfinite(total):
+        finite = torch.isfinite(total).long()
+        if dist.is_initialized():  # all ranks stop, or none
+            dist.all_reduce(finite, dist.ReduceOp.MIN)
+        if not finite:
             raise ValueError(f"the loss is {total.item()} after step {self.state.global_step}.")
         return total
 

@@ -3,10 +3,11 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from ..data.readers import read_judged
 from .adapters import find_targets
@@ -74,6 +75,32 @@ def hold_out(rows: Dataset, count: int) -> tuple[Dataset, Dataset | None]:
     return rows.select(train), rows.select(held)
 
 
+def check_processes(world_size: int):
+    """Refuses a launch in which processes do not know of each other: each would train on all the rows.
+
+    DeepSpeed without an accelerator does that.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if world_size != launched:
+        raise ValueError(
+            f"{launched} processes were launched, and each sees {world_size}. Without an accelerator, train under DDP "
+            "(use_cpu: true, ddp_backend: gloo)."
+        )
+
+
+def check_quantized(options):
+    """Refuses what cannot be trained, or merged exactly, over quantised weights."""
+    if not options.use_peft:
+        raise ValueError("quantised weights do not train; add an adapter with use_peft: true (QLoRA).")
+    if is_deepspeed_zero3_enabled():
+        raise ValueError("QLoRA does not go with ZeRO-3, which would share out packed bits; use multi_gpu.yaml.")
+    if (Path(options.model_name_or_path) / "adapter_config.json").exists():
+        raise ValueError(
+            f"{options.model_name_or_path} is an adapter, which merged into quantised weights would be rounded; merge "
+            "it first: unime merge ADAPTER OUT."
+        )
+
+
 def run_command(trainer_class, config_class, read_rows, arguments=None, reranker: bool = False):
     """Reads a recipe and the command line, trains, and saves model, processor and remote code to `output_dir`.
 
@@ -87,25 +114,20 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
 
     parser = TrlParser((StageArguments, config_class, ModelConfig))
     stage, args, options = parser.parse_args_and_config(arguments)
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if args.world_size != launched:  # with DeepSpeed and no accelerator, each would train on all the rows
-        raise ValueError(
-            f"{launched} processes were launched, and each sees {args.world_size}. Without an accelerator, train "
-            "under DDP (use_cpu: true, ddp_backend: gloo)."
-        )
+    check_processes(args.world_size)
     source = {
         "path": options.model_name_or_path, "preset": stage.preset, "reranker": reranker, "dtype": options.dtype,
         "attn_implementation": options.attn_implementation, "revision": options.model_revision,
     }  # fmt: skip
     quantization = "nf4" if options.load_in_4bit else "int8" if options.load_in_8bit else None
-    if quantization and not options.use_peft:
-        raise ValueError("quantised weights do not train; add an adapter with use_peft: true (QLoRA).")
+    if quantization:
+        check_quantized(options)
+    train, held = hold_out(read_rows(stage, args), stage.holdout)
     model = load_model(**source, quantization=quantization)
     peft_config = get_peft_config(options)
     if peft_config is not None:
         peft_config.task_type = None  # an embedder is none of PEFT's tasks
         peft_config.target_modules = find_targets(model, options.lora_target_modules, stage.lora_components)
-    train, held = hold_out(read_rows(stage, args), stage.holdout)
     trainer = trainer_class(model, args, train_dataset=train, eval_dataset=held, peft_config=peft_config)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save_whole(trainer, source)
