@@ -153,7 +153,8 @@ def test_two_processes_without_a_gpu_train_as_the_docs_say(backbone, world, tmp_
         "per_device_train_batch_size": 4, "bf16": False, "warmup_steps": 0, "use_peft": True, "lora_r": 2,
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
+    command += ["--rdzv-endpoint", "127.0.0.1:0"]  # any free port
     command += ["-m", "unime.trainers.contrastive", "--config", str(tmp_path / "recipe.yaml")]
     command += ["--use_cpu", "true", "--ddp_backend", "gloo"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
