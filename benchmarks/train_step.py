@@ -29,7 +29,7 @@ from unime.data.collators import EmbeddingCollator
 from unime.data.schema import Example, Item, to_dataset
 from unime.examples.backbone import build_config, build_tokenizer
 from unime.trainers.adapters import adapted, find_targets
-from unime.trainers.gradient_cache import cached_loss
+from unime.trainers.gradient_cache import cached_loss, without_adapter
 from unime.trainers.losses import HardNegativeInfoNCE
 from unime.trainers.stage import plain_attention
 
@@ -156,12 +156,12 @@ def their_step(repo: Path, case: str, rows, mini_batch: int, _):
 
 def floor_flops(model, rows) -> float:
     """FLOPs of one forward and backward over every distinct item alone."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     items, total = list(dict.fromkeys(item for row in rows for item in row)), 0
     inputs = [{key: part for key, part in zip(("text", "image"), item) if part} for item in items]
-    for entry in inner.processor.prepare(inputs):
+    processor = without_adapter(model).processor
+    for entry in processor.prepare(inputs):
         with FlopCounterMode(display=False) as counter:
-            model(**inner.processor.collate([entry])).embeddings.sum().backward()
+            model(**processor.collate([entry])).embeddings.sum().backward()
         total += counter.get_total_flops()
     model.zero_grad()
     return total

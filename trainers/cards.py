@@ -8,6 +8,8 @@ from pathlib import Path
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import TrainingArguments
 
+from .gradient_cache import without_adapter
+
 _KINDS = {  # model type -> pipeline tag, Auto class, use
     "unime": (
         "feature-extraction",
@@ -38,7 +40,7 @@ def write_card(trainer, folder):
         folder (`str` or `Path`): where the model lies.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    config = (model.get_base_model() if hasattr(model, "get_base_model") else model).config
+    config = without_adapter(model).config
     tag, auto, use = _KINDS[config.model_type]
     base = getattr(config, "backbone", None) or ""
     is_local = Path(base).exists()

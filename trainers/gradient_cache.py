@@ -61,9 +61,14 @@ class _Chunk:
             return self.encode()
 
 
+def without_adapter(model):
+    """The embedder or reranker inside an adapter, or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def vlm_of(model):
-    """The VLM inside an embedder, which may be wrapped in an adapter."""
-    return (model.get_base_model() if hasattr(model, "get_base_model") else model).vlm
+    """The VLM inside an embedder or reranker, which may be wrapped in an adapter."""
+    return without_adapter(model).vlm
 
 
 def frozen_vision(model):
