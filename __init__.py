@@ -94,7 +94,10 @@ class _RegisterAfterImport(importlib.abc.MetaPathFinder):
         if not matters or fullname in self.hooked:
             return None
         self.hooked.add(fullname)
-        spec = importlib.util.find_spec(fullname)
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self.hooked.discard(fullname)  # an import that failed may be tried again
         if spec is None:
             return None
         execute = spec.loader.exec_module

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, VideoFrame, load_frames, open_image
+from .prompts_unime import LISTWISE_INSTRUCTION, POINTWISE, strip_placeholders
 
 
 def plan_chunks(
@@ -114,6 +115,40 @@ def split_item(item, name: str = "item", num_frames: int = 8):
     return text, () if image is None else (image,)
 
 
+def judge_messages(
+    query, candidates, strategy: str = "pointwise", names=None, answer_format: str = "yes_no", num_frames: int = 8
+) -> list[dict]:
+    """The judge's user turn: instruction, `Query:`, the query, `Candidate:` or `Candidates:` and the candidates.
+
+    Images stand before the text of their item; placeholders are stripped from texts (2510.13515, released code).
+
+    Args:
+        query, candidates: items.
+        strategy (`str`): `"pointwise"` shows one candidate, `"listwise"` numbers several.
+        names (`list[str]`, *optional*): how errors call the candidates.
+        answer_format (`str`): `"yes_no"` or `"multiple_choice"`.
+        num_frames (`int`): most frames of a video.
+    """
+
+    def words(text):
+        return {"type": "text", "text": text}
+
+    def parts(item, item_name):
+        if is_chat(item):
+            raise TypeError(f"{item_name} is a chat; the judge reads texts, images, and dicts of both.")
+        text, images = split_item(item, item_name, num_frames)
+        text = strip_placeholders(text or "")
+        return [{"type": "image", "image": image} for image in images] + [words(text)] * bool(text)
+
+    listwise = strategy == "listwise"
+    content = [words(LISTWISE_INSTRUCTION if listwise else POINTWISE[answer_format].instruction), words("Query:")]
+    content += [*parts(query, "query"), words("Candidates:" if listwise else "Candidate:")]
+    for index, candidate in enumerate(candidates):
+        content += [words(f"({index + 1}) ")] * listwise
+        content += parts(candidate, names[index] if names else f"candidate {index}")
+    return [{"role": "user", "content": content}]
+
+
 def read_frames(video, name: str, num_frames: int) -> tuple[Image.Image, ...]:
     try:
         return tuple(load_frames(video, num_frames))
@@ -154,4 +189,13 @@ def item_key(item, max_pixels: int = MAX_IMAGE_PIXELS, name: str = "item") -> st
     return digest.hexdigest()
 
 
-__all__ = ["PreparedItem", "is_chat", "is_image", "item_key", "plan_chunks", "read_frames", "split_item"]
+__all__ = [
+    "PreparedItem",
+    "is_chat",
+    "is_image",
+    "item_key",
+    "judge_messages",
+    "plan_chunks",
+    "read_frames",
+    "split_item",
+]

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .items_unime import is_chat, item_key
-from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, PRESETS, find_preset, one_of
+from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, POINTWISE, PRESETS, find_preset, one_of
 from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
 
@@ -287,11 +287,10 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             float32 tensor `[len(candidates)]` in [0, 1].
         """
         _check_candidates(candidates)
-        if answer_format not in ("yes_no", "multiple_choice"):
-            raise ValueError(f"answer_format must be 'yes_no' or 'multiple_choice', got {answer_format!r}.")
+        one_of("answer_format", answer_format, *POINTWISE)
         if not candidates:
             return torch.empty(0)
-        answers = self._answers(("Yes", "No") if answer_format == "yes_no" else ("A", "B"), sum_variants)
+        answers = self._answers(POINTWISE[answer_format][1:], sum_variants)
         names = [f"candidate {i}" for i in range(len(candidates))]
         messages = [
             self.processor.rerank_messages(query, [candidate], "pointwise", [name], answer_format)

@@ -17,13 +17,10 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
-from .items_unime import PreparedItem, is_chat, is_image, plan_chunks, read_frames, split_item
+from .items_unime import PreparedItem, is_chat, is_image, judge_messages, plan_chunks, read_frames, split_item
 from .native_unime import NativeProcessor, load_parts, load_saved_images
 from .prompts_unime import (
-    CHOICE_INSTRUCTION,
-    LISTWISE_INSTRUCTION,
     PLACEHOLDER,
-    POINTWISE_INSTRUCTION,
     PRESETS,
     Preset,
     Prompts,
@@ -263,32 +260,10 @@ class UniMEProcessor(ProcessorMixin):
         return self._template(turns), tuple(images)
 
     def rerank_messages(
-        self, query, candidates, strategy: str, names: list[str] | None = None, answer_format: str = "yes_no"
+        self, query, candidates, strategy: str, names=None, answer_format: str = "yes_no"
     ) -> list[dict]:
-        """The judge's user turn: instruction, `Query:`, the query, `Candidate:` or `Candidates:` and the candidates.
-
-        Images stand before the text of their item; placeholders are stripped from texts (2510.13515, released code).
-        `names` says how errors call the candidates; `answer_format` is `"yes_no"` or `"multiple_choice"`.
-        """
-
-        def words(text):
-            return {"type": "text", "text": text}
-
-        def parts(item, item_name):
-            if is_chat(item):
-                raise TypeError(f"{item_name} is a chat; the judge reads texts, images, and dicts of both.")
-            text, images = split_item(item, item_name, self.num_frames)
-            text = strip_placeholders(text or "")
-            return [{"type": "image", "image": image} for image in images] + [words(text)] * bool(text)
-
-        listwise = strategy == "listwise"
-        pointwise = POINTWISE_INSTRUCTION if answer_format == "yes_no" else CHOICE_INSTRUCTION
-        content = [words(LISTWISE_INSTRUCTION if listwise else pointwise), words("Query:")]
-        content += [*parts(query, "query"), words("Candidates:" if listwise else "Candidate:")]
-        for index, candidate in enumerate(candidates):
-            content += [words(f"({index + 1}) ")] * listwise
-            content += parts(candidate, names[index] if names else f"candidate {index}")
-        return [{"role": "user", "content": content}]
+        """[`~unime.items_unime.judge_messages`] with this processor's number of frames."""
+        return judge_messages(query, candidates, strategy, names, answer_format, self.num_frames)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an assistant's turn, up to the token that ends it, as they follow the generation prompt."""

@@ -18,6 +18,20 @@ CHOICE_INSTRUCTION = (
     "A. Yes, the candidate fully matches the query.\n"
     "B. No, the candidate does not match or only partially matches.\n"
 )
+
+
+class Judgement(NamedTuple):
+    """A way to ask about one candidate: the instruction, and what is answered if it meets the query, or does not."""
+
+    instruction: str
+    yes: str
+    no: str
+
+
+POINTWISE = {
+    "yes_no": Judgement(POINTWISE_INSTRUCTION, "Yes", "No"),
+    "multiple_choice": Judgement(CHOICE_INSTRUCTION, "A", "B"),
+}
 LISTWISE_INSTRUCTION = (
     "I will provide you with a query followed by multiple candidates in the format: (1) cand1 (2) cand2, etc. Each "
     "candidate is independent of the others. Evaluate each candidate against the query, and respond with the number "

@@ -17,8 +17,16 @@ EXTRAS = {
     "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
     "eval": ["evaluate>=0.4.6", "scikit-learn>=1.5", "matplotlib>=3.9"],
     "video": ["av>=12"],
-    "mining": ["faiss-cpu>=1.9"],
-    "test": ["av>=12", "bitsandbytes>=0.50", "sentence-transformers>=6.2", "pytest>=8", "hypothesis>=6", "ruff>=0.14"],
+    "mining": ["faiss-cpu>=1.9", "matplotlib>=3.9"],
+    "test": [
+        "av>=12",
+        "bitsandbytes>=0.50",
+        "faiss-cpu>=1.9",
+        "sentence-transformers>=6.2",
+        "pytest>=8",
+        "hypothesis>=6",
+        "ruff>=0.14",
+    ],
 }
 
 setup(
@@ -37,7 +45,7 @@ setup(
         "unime.examples": "examples",
     },
     packages=["unime", "unime.data", "unime.trainers", "unime.eval", "unime.examples"],
-    entry_points={"console_scripts": ["unime = unime.checkpoints:main"]},
+    entry_points={"console_scripts": ["unime = unime.cli:main"]},
     cmdclass={"build_py": BuildPackage},
     package_data={"unime": ["recipes/*/*.yaml", "accelerate_configs/*.yaml"]},
     install_requires=[
@@ -49,6 +57,8 @@ setup(
         "peft>=0.18",
         "pillow>=10",
         "numpy>=1.26",
+        "pyyaml>=6",
+        "requests>=2.31",
         "safetensors>=0.4.3",
     ],
     extras_require={**EXTRAS, "all": sorted({requirement for extra in EXTRAS.values() for requirement in extra})},

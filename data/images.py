@@ -3,11 +3,11 @@
 from pathlib import Path
 
 
-def resolve_image(root: Path, name: str) -> str:
+def resolve_image(root: Path, name: str, must_exist: bool = True) -> str:
     """The path of an image that a data file names relative to `root`; an empty name stays empty.
 
     Raises:
-        ValueError: the path leaves `root` (also through a symbolic link), or no such file exists.
+        ValueError: the path leaves `root` (also through a symbolic link), or `must_exist` and there is no such file.
     """
     if not name:
         return ""
@@ -15,6 +15,6 @@ def resolve_image(root: Path, name: str) -> str:
     path = (root / name).resolve()
     if not path.is_relative_to(root):
         raise ValueError(f"image path {name!r} leaves the image root {str(root)!r}.")
-    if not path.is_file():
+    if must_exist and not path.is_file():
         raise ValueError(f"image {name!r} does not exist under {str(root)!r}.")
     return str(path)

@@ -1,8 +1,15 @@
-"""Readers: a public layout in, `Example` rows or evaluation tasks out; nothing downstream knows a source format."""
+"""Readers: a public layout in, `Example` rows out; nothing downstream knows a source format.
 
+A reader stops at the first bad row, or, given [`Findings`], leaves bad rows out and keeps them there with the reason.
+"""
+
+import csv
 import json
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow.parquet as pq
 from datasets import Dataset
@@ -11,7 +18,14 @@ from .images import resolve_image
 from .schema import Example, Item, to_dataset
 
 PLACEHOLDER = "<|image_1|>"
-_MMEB_TRAIN = ["qry", "qry_image_path", "pos_text", "pos_image_path"]
+HUB = "hf://datasets/"
+_MMEB_TRAIN = {  # column -> other spellings of it in public files
+    "qry": ("qry_text",),
+    "qry_image_path": ("qry_img_path",),
+    "pos_text": ("tgt_text",),
+    "pos_image_path": ("pos_img_path", "tgt_img_path"),
+}
+_MMEB_NEGATIVE = {"neg_text": (), "neg_image_path": ("neg_img_path",)}
 _JUDGED = (
     "query_text",
     "query_image",
@@ -23,106 +37,134 @@ _JUDGED = (
 )
 
 
-@dataclass
-class Task:
-    """One evaluation data set: queries, each with its own candidates, of which those in `relevant` are right.
+class Problem(NamedTuple):
+    """A row that cannot be used: where it stands, and why."""
 
-    `candidates[i]` holds indices into `corpus`, and `relevant[i]` positions within `candidates[i]`.
+    where: str
+    reason: str
+
+
+@dataclass
+class Findings:
+    """What a reader meets on its way, instead of an error at the first bad row.
+
+    Args:
+        images_must_exist (`bool`): whether a row with a missing image is bad, or only counted.
+        problems (`list[Problem]`): bad rows, which are left out.
+        notes (`Counter`): what was mended, such as image placeholders in texts without an image.
     """
 
-    name: str
-    kind: str
-    queries: list[Item]
-    corpus: list[Item]
-    candidates: list[list[int]]
-    relevant: list[list[int]]
+    images_must_exist: bool = True
+    problems: list[Problem] = field(default_factory=list)
+    notes: Counter = field(default_factory=Counter)
 
 
-def _read_columns(path: Path, names: list[str]) -> list[dict]:
-    table = pq.read_table(path)
-    missing = [name for name in names if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {missing}; it has {table.column_names}.")
-    return table.select(names).to_pylist()
+class Located(NamedTuple):
+    """A raw row, its data set, and where it stands."""
+
+    where: str
+    dataset: str
+    row: dict
 
 
-def _item(text: str | None, image: str | None, root: Path, path: Path, row: int) -> Item:
+def _examples(
+    source: Iterable[Located], parse: Callable[[Located, Path, Findings], Example], root, found: Findings | None
+) -> Iterator[Example]:
+    """Parses rows; a bad one is an error, or, given findings, one of them."""
+    root, noted = Path(root), found or Findings()
+    for located in source:
+        try:
+            yield parse(located, root, noted)
+        except ValueError as error:
+            if found is None:
+                raise ValueError(f"{located.where}: {error}") from error
+            found.problems.append(Problem(located.where, str(error)))
+
+
+def item_of(text: str | None, image: str | None, root: Path, found: Findings | None = None) -> Item:
     """An item of a data file; a placeholder without an image is a known oddity of MMEB and is dropped."""
-    try:
-        image = resolve_image(root, image or "")
-        text = text or ""
-        return Item(text if image else text.replace(PLACEHOLDER + "\n", "").replace(PLACEHOLDER, ""), image)
-    except ValueError as error:
-        raise ValueError(f"{path}, row {row}: {error}") from error
+    found = found or Findings()
+    image = resolve_image(root, image or "", must_exist=found.images_must_exist)
+    text = text or ""
+    if not image and PLACEHOLDER in text:
+        text = text.replace(PLACEHOLDER + "\n", "").replace(PLACEHOLDER, "")
+        found.notes["image placeholders dropped from texts without an image"] += 1
+    return Item(text, image)
 
 
-def _pair(row: dict, root: Path, path: Path, number: int) -> tuple[Item, Item]:
-    """Query and positive of a row of MMEB-train."""
-    query = _item(row["qry"], row["qry_image_path"], root, path, number)
-    return query, _item(row["pos_text"], row["pos_image_path"], root, path, number)
+def _require(row: dict, names: Iterable[str]):
+    if missing := [name for name in names if name not in row]:
+        raise ValueError(f"lacks {missing}.")
 
 
+def _limited(rows: Iterable[Located], limit: int | None) -> Iterator[Located]:
+    """At most `limit` rows of each data set."""
+    counts = Counter()
+    for located in rows:
+        counts[located.dataset] += 1
+        if limit is None or counts[located.dataset] <= limit:
+            yield located
+
+
+# MMEB
 def read_mmeb_train(
-    root, subsets: list[str] | None = None, split: str = "original", image_root=None, limit: int | None = None
-) -> Dataset:
+    root, subsets: list[str] | None = None, split: str = "original", image_root=None, limit: int | None = None,
+    found: Findings | None = None,
+) -> Dataset:  # fmt: skip
     """Reads TIGER-Lab/MMEB-train's layout: `<root>/<subset>/<split>-*.parquet`, images relative to `image_root`.
 
     Args:
-        root (`str` or `Path`): folder with one folder a subset.
+        root (`str` or `Path`): folder with one folder a subset, or `hf://datasets/TIGER-Lab/MMEB-train`.
         subsets (`list[str]`, *optional*): all that are there by default.
         split (`str`): `"original"` or `"diverse_instruction"`.
         image_root (`str` or `Path`, *optional*): where image paths start; `root` by default.
         limit (`int`, *optional*): at most that many rows of each subset (the papers take 50,000).
+        found ([`Findings`], *optional*): takes bad rows, which end the reading otherwise.
 
     Returns:
-        `datasets.Dataset` with the columns of [`~unime.data.schema.Example`].
+        `datasets.Dataset` with the columns of [`~unime.data.schema.Example`]; `negatives` where the file names one.
 
     Raises:
         ValueError: a subset, column or image is missing, or a row is empty; the message names file and row.
     """
-    root = Path(root)
-    image_root = Path(image_root or root)
+    patterns = [f"{subset}/{split}-*.parquet" for subset in subsets or ["*"]]
+    root = local_path(root, patterns)
     subsets = subsets or sorted(folder.name for folder in root.iterdir() if any(folder.glob(f"{split}-*.parquet")))
     if not subsets:
         raise ValueError(f"{root} holds no <subset>/{split}-*.parquet; is it the right folder and split?")
-    examples = []
-    for subset in subsets:
-        rows = 0
-        for path in _parquet_files(root / subset, split):
-            for number, row in enumerate(_read_columns(path, _MMEB_TRAIN)):
-                if limit is not None and rows == limit:
-                    break
-                query, positive = _pair(row, image_root, path, number)
-                examples.append(Example(query, positive, dataset=subset))
-                rows += 1
-    return to_dataset(examples)
+
+    def rows():
+        for subset in subsets:
+            for path in parquet_files(root / subset, split):
+                yield from _mmeb_rows(path, subset)
+
+    return to_dataset(_examples(_limited(rows(), limit), _parse_mmeb, image_root or root, found))
 
 
-def read_mmeb_eval(root, name: str, kind: str, image_root=None) -> Task:
-    """Reads one data set of the layout of `TIGER-Lab/MMEB-eval`: `<root>/<name>/test-*.parquet`, target first.
-
-    Candidates equal to the target are dropped, so that the target is the only right answer.
-
-    Raises:
-        ValueError: a column or image is missing, or lists differ in length; the message names file and row.
-    """
-    root, names = Path(root), ["qry_text", "qry_img_path", "tgt_text", "tgt_img_path"]
-    image_root, index = Path(image_root or root), {}
-    task = Task(name, kind, [], [], [], [])
-    for path in _parquet_files(root / name, "test"):
-        for number, row in enumerate(_read_columns(path, names)):
-            texts, images = row["tgt_text"], row["tgt_img_path"]
-            if len(texts) != len(images) or not texts:
-                raise ValueError(f"{path}, row {number}: {len(texts)} target texts for {len(images)} target images.")
-            items = dict.fromkeys(_item(text, image, image_root, path, number) for text, image in zip(texts, images))
-            task.queries.append(_item(row["qry_text"], row["qry_img_path"], image_root, path, number))
-            task.candidates.append([index.setdefault(item, len(index)) for item in items])
-            task.relevant.append([0])
-    task.corpus = list(index)
-    return task
+def _mmeb_rows(path: Path, subset: str) -> Iterator[Located]:
+    columns = pq.read_schema(path).names
+    named = all(any(name in columns for name in (key, *others)) for key, others in _MMEB_NEGATIVE.items())
+    for number, row in parquet_rows(path, _MMEB_TRAIN | (_MMEB_NEGATIVE if named else {})):
+        yield Located(f"{path}, row {number}", subset, row)
 
 
-def read_clusters(root, image_root=None, subsets: list[str] | None = None, limit: int | None = None) -> Dataset:
+def _pair(row: dict, root: Path, found: Findings) -> tuple[Item, Item]:
+    """Query and positive of a row of MMEB-train."""
+    _require(row, _MMEB_TRAIN)
+    query = item_of(row["qry"], row["qry_image_path"], root, found)
+    return query, item_of(row["pos_text"], row["pos_image_path"], root, found)
+
+
+def _parse_mmeb(located: Located, root: Path, found: Findings) -> Example:
+    row = located.row
+    named = row.get("neg_image_path") or (row.get("neg_text") or "").replace(PLACEHOLDER, "").strip()
+    negatives = [item_of(row["neg_text"], row["neg_image_path"], root, found)] if named else []
+    return Example(*_pair(row, root, found), negatives, dataset=located.dataset)
+
+
+def read_clusters(
+    root, image_root=None, subsets: list[str] | None = None, limit: int | None = None, found: Findings | None = None
+) -> Dataset:
     """Reads SaHa's clusters: `<root>/<subset>_hard_negatives.json`, rows of MMEB-train with whole rows as negatives.
 
     Args:
@@ -130,6 +172,7 @@ def read_clusters(root, image_root=None, subsets: list[str] | None = None, limit
         image_root (`str` or `Path`, *optional*): where image paths start; `root` by default.
         subsets (`list[str]`, *optional*): which data sets; all by default.
         limit (`int`, *optional*): at most that many clusters of each.
+        found ([`Findings`], *optional*): takes bad rows, which end the reading otherwise.
 
     Returns:
         `datasets.Dataset` with the columns of [`~unime.data.schema.Example`], `negative_queries` among them.
@@ -137,27 +180,24 @@ def read_clusters(root, image_root=None, subsets: list[str] | None = None, limit
     Raises:
         ValueError: there is no such file, a key or image is missing; the message names file and row.
     """
-    root = Path(root)
-    image_root, suffix = Path(image_root or root), "_hard_negatives.json"
+    root, suffix = Path(root), "_hard_negatives.json"
     subsets = subsets or sorted(path.name.removesuffix(suffix) for path in root.glob(f"*{suffix}"))
     if not subsets:
         raise ValueError(f"{root} holds no <subset>{suffix}.")
-    examples = []
-    for subset in subsets:
-        path = root / f"{subset}{suffix}"
-        for number, row in enumerate(json.loads(path.read_text(encoding="utf-8"))[:limit]):
-            pairs = []
-            for member in (row, *row.get("neg_samples", ())):
-                if missing := [name for name in _MMEB_TRAIN if name not in member]:
-                    raise ValueError(f"{path}, row {number}: lacks {missing}.")
-                pairs.append(_pair(member, image_root, path, number))
-            (query, positive), *others = pairs
-            queries, negatives = [pair[0] for pair in others], [pair[1] for pair in others]
-            examples.append(Example(query, positive, negatives, dataset=subset, negative_queries=queries))
-    return to_dataset(examples)
+    rows = (row for subset in subsets for row in _json_list(root / f"{subset}{suffix}", subset))
+    return to_dataset(_examples(_limited(rows, limit), _parse_cluster, image_root or root, found))
 
 
-def read_text_pairs(path, limit: int | None = None) -> Dataset:
+def _parse_cluster(located: Located, root: Path, found: Findings) -> Example:
+    (query, positive), *others = (
+        _pair(member, root, found) for member in (located.row, *located.row.get("neg_samples", ()))
+    )
+    queries, negatives = [pair[0] for pair in others], [pair[1] for pair in others]
+    return Example(query, positive, negatives, dataset=located.dataset, negative_queries=queries)
+
+
+# sentence pairs
+def read_text_pairs(path, limit: int | None = None, found: Findings | None = None) -> Dataset:
     """Reads sentence pairs: CSV, JSON lines or Parquet with the columns `sent0`, `sent1` and, if any, `hard_neg`.
 
     This is the layout of SimCSE's `nli_for_simcse.csv`, on which UniME's first stage trains.
@@ -165,6 +205,7 @@ def read_text_pairs(path, limit: int | None = None) -> Dataset:
     Args:
         path (`str` or `Path`): the file.
         limit (`int`, *optional*): at most that many rows.
+        found ([`Findings`], *optional*): takes bad rows, which end the reading otherwise.
 
     Returns:
         `datasets.Dataset` with the columns of [`~unime.data.schema.Example`]; `sent0` is the query.
@@ -172,37 +213,34 @@ def read_text_pairs(path, limit: int | None = None) -> Dataset:
     Raises:
         ValueError: the kind of file is unknown, a column is missing, or a sentence is empty; it names file and row.
     """
-    path = Path(path)
-    loaders = {".csv": Dataset.from_csv, ".jsonl": Dataset.from_json, ".parquet": Dataset.from_parquet}
-    if path.suffix not in loaders:
-        raise ValueError(f"{path}: text pairs are read from {', '.join(loaders)} files.")
-    rows = loaders[path.suffix](str(path), keep_in_memory=True)
-    missing = [name for name in ("sent0", "sent1") if name not in rows.column_names]
-    if missing:
-        raise ValueError(f"{path} lacks the columns {missing}; it has {rows.column_names}.")
-    examples = []
-    for number, row in enumerate(rows.select(range(min(limit or len(rows), len(rows))))):
-        try:
-            negatives = [Item(row["hard_neg"])] if row.get("hard_neg") else []
-            examples.append(Example(Item(row["sent0"] or ""), Item(row["sent1"] or ""), negatives, dataset=path.stem))
-        except ValueError as error:
-            raise ValueError(f"{path}, row {number}: {error}") from error
-    if not examples:
-        raise ValueError(f"{path} holds no row.")
-    return to_dataset(examples)
+    path = local_path(path)
+    rows = _table_rows(path, path.stem)
+    return _not_empty(path, to_dataset(_examples(_limited(rows, limit), _parse_text_pair, path.parent, found)))
 
 
-def read_judged(path, image_root=None, subsets: list[str] | None = None, limit: int | None = None) -> Dataset:
+def _parse_text_pair(located: Located, root: Path, found: Findings) -> Example:
+    row = located.row
+    if missing := [name for name in ("sent0", "sent1") if name not in row]:
+        raise ValueError(f"lacks the columns {missing}; it has {list(row)}.")
+    negatives = [Item(row["hard_neg"])] if row.get("hard_neg") else []
+    return Example(Item(row["sent0"] or ""), Item(row["sent1"] or ""), negatives, dataset=located.dataset)
+
+
+# rows with mined negatives
+def read_judged(
+    path, image_root=None, subsets: list[str] | None = None, limit: int | None = None, found: Findings | None = None
+) -> Dataset:
     """Reads UniME-V2's training layout: a JSON list of rows with mined negatives and judge scores.
 
-    The data set of a row is the folder of its images (`images/<Subset>/Train/...`), of the query first, then of the
-    positive or a negative.
+    The data set of a row is what its key `dataset` says, which our own files have; else the folder of its images
+    (`images/<Subset>/Train/...`), of the query first, then of the positive or a negative.
 
     Args:
-        path (`str` or `Path`): the JSON file.
+        path (`str` or `Path`): the JSON file, or `hf://datasets/<owner>/<name>/<file>`.
         image_root (`str` or `Path`, *optional*): where image paths start; the file's folder by default.
         subsets (`list[str]`, *optional*): keep only rows of these data sets.
         limit (`int`, *optional*): at most that many rows of each.
+        found ([`Findings`], *optional*): takes bad rows, which end the reading otherwise.
 
     Returns:
         `datasets.Dataset` with the columns of [`~unime.data.schema.Example`].
@@ -211,65 +249,212 @@ def read_judged(path, image_root=None, subsets: list[str] | None = None, limit: 
         ValueError: the file is no such list, or a row lacks a key, has unequal numbers of negatives and scores, a
             score that is no number in [0, 1], or a missing image; the message names file and row.
     """
-    path = Path(path)
-    image_root = Path(image_root or path.parent)
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(rows, list):
-        raise ValueError(f"{path} is no list of rows.")
-    examples, counts = [], {}
-    for number, row in enumerate(rows):
-        missing = [name for name in _JUDGED if name not in row]
-        if missing:
-            raise ValueError(f"{path}, row {number}: lacks {missing}.")
-        negatives, scores = row["hard_negatives"], row["hard_negatives_scores"]
-        if len(negatives) != len(scores):
-            raise ValueError(f"{path}, row {number}: {len(negatives)} negatives for {len(scores)} scores.")
-        for score in (row["query_pos_scores"], *scores):
-            if not isinstance(score, (int, float)) or not 0 <= score <= 1:
-                raise ValueError(f"{path}, row {number}: the judge score {score!r} is no number in [0, 1].")
-        images = [row["query_image"], row["pos_image"], *(image for _, image in negatives)]
-        name = next((Path(image).parts[1] for image in images if image and len(Path(image).parts) > 2), "")
-        counts[name] = counts.get(name, 0) + 1
-        if (subsets and name not in subsets) or (limit is not None and counts[name] > limit):
-            continue
-        items = [(row["query_text"], row["query_image"]), (row["pos_text"], row["pos_image"]), *negatives]
-        query, positive, *others = (_item(text, image, image_root, path, number) for text, image in items)
-        examples.append(Example(query, positive, others, row["query_pos_scores"], scores, name))
-    if not examples:
-        raise ValueError(f"{path} holds no row{f' of {subsets}' if subsets else ''}.")
-    return to_dataset(examples)
+    path = local_path(path)
+    rows = (row._replace(dataset=_judged_dataset(row.row)) for row in _json_list(path))
+    rows = (row for row in rows if not subsets or row.dataset in subsets)
+    examples = _examples(_limited(rows, limit), _parse_judged, image_root or path.parent, found)
+    return _not_empty(path, to_dataset(examples), subsets)
 
 
-def read_sugarcrepe(root, image_root) -> list[Task]:
-    """Reads SugarCrepe's layout: `<root>/<subset>.json` with filename, caption, negative_caption."""
-    tasks = []
-    for path in sorted(Path(root).glob("*.json")):
-        index, task = {}, Task(path.stem, "Compositional", [], [], [], [])
-        for key, row in json.loads(path.read_text(encoding="utf-8")).items():
-            missing = [name for name in ("filename", "caption", "negative_caption") if name not in row]
-            if missing:
-                raise ValueError(f"{path}, row {key}: lacks {missing}.")
-            task.queries.append(_item("", row["filename"], Path(image_root), path, key))
-            captions = [Item(row["caption"]), Item(row["negative_caption"])]
-            task.candidates.append([index.setdefault(item, len(index)) for item in captions])
-            task.relevant.append([0])
-        task.corpus = list(index)
-        tasks.append(task)
-    if not tasks:
-        raise ValueError(f"{root} holds no SugarCrepe files (*.json).")
-    return tasks
+def _judged_dataset(row) -> str:
+    if not isinstance(row, dict) or "dataset" in row:
+        return row["dataset"] if isinstance(row, dict) else ""
+    pairs = row.get("hard_negatives") or []
+    images = [row.get("query_image"), row.get("pos_image"), *(pair[1] for pair in pairs if len(pair) == 2)]
+    return next((Path(image).parts[1] for image in images if image and len(Path(image).parts) > 2), "")
 
 
-def read_world_tasks(root) -> list[Task]:
-    """The evaluation tasks of a miniature world written by `unime.data.shapes`."""
-    root = Path(root)
-    kinds = json.loads((root / "world.json").read_text(encoding="utf-8"))["tasks"]
-    tasks = [read_mmeb_eval(root / "eval", name, kind, image_root=root) for name, kind in kinds.items()]
-    return tasks + read_sugarcrepe(root / "compositional", root / "images")
+def _parse_judged(located: Located, root: Path, found: Findings) -> Example:
+    row = located.row
+    _require(row, _JUDGED)
+    negatives, scores = row["hard_negatives"], row["hard_negatives_scores"]
+    if len(negatives) != len(scores):
+        raise ValueError(f"{len(negatives)} negatives for {len(scores)} scores.")
+    check_scores([row["query_pos_scores"], *scores])
+    if odd := [pair for pair in negatives if len(pair) != 2]:
+        raise ValueError(f"a negative is a pair of text and image, not {odd[0]!r}.")
+    items = [(row["query_text"], row["query_image"]), (row["pos_text"], row["pos_image"]), *negatives]
+    query, positive, *others = (item_of(text, image, root, found) for text, image in items)
+    return Example(query, positive, others, row["query_pos_scores"], scores, located.dataset)
 
 
-def _parquet_files(folder: Path, split: str) -> list[Path]:
+def check_scores(scores: Iterable):
+    """Raises `ValueError` unless all are numbers in [0, 1]."""
+    for score in scores:
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
+            raise ValueError(f"the judge score {score!r} is no number in [0, 1].")
+
+
+def read_rows(
+    path, image_root=None, subsets: list[str] | None = None, split: str = "original", limit: int | None = None,
+    found: Findings | None = None,
+) -> Dataset:  # fmt: skip
+    """Reads training rows of any layout, told apart by the file's kind and its columns.
+
+    - a folder of `<subset>/<split>-*.parquet` (MMEB-train) or of `<subset>_hard_negatives.json` (SaHa);
+    - a `.json` list (UniME-V2);
+    - `.jsonl`, `.parquet` or `.csv` with `sent0, sent1` (SimCSE), with the columns of MMEB-train, or with our own:
+      `query` and `positive`, each a text or `{"text", "image"}`, and where known `negatives`, `positive_score`,
+      `negative_scores` and `dataset`.
+
+    Args and errors are those of [`read_mmeb_train`]; `path` may be `hf://datasets/<owner>/<name>[/<file>]`.
+    """
+    if _is_folder(path):
+        path = local_path(path, [f"{subset}/{split}-*.parquet" for subset in subsets or ["*"]])
+        if any(path.glob("*_hard_negatives.json")):
+            return read_clusters(path, image_root, subsets, limit, found)
+        return read_mmeb_train(path, subsets, split, image_root, limit, found)
+    path = local_path(path)
+    if path.suffix == ".json":
+        return read_judged(path, image_root, subsets, limit, found)
+    rows = (row._replace(dataset=row.row.get("dataset") or row.dataset) for row in _table_rows(path, path.stem))
+    rows = (row for row in rows if not subsets or row.dataset in subsets)
+    examples = _examples(_limited(rows, limit), _parse_any, image_root or path.parent, found)
+    return _not_empty(path, to_dataset(examples), subsets)
+
+
+def _parse_any(located: Located, root: Path, found: Findings) -> Example:
+    row = located.row
+    if "query" in row:
+        return _parse_own(located, root, found)
+    if "sent0" in row:
+        return _parse_text_pair(located, root, found)
+    return _parse_mmeb(located._replace(row=_rename(row, _MMEB_TRAIN | _MMEB_NEGATIVE)), root, found)
+
+
+def _parse_own(located: Located, root: Path, found: Findings) -> Example:
+    row = located.row
+    _require(row, ("query", "positive"))
+
+    def item(value) -> Item:
+        if isinstance(value, str):
+            value = {"text": value}
+        if not isinstance(value, dict) or value.keys() - {"text", "image"}:
+            raise ValueError(f"an item is a text or has 'text' and 'image', got {value!r}.")
+        return item_of(value.get("text"), value.get("image"), root, found)
+
+    negatives, scores = row.get("negatives") or [], row.get("negative_scores") or []
+    if scores and len(negatives) != len(scores):
+        raise ValueError(f"{len(negatives)} negatives for {len(scores)} scores.")
+    positive_score = row.get("positive_score")
+    check_scores([*scores, *([] if positive_score is None else [positive_score])])
+    return Example(
+        item(row["query"]), item(row["positive"]), [item(negative) for negative in negatives], positive_score,
+        list(scores), located.dataset, [item(query) for query in row.get("negative_queries") or []],
+    )  # fmt: skip
+
+
+# files
+def local_path(path, patterns: list[str] | None = None) -> Path:
+    """A local path as it is; of `hf://datasets/<owner>/<name>[/<file>]`, the file or the matching part, downloaded."""
+    if not str(path).startswith(HUB):
+        if not Path(path).exists():
+            raise ValueError(f"{path} does not exist; a data set on the Hub is named {HUB}<owner>/<name>[/<file>].")
+        return Path(path)
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    owner, name, *file = str(path).removeprefix(HUB).split("/", 2)
+    if file:
+        return Path(hf_hub_download(f"{owner}/{name}", file[0], repo_type="dataset"))
+    return Path(snapshot_download(f"{owner}/{name}", repo_type="dataset", allow_patterns=patterns))
+
+
+def _is_folder(path) -> bool:
+    if str(path).startswith(HUB):
+        return str(path).removeprefix(HUB).count("/") == 1
+    return Path(path).is_dir()
+
+
+def parquet_files(folder: Path, split: str) -> list[Path]:
+    """The files of a split, in order."""
     paths = sorted(folder.glob(f"{split}-*.parquet"))
     if not paths:
         raise ValueError(f"{folder} holds no {split}-*.parquet.")
     return paths
+
+
+def parquet_rows(path: Path, names: dict[str, tuple[str, ...]] | None = None) -> Iterator[tuple[int, dict]]:
+    """Numbered rows of a file, read in batches; `names` are the columns wanted, with other spellings of each."""
+    with pq.ParquetFile(path) as file:
+        columns = file.schema_arrow.names
+        found = {
+            key: next((name for name in (key, *others) if name in columns), None)
+            for key, others in (names or dict.fromkeys(columns, ())).items()
+        }
+        if missing := [key for key, name in found.items() if name is None]:
+            raise ValueError(f"{path} lacks the columns {missing}; it has {columns}.")
+        number = 0
+        for batch in file.iter_batches(columns=list(found.values()), batch_size=4096):
+            for row in batch.to_pylist():
+                yield number, {key: row[name] for key, name in found.items()}
+                number += 1
+
+
+def _rename(row: dict, names: dict[str, tuple[str, ...]]) -> dict:
+    spellings = {spelling: key for key, others in names.items() for spelling in others}
+    return {spellings.get(name, name): value for name, value in row.items()}
+
+
+def _table_rows(path: Path, dataset: str) -> Iterator[Located]:
+    """Rows of a CSV, JSON lines or Parquet file."""
+    if path.suffix == ".parquet":
+        yield from (Located(f"{path}, row {number}", dataset, row) for number, row in parquet_rows(path))
+    elif path.suffix == ".jsonl":
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file):
+                if line.strip():
+                    yield Located(f"{path}, row {number} (line {number + 1})", dataset, _json(path, number, line))
+    elif path.suffix == ".csv":
+        with open(path, encoding="utf-8", newline="") as file:
+            reader, line = csv.DictReader(file), 2
+            for number, row in enumerate(reader):
+                yield Located(f"{path}, row {number} (line {line})", dataset, {k: v for k, v in row.items() if k})
+                line = reader.line_num + 1
+    else:
+        raise ValueError(f"{path}: rows are read from .csv, .jsonl, .parquet and .json files, and from folders.")
+
+
+def _json(path: Path, number: int, line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, row {number} (line {number + 1}): is no JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, row {number} (line {number + 1}): is no object but {str(row)[:60]!r}.")
+    return row
+
+
+def _json_list(path: Path, dataset: str = "") -> Iterator[Located]:
+    """Elements of a JSON list, one after the other, with the line on which each begins."""
+    text, decoder = path.read_text(encoding="utf-8"), json.JSONDecoder()
+    position = _skip(text, 0)
+    if text[position : position + 1] != "[":
+        raise ValueError(f"{path} is no list of rows.")
+    position, number, line, counted = _skip(text, position + 1), 0, 1, 0
+    while text[position : position + 1] != "]":
+        line, counted = line + text.count("\n", counted, position), position
+        where = f"{path}, row {number} (line {line})"
+        try:
+            row, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: the file is broken off or no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: is no object but {str(row)[:60]!r}.")
+        yield Located(where, dataset, row)
+        position, number = _skip(text, position), number + 1
+        if text[position : position + 1] == ",":
+            position = _skip(text, position + 1)
+        elif text[position : position + 1] != "]":
+            raise ValueError(f"{where}: the list is broken off after this row.")
+
+
+def _skip(text: str, position: int) -> int:
+    while text[position : position + 1].isspace():
+        position += 1
+    return position
+
+
+def _not_empty(path: Path, rows: Dataset, subsets=None) -> Dataset:
+    if not len(rows):
+        raise ValueError(f"{path} holds no row{f' of {subsets}' if subsets else ''}.")
+    return rows

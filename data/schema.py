@@ -1,8 +1,11 @@
 """The one row every reader yields and every stage eats, and how its columns are stored in a `datasets.Dataset`."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 
@@ -75,10 +78,17 @@ FEATURES = Features(
 )
 
 
-def to_dataset(examples) -> Dataset:
-    """Stores examples as a `datasets.Dataset` with the columns of `Example`."""
-    rows = [asdict(example) for example in examples]
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+def to_dataset(examples: Iterable[Example], block: int = 10_000) -> Dataset:
+    """Stores examples as a `datasets.Dataset` with the columns of `Example`, block by block."""
+    tables, rows = [], iter(examples)
+    while part := list(islice(rows, block)):
+        columns = {name: [getattr(example, name) for example in part] for name in FEATURES}
+        for name in ("query", "positive"):
+            columns[name] = [asdict(item) for item in columns[name]]
+        for name in ("negatives", "negative_queries"):
+            columns[name] = [[asdict(item) for item in items] for items in columns[name]]
+        tables.append(pa.table(columns, schema=FEATURES.arrow_schema))
+    return Dataset(pa.concat_tables(tables or [FEATURES.arrow_schema.empty_table()]))
 
 
 def to_example(row: dict) -> Example:

@@ -2,7 +2,8 @@
 
 Every shard is written whole or not at all, under a name that says which rows it holds; the manifest keeps the
 fingerprint of inputs and settings, so that a changed job is refused instead of mixed with old shards. Processes (of
-`accelerate launch`, on one machine or several with a shared disk) take shards in turn.
+`accelerate launch`, on one machine or several with a shared disk) take shards in turn. A row that fails twice is left
+out of the results and kept, with the reason, beside its shard.
 """
 
 import hashlib
@@ -16,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 MANIFEST = "manifest.json"
+FAILURES = (ValueError, OSError)  # what bad input and a server that does not answer raise; anything else ends the job
+HOPELESS = 16  # a shard of so many rows of which none succeeds ends the job: the fault is not in the rows
 
 
 def fingerprint(rows: Iterable[str]) -> str:
@@ -39,6 +42,9 @@ def run_stage(
 ):
     """Does the shards of a job that are not done yet.
 
+    Where `work` raises `ValueError` or `OSError`, the rows are halved until those that are to blame stand alone; each
+    of them is tried once more, and then recorded as failed.
+
     Args:
         out (`str` or `Path`): folder of the job.
         rows (`Sequence`): the inputs.
@@ -49,17 +55,15 @@ def run_stage(
         rank, world_size (`int`): this process does every `world_size`-th shard.
 
     Raises:
-        ValueError: the folder holds another job (the message says what differs), or `work` returned too few rows.
+        ValueError: the folder holds another job (the message says what differs), `work` returned too few rows, or
+            every row of a shard failed (the message gives the first reason).
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     manifest = {
         "rows": len(rows), "fingerprint": fingerprint(map(keys, rows)), "shard_size": shard_size, "settings": settings,
     }  # fmt: skip
-    if (out / MANIFEST).exists():
-        _refuse_another_job(out, json.loads((out / MANIFEST).read_text(encoding="utf-8")), manifest)
-    else:
-        _write(out / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
+    check_manifest(out / MANIFEST, manifest)
     starts = range(0, len(rows), shard_size)
     own = [start for number, start in enumerate(starts) if number % world_size == rank]
     todo = [start for start in own if not _shard(out, start).exists()]
@@ -67,21 +71,94 @@ def run_stage(
     total = sum(min(shard_size, len(rows) - start) for start in own)
     with tqdm(total=total, initial=done, desc=description, unit="row", disable=rank > 0) as bar:
         for start in todo:
-            part = rows[start : start + shard_size]
-            arrays = {name: np.ascontiguousarray(array) for name, array in work(part).items()}
-            short = {name: len(array) for name, array in arrays.items() if len(array) != len(part)}
-            if short:
-                raise ValueError(f"{description}: {short} results for {len(part)} rows from row {start} on.")
-            _write(_shard(out, start), lambda path, arrays=arrays: save_file(arrays, path))
+            part, errors = rows[start : start + shard_size], []
+            arrays = _collect(_survivors(part, start, work, keys, errors))
+            if not len(arrays["row"]) and len(part) >= HOPELESS:
+                raise ValueError(f"{description}: all {len(part)} rows from row {start} on failed; {errors[0]}")
+            if errors:  # before the shard, whose presence means that all is said
+                text = json.dumps(errors, indent=1, ensure_ascii=False)
+                write_whole(_errors(out, start), lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            write_whole(_shard(out, start), lambda path, arrays=arrays: save_file(arrays, path))
             bar.update(len(part))
 
 
 def read_stage(out) -> dict[str, np.ndarray]:
-    """The results of a finished job, in the order of its rows.
+    """The results of a finished job in the order of its rows; the array `row` numbers the rows that did not fail.
 
     Raises:
         ValueError: there is no job, or it is not finished; the message says how far it came.
     """
+    parts = [part for part in map(load_file, _shards(out)) if len(part) > 1 or len(part["row"])]
+    if not parts:
+        return {"row": np.zeros(0, np.int64)}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def read_errors(out) -> list[dict]:
+    """The failed rows of a finished job: `row`, its `key`, and the `reason`."""
+    found = (_errors(Path(out), _start(shard)) for shard in _shards(out))
+    return [error for path in found if path.exists() for error in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def check_manifest(path: Path, manifest: dict):
+    """Writes what a job is made from, or, where that was written before, makes sure that it is the same.
+
+    Raises:
+        ValueError: it is not; the message says what differs.
+    """
+    if not path.exists():
+        write_whole(path, lambda draft: draft.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    manifest = json.loads(json.dumps(manifest))  # as it would be read back
+    differs = [_difference(key, found.get(key), manifest[key]) for key in manifest if found.get(key) != manifest[key]]
+    if differs:
+        raise ValueError(f"{path} describes another job ({'; '.join(differs)}); choose another place or remove it.")
+
+
+def write_whole(path: Path, writer: Callable[[Path], object]):
+    """Lets `writer` write beside the file and moves the result into place: no reader ever sees half a file."""
+    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    writer(draft)
+    os.replace(draft, path)
+
+
+def _survivors(part, start: int, work, keys, errors: list[dict]) -> Iterable[dict]:
+    """Results of the rows that do not fail, in order, in as few calls of `work` as that takes."""
+    try:
+        yield _checked(part, start, work)
+        return
+    except FAILURES as error:
+        if len(part) > 1:
+            half = len(part) // 2
+            yield from _survivors(part[:half], start, work, keys, errors)
+            yield from _survivors(part[half:], start + half, work, keys, errors)
+            return
+        first = error
+    try:
+        yield _checked(part, start, work)
+    except FAILURES as error:
+        reason = str(error) if str(error) == str(first) else f"{first}; tried again: {error}"
+        errors.append({"row": start, "key": keys(part[0]), "reason": reason or repr(error)})
+
+
+def _checked(part, start: int, work) -> dict[str, np.ndarray]:
+    arrays = {name: np.ascontiguousarray(array) for name, array in work(part).items()}
+    short = {name: len(array) for name, array in arrays.items() if len(array) != len(part)}
+    if short:
+        raise RuntimeError(f"{short} results for {len(part)} rows from row {start} on.")
+    return {"row": np.arange(start, start + len(part)), **arrays}
+
+
+def _collect(parts: Iterable[dict]) -> dict[str, np.ndarray]:
+    parts = list(parts)
+    if not parts:
+        return {"row": np.zeros(0, np.int64)}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _shards(out) -> list[Path]:
+    """All shards of a finished job."""
     out = Path(out)
     if not (out / MANIFEST).exists():
         raise ValueError(f"{out} holds no job: it has no {MANIFEST}.")
@@ -92,22 +169,23 @@ def read_stage(out) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{out} is not finished: {len(missing)} of {len(shards)} shards are missing; run the job again."
         )
-    parts = [load_file(shard) for shard in shards]
-    return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else {})}
+    return shards
 
 
 def _shard(out: Path, start: int) -> Path:
     return out / f"rows-{start:09d}.safetensors"
 
 
-def _write(path: Path, writer):
-    """Writes beside the file and moves it into place, so that no reader ever sees half a file."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
-    writer(draft)
-    os.replace(draft, path)
+def _start(shard: Path) -> int:
+    return int(shard.stem.removeprefix("rows-"))
 
 
-def _refuse_another_job(out, found: dict, wanted: dict):
-    differs = [f"{key}: {found.get(key)} there, {wanted[key]} now" for key in wanted if found.get(key) != wanted[key]]
-    if differs:
-        raise ValueError(f"{out} holds another job ({'; '.join(differs)}); choose another folder or remove it.")
+def _errors(out: Path, start: int) -> Path:
+    return _shard(out, start).with_suffix(".errors.json")
+
+
+def _difference(name: str, found, wanted) -> str:
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
+        return "; ".join(_difference(f"{name}.{key}", found.get(key), wanted.get(key)) for key in keys)
+    return f"{name}: {found} there, {wanted} now"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..data.readers import Task, read_world_tasks
+from ..data.tasks import Task, read_world_tasks
 from .metrics import ranks, recall_at
 
 

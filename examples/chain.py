@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 
-from ..data.readers import read_mmeb_train, read_world_tasks
+from ..data.readers import read_mmeb_train
 from ..data.schema import Item, to_example
 from ..data.shapes import build
+from ..data.tasks import read_world_tasks
 from ..eval.metrics import ranks, recall_at
 from ..eval.runner import evaluate, summarize
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM

@@ -19,8 +19,9 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from ..data.readers import PLACEHOLDER, read_mmeb_train, read_world_tasks
+from ..data.readers import PLACEHOLDER, read_mmeb_train
 from ..data.shapes import build
+from ..data.tasks import read_world_tasks
 from ..eval.figures import similarity_matrix
 from ..eval.runner import evaluate, print_table, summarize
 from ..modeling_unime import UniMEModel

@@ -14,16 +14,10 @@ from PIL import Image
 
 from unime.data.collators import EmbeddingCollator
 from unime.data.images import resolve_image
-from unime.data.readers import (
-    read_clusters,
-    read_judged,
-    read_mmeb_eval,
-    read_mmeb_train,
-    read_sugarcrepe,
-    read_world_tasks,
-)
+from unime.data.readers import read_clusters, read_judged, read_mmeb_train
 from unime.data.samplers import HomogeneousSampler
 from unime.data.schema import FEATURES, Example, Item, to_dataset, to_example
+from unime.data.tasks import read_mmeb_eval, read_sugarcrepe, read_world_tasks
 
 
 def test_rows_survive_storage():
@@ -207,7 +201,7 @@ def test_every_member_of_a_cluster_is_an_anchor(embedder, tmp_path):
 
 def test_bad_clusters_are_named(tmp_path):
     write_clusters(tmp_path, [("q0", "", "p0", "")], [("q1", "", "p1", ""), ("q2", "", "p2")])
-    with pytest.raises(ValueError, match=r"A_hard_negatives.json, row 1: lacks \['pos_image_path'\]"):
+    with pytest.raises(ValueError, match=r"A_hard_negatives.json, row 1 \(line 1\): lacks \['pos_image_path'\]"):
         read_clusters(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no <subset>_hard_negatives.json"):
@@ -253,19 +247,19 @@ def test_judged_rows_keep_scores_and_name_their_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"hard_negatives_scores": [0.2]}, "row 1: 2 negatives for 1 scores"),
-        ({"query_pos_scores": 1.2}, r"row 1: the judge score 1.2 is no number in \[0, 1\]"),
-        ({"query_pos_scores": None}, "row 1: the judge score None"),
-        ({"pos_text": ""}, "row 1: an item needs a text"),
-        ({"query_image": "images/none.png"}, "row 1: image 'images/none.png' does not exist"),
-        ({"query_image": "../out.png"}, "row 1: image path '../out.png' leaves the image root"),
+        ({"hard_negatives_scores": [0.2]}, r"row 1 \(line 1\): 2 negatives for 1 scores"),
+        ({"query_pos_scores": 1.2}, r"row 1 \(line 1\): the judge score 1.2 is no number in \[0, 1\]"),
+        ({"query_pos_scores": None}, r"row 1 \(line 1\): the judge score None"),
+        ({"pos_text": ""}, r"row 1 \(line 1\): an item needs a text"),
+        ({"query_image": "images/none.png"}, r"row 1 \(line 1\): image 'images/none.png' does not exist"),
+        ({"query_image": "../out.png"}, r"row 1 \(line 1\): image path '../out.png' leaves the image root"),
     ],
 )
 def test_bad_judged_rows_are_named(tmp_path, change, message):
-    with pytest.raises(ValueError, match=f"rows.json, {message}"):
+    with pytest.raises(ValueError, match=rf"rows.json, {message}"):
         read_judged(judged_file(tmp_path, JUDGED, {**JUDGED, **change}))
     lacking = {key: value for key, value in JUDGED.items() if key != "pos_text"}
-    with pytest.raises(ValueError, match=r"rows.json, row 0: lacks \['pos_text'\]"):
+    with pytest.raises(ValueError, match=r"rows.json, row 0 \(line 1\): lacks \['pos_text'\]"):
         read_judged(judged_file(tmp_path, lacking))
 
 

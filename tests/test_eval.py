@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unime.data.readers import Task, read_world_tasks
 from unime.data.schema import Item
+from unime.data.tasks import Task, read_world_tasks
 from unime.eval.metrics import ranks, recall_at
 from unime.eval.runner import evaluate, score_task, summarize
 

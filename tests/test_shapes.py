@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from unime.data import scenes
-from unime.data.readers import read_mmeb_train, read_world_tasks
+from unime.data.readers import read_mmeb_train
 from unime.data.shapes import KINDS, Digits, build, main
+from unime.data.tasks import read_world_tasks
 
 
 def files(root):

@@ -1,0 +1,128 @@
+"""Embeddings of many items as a resumable stage, with any embedder, and what identifies a checkpoint."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import PartialState
+
+from ..checkpoints import local_folder, open_checkpoint
+from .schema import Item
+from .stages import read_stage, run_stage
+
+SAMPLES, SAMPLE = 64, 4096  # of a weight file, so many places of so many bytes are read
+_OTHER = ("README.md", "trainer_state.json", "all_results.json")  # files that do not change what a model computes
+_KINDS = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin")
+
+
+def checkpoint_fingerprint(source) -> str:
+    """Name and digest of a checkpoint: its small files, and samples of its weights, those of an adapter's base too.
+
+    Seconds for 15 GB; two trainings of one model differ in nearly every weight, so samples tell them apart.
+    """
+    folder = local_folder(source)
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(p for p in folder.iterdir() if p.suffix in _KINDS and p.name not in _OTHER):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}:".encode())
+        with open(path, "rb") as file:
+            if size <= SAMPLES * SAMPLE:
+                digest.update(file.read())
+                continue
+            for number in range(SAMPLES):
+                file.seek(number * (size - SAMPLE) // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE))
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and (base := json.loads(adapter.read_text())["base_model_name_or_path"]):
+        digest.update(checkpoint_fingerprint(base).encode())
+    return f"{Path(str(source)).name}@{digest.hexdigest()}"
+
+
+class Embedder:
+    """A UniME model or a sentence-transformers model, loaded when it is first needed.
+
+    Args:
+        source: folder or repository.
+        library (`str`): `"unime"` (which also opens stock VLMs and adapters) or `"sentence-transformers"`.
+        preset (`str`, *optional*): prompts, for a stock VLM.
+        dtype (`str`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
+        options: for the model's `encode_query` and `encode_document`.
+    """
+
+    def __init__(self, source, library: str = "unime", preset: str | None = None, dtype: str = "auto", **options):
+        if library not in ("unime", "sentence-transformers"):
+            raise ValueError(f"the library must be 'unime' or 'sentence-transformers', got {library!r}.")
+        self.source, self.library, self.preset, self.dtype, self.options = source, library, preset, dtype, options
+        self.model = None
+
+    def settings(self) -> dict:
+        """What decides an embedding."""
+        own = {"library": self.library, "preset": self.preset, "dtype": self.dtype, **self.options}
+        return {"model": checkpoint_fingerprint(self.source), **own}
+
+    def load(self):
+        if self.model is None and self.library == "unime":
+            self.model = open_checkpoint(self.source, self.preset, dtype=self.dtype).to(PartialState().device).eval()
+        elif self.model is None:
+            from sentence_transformers import SentenceTransformer
+
+            options = {"dtype": self.dtype}
+            self.model = SentenceTransformer(str(self.source), device=str(PartialState().device), model_kwargs=options)
+        return self.model
+
+    def encode(self, items: Sequence[Item], role: str) -> np.ndarray:
+        """Embeddings `[N, D]` in float32; `role` is `"query"` or `"document"`."""
+        inputs = [item.as_input() for item in items]
+        if self.library == "unime":
+            return self.load().encode(inputs, role=role, show_progress=False, **self.options).numpy()
+        inputs = [entry if "image" in entry else entry["text"] for entry in inputs]
+        encode = self.load().encode_query if role == "query" else self.load().encode_document
+        with torch.inference_mode():
+            found = encode(inputs, normalize_embeddings=True, show_progress_bar=False, **self.options)
+        return np.asarray(found, dtype=np.float32)
+
+
+def embed(
+    out, items: Sequence[Item], embedder: Embedder, role: str, image_root=None, shard_size: int = 1024
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embeds items as a stage (see [`~unime.data.stages.run_stage`]) split over the processes of a launch.
+
+    Args:
+        out: folder of the stage.
+        items (`Sequence[Item]`): distinct items.
+        embedder ([`Embedder`]).
+        role (`str`): `"query"` or `"document"`.
+        image_root (*optional*): paths below it identify images, so that the data may be moved.
+        shard_size (`int`, defaults to 1024).
+
+    Returns:
+        row numbers `[n]` of the items that could be embedded, and their embeddings `[n, D]` in float32.
+    """
+    state = PartialState()
+    run_stage(
+        out, items, lambda part: {"embeddings": embedder.encode(part, role)}, {"role": role, **embedder.settings()},
+        keys=lambda item: item_name(item, image_root), shard_size=shard_size, rank=state.process_index,
+        world_size=state.num_processes, description=f"Embedding {Path(out).name}",
+    )  # fmt: skip
+    state.wait_for_everyone()
+    found = read_stage(out)
+    return found["row"], found.get("embeddings", np.zeros((0, 0), np.float32))
+
+
+def item_name(item: Item, image_root=None) -> str:
+    """A text that identifies an item: its text, and its image's path below `image_root` and size in bytes."""
+    if not item.image:
+        return item.text
+    size = Path(item.image).stat().st_size if Path(item.image).exists() else None
+    return f"{item.text}\x00{image_name(item, image_root)}\x00{size}"
+
+
+def image_name(item: Item, image_root=None) -> str:
+    """The image's path below `image_root`, as data files write it; an item without an image has an empty one."""
+    if not item.image or image_root is None:
+        return item.image
+    path, root = Path(item.image), Path(image_root).resolve()
+    return str(path.relative_to(root)) if path.is_relative_to(root) else item.image

@@ -1,0 +1,475 @@
+"""The mining commands: from raw pairs to judged hard negatives, each step a resumable stage in one folder.
+
+    unime mine run --config recipes/mining/unime-v2.yaml --data MMEB-train --out mined
+    accelerate launch -m unime.data.pipeline run --config ...        # the same, over many processes
+
+`run` does `embed`, `retrieve`, `judge` and `select`, which are commands of their own; `saha` makes clusters from the
+embeddings, and `inspect` a page to look at.
+"""
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+from accelerate import PartialState
+from transformers import HfArgumentParser
+
+from ..checkpoints import open_checkpoint
+from .embedding import Embedder, checkpoint_fingerprint, embed, image_name, item_name
+from .judging import LocalJudge, ServerJudge
+from .mining import Pool, clusters, is_label_type, select
+from .readers import Findings, read_rows
+from .retrieval import FaissIndex, exact_top_k
+from .schema import Example, content_hash, to_example
+from .stages import check_manifest, fingerprint, read_errors, read_stage, run_stage, write_whole
+
+COPY = 1e-5  # similarities of equal embeddings differ by less, depending on the batch they were computed in
+
+
+@dataclass
+class MiningConfig:
+    """Settings of `unime mine`; the defaults are UniME-V2's (2510.13515 section 3)."""
+
+    data: str | None = field(default=None, metadata={"help": "Rows of any layout of unime.data.readers.read_rows."})
+    out: str | None = field(default=None, metadata={"help": "Folder for everything that is made."})
+    image_root: str | None = field(default=None, metadata={"help": "Where image paths start; the data's folder else."})
+    subsets: list[str] | None = field(default=None, metadata={"help": "Data sets to take; all by default."})
+    split: str = field(default="original", metadata={"help": "MMEB-train: original or diverse_instruction."})
+    rows_per_subset: int | None = field(default=None, metadata={"help": "At most that many rows of each data set."})
+    # embed
+    embedder: str | None = field(default=None, metadata={"help": "Folder or repository of the embedder."})
+    embedder_library: str = field(default="unime", metadata={"help": "unime or sentence-transformers."})
+    embedder_preset: str | None = field(default=None, metadata={"help": "Prompts, for a stock VLM."})
+    embedder_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own."})
+    embedder_options: dict | str = field(default_factory=dict, metadata={"help": "For encode: batch_tokens, ..."})
+    embed_shard: int = field(default=1024, metadata={"help": "Items of one shard."})
+    # retrieve
+    top_k: int = field(default=50, metadata={"help": "Potential hard negatives of each pair."})
+    pool: str = field(default="global", metadata={"help": "Candidates of all (global) or its own (dataset)."})
+    delta: str = field(
+        default="positive",
+        metadata={"help": "Candidates must be less similar than the positive (positive), than a number, or none."},
+    )
+    index: str = field(default="exact", metadata={"help": "exact, flat or ivf (both FAISS)."})
+    ivf_lists: int | None = field(default=None, metadata={"help": "Cells of ivf; 4 sqrt(N) by default."})
+    ivf_probes: int = field(default=32, metadata={"help": "Cells that ivf looks into."})
+    retrieve_shard: int = field(default=8192, metadata={"help": "Pairs of one shard."})
+    # judge
+    judge: str | None = field(default=None, metadata={"help": "Folder or repository of the judge."})
+    judge_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own."})
+    judge_options: dict | str = field(
+        default_factory=dict, metadata={"help": "For score: answer_format, resolution, batch_tokens, ..."}
+    )
+    judge_shard: int = field(default=32, metadata={"help": "Pairs of one shard."})
+    server: str | None = field(default=None, metadata={"help": "An OpenAI-compatible server that judges instead."})
+    server_options: dict | str = field(
+        default_factory=dict, metadata={"help": "concurrency, timeout, attempts, key_variable, ..."}
+    )
+    # select
+    num_negatives: int = field(default=10, metadata={"help": "Hard negatives of each row."})
+    margin: str = field(default="0.01", metadata={"help": "beta of s <= s_pos - beta, or released."})
+    stride: int = field(default=5, metadata={"help": "Step of the cyclic sampling."})
+    fallback: str = field(default="drop", metadata={"help": "No survivor: drop, judge_lowest or released."})
+    seed: int = field(default=0, metadata={"help": "Of random choices."})
+    name: str = field(default="judged", metadata={"help": "Name of the file of selected rows, and of the page."})
+    # saha
+    cluster_size: int = field(default=15, metadata={"help": "Negatives of a cluster."})
+    pool_multiplier: int = field(default=3, metadata={"help": "Owners looked at, for each that is kept."})
+    label_datasets: list[str] | None = field(
+        default=None, metadata={"help": "Data sets whose targets are labels; measured by default."}
+    )
+    # inspect
+    count: int = field(default=20, metadata={"help": "Rows on the page."})
+
+    def __post_init__(self):
+        for name in ("embedder_options", "judge_options", "server_options"):
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, json.loads(value))
+        if self.delta not in ("positive", "none"):
+            float(self.delta)
+        if self.margin != "released":
+            float(self.margin)
+
+
+class Mining:
+    """The steps over one folder. Each needs what the one before it left there.
+
+    Args:
+        config ([`MiningConfig`]).
+    """
+
+    def __init__(self, config: MiningConfig):
+        for name in ("data", "out"):
+            if getattr(config, name) is None:
+                raise ValueError(f"`{name}` is missing.")
+        self.config, self.state = config, PartialState()
+        self.out = Path(config.out)
+        self.out.mkdir(parents=True, exist_ok=True)
+        data = Path(config.data)
+        self.image_root = Path(config.image_root or (data if data.is_dir() else data.parent))
+
+    @cached_property
+    def pool(self) -> Pool:
+        config, found = self.config, Findings()
+        rows = read_rows(config.data, config.image_root, config.subsets, config.split, config.rows_per_subset, found)
+        self.unread = [{"stage": "read", "row": where, "reason": reason} for where, reason in found.problems]
+        self.say(f"{len(rows)} rows of {len(set(rows['dataset']))} data sets; {len(found.problems)} unusable")
+        return Pool.of(map(to_example, rows))
+
+    def say(self, text: str):
+        if self.state.is_main_process:
+            print(text, flush=True)
+
+    # steps
+    def embed(self):
+        """Embeds the distinct queries and candidates."""
+        if self.config.embedder is None:
+            raise ValueError("`embedder` is missing.")
+        embedder = Embedder(
+            self.config.embedder, self.config.embedder_library, self.config.embedder_preset,
+            self.config.embedder_dtype, **self.config.embedder_options,
+        )  # fmt: skip
+        for name, items, role in self._roles():
+            rows, _ = embed(self.out / name, items, embedder, role, self.image_root, self.config.embed_shard)
+            self.say(f"{name}: {len(rows)} of {len(items)} embedded")
+
+    def _roles(self):
+        return (("queries", self.pool.queries, "query"), ("candidates", self.pool.candidates, "document"))
+
+    @cached_property
+    def embeddings(self) -> dict[str, np.ndarray]:
+        """Rows of items that were not embedded are zero, and count as absent."""
+        found = {}
+        for name, items, _ in self._roles():
+            stage = self._finished(name, "embed")
+            self._belongs(name, items)
+            array = np.zeros((len(items), stage["embeddings"].shape[1]), np.float32)
+            array[stage["row"]] = stage["embeddings"]
+            found[name], found[f"{name} there"] = array, np.isin(np.arange(len(items)), stage["row"])
+        return found
+
+    def _finished(self, name: str, command: str) -> dict[str, np.ndarray]:
+        try:
+            return read_stage(self.out / name)
+        except ValueError as error:
+            raise ValueError(f"{error} (`unime mine {command}` comes first.)") from error
+
+    def _belongs(self, name: str, items):
+        found = json.loads((self.out / name / "manifest.json").read_text(encoding="utf-8"))
+        keys = [item_name(item, self.image_root) for item in items]
+        if found["rows"] != len(keys) or found["fingerprint"] != fingerprint(keys):
+            raise ValueError(f"{self.out / name} was made from other data ({found['rows']} items, now {len(keys)}).")
+
+    @cached_property
+    def pairs(self) -> list[tuple[int, int, str]]:
+        """The pairs of which both parts were embedded."""
+        queries, candidates = self.embeddings["queries there"], self.embeddings["candidates there"]
+        return [pair for pair in self.pool.pairs if queries[pair[0]] and candidates[pair[1]]]
+
+    def retrieve(self):
+        """Finds the potential hard negatives of each pair."""
+        config, found = self.config, self.embeddings
+        queries, corpus = found["queries"], found["candidates"]
+        excluded, by_dataset, indices = self.pool.excluded(), self.pool.by_dataset(), {}
+
+        def searched(name):
+            own = np.arange(len(corpus)) if config.pool == "global" else np.array(by_dataset[name])
+            return own[found["candidates there"][own]]
+
+        def index(name, own):
+            if name not in indices:
+                indices.clear()  # one at a time
+                indices[name] = FaissIndex(corpus[own], config.index, config.ivf_lists, config.ivf_probes)
+            return indices[name].top_k
+
+        def work(part):
+            count = len(part)
+            arrays = {
+                "neighbours": np.full((count, config.top_k), -1, np.int64),
+                "similarities": np.full((count, config.top_k), -np.inf, np.float32),
+            }
+            arrays["positive_similarity"] = np.array([queries[q] @ corpus[c] for q, c, _ in part], np.float32)
+            names = [name if config.pool == "dataset" else "" for *_, name in part]
+            for name in dict.fromkeys(names):
+                rows = [row for row, own in enumerate(names) if own == name]
+                own = searched(name)
+                place = {int(candidate): number for number, candidate in enumerate(own)}
+                below = None
+                if config.delta == "positive":
+                    below = arrays["positive_similarity"][rows] - COPY
+                elif config.delta != "none":
+                    below = np.full(len(rows), float(config.delta), np.float32)
+                never = [[place[c] for c in excluded[part[row][0]] if c in place] for row in rows]
+                asked = queries[[part[row][0] for row in rows]]
+                if config.index == "exact":
+                    places, scores = exact_top_k(
+                        asked, corpus[own], config.top_k, below, never, device=self.state.device
+                    )
+                else:
+                    places, scores = index(name, own)(asked, config.top_k, below, never)
+                arrays["neighbours"][rows] = np.where(places >= 0, own[places], -1)
+                arrays["similarities"][rows] = scores
+            return arrays
+
+        names = ("top_k", "pool", "delta", "index", "ivf_lists", "ivf_probes")
+        settings = {name: getattr(config, name) for name in names}
+        for name in ("queries", "candidates"):
+            manifest = json.loads((self.out / name / "manifest.json").read_text(encoding="utf-8"))
+            settings[name] = {"fingerprint": manifest["fingerprint"], **manifest["settings"]}
+        if config.pool not in ("global", "dataset"):
+            raise ValueError(f"the pool must be 'global' or 'dataset', got {config.pool!r}.")
+        self._stage("neighbours", self.pairs, work, settings, self._pair_name, config.retrieve_shard, "Retrieving")
+        found = self._finished("neighbours", "retrieve")["neighbours"]
+        counts = (found >= 0).sum(1)
+        self.say(f"neighbours: {counts.mean():.1f} of {config.top_k} a pair; none for {(counts == 0).sum()}")
+
+    def _pair_name(self, pair) -> str:
+        query, positive, name = pair
+        items = self.pool.queries[query], self.pool.candidates[positive]
+        return "\x01".join([*(item_name(item, self.image_root) for item in items), name])
+
+    def _stage(self, name, rows, work, settings, keys, shard_size, description):
+        run_stage(
+            self.out / name, rows, work, settings, keys, shard_size, self.state.process_index,
+            self.state.num_processes, description,
+        )  # fmt: skip
+        self.state.wait_for_everyone()
+
+    def judge(self):
+        """Scores each pair's positive and its potential hard negatives."""
+        config, found = self.config, self._finished("neighbours", "retrieve")
+        rows = [(self.pairs[row], own) for row, own in zip(found["row"], found["neighbours"].tolist())]
+        judges = []
+
+        def work(part):
+            if not judges:
+                judges.append(self._judge())
+            asked = []
+            for (query, positive, _), own in part:
+                candidates = [self.pool.candidates[i] for i in (positive, *own) if i >= 0]
+                asked.append((self.pool.queries[query], candidates))
+            scores = np.full((len(part), config.top_k), np.nan, np.float32)
+            positive_scores = np.empty(len(part), np.float32)
+            for row, own in enumerate(judges[0].score(asked)):
+                positive_scores[row], scores[row, : len(own) - 1] = own[0], own[1:]
+            return {"positive_score": positive_scores, "scores": scores}
+
+        settings = {"options": config.judge_options}
+        if config.server:
+            if config.judge is None:
+                raise ValueError("`judge` is missing: the name under which the server knows the model.")
+            served = ("answer_format", "top_logprobs", "resolution")
+            settings |= {"model": config.judge, "server": {k: config.server_options.get(k) for k in served}}
+        else:
+            if config.judge is None:
+                raise ValueError("`judge` is missing.")
+            settings |= {"model": checkpoint_fingerprint(config.judge), "dtype": config.judge_dtype}
+
+        def key(row):
+            return "\x01".join([self._pair_name(row[0]), *map(str, row[1])])
+
+        self._stage("scores", rows, work, settings, key, config.judge_shard, "Judging")
+        found = self._finished("scores", "judge")
+        scores = found["scores"]
+        if len(scores):
+            self.say(
+                f"scores: positives {found['positive_score'].mean():.3f} on average, candidates "
+                f"{np.nanmean(scores) if not np.isnan(scores).all() else float('nan'):.3f}"
+            )
+
+    def _judge(self):
+        config = self.config
+        if config.server:
+            return ServerJudge(config.server, config.judge, **config.judge_options, **config.server_options)
+        model = open_checkpoint(config.judge, reranker=True, dtype=config.judge_dtype)
+        return LocalJudge(model.to(self.state.device).eval(), **config.judge_options)
+
+    @cached_property
+    def judged(self) -> list[dict]:
+        """Every judged pair: its items, what was retrieved, and the scores."""
+        near, scored = self._finished("neighbours", "retrieve"), self._finished("scores", "judge")
+        found = []
+        for place, row in enumerate(scored["row"].tolist()):
+            pair, own = self.pairs[near["row"][row]], near["neighbours"][row]
+            there = own >= 0
+            found.append(
+                {
+                    "pair": pair,
+                    "candidates": own[there].tolist(),
+                    "similarities": near["similarities"][row][there],
+                    "positive_similarity": float(near["positive_similarity"][row]),
+                    "positive_score": float(scored["positive_score"][place]),
+                    "scores": scored["scores"][place][there],
+                }
+            )
+        return found
+
+    def select(self):
+        """Writes the rows with their hard negatives in UniME-V2's layout."""
+        config, path = self.config, self.out / f"{self.config.name}.json"
+        names = ("num_negatives", "margin", "stride", "fallback", "seed")
+        settings = {name: getattr(config, name) for name in names}
+        scores = json.loads((self.out / "scores" / "manifest.json").read_text(encoding="utf-8"))
+        check_manifest(self.out / f"{config.name}.manifest.json", {"settings": settings, "scores": scores})
+        counts = Counter()
+
+        def chosen():
+            for row in self.judged:
+                example = self.choose(row)
+                counts["written" if example else "dropped"] += 1
+                if example:
+                    yield example
+
+        if self.state.is_main_process:
+            write_judged(path, chosen(), self.image_root)
+            self._report(counts)
+        self.state.wait_for_everyone()
+
+    def choice(self, row: dict) -> tuple[list[int], list[float]] | None:
+        """What [`~unime.data.mining.select`] takes of a row of `judged`."""
+        config, seed = self.config, content_hash(self._pair_name(row["pair"]))
+        return select(
+            row["positive_score"], row["scores"], config.num_negatives, config.margin, config.stride, config.fallback,
+            (config.seed + seed) % 2**63,
+        )  # fmt: skip
+
+    def choose(self, row: dict) -> Example | None:
+        """A row of `judged` with its selected negatives; None where none is allowed and the fallback drops it."""
+        (query, positive, name), found = row["pair"], self.choice(row)
+        if found is None:
+            return None
+        negatives = [self.pool.candidates[row["candidates"][place]] for place in found[0]]
+        items = self.pool.queries[query], self.pool.candidates[positive]
+        return Example(*items, negatives, row["positive_score"], found[1], name)
+
+    def _report(self, counts: Counter):
+        errors = [*self.unread]
+        for name in ("queries", "candidates", "neighbours", "scores"):
+            errors += [{"stage": name, **error} for error in read_errors(self.out / name)]
+        text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+        write_whole(self.out / "errors.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+        report = {
+            "pairs": len(self.pool.pairs), "judged": len(self.judged), "written": counts["written"],
+            "dropped because no candidate was allowed": counts["dropped"],
+            "failed": dict(Counter(error["stage"] for error in errors)),
+        }  # fmt: skip
+        text = json.dumps(report, indent=1)
+        write_whole(self.out / f"{self.config.name}.report.json", lambda path: path.write_text(text, encoding="utf-8"))
+        self.say(f"{self.out / self.config.name}.json: {counts['written']} rows of {len(self.pool.pairs)} pairs")
+        self.say(f"  {counts['dropped']} dropped because no candidate was allowed")
+        if errors:
+            self.say(f"  {len(errors)} failures {dict(report['failed'])}: see {self.out / 'errors.jsonl'}")
+
+    def saha(self):
+        """Writes clusters of each data set, from the embeddings, in the layout of the released script."""
+        config, found = self.config, self.embeddings
+        folder = self.out / "saha"
+        folder.mkdir(exist_ok=True)
+        settings = {
+            "cluster_size": config.cluster_size, "pool_multiplier": config.pool_multiplier,
+            "label_datasets": config.label_datasets,
+        }  # fmt: skip
+        for name in ("queries", "candidates"):
+            settings[name] = json.loads((self.out / name / "manifest.json").read_text(encoding="utf-8"))
+        check_manifest(folder / "manifest.json", settings)
+        names = list(dict.fromkeys(name for *_, name in self.pairs))
+        for number, name in enumerate(names):
+            path = folder / f"{name}_hard_negatives.json"
+            if number % self.state.num_processes != self.state.process_index or path.exists():
+                continue
+            own = [(query, positive) for query, positive, dataset in self.pairs if dataset == name]
+            made = self._clusters(name, own, found)
+            text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in made) + "\n]\n"
+            write_whole(path, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            sizes = [1 + len(row["neg_samples"]) for row in made]
+            print(f"{name}: {len(made)} clusters of {np.mean(sizes) if sizes else 0:.1f} rows on average", flush=True)
+        self.state.wait_for_everyone()
+
+    def _clusters(self, name: str, own: list[tuple[int, int]], found) -> list[dict]:
+        config = self.config
+        queries = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in own))}
+        candidates = {item: number for number, item in enumerate(dict.fromkeys(positive for _, positive in own))}
+        pairs = [(queries[query], candidates[positive]) for query, positive in own]
+        asked, corpus = found["queries"][list(queries)], found["candidates"][list(candidates)]
+        depth = 2 * config.cluster_size * config.pool_multiplier
+        neighbours, _ = exact_top_k(asked, corpus, depth, device=self.state.device)
+        labels = (
+            is_label_type(len(candidates), len(pairs))
+            if config.label_datasets is None
+            else name in config.label_datasets
+        )
+        made = clusters(asked, corpus, pairs, neighbours, config.cluster_size, config.pool_multiplier, labels)
+
+        def row(number):
+            query, positive = self.pool.queries[own[number][0]], self.pool.candidates[own[number][1]]
+            return {
+                "qry": query.text, "qry_image_path": image_name(query, self.image_root),
+                "pos_text": positive.text, "pos_image_path": image_name(positive, self.image_root),
+            }  # fmt: skip
+
+        return [{**row(anchor), "neg_samples": [row(member) for member in members]} for anchor, members in made]
+
+    def inspect(self):
+        """Draws what was mined, and what was not and why."""
+        from .inspection import draw
+
+        if self.state.is_main_process:
+            draw(self, self.out / f"{self.config.name}.html")
+            self.say(f"{self.out / self.config.name}.html, and beside it .png and .histograms.png")
+
+    def run(self):
+        """`embed`, `retrieve`, `judge` and `select`."""
+        for step in (self.embed, self.retrieve, self.judge, self.select):
+            step()
+
+
+def write_judged(path, examples, image_root):
+    """Writes rows in the layout of UniME-V2's released file, one a line, with the key `dataset` added to each."""
+
+    def write(draft):
+        with open(draft, "w", encoding="utf-8") as file:
+            start = "[\n"
+            for example in examples:
+                row = {
+                    "query_text": example.query.text, "query_image": image_name(example.query, image_root),
+                    "pos_text": example.positive.text, "pos_image": image_name(example.positive, image_root),
+                    "query_pos_scores": example.positive_score,
+                    "hard_negatives": [[item.text, image_name(item, image_root)] for item in example.negatives],
+                    "hard_negatives_scores": example.negative_scores, "dataset": example.dataset,
+                }  # fmt: skip
+                file.write(start + json.dumps(row, ensure_ascii=False))
+                start = ",\n"
+            file.write("[\n]\n" if start == "[\n" else "\n]\n")
+
+    write_whole(Path(path), write)
+
+
+STEPS = ("run", "embed", "retrieve", "judge", "select", "saha", "inspect")
+
+
+def main(arguments=None):
+    """The command `unime mine`."""
+    known = argparse.ArgumentParser(prog="unime mine", add_help=False)
+    known.add_argument("step", choices=STEPS, help="what to do; run does embed, retrieve, judge and select")
+    known.add_argument("--config", help="YAML file of the settings below")
+    parser = HfArgumentParser(MiningConfig, parents=[known], prog="unime mine", description=MiningConfig.__doc__)
+    first, _ = known.parse_known_args(arguments)
+    if first.config:
+        settings = yaml.safe_load(Path(first.config).read_text(encoding="utf-8")) or {}
+        if unknown := sorted(settings.keys() - MiningConfig.__dataclass_fields__.keys()):
+            parser.error(f"{first.config} has unknown settings {unknown}")
+        parser.set_defaults(**settings)
+    config, _ = parser.parse_args_into_dataclasses(arguments)
+    try:
+        getattr(Mining(config), first.step)()
+    except ValueError as error:
+        raise SystemExit(f"unime mine: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""The mining commands on the miniature world: whole, killed and resumed, over two processes, and refused."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import fresh_process
+from PIL import Image
+
+from unime.data import pipeline
+from unime.data.mining import identity
+from unime.data.pipeline import Mining, MiningConfig, main, write_judged
+from unime.data.readers import read_clusters, read_judged
+from unime.data.schema import Example, Item, to_example
+from unime.data.stages import read_errors, read_stage, run_stage
+
+SUBSETS = ["Shapes_vqa", "Shapes_t2i", "Shapes_same"]
+
+
+def settings(world, backbone, out, **changes) -> dict:
+    found = {
+        "data": str(world / "train"), "image_root": str(world), "out": str(out), "subsets": SUBSETS,
+        "rows_per_subset": 8, "embedder": str(backbone), "embedder_preset": "summary", "judge": str(backbone),
+        "top_k": 6, "num_negatives": 4, "delta": "none", "fallback": "judge_lowest", "embed_shard": 9,
+        "retrieve_shard": 11, "judge_shard": 5,
+    }  # fmt: skip
+    return found | changes
+
+
+@pytest.fixture(scope="module")
+def mined(world, backbone, tmp_path_factory) -> Mining:
+    out = tmp_path_factory.mktemp("mined")
+    Mining(MiningConfig(**settings(world, backbone, out))).run()
+    return Mining(MiningConfig(**settings(world, backbone, out)))
+
+
+def test_rows_come_out_with_scored_negatives(mined, world, embedder, reranker):
+    rows = [to_example(row) for row in read_judged(mined.out / "judged.json", world)]
+    report = json.loads((mined.out / "judged.report.json").read_text())
+    assert len(rows) == report["written"] == len(mined.pool.pairs) and report["failed"] == {}
+    assert Counter(row.dataset for row in rows).keys() == set(SUBSETS)
+    row = rows[0]
+    given = [item.as_input() for item in (row.positive, *row.negatives)]
+    scores = reranker.score(row.query.as_input(), given, show_progress=False)
+    assert np.allclose(scores, [row.positive_score, *row.negative_scores], atol=1e-5), "scores belong to their items"
+    positives = {}
+    for row in rows:
+        positives.setdefault(row.query, set()).add(identity(row.positive))
+    for row in rows:
+        negatives = set(map(identity, row.negatives))
+        assert len(row.negatives) == 4 and not negatives & {identity(row.query), *positives[row.query]}
+    near = read_stage(mined.out / "neighbours")
+    query, positive, _ = mined.pairs[3]
+    vectors = embedder.encode([mined.pool.queries[query].as_input(), mined.pool.candidates[positive].as_input()])
+    assert np.isclose(near["positive_similarity"][3], float(vectors[0] @ vectors[1]), atol=1e-5)
+
+
+def test_a_finished_folder_is_read_again_without_any_model(mined, monkeypatch):
+    monkeypatch.setattr(pipeline, "open_checkpoint", lambda *a, **k: pytest.fail("the judge was loaded"))
+    before = (mined.out / "judged.json").read_bytes()
+    again = Mining(mined.config)
+    again.run()
+    assert (mined.out / "judged.json").read_bytes() == before
+
+
+def test_rules_of_retrieval(mined, world, backbone, tmp_path):
+    for folder in ("queries", "candidates"):
+        os.symlink(mined.out / folder, tmp_path / folder)
+    own = Mining(MiningConfig(**settings(world, backbone, tmp_path, delta="positive", pool="dataset", top_k=50)))
+    own.retrieve()
+    found, pools = read_stage(tmp_path / "neighbours"), own.pool.by_dataset()
+    for row, pair in enumerate(own.pairs):
+        near = found["neighbours"][row][found["neighbours"][row] >= 0]
+        below = found["similarities"][row][: len(near)] < found["positive_similarity"][row]
+        assert below.all() and set(near.tolist()) <= set(pools[pair[2]]) - set(own.pool.excluded()[pair[0]])
+    assert (found["neighbours"] == -1).any()
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    same = tmp_path / "faiss"
+    same.mkdir()
+    for folder in ("queries", "candidates"):
+        os.symlink(mined.out / folder, same / folder)
+    flat = settings(world, backbone, same, delta="positive", pool="dataset", top_k=50, index="flat")
+    Mining(MiningConfig(**flat)).retrieve()
+    assert (read_stage(same / "neighbours")["neighbours"] == found["neighbours"]).all()
+
+
+def test_what_changed_is_refused_by_name(mined, world, backbone, tmp_path):
+    from unime import UniMEModel
+
+    def run(step, **changes):
+        getattr(Mining(MiningConfig(**settings(world, backbone, mined.out, **changes))), step)()
+
+    with pytest.raises(ValueError, match="settings.top_k: 6 there, 7 now"):
+        run("retrieve", top_k=7)
+    with pytest.raises(ValueError, match="settings.margin: 0.01 there, released now"):
+        run("select", margin="released")
+    with pytest.raises(ValueError, match="settings.preset: summary there, joint now"):
+        run("embed", embedder_preset="joint")
+    with pytest.raises(ValueError, match="rows: 24 there, 15 now|rows: .* there, .* now"):
+        run("embed", rows_per_subset=5)
+    with pytest.raises(ValueError, match="was made from other data"):
+        run("judge", rows_per_subset=5)
+    with pytest.raises(ValueError, match=r"settings.options.answer_format: None there, multiple_choice now"):
+        run("judge", judge_options={"answer_format": "multiple_choice"})
+    other = UniMEModel.from_backbone(backbone, preset="summary")
+    with torch.no_grad():
+        next(other.parameters())[0, 0] += 1
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"settings.model: .*@\w+ there, other@\w+ now"):
+        run("embed", embedder=str(tmp_path / "other"), embedder_preset=None)
+    with pytest.raises(ValueError, match="`unime mine embed` comes first"):
+        Mining(MiningConfig(**settings(world, backbone, tmp_path / "new"))).retrieve()
+    with pytest.raises(ValueError, match="`out` is missing"):
+        Mining(MiningConfig(data="x"))
+
+
+KILLED = """
+import json, os, random, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from unime.data.pipeline import Mining, MiningConfig
+import unime, transformers.models.qwen2_vl.modeling_qwen2_vl
+from unime import UniMEModel, UniMERerankerForCausalLM
+settings, seed = json.loads(sys.argv[1]), int(sys.argv[2])
+
+def attempt(out, limit=None):
+    "Runs the chain in a child, which is killed after `limit` seconds; returns whether it was."
+    child = os.fork()
+    if child == 0:
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 1)
+        os.dup2(devnull, 2)
+        if limit is not None:
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            signal.setitimer(signal.ITIMER_REAL, limit)
+        job = Mining(MiningConfig(**settings, out=out))
+        job.run()
+        job.saha()
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+    assert killed or status == 0, status
+    return killed
+
+start = time.monotonic()
+attempt("whole")
+duration = time.monotonic() - start
+rng, kills, runs, places = random.Random(seed), 0, 1, []
+while kills < 20:
+    if attempt(f"run-{runs}", rng.random() ** 3 * duration):
+        kills += 1
+        stages = [s for s in ("queries", "candidates", "neighbours", "scores") if os.path.exists(f"run-{runs}/{s}")]
+        places.append(len(stages))
+        runs += rng.random() < 0.2
+    else:
+        runs += 1
+for number in range(1, runs + 1):
+    assert not attempt(f"run-{number}")
+print(json.dumps({"runs": runs, "places": places}))
+"""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every finished file."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".part"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_killed_at_twenty_moments_it_gives_the_same_bytes(world, backbone, tmp_path):
+    wanted = settings(world, backbone, "", embed_shard=4, retrieve_shard=4, judge_shard=2)
+    del wanted["out"]
+    command = [sys.executable, "-c", KILLED, json.dumps(wanted), "0"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    whole = contents(tmp_path / "whole")
+    assert {"judged.json", "judged.report.json", "errors.jsonl", "saha/Shapes_vqa_hard_negatives.json"} <= whole.keys()
+    for number in range(1, found["runs"] + 1):
+        assert contents(tmp_path / f"run-{number}") == whole, f"run {number} of {found}"
+    assert len(set(found["places"])) >= 3, f"the kills fell into several stages: {found}"
+
+
+def test_two_processes_give_the_bytes_of_one(world, backbone, tmp_path):
+    wanted = settings(world, backbone, "one")
+    (tmp_path / "mine.json").write_text(json.dumps({**wanted, "out": "two"}))
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    module = ["-m", "unime.data.pipeline", "run", "--config", "mine.json"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *module]
+    for command in (torchrun, [sys.executable, *module, "--out", "one"]):
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_what_cannot_be_read_is_reported_and_the_rest_is_mined(world, backbone, tmp_path):
+    rows = [json.loads(line) for line in (tmp_path_rows(world, tmp_path)).read_text().splitlines()]
+    rows[2]["query"]["image"] = "none.png"
+    (tmp_path / "broken.png").write_bytes((tmp_path / rows[0]["query"]["image"]).read_bytes()[:60])
+    rows[3]["query"]["image"] = "broken.png"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = settings(world, backbone, tmp_path / "out", data=str(tmp_path / "rows.jsonl"), subsets=None, image_root=None)
+    Mining(MiningConfig(**own)).run()
+    errors = [json.loads(line) for line in (tmp_path / "out" / "errors.jsonl").read_text().splitlines()]
+    assert [error["stage"] for error in errors] == ["read", "queries"]
+    assert "rows.jsonl, row 2 (line 3)" in errors[0]["row"] and "'none.png' does not exist" in errors[0]["reason"]
+    assert "broken.png" in errors[1]["key"] and "cannot be read" in errors[1]["reason"]
+    report = json.loads((tmp_path / "out" / "judged.report.json").read_text())
+    assert report["pairs"] == 7 and report["judged"] == report["written"] == 6
+    assert report["failed"] == {"read": 1, "queries": 1}
+
+
+def tmp_path_rows(world, folder: Path) -> Path:
+    """Eight rows in our own layout, images beside them."""
+    from unime.data.readers import read_mmeb_train
+
+    lines = []
+    for row in read_mmeb_train(world / "train", ["Shapes_vqa"], image_root=world, limit=8):
+        name = Path(row["query"]["image"]).name
+        Image.open(row["query"]["image"]).save(folder / name)
+        lines.append(json.dumps({"query": {**row["query"], "image": name}, "positive": row["positive"]["text"]}))
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder / "rows.jsonl"
+
+
+def test_saha_writes_clusters_that_the_reader_takes(mined, world):
+    mined.saha()
+    rows = [to_example(row) for row in read_clusters(mined.out / "saha", world)]
+    assert {row.dataset for row in rows} == set(SUBSETS)
+    for row in rows:
+        positives = [identity(member.positive) for member in row.members()]
+        assert 2 <= len(positives) <= 16 and len(set(positives)) == len(positives)
+    changed = Mining(MiningConfig(**{**vars(mined.config), "cluster_size": 3}))
+    with pytest.raises(ValueError, match="cluster_size: 15 there, 3 now"):
+        changed.saha()
+
+
+def test_the_page_shows_what_was_mined_and_why_not(mined):
+    Mining(MiningConfig(**{**vars(mined.config), "count": 100})).inspect()
+    page = (mined.out / "judged.html").read_text()
+    row = mined.judged[0]
+    assert page.count("<section>") == len(mined.judged) and f"judge {row['positive_score']:.3f}" in page
+    assert "left out: judged too close to the positive" in page and page.count("data:image/png;base64,") > 20
+    for name in ("judged.png", "judged.histograms.png"):
+        assert min(Image.open(mined.out / name).size) > 300
+
+
+def test_the_command_takes_a_recipe_and_says_what_is_wrong(mined, world, backbone, tmp_path, capsys):
+    import yaml
+
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(yaml.safe_dump(settings(world, backbone, mined.out)))
+    main(["select", "--config", str(recipe), "--name", "twelve", "--num_negatives", "12"])
+    assert "twelve.json: " in capsys.readouterr().out
+    assert all(len(row["negatives"]) == 12 for row in read_judged(mined.out / "twelve.json", world))
+    with pytest.raises(SystemExit, match="unime mine: .* describes another job .settings.stride: 5 there, 2 now"):
+        main(["select", "--config", str(recipe), "--name", "twelve", "--num_negatives", "12", "--stride", "2"])
+    recipe.write_text("topk: 3")
+    with pytest.raises(SystemExit):
+        main(["run", "--config", str(recipe)])
+    assert "unknown settings ['topk']" in capsys.readouterr().err
+
+
+def test_judged_rows_come_back_as_they_were_written(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    image = str(tmp_path.resolve() / "a.png")
+    rows = [
+        Example(Item("<|image_1|>\nWas ist das?\n", image), Item('"o"'), [Item("", image)], 0.75, [0.125], "X"),
+        Example(Item("q"), Item("p", image), [Item("n"), Item("m")], 0.5, [0.25, 0.0], ""),
+    ]  # fmt: skip
+    write_judged(tmp_path / "rows.json", iter(rows), tmp_path)
+    assert [to_example(row) for row in read_judged(tmp_path / "rows.json")] == rows
+    first = json.loads((tmp_path / "rows.json").read_text())[0]
+    assert list(first)[:7] == ["query_text", "query_image", "pos_text", "pos_image", "query_pos_scores",
+                               "hard_negatives", "hard_negatives_scores"]  # fmt: skip
+    assert first["hard_negatives"] == [["", "a.png"]]
+
+
+def test_failed_rows_are_tried_twice_and_left_out(tmp_path):
+    tries = Counter()
+
+    def work(part):
+        for row in part:
+            tries[row] += 1
+            if row == "bad" or (row == "shaky" and tries[row] < 4):
+                raise OSError(f"cannot do {row}")
+        return {"length": np.array([len(row) for row in part])}
+
+    rows = ["a", "bb", "bad", "ccc", "shaky", "dddd"]
+    run_stage(tmp_path, rows, work, {}, shard_size=6)
+    found = read_stage(tmp_path)
+    assert found["row"].tolist() == [0, 1, 3, 4, 5] and found["length"].tolist() == [1, 2, 3, 5, 4]
+    assert read_errors(tmp_path) == [{"row": 2, "key": "bad", "reason": "cannot do bad"}]
+
+    def hopeless(part):
+        raise ValueError("no such model")
+
+    with pytest.raises(ValueError, match="all 16 rows from row 0 on failed; .*no such model"):
+        run_stage(tmp_path / "b", [str(i) for i in range(20)], hopeless, {}, shard_size=16)
+    with pytest.raises(ZeroDivisionError):
+        run_stage(tmp_path / "c", rows, lambda part: 1 // 0, {})
+
+
+def test_submodules_can_be_imported_first():
+    code = "import sys, json\nfrom unime.examples import backbone\nimport unime\n"
+    assert fresh_process(code + "print(json.dumps(unime.UniMEModel.__name__))") == "UniMEModel"
