@@ -26,7 +26,7 @@ from .mining import Pool, clusters, is_label_type, select
 from .readers import Findings, read_rows
 from .retrieval import FaissIndex, exact_top_k
 from .schema import Example, content_hash, to_example
-from .stages import check_manifest, fingerprint, read_errors, read_stage, run_stage, write_whole
+from .stages import FAILURES, check_manifest, fingerprint, read_errors, read_stage, run_stage, write_whole
 
 COPY = 1e-5  # similarities of equal embeddings differ by less, depending on the batch they were computed in
 
@@ -41,6 +41,9 @@ class MiningConfig:
     subsets: list[str] | None = field(default=None, metadata={"help": "Data sets to take; all by default."})
     split: str = field(default="original", metadata={"help": "MMEB-train: original or diverse_instruction."})
     rows_per_subset: int | None = field(default=None, metadata={"help": "At most that many rows of each data set."})
+    mined_per_subset: int | None = field(
+        default=None, metadata={"help": "Mine for that many pairs of each data set; the others are candidates only."}
+    )
     # embed
     embedder: str | None = field(default=None, metadata={"help": "Folder or repository of the embedder."})
     embedder_library: str = field(default="unime", metadata={"help": "unime or sentence-transformers."})
@@ -171,6 +174,14 @@ class Mining:
         queries, candidates = self.embeddings["queries there"], self.embeddings["candidates there"]
         return [pair for pair in self.pool.pairs if queries[pair[0]] and candidates[pair[1]]]
 
+    @cached_property
+    def mined(self) -> list[tuple[int, int, str]]:
+        """The pairs that negatives are mined for."""
+        limit, found = self.config.mined_per_subset, {}
+        for pair in self.pairs:
+            found.setdefault(pair[2], []).append(pair)
+        return [pair for pairs in found.values() for pair in pairs[:limit]]
+
     def retrieve(self):
         """Finds the potential hard negatives of each pair."""
         config, found = self.config, self.embeddings
@@ -223,7 +234,7 @@ class Mining:
             settings[name] = {"fingerprint": manifest["fingerprint"], **manifest["settings"]}
         if config.pool not in ("global", "dataset"):
             raise ValueError(f"the pool must be 'global' or 'dataset', got {config.pool!r}.")
-        self._stage("neighbours", self.pairs, work, settings, self._pair_name, config.retrieve_shard, "Retrieving")
+        self._stage("neighbours", self.mined, work, settings, self._pair_name, config.retrieve_shard, "Retrieving", ())
         found = self._finished("neighbours", "retrieve")["neighbours"]
         counts = (found >= 0).sum(1)
         self.say(f"neighbours: {counts.mean():.1f} of {config.top_k} a pair; none for {(counts == 0).sum()}")
@@ -233,17 +244,17 @@ class Mining:
         items = self.pool.queries[query], self.pool.candidates[positive]
         return "\x01".join([*(item_name(item, self.image_root) for item in items), name])
 
-    def _stage(self, name, rows, work, settings, keys, shard_size, description):
+    def _stage(self, name, rows, work, settings, keys, shard_size, description, failures=FAILURES):
         run_stage(
             self.out / name, rows, work, settings, keys, shard_size, self.state.process_index,
-            self.state.num_processes, description,
+            self.state.num_processes, description, failures,
         )  # fmt: skip
         self.state.wait_for_everyone()
 
     def judge(self):
         """Scores each pair's positive and its potential hard negatives."""
         config, found = self.config, self._finished("neighbours", "retrieve")
-        rows = [(self.pairs[row], own) for row, own in zip(found["row"], found["neighbours"].tolist())]
+        rows = [(self.mined[row], own) for row, own in zip(found["row"], found["neighbours"].tolist())]
         judges = []
 
         def work(part):
@@ -295,7 +306,7 @@ class Mining:
         near, scored = self._finished("neighbours", "retrieve"), self._finished("scores", "judge")
         found = []
         for place, row in enumerate(scored["row"].tolist()):
-            pair, own = self.pairs[near["row"][row]], near["neighbours"][row]
+            pair, own = self.mined[near["row"][row]], near["neighbours"][row]
             there = own >= 0
             found.append(
                 {
@@ -349,18 +360,19 @@ class Mining:
 
     def _report(self, counts: Counter):
         errors = [*self.unread]
-        for name in ("queries", "candidates", "neighbours", "scores"):
+        for name in ("queries", "candidates", "scores"):
             errors += [{"stage": name, **error} for error in read_errors(self.out / name)]
         text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
         write_whole(self.out / "errors.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
         report = {
-            "pairs": len(self.pool.pairs), "judged": len(self.judged), "written": counts["written"],
+            "pairs": len(self.pool.pairs), "mined": len(self.mined), "judged": len(self.judged),
+            "written": counts["written"],
             "dropped because no candidate was allowed": counts["dropped"],
             "failed": dict(Counter(error["stage"] for error in errors)),
         }  # fmt: skip
         text = json.dumps(report, indent=1)
         write_whole(self.out / f"{self.config.name}.report.json", lambda path: path.write_text(text, encoding="utf-8"))
-        self.say(f"{self.out / self.config.name}.json: {counts['written']} rows of {len(self.pool.pairs)} pairs")
+        self.say(f"{self.out / self.config.name}.json: {counts['written']} rows of {len(self.mined)} pairs")
         self.say(f"  {counts['dropped']} dropped because no candidate was allowed")
         if errors:
             self.say(f"  {len(errors)} failures {dict(report['failed'])}: see {self.out / 'errors.jsonl'}")

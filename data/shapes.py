@@ -10,6 +10,7 @@ writes, deterministically,
     compositional/<subset>.json                      SugarCrepe's layout: filename, caption, negative_caption
     nli/nli_for_simcse.csv                           sent0, sent1, hard_neg
     images/...                                       PNG files, shared by the above
+    truth/<Subset>.json                              of each training row, what its target shows
     world.json                                       task kinds and sizes; written last: it means "complete"
     contact_sheet.png                                a page for a person to check
 
@@ -287,6 +288,11 @@ def write_train(root: Path, task: str, rows: list[Row]):
     write_parquet(root / "train" / task / "original-00000-of-00001.parquet", columns)
 
 
+def write_json(path: Path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
 def write_eval(root: Path, task: str, rows: list[Row], rng):
     lists = with_candidates(task, rows, rng)
     columns = {
@@ -307,10 +313,8 @@ def write_compositional(root: Path, paint: Painter, count: int, seed: int):
             if len(rows) < count and negative != scenes.caption(scene):
                 filename = Path(paint.scene(scene)).name
                 rows.append({"filename": filename, "caption": scenes.caption(scene), "negative_caption": negative})
-    (root / "compositional").mkdir(exist_ok=True)
     for subset, rows in sorted(subsets.items()):
-        text = json.dumps({str(i): row for i, row in enumerate(rows)}, indent=1)
-        (root / "compositional" / f"{subset}.json").write_text(text, encoding="utf-8")
+        write_json(root / "compositional" / f"{subset}.json", {str(i): row for i, row in enumerate(rows)})
 
 
 def write_nli(root: Path, count: int, seed: int):
@@ -368,7 +372,7 @@ def build(
     """
     root = Path(out)
     settings = {
-        "version": 3,
+        "version": 4,
         "seed": seed,
         "train_rows": train_rows,
         "test_rows": test_rows,
@@ -396,6 +400,7 @@ def build(
                     shown[task] = rows[:3]
                 else:
                     write_train(root, task, rows)
+                    write_json(root / "truth" / f"{task}.json", [row.content for row in rows])
         rng = random.Random(f"{seed}:generative")
         rows = []
         for number in range(pretrain_rows):
@@ -405,7 +410,7 @@ def build(
     write_compositional(root, paint, test_rows, seed)
     write_nli(root, max(2 * train_rows, 100), seed)
     write_contact_sheet(root, shown)
-    done.write_text(json.dumps({"settings": settings, "tasks": KINDS}, indent=1), encoding="utf-8")
+    write_json(done, {"settings": settings, "tasks": KINDS})
     return root
 
 

@@ -39,11 +39,12 @@ def run_stage(
     rank: int = 0,
     world_size: int = 1,
     description: str = "Working",
+    failures: tuple = FAILURES,
 ):
     """Does the shards of a job that are not done yet.
 
-    Where `work` raises `ValueError` or `OSError`, the rows are halved until those that are to blame stand alone; each
-    of them is tried once more, and then recorded as failed.
+    Where `work` raises one of `failures`, the rows are halved until those that are to blame stand alone; each of them
+    is tried once more, and then recorded as failed.
 
     Args:
         out (`str` or `Path`): folder of the job.
@@ -53,6 +54,7 @@ def run_stage(
         keys: maps a row to the text that identifies it.
         shard_size (`int`, defaults to 1024): rows of a shard.
         rank, world_size (`int`): this process does every `world_size`-th shard.
+        failures (`tuple`): errors of single rows, by default `ValueError` and `OSError`; any other ends the job.
 
     Raises:
         ValueError: the folder holds another job (the message says what differs), `work` returned too few rows, or
@@ -72,7 +74,7 @@ def run_stage(
     with tqdm(total=total, initial=done, desc=description, unit="row", disable=rank > 0) as bar:
         for start in todo:
             part, errors = rows[start : start + shard_size], []
-            arrays = _collect(_survivors(part, start, work, keys, errors))
+            arrays = _collect(_survivors(part, start, work, keys, errors, failures))
             if not len(arrays["row"]) and len(part) >= HOPELESS:
                 raise ValueError(f"{description}: all {len(part)} rows from row {start} on failed; {errors[0]}")
             if errors:  # before the shard, whose presence means that all is said
@@ -123,21 +125,21 @@ def write_whole(path: Path, writer: Callable[[Path], object]):
     os.replace(draft, path)
 
 
-def _survivors(part, start: int, work, keys, errors: list[dict]) -> Iterable[dict]:
+def _survivors(part, start: int, work, keys, errors: list[dict], failures: tuple) -> Iterable[dict]:
     """Results of the rows that do not fail, in order, in as few calls of `work` as that takes."""
     try:
         yield _checked(part, start, work)
         return
-    except FAILURES as error:
+    except failures as error:
         if len(part) > 1:
             half = len(part) // 2
-            yield from _survivors(part[:half], start, work, keys, errors)
-            yield from _survivors(part[half:], start + half, work, keys, errors)
+            yield from _survivors(part[:half], start, work, keys, errors, failures)
+            yield from _survivors(part[half:], start + half, work, keys, errors, failures)
             return
         first = error
     try:
         yield _checked(part, start, work)
-    except FAILURES as error:
+    except failures as error:
         reason = str(error) if str(error) == str(first) else f"{first}; tried again: {error}"
         errors.append({"row": start, "key": keys(part[0]), "reason": reason or repr(error)})
 

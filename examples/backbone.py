@@ -215,6 +215,7 @@ class BackboneConfig(TrainingArguments):
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's second beta."})
     per_device_train_batch_size: int = field(default=48, metadata={"help": "Rows a step."})
+    layers: int = field(default=2, metadata={"help": "Layers of the language model."})
     num_train_epochs: float = field(default=1.0, metadata={"help": "Passes over the generative rows."})
     warmup_steps: float = field(default=30, metadata={"help": "Warm-up steps."})
     lr_scheduler_type: str = field(default="warmup_stable_decay", metadata={"help": "Shape of the learning rate."})
@@ -242,13 +243,13 @@ def last_checkpoint(folder) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
-def pretrain(world, args: TrainingArguments) -> Path:
+def pretrain(world, args: BackboneConfig) -> Path:
     """Builds tokenizer and model and trains on the world's generative rows, going on where it was interrupted."""
     world, out = Path(world), Path(args.output_dir)
     set_seed(args.seed)
     tokenizer = build_tokenizer(world_texts(world))
     processor = build_processor(tokenizer)
-    model = UniMERerankerForCausalLM(UniMERerankerConfig(vlm_config=build_config(tokenizer)))
+    model = UniMERerankerForCausalLM(UniMERerankerConfig(vlm_config=build_config(tokenizer, layers=args.layers)))
     model.vlm.set_attn_implementation({"text_config": "eager", "vision_config": model.vision_attention})
     rows = Dataset(pq.read_table(world / "pretrain" / "generative.parquet"))
     trainer = GenerativeTrainer(

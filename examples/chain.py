@@ -2,9 +2,10 @@
 
     python -m unime.examples.chain --out outputs --seeds 1
 
-backbone -> stage 1 (distillation) -> stage 2 (contrastive) -> judged rows -> alignment -> reranker, with stage 2
-alone beside it. Every stage runs its recipe of `recipes/shapes` through its own command, leaves a folder, and is
-skipped when that is there, so an interrupted chain goes on where it stopped.
+backbone -> stage 1 (distillation) -> stage 2 (contrastive) -> mining with a judge -> alignment -> reranker; beside it
+stage 2 alone, and contrastive training on the mined rows in place of alignment. Every stage runs its recipe of
+`recipes/shapes` through its own command, leaves a folder, and is skipped when that is there, so an interrupted chain
+goes on where it stopped.
 """
 
 import argparse
@@ -17,8 +18,6 @@ from pathlib import Path
 
 import torch
 
-from ..data.readers import read_mmeb_train
-from ..data.schema import Item, to_example
 from ..data.shapes import build
 from ..data.tasks import read_world_tasks
 from ..eval.metrics import ranks, recall_at
@@ -26,6 +25,8 @@ from ..eval.runner import evaluate, summarize
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from ..trainers import alignment, contrastive, distillation, reranker
 from .backbone import BackboneConfig, last_checkpoint, pretrain
+from .judge import JudgeConfig, train_judge
+from .mining import false_negatives, mine, print_shares
 from .quickstart import load_for_cpu_or_gpu, write_json
 from .teacher import train_teacher
 
@@ -54,33 +55,6 @@ def measure(model: UniMEModel, tasks, path: Path) -> dict:
     if not path.exists():
         write_json(path, summarize(evaluate(model, tasks, show_progress=False)))
     return json.loads(path.read_text())
-
-
-def judge_rows(world: Path, embedder: UniMEModel, judge, path: Path, rows_per_task: int, negatives: int = 8):
-    """Writes training rows in UniME-V2's layout: the nearest other targets as negatives, and the judge's scores."""
-    if path.exists():
-        return
-    rows, judged = [to_example(row) for row in read_mmeb_train(world / "train", image_root=world)], []
-    name = lambda item: str(Path(item.image).relative_to(world.resolve())) if item.image else ""  # noqa: E731
-    for task in dict.fromkeys(row.dataset for row in rows):
-        own = [row for row in rows if row.dataset == task]
-        corpus: list[Item] = list(dict.fromkeys(row.positive for row in own))
-        documents = embedder.encode_document([item.as_input() for item in corpus])
-        queries = embedder.encode_query([row.query.as_input() for row in own[:rows_per_task]])
-        nearest = (queries @ documents.T).topk(min(negatives + 1, len(corpus))).indices.tolist()
-        for row, found in zip(own, nearest):
-            others = [corpus[i] for i in found if corpus[i] != row.positive][:negatives]
-            candidates = [item.as_input() for item in (row.positive, *others)]
-            positive, *scores = judge.score(row.query.as_input(), candidates, show_progress=False).tolist()
-            judged.append(
-                {
-                    "query_text": row.query.text, "query_image": name(row.query),
-                    "pos_text": row.positive.text, "pos_image": name(row.positive), "query_pos_scores": positive,
-                    "hard_negatives": [[item.text, name(item)] for item in others], "hard_negatives_scores": scores,
-                }
-            )  # fmt: skip
-        print(f"judged {len(judged)} rows, up to {task}", flush=True)
-    write_json(path, judged)
 
 
 def measure_reranked(embedder, model, tasks, path: Path, queries: int = 30, depth: int = 10) -> dict:
@@ -114,6 +88,12 @@ def run(out: Path, seeds: int, settings: dict):
     backbone = out / "backbone"
     if not (backbone / "model.safetensors").exists():
         pretrain(world, BackboneConfig(output_dir=str(backbone), **settings["backbone"]))
+    judge = out / "judge"
+    if not (judge / "model.safetensors").exists():
+        larger = out / "judge-backbone"
+        if not (larger / "model.safetensors").exists():
+            pretrain(world, BackboneConfig(output_dir=str(larger), layers=4, **settings["backbone"]))
+        train_judge(larger, JudgeConfig(output_dir=str(judge), **settings["judge"]))
     teacher = train_teacher(world / "nli" / "nli_for_simcse.csv", out / "teacher", settings["teacher_epochs"])
     home = out / "chain"
     home.mkdir(parents=True, exist_ok=True)
@@ -132,40 +112,44 @@ def run(out: Path, seeds: int, settings: dict):
         both = train(contrastive, "contrastive", first, here / "stages-1-2", **mmeb)
         for title, path in (("stage 1", first), ("stage 2 alone", alone), ("stages 1 + 2", both)):
             lines.setdefault(title, []).append(measure(load_for_cpu_or_gpu(path), tasks, here / f"{path.name}.json"))
-        embedder = load_for_cpu_or_gpu(both)
-        judge = UniMERerankerForCausalLM.from_backbone(backbone).to(embedder.device)
-        judge_rows(world, embedder, judge, here / "judged.json", settings["judged_rows"])
-        judged = {"data": here / "judged.json", "image_root": world, **shared}
-        aligned = train(alignment, "alignment", both, here / "aligned", **judged, **steps["alignment"])
-        found = measure(load_for_cpu_or_gpu(aligned), tasks, here / "aligned.json")
-        lines.setdefault("+ alignment", []).append(found)
-        ranked = train(reranker, "reranker", backbone, here / "reranker", **judged, **steps["reranker"])
+        if seed == 0:  # the rows are mined once, and every seed trains on the same
+            mining = mine(world, both, judge, home / "mined", **settings["mining"])
+            write_json(home / "false_negatives.json", false_negatives(world, mining))
+        mined = {"data": home / "mined" / "judged.json", "image_root": world, **shared}
+        control = train(contrastive, "contrastive-mined", both, here / "contrastive-mined", **mined, **steps["mined"])
+        aligned = train(alignment, "alignment", both, here / "aligned", **mined, **steps["mined"])
+        for title, path in (("+ contrastive, mined", control), ("+ alignment", aligned)):
+            lines.setdefault(title, []).append(measure(load_for_cpu_or_gpu(path), tasks, here / f"{path.name}.json"))
+        ranked = train(reranker, "reranker", judge, here / "reranker", **mined, **steps["reranker"])
+        embedder = load_for_cpu_or_gpu(aligned)
         model = UniMERerankerForCausalLM.from_pretrained(ranked).to(embedder.device)
-        found = measure_reranked(load_for_cpu_or_gpu(aligned), model, tasks, here / "reranked.json")
+        found = measure_reranked(embedder, model, tasks, here / "reranked.json")
         lines.setdefault("  (30 queries)", []).append(found["before"])
         lines.setdefault("+ reranker", []).append(found["after"])
     write_json(home / "table.json", lines)
+    print_shares(json.loads((home / "false_negatives.json").read_text()))
     print_lines(lines)
 
 
 def print_lines(lines: dict[str, list[dict]]):
     """Stage x task kind: the mean of precision@1 over seeds, and how far seeds spread."""
-    print(f"\n{'precision@1':<16}" + "".join(f"{kind:>16}" for kind in KINDS))
+    print(f"\n{'precision@1':<22}" + "".join(f"{kind:>16}" for kind in KINDS))
     for title, found in lines.items():
         cells = []
         for kind in KINDS:
             values = [means[kind] for means in found if kind in means]
             spread = f" ±{statistics.stdev(values):.3f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3f}{spread}" if values else "-")
-        print(f"{title:<16}" + "".join(f"{cell:>16}" for cell in cells))
+        print(f"{title:<22}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 FULL = {
     "world": {},
     "backbone": {},
+    "judge": {},
     "teacher_epochs": 8,
-    "judged_rows": 100,
-    "steps": {"distillation": {}, "contrastive": {"max_steps": 250}, "alignment": {}, "reranker": {}},
+    "mining": {},
+    "steps": {"distillation": {}, "contrastive": {"max_steps": 250}, "mined": {}, "reranker": {}},
 }
 
 

@@ -11,7 +11,10 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 class FakeHub(ThreadingHTTPServer):
-    """`with FakeHub() as hub:` serves `hub.url`; pushed files are in `hub.repos[repo][path]`."""
+    """`with FakeHub() as hub:` serves `hub.url`; pushed files are in `hub.repos[repo][path]`.
+
+    A data set's repo is `datasets/<owner>/<name>`.
+    """
 
     daemon_threads = True
 
@@ -77,8 +80,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer({"url": f"{self.server.url}/{repo}", "name": repo, "id": repo})
         if parts[:2] == ["api", "models"]:
             return self.model("/".join(parts[2:4]), parts[4:], body)
-        if len(parts) > 4 and parts[2] == "resolve":
-            content = repos.get("/".join(parts[:2]), {}).get("/".join(parts[4:]))
+        if parts[:2] == ["api", "datasets"]:
+            return self.model("/".join(["datasets", *parts[2:4]]), parts[4:], body)
+        if "resolve" in parts[2:4]:
+            place = parts.index("resolve")
+            content = repos.get("/".join(parts[:place]), {}).get("/".join(parts[place + 2 :]))
             if content is None:
                 return self.missing("EntryNotFound")
             return self.answer(content, headers=[("ETag", f'"{hashlib.sha1(content).hexdigest()}"')])

@@ -1,12 +1,16 @@
 """Every recipe is read by its stage, and names nothing that the stage does not know."""
 
+import inspect
+
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
 from trl import ModelConfig, TrlParser
 
-from unime import UniMEModel
+from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.data.judging import ServerJudge
+from unime.data.pipeline import MiningConfig
 from unime.trainers.adapters import find_targets
 from unime.trainers.alignment import AlignmentConfig
 from unime.trainers.contrastive import ContrastiveConfig
@@ -29,7 +33,7 @@ FAMILIES = {  # part of a model's name -> tiny checkpoint of that family
     "Qwen2-VL": "qwen2_vl",
     "Qwen2.5-VL": "qwen2_5_vl",
 }
-RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.parent.name != "mining")
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -61,3 +65,14 @@ def test_accelerate_configs_are_what_launch_reads():
         assert found.distributed_type == kind
         if kind == "DEEPSPEED":
             assert found.deepspeed_config["zero_stage"] == int(name[-1])
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes" / "mining").glob("*.yaml")), ids=lambda path: path.stem)
+def test_mining_recipes_are_read_whole(recipe):
+    config = MiningConfig(**yaml.safe_load(recipe.read_text()))
+    assert config.embedder and (config.judge or recipe.stem == "saha")
+    assert "recipes/mining/" in recipe.read_text() or "As unime-v2.yaml" in recipe.read_text()
+    assert set(config.judge_options) <= set(inspect.signature(UniMERerankerForCausalLM.score).parameters)
+    assert set(config.embedder_options) <= set(inspect.signature(UniMEModel.encode).parameters)
+    if config.server:
+        assert set(config.server_options) <= set(inspect.signature(ServerJudge).parameters)

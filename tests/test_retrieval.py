@@ -33,7 +33,7 @@ def test_every_block_size_gives_the_reference(q, n, k, block, corpus_block, rule
     queries, corpus = (rng.integers(-3, 4, (rows, 3)).astype(np.float32) for rows in (q, n))
     below = rng.integers(-5, 9, q).astype(np.float32) if rules else None
     excluded = [rng.integers(0, n, rng.integers(0, 5)).tolist() for _ in range(q)] if rules else None
-    indices, scores = exact_top_k(queries, corpus, k, below, excluded, block, corpus_block)
+    indices, scores = exact_top_k(queries, corpus, k, below, excluded, block, corpus_block, screen=seed % 2 == 0)
     expected_indices, expected = reference(queries, corpus, k, below, excluded)
     assert (scores == expected).all()
     assert ((indices == -1) == (expected_indices == -1)).all()
@@ -50,6 +50,28 @@ def test_large_blocks_take_the_shortcut_and_keep_order(monkeypatch):
     indices, scores = exact_top_k(queries, corpus, 3)
     expected, values = reference(queries, corpus, 3)
     assert (indices == expected).all() and np.allclose(scores, values, atol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.02])
+@pytest.mark.parametrize("rules", [False, True])
+def test_a_short_list_in_bfloat16_leaves_nothing_out(spread, rules, monkeypatch):
+    """Spread out, the list proves itself for nearly all rows; with all scores nearly alike it must not be trusted."""
+    rng = np.random.default_rng(1)
+    queries, corpus = (rng.normal(size=(rows, 32)).astype(np.float32) * spread for rows in (40, 6000))
+    if spread < 1:
+        queries[:, 0], corpus[:, 0] = 1, 1
+    scores = queries @ corpus.T
+    below = np.quantile(scores, 0.995, axis=1) if rules else None
+    excluded = [np.argsort(-row)[3:9].tolist() for row in scores] if rules else None
+    direct = []
+    own = retrieval._direct
+    monkeypatch.setattr(retrieval, "_direct", lambda part, *rest: direct.append(len(part)) or own(part, *rest))
+    found, values = exact_top_k(queries, corpus, 4, below, excluded, screen=True)
+    assert sum(direct) < 40 if spread == 1 and not rules else direct
+    expected, others = exact_top_k(queries, corpus, 4, below, excluded, screen=False)
+    assert (found == expected).all() and np.allclose(values, others, atol=1e-5)
+    if spread == 1:
+        assert (found == reference(queries, corpus, 4, below, excluded)[0]).all()
 
 
 def test_bad_input_is_refused():

@@ -1,0 +1,73 @@
+"""The miniature judge's lessons are true, and reading them packed is reading them one by one."""
+
+import random
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from unime.data import scenes
+from unime.data.lessons import SINGLE, WHOLE, alter, make_lesson, redraw
+from unime.data.shapes import Digits
+from unime.examples.judge import JudgeTrainer, Lessons, Packed
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return Digits()
+
+
+def test_a_lesson_is_a_function_of_seed_and_number_and_grows_harder():
+    first, second = Lessons(100, 4, seed=3), Lessons(100, 4, seed=3)
+    for number in (0, 20, 50, 99):
+        one, two = first[number], second[number]
+        assert one.task == two.task and one.right == two.right and len(one.candidates) == 4
+        assert [item["text"] for item in one.candidates] == [item["text"] for item in two.candidates]
+    assert {first[number].task for number in range(15)} <= set(SINGLE)
+    assert {first[number].task for number in range(100)} - set(SINGLE)
+
+
+def test_all_tasks_occur_and_two_in_five_candidates_are_right(digits):
+    rng = random.Random(0)
+    found = [make_lesson(rng, digits, 2.5) for _ in range(300)]
+    assert {lesson.task for lesson in found} == set(WHOLE)
+    share = sum(sum(lesson.right) for lesson in found) / sum(len(lesson.right) for lesson in found)
+    assert 0.4 < share < 0.55
+    for lesson in found:
+        by_text = {}
+        for item, right in zip(lesson.candidates, lesson.right):
+            if "image" not in item:
+                assert by_text.setdefault(item["text"], right) == right, "equal texts are equally right"
+
+
+@pytest.mark.parametrize("make", [scenes.one, scenes.pair, scenes.crowd, scenes.quarters])
+def test_redrawing_keeps_what_altering_changes(make):
+    rng, changed = random.Random(0), Counter()
+    for _ in range(60):
+        scene = make(rng)
+        assert scenes.describe(redraw(scene, rng)) == scenes.describe(scene)
+        changed[scenes.describe(alter(scene, rng)) != scenes.describe(scene)] += 1
+    assert changed[False] <= 2, "all but a rare change into itself"
+
+
+def test_packed_lessons_have_the_loss_of_single_prompts(reranker, digits):
+    lessons = [make_lesson(random.Random(number), digits, 2.5, 3) for number in range(12)]
+    lessons += [
+        next(lesson for n in range(99) if (lesson := make_lesson(random.Random(n), digits, 0, 3)).task == "same")
+    ]
+    batch = Packed(reranker)(lessons)
+    trainer = JudgeTrainer.__new__(JudgeTrainer)
+    trainer.accelerator = type("Accelerator", (), {"unwrap_model": staticmethod(lambda model: model)})
+    with torch.no_grad():
+        packed = trainer.compute_loss(reranker, batch)
+        losses, answers = [], iter(batch["answers"])
+        for lesson in lessons:
+            for item in lesson.candidates:
+                turn = reranker.processor.rerank_messages(lesson.query, [item], "pointwise")
+                inputs = reranker.processor.collate(reranker.processor.prepare([turn]))
+                losses.append(F.cross_entropy(reranker(**inputs).logits[:, -1], next(answers)[None]))
+    assert torch.isclose(packed, torch.stack(losses).mean(), atol=1e-5)
+    prefix = batch["attention_mask"][0, 0] == 0  # who sees whom in the first lesson
+    ends = batch["ends"][batch["ends"][:, 0] == 0][:, 1]
+    assert prefix[ends[1], 0] and not prefix[ends[1], ends[0]], "a candidate sees the query, not its neighbour"
