@@ -2,43 +2,61 @@
 
 import hashlib
 import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import PartialState
 
 from ..checkpoints import local_folder, open_checkpoint
 from .schema import Item
-from .stages import read_stage, run_stage
+from .stages import processes, read_stage, run_stage
 
-SAMPLES, SAMPLE = 64, 4096  # of a weight file, so many places of so many bytes are read
+SMALL, PLACES, SAMPLE = 2**18, 8, 1024  # of larger files, so many places of so many bytes in each tensor are read
 _OTHER = ("README.md", "trainer_state.json", "all_results.json")  # files that do not change what a model computes
 _KINDS = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin")
 
 
 def checkpoint_fingerprint(source) -> str:
-    """Name and digest of a checkpoint: its small files, and samples of its weights, those of an adapter's base too.
+    """Name and digest of a checkpoint: its small files, and samples of every tensor, those of an adapter's base too.
 
-    Seconds for 15 GB; two trainings of one model differ in nearly every weight, so samples tell them apart.
+    Seconds for 15 GB; two trainings of one model differ in nearly every weight they trained, so samples tell them
+    apart. Folders of sentence-transformers' modules (`1_Pooling`) count.
     """
     folder = local_folder(source)
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(p for p in folder.iterdir() if p.suffix in _KINDS and p.name not in _OTHER):
-        size = path.stat().st_size
-        digest.update(f"{path.name}:{size}:".encode())
+    files = [*folder.iterdir(), *folder.glob("[0-9]*_*/*")]
+    for path in sorted(p for p in files if p.suffix in _KINDS and p.name not in _OTHER):
+        digest.update(f"{path.relative_to(folder)}:{path.stat().st_size}:".encode())
         with open(path, "rb") as file:
-            if size <= SAMPLES * SAMPLE:
-                digest.update(file.read())
-                continue
-            for number in range(SAMPLES):
-                file.seek(number * (size - SAMPLE) // (SAMPLES - 1))
-                digest.update(file.read(SAMPLE))
+            for start, size in _samples(path, file):
+                file.seek(start)
+                digest.update(file.read(size))
     adapter = folder / "adapter_config.json"
     if adapter.exists() and (base := json.loads(adapter.read_text())["base_model_name_or_path"]):
         digest.update(checkpoint_fingerprint(base).encode())
     return f"{Path(str(source)).name}@{digest.hexdigest()}"
+
+
+def _samples(path: Path, file):
+    """(start, size) of what is read of a file: all of a small one, else its head and places in each tensor."""
+    size = path.stat().st_size
+    if size <= SMALL:
+        return [(0, size)]
+    spans = [(0, size)]
+    if path.suffix == ".safetensors":
+        (header,) = struct.unpack("<Q", file.read(8))
+        tensors = json.loads(file.read(header))
+        spans = [tensor["data_offsets"] for name, tensor in tensors.items() if name != "__metadata__"]
+        spans = [(8 + header + start, 8 + header + end) for start, end in spans]
+    found = [(0, SAMPLE)]
+    for start, end in spans:
+        last = max(start, end - SAMPLE)
+        found += [
+            (start + number * (last - start) // (PLACES - 1), min(SAMPLE, end - start)) for number in range(PLACES)
+        ]
+    return found
 
 
 class Embedder:
@@ -65,12 +83,12 @@ class Embedder:
 
     def load(self):
         if self.model is None and self.library == "unime":
-            self.model = open_checkpoint(self.source, self.preset, dtype=self.dtype).to(PartialState().device).eval()
+            self.model = open_checkpoint(self.source, self.preset, dtype=self.dtype).to(processes().device).eval()
         elif self.model is None:
             from sentence_transformers import SentenceTransformer
 
             options = {"dtype": self.dtype}
-            self.model = SentenceTransformer(str(self.source), device=str(PartialState().device), model_kwargs=options)
+            self.model = SentenceTransformer(str(self.source), device=str(processes().device), model_kwargs=options)
         return self.model
 
     def encode(self, items: Sequence[Item], role: str) -> np.ndarray:
@@ -86,8 +104,9 @@ class Embedder:
 
 
 def embed(
-    out, items: Sequence[Item], embedder: Embedder, role: str, image_root=None, shard_size: int = 1024
-) -> tuple[np.ndarray, np.ndarray]:
+    out, items: Sequence[Item], embedder: Embedder, role: str, image_root=None, shard_size: int = 1024,
+    retry_failed: bool = False,
+) -> int:  # fmt: skip
     """Embeds items as a stage (see [`~unime.data.stages.run_stage`]) split over the processes of a launch.
 
     Args:
@@ -96,20 +115,20 @@ def embed(
         embedder ([`Embedder`]).
         role (`str`): `"query"` or `"document"`.
         image_root (*optional*): paths below it identify images, so that the data may be moved.
-        shard_size (`int`, defaults to 1024).
+        shard_size (`int`, defaults to 1024), retry_failed (`bool`): of the stage.
 
     Returns:
-        row numbers `[n]` of the items that could be embedded, and their embeddings `[n, D]` in float32.
+        how many items could be embedded; the stage's arrays are `embeddings` `[n, D]` in float32 and `row` `[n]`.
     """
-    state = PartialState()
+    state = processes()
     run_stage(
         out, items, lambda part: {"embeddings": embedder.encode(part, role)}, {"role": role, **embedder.settings()},
         keys=lambda item: item_name(item, image_root), shard_size=shard_size, rank=state.process_index,
-        world_size=state.num_processes, description=f"Embedding {Path(out).name}",
+        world_size=state.num_processes, description=f"Embedding {Path(out).name}", prepare=embedder.load,
+        retry_failed=retry_failed,
     )  # fmt: skip
     state.wait_for_everyone()
-    found = read_stage(out)
-    return found["row"], found.get("embeddings", np.zeros((0, 0), np.float32))
+    return len(read_stage(out, ())["row"])
 
 
 def item_name(item: Item, image_root=None) -> str:

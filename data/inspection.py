@@ -62,7 +62,7 @@ def _places(mining, row) -> list[int]:
 
 def _case(mining, row) -> dict:
     """One row as the page shows it."""
-    query, positive, dataset = row["pair"]
+    pair = row["pair"]
     chosen = _places(mining, row)
     fates = fate(row["positive_score"], row["scores"], chosen, mining.config.margin)
     shown = [
@@ -73,7 +73,7 @@ def _case(mining, row) -> dict:
         )
     ]  # fmt: skip
     return {
-        "dataset": dataset, "query": mining.pool.queries[query], "positive": mining.pool.candidates[positive],
+        "dataset": pair.dataset, "query": mining.pool.queries[pair.query], "positive": pair.item,
         "positive_score": row["positive_score"], "positive_similarity": row["positive_similarity"],
         "dropped": not chosen, "candidates": shown,
     }  # fmt: skip
@@ -159,7 +159,7 @@ def _sheet(cases: list[dict], path: Path, columns: int = 8):
 def _cell(axis, item: Item, title: str, colour: str):
     import textwrap
 
-    axis.set_title(title, fontsize=8, color=colour)
+    axis.set_title(title, fontsize=8, color=colour, parse_math=False)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
@@ -167,9 +167,17 @@ def _cell(axis, item: Item, title: str, colour: str):
     words = "\n".join(textwrap.wrap(_words(item), 24)[:5])
     if item.image:
         axis.imshow(open_image(item.image))
-        axis.set_xlabel(words, fontsize=6)
+        axis.set_xlabel(words, fontsize=6, parse_math=False)
     else:
-        axis.text(0.5, 0.5, "\n".join(textwrap.wrap(_words(item), 18)[:8]), ha="center", va="center", fontsize=7)
+        axis.text(
+            0.5,
+            0.5,
+            "\n".join(textwrap.wrap(_words(item), 18)[:8]),
+            ha="center",
+            va="center",
+            fontsize=7,
+            parse_math=False,
+        )
 
 
 def _histograms(judged: list[dict], fates: Counter, margin, path: Path):

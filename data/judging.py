@@ -51,7 +51,8 @@ class ServerJudge:
     """A judge behind an OpenAI-compatible server (vLLM, SGLang, ...), which must return log-probabilities.
 
     Each pair is one chat completion of one token; the score is the softmax over the two answers' log-probabilities.
-    An answer that is not among the `top_logprobs` counts with the least of them, which bounds it from above.
+    An answer that is not among the `top_logprobs` counts with the least of them or with the probability that they
+    leave over, whichever is less: both bound it from above.
 
     Args:
         url (`str`): up to and with `/v1`.
@@ -83,6 +84,7 @@ class ServerJudge:
         for scheme in ("http://", "https://"):
             self.client.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
         self.known: dict[tuple[Item, Item], float] = {}
+        self.wanted: set[tuple[Item, Item]] = set()
 
     def score(self, asked: Sequence[Request]) -> list[np.ndarray]:
         """Scores in [0, 1] of each request's candidates, float32 `[n]`.
@@ -92,7 +94,9 @@ class ServerJudge:
                 answered are kept for the next call.
         """
         wanted = {(query, candidate) for query, candidates in asked for candidate in candidates}
-        self.known = {pair: score for pair, score in self.known.items() if pair in wanted}
+        if not wanted <= self.wanted:  # not a part of the last call, tried again: new pairs
+            self.known = {pair: score for pair, score in self.known.items() if pair in wanted}
+            self.wanted = wanted
         failures = []
 
         def ask(pair):
@@ -156,7 +160,8 @@ class ServerJudge:
         yes, no = (found.get(word) for word in POINTWISE[self.answer_format][1:])
         if yes is None and no is None:
             raise ValueError(f"neither answer is among the likeliest tokens {[entry['token'] for entry in listed]}")
-        least = min(found.values())
+        left = 1 - sum(math.exp(float(entry["logprob"])) for entry in listed)
+        least = min(*(float(entry["logprob"]) for entry in listed), math.log(max(left, 1e-9)))
         gap = (least if no is None else no) - (least if yes is None else yes)
         if not math.isfinite(gap):
             raise ValueError(f"log-probabilities are not finite: {found}")

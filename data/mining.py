@@ -5,6 +5,7 @@ Everything here is plain arithmetic on arrays; `data/pipeline.py` feeds it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,15 @@ def identity(item: Item) -> tuple[str, str]:
     return " ".join(item.text.replace(PLACEHOLDER, " ").split()).casefold(), item.image
 
 
+class Pair(NamedTuple):
+    """A query and a candidate of a pool by their numbers, the data set, and the positive as its own row spells it."""
+
+    query: int
+    positive: int
+    dataset: str
+    item: Item
+
+
 @dataclass
 class Pool:
     """The distinct queries and candidates of some rows, and the distinct pairs of them.
@@ -24,12 +34,12 @@ class Pool:
     Args:
         queries (`list[Item]`): distinct queries.
         candidates (`list[Item]`): distinct positives, told apart by [`identity`]; negatives are drawn from them.
-        pairs (`list[tuple]`): distinct `(query, positive, data set)`, as indices and a name, in the order of the rows.
+        pairs (`list[Pair]`): distinct ones, in the order of the rows.
     """
 
     queries: list[Item] = field(default_factory=list)
     candidates: list[Item] = field(default_factory=list)
-    pairs: list[tuple[int, int, str]] = field(default_factory=list)
+    pairs: list[Pair] = field(default_factory=list)
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> "Pool":
@@ -41,7 +51,7 @@ class Pool:
                 known[key] = len(known)
                 pool.candidates.append(example.positive)
             query = queries.setdefault(example.query, len(queries))
-            pairs.setdefault((query, known[key], example.dataset))
+            pairs.setdefault(Pair(query, known[key], example.dataset, example.positive))
         pool.queries, pool.pairs = list(queries), list(pairs)
         return pool
 
@@ -49,15 +59,15 @@ class Pool:
         """For each query, the candidates that cannot be its negatives: all its positives, and the query itself."""
         known = {identity(candidate): number for number, candidate in enumerate(self.candidates)}
         found = [{known[key]} if (key := identity(query)) in known else set() for query in self.queries]
-        for query, positive, _ in self.pairs:
-            found[query].add(positive)
+        for pair in self.pairs:
+            found[pair.query].add(pair.positive)
         return [sorted(own) for own in found]
 
     def by_dataset(self) -> dict[str, list[int]]:
         """The candidates of each data set."""
         found = {}
-        for _, positive, name in self.pairs:
-            found.setdefault(name, set()).add(positive)
+        for pair in self.pairs:
+            found.setdefault(pair.dataset, set()).add(pair.positive)
         return {name: sorted(own) for name, own in found.items()}
 
 

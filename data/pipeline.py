@@ -10,23 +10,23 @@ embeddings, and `inspect` a page to look at.
 import argparse
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import yaml
-from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from ..checkpoints import open_checkpoint
 from .embedding import Embedder, checkpoint_fingerprint, embed, image_name, item_name
 from .judging import LocalJudge, ServerJudge
-from .mining import Pool, clusters, is_label_type, select
+from .mining import Pair, Pool, clusters, is_label_type, select
 from .readers import Findings, read_rows
-from .retrieval import FaissIndex, exact_top_k
+from .retrieval import Corpus, exact_top_k
 from .schema import Example, content_hash, to_example
-from .stages import FAILURES, check_manifest, fingerprint, read_errors, read_stage, run_stage, write_whole
+from .stages import MANIFEST, check_manifest, fingerprint, processes, read_errors, read_stage, run_stage, write_whole
 
 COPY = 1e-5  # similarities of equal embeddings differ by less, depending on the batch they were computed in
 
@@ -44,12 +44,15 @@ class MiningConfig:
     mined_per_subset: int | None = field(
         default=None, metadata={"help": "Mine for that many pairs of each data set; the others are candidates only."}
     )
+    retry_failed: bool = field(default=False, metadata={"help": "Do shards with failed rows once more."})
     # embed
     embedder: str | None = field(default=None, metadata={"help": "Folder or repository of the embedder."})
     embedder_library: str = field(default="unime", metadata={"help": "unime or sentence-transformers."})
     embedder_preset: str | None = field(default=None, metadata={"help": "Prompts, for a stock VLM."})
     embedder_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own."})
-    embedder_options: dict | str = field(default_factory=dict, metadata={"help": "For encode: batch_tokens, ..."})
+    embedder_options: dict | str | None = field(
+        default_factory=dict, metadata={"help": "For encode: batch_tokens, ..."}
+    )
     embed_shard: int = field(default=1024, metadata={"help": "Items of one shard."})
     # retrieve
     top_k: int = field(default=50, metadata={"help": "Potential hard negatives of each pair."})
@@ -65,12 +68,12 @@ class MiningConfig:
     # judge
     judge: str | None = field(default=None, metadata={"help": "Folder or repository of the judge."})
     judge_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own."})
-    judge_options: dict | str = field(
+    judge_options: dict | str | None = field(
         default_factory=dict, metadata={"help": "For score: answer_format, resolution, batch_tokens, ..."}
     )
     judge_shard: int = field(default=32, metadata={"help": "Pairs of one shard."})
     server: str | None = field(default=None, metadata={"help": "An OpenAI-compatible server that judges instead."})
-    server_options: dict | str = field(
+    server_options: dict | str | None = field(
         default_factory=dict, metadata={"help": "concurrency, timeout, attempts, key_variable, ..."}
     )
     # select
@@ -110,7 +113,8 @@ class Mining:
         for name in ("data", "out"):
             if getattr(config, name) is None:
                 raise ValueError(f"`{name}` is missing.")
-        self.config, self.state = config, PartialState()
+        self.config = config
+        self.state = processes()
         self.out = Path(config.out)
         self.out.mkdir(parents=True, exist_ok=True)
         data = Path(config.data)
@@ -122,11 +126,13 @@ class Mining:
         rows = read_rows(config.data, config.image_root, config.subsets, config.split, config.rows_per_subset, found)
         self.unread = [{"stage": "read", "row": where, "reason": reason} for where, reason in found.problems]
         self.say(f"{len(rows)} rows of {len(set(rows['dataset']))} data sets; {len(found.problems)} unusable")
+        if not len(rows):
+            raise ValueError(f"{config.data} has no usable row; {found.problems[0].where}: {found.problems[0].reason}")
         return Pool.of(map(to_example, rows))
 
-    def say(self, text: str):
+    def say(self, text: str, end: str = "\n"):
         if self.state.is_main_process:
-            print(text, flush=True)
+            print(text, end=end, flush=True)
 
     # steps
     def embed(self):
@@ -138,133 +144,131 @@ class Mining:
             self.config.embedder_dtype, **self.config.embedder_options,
         )  # fmt: skip
         for name, items, role in self._roles():
-            rows, _ = embed(self.out / name, items, embedder, role, self.image_root, self.config.embed_shard)
-            self.say(f"{name}: {len(rows)} of {len(items)} embedded")
+            shards = (self.config.embed_shard, self.config.retry_failed)
+            done = embed(self.out / name, items, embedder, role, self.image_root, *shards)
+            self.say(f"{name}: {done} of {len(items)} embedded")
+        self._write_errors()
 
     def _roles(self):
         return (("queries", self.pool.queries, "query"), ("candidates", self.pool.candidates, "document"))
 
-    @cached_property
     def embeddings(self) -> dict[str, np.ndarray]:
-        """Rows of items that were not embedded are zero, and count as absent."""
+        """Those of `queries` and `candidates`; rows of items that could not be embedded are zero."""
         found = {}
         for name, items, _ in self._roles():
-            stage = self._finished(name, "embed")
-            self._belongs(name, items)
-            array = np.zeros((len(items), stage["embeddings"].shape[1]), np.float32)
-            array[stage["row"]] = stage["embeddings"]
-            found[name], found[f"{name} there"] = array, np.isin(np.arange(len(items)), stage["row"])
+            stage = self._finished(name, "embed", self._item_keys(items))
+            found[name] = np.zeros((len(items), stage["embeddings"].shape[1]), np.float32)
+            found[name][stage["row"]] = stage["embeddings"]
         return found
 
-    def _finished(self, name: str, command: str) -> dict[str, np.ndarray]:
+    @cached_property
+    def embedded(self) -> dict[str, np.ndarray]:
+        """Which of the queries and candidates could be embedded: bool `[N]`."""
+        found = {}
+        for name, items, _ in self._roles():
+            rows = self._finished(name, "embed", self._item_keys(items), ())["row"]
+            found[name] = np.isin(np.arange(len(items)), rows)
+        return found
+
+    def _item_keys(self, items) -> list[str]:
+        return [item_name(item, self.image_root) for item in items]
+
+    def _finished(self, name: str, command: str, keys: Iterable[str], arrays=None) -> dict[str, np.ndarray]:
+        """The results of a step, which must be finished and have been made from these rows."""
         try:
-            return read_stage(self.out / name)
+            found = read_stage(self.out / name, arrays)
         except ValueError as error:
             raise ValueError(f"{error} (`unime mine {command}` comes first.)") from error
-
-    def _belongs(self, name: str, items):
-        found = json.loads((self.out / name / "manifest.json").read_text(encoding="utf-8"))
-        keys = [item_name(item, self.image_root) for item in items]
-        if found["rows"] != len(keys) or found["fingerprint"] != fingerprint(keys):
-            raise ValueError(f"{self.out / name} was made from other data ({found['rows']} items, now {len(keys)}).")
+        keys, manifest = list(keys), json.loads((self.out / name / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["rows"] != len(keys) or manifest["fingerprint"] != fingerprint(keys):
+            raise ValueError(f"{self.out / name} was made from other rows ({manifest['rows']}, now {len(keys)}).")
+        if keys and not len(found["row"]):
+            raise ValueError(f"{self.out / name}: every row failed; {read_errors(self.out / name)[0]}")
+        return found
 
     @cached_property
-    def pairs(self) -> list[tuple[int, int, str]]:
+    def pairs(self) -> list[Pair]:
         """The pairs of which both parts were embedded."""
-        queries, candidates = self.embeddings["queries there"], self.embeddings["candidates there"]
-        return [pair for pair in self.pool.pairs if queries[pair[0]] and candidates[pair[1]]]
+        queries, candidates = self.embedded["queries"], self.embedded["candidates"]
+        return [pair for pair in self.pool.pairs if queries[pair.query] and candidates[pair.positive]]
 
     @cached_property
-    def mined(self) -> list[tuple[int, int, str]]:
+    def mined(self) -> list[Pair]:
         """The pairs that negatives are mined for."""
         limit, found = self.config.mined_per_subset, {}
         for pair in self.pairs:
-            found.setdefault(pair[2], []).append(pair)
+            found.setdefault(pair.dataset, []).append(pair)
         return [pair for pairs in found.values() for pair in pairs[:limit]]
 
     def retrieve(self):
         """Finds the potential hard negatives of each pair."""
-        config, found = self.config, self.embeddings
-        queries, corpus = found["queries"], found["candidates"]
-        excluded, by_dataset, indices = self.pool.excluded(), self.pool.by_dataset(), {}
+        config, found = self.config, self.embeddings()
+        if config.pool not in ("global", "dataset"):
+            raise ValueError(f"the pool must be 'global' or 'dataset', got {config.pool!r}.")
+        queries, vectors, there = found["queries"], found["candidates"], self.embedded["candidates"]
+        excluded, pools = self.pool.excluded(), self.pool.by_dataset()
 
-        def searched(name):
-            own = np.arange(len(corpus)) if config.pool == "global" else np.array(by_dataset[name])
-            return own[found["candidates there"][own]]
-
-        def index(name, own):
-            if name not in indices:
-                indices.clear()  # one at a time
-                indices[name] = FaissIndex(corpus[own], config.index, config.ivf_lists, config.ivf_probes)
-            return indices[name].top_k
+        @lru_cache(maxsize=1)  # an index may be large, and rows of a data set stand together
+        def corpus(name: str) -> Corpus:
+            own = np.arange(len(vectors)) if config.pool == "global" else np.array(pools[name])
+            index = (config.index, config.ivf_lists, config.ivf_probes, self.state.device)
+            return Corpus(vectors, own[there[own]], *index)
 
         def work(part):
-            count = len(part)
-            arrays = {
-                "neighbours": np.full((count, config.top_k), -1, np.int64),
-                "similarities": np.full((count, config.top_k), -np.inf, np.float32),
-            }
-            arrays["positive_similarity"] = np.array([queries[q] @ corpus[c] for q, c, _ in part], np.float32)
-            names = [name if config.pool == "dataset" else "" for *_, name in part]
+            neighbours = np.empty((len(part), config.top_k), np.int64)
+            similarities = np.empty((len(part), config.top_k), np.float32)
+            positive = np.array([queries[pair.query] @ vectors[pair.positive] for pair in part], np.float32)
+            names = ["" if config.pool == "global" else pair.dataset for pair in part]
             for name in dict.fromkeys(names):
                 rows = [row for row, own in enumerate(names) if own == name]
-                own = searched(name)
-                place = {int(candidate): number for number, candidate in enumerate(own)}
                 below = None
-                if config.delta == "positive":
-                    below = arrays["positive_similarity"][rows] - COPY
-                elif config.delta != "none":
-                    below = np.full(len(rows), float(config.delta), np.float32)
-                never = [[place[c] for c in excluded[part[row][0]] if c in place] for row in rows]
-                asked = queries[[part[row][0] for row in rows]]
-                if config.index == "exact":
-                    places, scores = exact_top_k(
-                        asked, corpus[own], config.top_k, below, never, device=self.state.device
-                    )
-                else:
-                    places, scores = index(name, own)(asked, config.top_k, below, never)
-                arrays["neighbours"][rows] = np.where(places >= 0, own[places], -1)
-                arrays["similarities"][rows] = scores
-            return arrays
+                if config.delta != "none":
+                    below = positive[rows] - COPY if config.delta == "positive" else [float(config.delta)] * len(rows)
+                asked = [part[row].query for row in rows]
+                neighbours[rows], similarities[rows] = corpus(name).top_k(
+                    queries[asked], config.top_k, below, [excluded[query] for query in asked]
+                )
+            return {"neighbours": neighbours, "similarities": similarities, "positive_similarity": positive}
 
         names = ("top_k", "pool", "delta", "index", "ivf_lists", "ivf_probes")
         settings = {name: getattr(config, name) for name in names}
         for name in ("queries", "candidates"):
-            manifest = json.loads((self.out / name / "manifest.json").read_text(encoding="utf-8"))
+            manifest = json.loads((self.out / name / MANIFEST).read_text(encoding="utf-8"))
             settings[name] = {"fingerprint": manifest["fingerprint"], **manifest["settings"]}
-        if config.pool not in ("global", "dataset"):
-            raise ValueError(f"the pool must be 'global' or 'dataset', got {config.pool!r}.")
-        self._stage("neighbours", self.mined, work, settings, self._pair_name, config.retrieve_shard, "Retrieving", ())
-        found = self._finished("neighbours", "retrieve")["neighbours"]
+        shards = (config.retrieve_shard, "Retrieving")
+        self._stage("neighbours", self.mined, work, settings, self._pair_name, *shards, failures=())
+        found = self._neighbours()["neighbours"]
         counts = (found >= 0).sum(1)
         self.say(f"neighbours: {counts.mean():.1f} of {config.top_k} a pair; none for {(counts == 0).sum()}")
 
-    def _pair_name(self, pair) -> str:
-        query, positive, name = pair
-        items = self.pool.queries[query], self.pool.candidates[positive]
-        return "\x01".join([*(item_name(item, self.image_root) for item in items), name])
+    def _pair_name(self, pair: Pair) -> str:
+        items = self._item_keys([self.pool.queries[pair.query], pair.item])
+        return "\x01".join([*items, pair.dataset])
 
-    def _stage(self, name, rows, work, settings, keys, shard_size, description, failures=FAILURES):
+    def _judged_name(self, row: tuple[Pair, list[int]]) -> str:
+        return "\x01".join([self._pair_name(row[0]), *map(str, row[1])])
+
+    def _neighbours(self) -> dict[str, np.ndarray]:
+        return self._finished("neighbours", "retrieve", map(self._pair_name, self.mined))
+
+    def _stage(self, name, rows, work, settings, keys, shard_size, description, **options):
         run_stage(
             self.out / name, rows, work, settings, keys, shard_size, self.state.process_index,
-            self.state.num_processes, description, failures,
+            self.state.num_processes, description, **options,
         )  # fmt: skip
         self.state.wait_for_everyone()
 
     def judge(self):
         """Scores each pair's positive and its potential hard negatives."""
-        config, found = self.config, self._finished("neighbours", "retrieve")
-        rows = [(self.mined[row], own) for row, own in zip(found["row"], found["neighbours"].tolist())]
-        judges = []
+        config, neighbours = self.config, self._neighbours()["neighbours"]
+        rows, judges = list(zip(self.mined, neighbours.tolist())), []
 
         def work(part):
-            if not judges:
-                judges.append(self._judge())
             asked = []
-            for (query, positive, _), own in part:
-                candidates = [self.pool.candidates[i] for i in (positive, *own) if i >= 0]
-                asked.append((self.pool.queries[query], candidates))
-            scores = np.full((len(part), config.top_k), np.nan, np.float32)
+            for pair, own in part:
+                candidates = [pair.item, *(self.pool.candidates[i] for i in own if i >= 0)]
+                asked.append((self.pool.queries[pair.query], candidates))
+            scores = np.full((len(part), neighbours.shape[1]), np.nan, np.float32)
             positive_scores = np.empty(len(part), np.float32)
             for row, own in enumerate(judges[0].score(asked)):
                 positive_scores[row], scores[row, : len(own) - 1] = own[0], own[1:]
@@ -281,17 +285,15 @@ class Mining:
                 raise ValueError("`judge` is missing.")
             settings |= {"model": checkpoint_fingerprint(config.judge), "dtype": config.judge_dtype}
 
-        def key(row):
-            return "\x01".join([self._pair_name(row[0]), *map(str, row[1])])
-
-        self._stage("scores", rows, work, settings, key, config.judge_shard, "Judging")
-        found = self._finished("scores", "judge")
-        scores = found["scores"]
-        if len(scores):
-            self.say(
-                f"scores: positives {found['positive_score'].mean():.3f} on average, candidates "
-                f"{np.nanmean(scores) if not np.isnan(scores).all() else float('nan'):.3f}"
-            )
+        self._stage(
+            "scores", rows, work, settings, self._judged_name, config.judge_shard, "Judging",
+            prepare=lambda: judges.append(self._judge()), retry_failed=config.retry_failed,
+        )  # fmt: skip
+        found = self._finished("scores", "judge", map(self._judged_name, rows))
+        scores = found["scores"][~np.isnan(found["scores"])]
+        self.say(f"scores: positives {found['positive_score'].mean():.3f} on average, ", end="")
+        self.say(f"candidates {scores.mean() if len(scores) else float('nan'):.3f}")
+        self._write_errors()
 
     def _judge(self):
         config = self.config
@@ -303,10 +305,11 @@ class Mining:
     @cached_property
     def judged(self) -> list[dict]:
         """Every judged pair: its items, what was retrieved, and the scores."""
-        near, scored = self._finished("neighbours", "retrieve"), self._finished("scores", "judge")
-        found = []
+        near, found = self._neighbours(), []
+        rows = zip(self.mined, near["neighbours"].tolist())
+        scored = self._finished("scores", "judge", map(self._judged_name, rows))
         for place, row in enumerate(scored["row"].tolist()):
-            pair, own = self.mined[near["row"][row]], near["neighbours"][row]
+            pair, own = self.mined[row], near["neighbours"][row]
             there = own >= 0
             found.append(
                 {
@@ -325,12 +328,13 @@ class Mining:
         config, path = self.config, self.out / f"{self.config.name}.json"
         names = ("num_negatives", "margin", "stride", "fallback", "seed")
         settings = {name: getattr(config, name) for name in names}
-        scores = json.loads((self.out / "scores" / "manifest.json").read_text(encoding="utf-8"))
+        judged = self.judged
+        scores = json.loads((self.out / "scores" / MANIFEST).read_text(encoding="utf-8"))
         check_manifest(self.out / f"{config.name}.manifest.json", {"settings": settings, "scores": scores})
         counts = Counter()
 
         def chosen():
-            for row in self.judged:
+            for row in judged:
                 example = self.choose(row)
                 counts["written" if example else "dropped"] += 1
                 if example:
@@ -351,35 +355,42 @@ class Mining:
 
     def choose(self, row: dict) -> Example | None:
         """A row of `judged` with its selected negatives; None where none is allowed and the fallback drops it."""
-        (query, positive, name), found = row["pair"], self.choice(row)
+        pair, found = row["pair"], self.choice(row)
         if found is None:
             return None
         negatives = [self.pool.candidates[row["candidates"][place]] for place in found[0]]
-        items = self.pool.queries[query], self.pool.candidates[positive]
-        return Example(*items, negatives, row["positive_score"], found[1], name)
+        query = self.pool.queries[pair.query]
+        return Example(query, pair.item, negatives, row["positive_score"], found[1], pair.dataset)
 
-    def _report(self, counts: Counter):
+    def _write_errors(self) -> Counter:
+        """Writes the failed rows of all finished steps to `errors.jsonl`, and counts them by step."""
+        self.pool  # noqa: B018 (what could not be read is found by reading)
         errors = [*self.unread]
         for name in ("queries", "candidates", "scores"):
             errors += [{"stage": name, **error} for error in read_errors(self.out / name)]
-        text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
-        write_whole(self.out / "errors.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+        counts = Counter(error["stage"] for error in errors)
+        if self.state.is_main_process:
+            text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+            write_whole(self.out / "errors.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+            if errors:
+                print(f"{len(errors)} failures {dict(counts)}: see {self.out / 'errors.jsonl'}", flush=True)
+        return counts
+
+    def _report(self, counts: Counter):
         report = {
             "pairs": len(self.pool.pairs), "mined": len(self.mined), "judged": len(self.judged),
             "written": counts["written"],
             "dropped because no candidate was allowed": counts["dropped"],
-            "failed": dict(Counter(error["stage"] for error in errors)),
+            "failed": dict(self._write_errors()),
         }  # fmt: skip
         text = json.dumps(report, indent=1)
         write_whole(self.out / f"{self.config.name}.report.json", lambda path: path.write_text(text, encoding="utf-8"))
         self.say(f"{self.out / self.config.name}.json: {counts['written']} rows of {len(self.mined)} pairs")
         self.say(f"  {counts['dropped']} dropped because no candidate was allowed")
-        if errors:
-            self.say(f"  {len(errors)} failures {dict(report['failed'])}: see {self.out / 'errors.jsonl'}")
 
     def saha(self):
         """Writes clusters of each data set, from the embeddings, in the layout of the released script."""
-        config, found = self.config, self.embeddings
+        config, found = self.config, self.embeddings()
         folder = self.out / "saha"
         folder.mkdir(exist_ok=True)
         settings = {
@@ -387,14 +398,14 @@ class Mining:
             "label_datasets": config.label_datasets,
         }  # fmt: skip
         for name in ("queries", "candidates"):
-            settings[name] = json.loads((self.out / name / "manifest.json").read_text(encoding="utf-8"))
-        check_manifest(folder / "manifest.json", settings)
-        names = list(dict.fromkeys(name for *_, name in self.pairs))
+            settings[name] = json.loads((self.out / name / MANIFEST).read_text(encoding="utf-8"))
+        check_manifest(folder / MANIFEST, settings)
+        names = list(dict.fromkeys(pair.dataset for pair in self.pairs))
         for number, name in enumerate(names):
             path = folder / f"{name}_hard_negatives.json"
             if number % self.state.num_processes != self.state.process_index or path.exists():
                 continue
-            own = [(query, positive) for query, positive, dataset in self.pairs if dataset == name]
+            own = [pair for pair in self.pairs if pair.dataset == name]
             made = self._clusters(name, own, found)
             text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in made) + "\n]\n"
             write_whole(path, lambda path, text=text: path.write_text(text, encoding="utf-8"))
@@ -402,11 +413,11 @@ class Mining:
             print(f"{name}: {len(made)} clusters of {np.mean(sizes) if sizes else 0:.1f} rows on average", flush=True)
         self.state.wait_for_everyone()
 
-    def _clusters(self, name: str, own: list[tuple[int, int]], found) -> list[dict]:
+    def _clusters(self, name: str, own: list[Pair], found) -> list[dict]:
         config = self.config
-        queries = {query: number for number, query in enumerate(dict.fromkeys(query for query, _ in own))}
-        candidates = {item: number for number, item in enumerate(dict.fromkeys(positive for _, positive in own))}
-        pairs = [(queries[query], candidates[positive]) for query, positive in own]
+        queries = {query: number for number, query in enumerate(dict.fromkeys(pair.query for pair in own))}
+        candidates = {item: number for number, item in enumerate(dict.fromkeys(pair.positive for pair in own))}
+        pairs = [(queries[pair.query], candidates[pair.positive]) for pair in own]
         asked, corpus = found["queries"][list(queries)], found["candidates"][list(candidates)]
         depth = 2 * config.cluster_size * config.pool_multiplier
         neighbours, _ = exact_top_k(asked, corpus, depth, device=self.state.device)
@@ -418,7 +429,7 @@ class Mining:
         made = clusters(asked, corpus, pairs, neighbours, config.cluster_size, config.pool_multiplier, labels)
 
         def row(number):
-            query, positive = self.pool.queries[own[number][0]], self.pool.candidates[own[number][1]]
+            query, positive = self.pool.queries[own[number].query], own[number].item
             return {
                 "qry": query.text, "qry_image_path": image_name(query, self.image_root),
                 "pos_text": positive.text, "pos_image_path": image_name(positive, self.image_root),

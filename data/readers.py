@@ -26,6 +26,7 @@ _MMEB_TRAIN = {  # column -> other spellings of it in public files
     "pos_image_path": ("pos_img_path", "tgt_img_path"),
 }
 _MMEB_NEGATIVE = {"neg_text": (), "neg_image_path": ("neg_img_path",)}
+_CLUSTERS = "_hard_negatives.json"
 _JUDGED = (
     "query_text",
     "query_image",
@@ -70,20 +71,33 @@ class Located(NamedTuple):
 def _examples(
     source: Iterable[Located], parse: Callable[[Located, Path, Findings], Example], root, found: Findings | None
 ) -> Iterator[Example]:
-    """Parses rows; a bad one is an error, or, given findings, one of them."""
+    """The examples of raw rows."""
     root, noted = Path(root), found or Findings()
     for located in source:
         try:
-            yield parse(located, root, noted)
-        except ValueError as error:
-            if found is None:
-                raise ValueError(f"{located.where}: {error}") from error
-            found.problems.append(Problem(located.where, str(error)))
+            example = parse(located, root, noted)
+            if not isinstance(located.dataset, str):
+                raise ValueError(f"the data set's name is a string, not {located.dataset!r}.")
+        except (ValueError, TypeError) as error:  # TypeError: a number where a list was due
+            _refuse(located.where, error, found)
+        else:
+            yield example
+
+
+def _refuse(where: str, error: Exception, found: Findings | None):
+    """A bad row is an error, or, given findings, one of them."""
+    if found is None:
+        raise ValueError(f"{where}: {error}") from error
+    found.problems.append(Problem(where, str(error)))
 
 
 def item_of(text: str | None, image: str | None, root: Path, found: Findings | None = None) -> Item:
     """An item of a data file; a placeholder without an image is a known oddity of MMEB and is dropped."""
     found = found or Findings()
+    for value in (text, image):
+        if not isinstance(value, (str, type(None))):
+            raise ValueError(f"a text or an image path is a string, not {value!r}.")
+    (text or "").encode()  # a UnicodeError, where it holds half a character
     image = resolve_image(root, image or "", must_exist=found.images_must_exist)
     text = text or ""
     if not image and PLACEHOLDER in text:
@@ -101,8 +115,8 @@ def _limited(rows: Iterable[Located], limit: int | None) -> Iterator[Located]:
     """At most `limit` rows of each data set."""
     counts = Counter()
     for located in rows:
-        counts[located.dataset] += 1
-        if limit is None or counts[located.dataset] <= limit:
+        counts[str(located.dataset)] += 1
+        if limit is None or counts[str(located.dataset)] <= limit:
             yield located
 
 
@@ -127,8 +141,7 @@ def read_mmeb_train(
     Raises:
         ValueError: a subset, column or image is missing, or a row is empty; the message names file and row.
     """
-    patterns = [f"{subset}/{split}-*.parquet" for subset in subsets or ["*"]]
-    root = local_path(root, patterns)
+    root = local_path(root, [f"{subset}/{split}-*.parquet" for subset in subsets or ["*"]])
     subsets = subsets or sorted(folder.name for folder in root.iterdir() if any(folder.glob(f"{split}-*.parquet")))
     if not subsets:
         raise ValueError(f"{root} holds no <subset>/{split}-*.parquet; is it the right folder and split?")
@@ -180,18 +193,17 @@ def read_clusters(
     Raises:
         ValueError: there is no such file, a key or image is missing; the message names file and row.
     """
-    root, suffix = Path(root), "_hard_negatives.json"
-    subsets = subsets or sorted(path.name.removesuffix(suffix) for path in root.glob(f"*{suffix}"))
+    root = local_path(root, [f"{subset}{_CLUSTERS}" for subset in subsets or ["*"]])
+    subsets = subsets or sorted(path.name.removesuffix(_CLUSTERS) for path in root.glob(f"*{_CLUSTERS}"))
     if not subsets:
-        raise ValueError(f"{root} holds no <subset>{suffix}.")
-    rows = (row for subset in subsets for row in _json_list(root / f"{subset}{suffix}", subset))
+        raise ValueError(f"{root} holds no <subset>{_CLUSTERS}.")
+    rows = (row for subset in subsets for row in _json_list(root / f"{subset}{_CLUSTERS}", subset))
     return to_dataset(_examples(_limited(rows, limit), _parse_cluster, image_root or root, found))
 
 
 def _parse_cluster(located: Located, root: Path, found: Findings) -> Example:
-    (query, positive), *others = (
-        _pair(member, root, found) for member in (located.row, *located.row.get("neg_samples", ()))
-    )
+    row = _object(located.row)
+    (query, positive), *others = (_pair(_object(member), root, found) for member in (row, *row.get("neg_samples", ())))
     queries, negatives = [pair[0] for pair in others], [pair[1] for pair in others]
     return Example(query, positive, negatives, dataset=located.dataset, negative_queries=queries)
 
@@ -214,7 +226,7 @@ def read_text_pairs(path, limit: int | None = None, found: Findings | None = Non
         ValueError: the kind of file is unknown, a column is missing, or a sentence is empty; it names file and row.
     """
     path = local_path(path)
-    rows = _table_rows(path, path.stem)
+    rows = _table_rows(path, path.stem, found)
     return _not_empty(path, to_dataset(_examples(_limited(rows, limit), _parse_text_pair, path.parent, found)))
 
 
@@ -259,13 +271,15 @@ def read_judged(
 def _judged_dataset(row) -> str:
     if not isinstance(row, dict) or "dataset" in row:
         return row["dataset"] if isinstance(row, dict) else ""
-    pairs = row.get("hard_negatives") or []
-    images = [row.get("query_image"), row.get("pos_image"), *(pair[1] for pair in pairs if len(pair) == 2)]
-    return next((Path(image).parts[1] for image in images if image and len(Path(image).parts) > 2), "")
+    pairs = row.get("hard_negatives")
+    images = [row.get("query_image"), row.get("pos_image")]
+    images += [pair[-1] for pair in pairs if isinstance(pair, list) and pair] if isinstance(pairs, list) else []
+    parts = (Path(image).parts for image in images if image and isinstance(image, str))
+    return next((own[1] for own in parts if len(own) > 2), "")
 
 
 def _parse_judged(located: Located, root: Path, found: Findings) -> Example:
-    row = located.row
+    row = _object(located.row)
     _require(row, _JUDGED)
     negatives, scores = row["hard_negatives"], row["hard_negatives_scores"]
     if len(negatives) != len(scores):
@@ -300,14 +314,15 @@ def read_rows(
     Args and errors are those of [`read_mmeb_train`]; `path` may be `hf://datasets/<owner>/<name>[/<file>]`.
     """
     if _is_folder(path):
-        path = local_path(path, [f"{subset}/{split}-*.parquet" for subset in subsets or ["*"]])
-        if any(path.glob("*_hard_negatives.json")):
+        wanted = [f"{subset}{kind}" for subset in subsets or ["*"] for kind in (f"/{split}-*.parquet", _CLUSTERS)]
+        path = local_path(path, wanted)
+        if any(path.glob(f"*{_CLUSTERS}")):
             return read_clusters(path, image_root, subsets, limit, found)
         return read_mmeb_train(path, subsets, split, image_root, limit, found)
     path = local_path(path)
     if path.suffix == ".json":
         return read_judged(path, image_root, subsets, limit, found)
-    rows = (row._replace(dataset=row.row.get("dataset") or row.dataset) for row in _table_rows(path, path.stem))
+    rows = (row._replace(dataset=row.row.get("dataset") or row.dataset) for row in _table_rows(path, path.stem, found))
     rows = (row for row in rows if not subsets or row.dataset in subsets)
     examples = _examples(_limited(rows, limit), _parse_any, image_root or path.parent, found)
     return _not_empty(path, to_dataset(examples), subsets)
@@ -395,15 +410,19 @@ def _rename(row: dict, names: dict[str, tuple[str, ...]]) -> dict:
     return {spellings.get(name, name): value for name, value in row.items()}
 
 
-def _table_rows(path: Path, dataset: str) -> Iterator[Located]:
+def _table_rows(path: Path, dataset: str, found: Findings | None) -> Iterator[Located]:
     """Rows of a CSV, JSON lines or Parquet file."""
     if path.suffix == ".parquet":
         yield from (Located(f"{path}, row {number}", dataset, row) for number, row in parquet_rows(path))
     elif path.suffix == ".jsonl":
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file):
-                if line.strip():
-                    yield Located(f"{path}, row {number} (line {number + 1})", dataset, _json(path, number, line))
+                where = f"{path}, row {number} (line {number + 1})"
+                try:
+                    if line.strip():
+                        yield Located(where, dataset, _object(json.loads(line)))
+                except ValueError as error:
+                    _refuse(where, error, found)
     elif path.suffix == ".csv":
         with open(path, encoding="utf-8", newline="") as file:
             reader, line = csv.DictReader(file), 2
@@ -414,13 +433,9 @@ def _table_rows(path: Path, dataset: str) -> Iterator[Located]:
         raise ValueError(f"{path}: rows are read from .csv, .jsonl, .parquet and .json files, and from folders.")
 
 
-def _json(path: Path, number: int, line: str) -> dict:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, row {number} (line {number + 1}): is no JSON: {error}") from error
+def _object(row) -> dict:
     if not isinstance(row, dict):
-        raise ValueError(f"{path}, row {number} (line {number + 1}): is no object but {str(row)[:60]!r}.")
+        raise ValueError(f"is no object but {str(row)[:60]!r}.")
     return row
 
 
@@ -438,8 +453,6 @@ def _json_list(path: Path, dataset: str = "") -> Iterator[Located]:
             row, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where}: the file is broken off or no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: is no object but {str(row)[:60]!r}.")
         yield Located(where, dataset, row)
         position, number = _skip(text, position), number + 1
         if text[position : position + 1] == ",":

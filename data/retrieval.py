@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+RESULTS = 2**24  # results of FAISS held at once
 GROUP = 16  # scores whose greatest is compared first
 
 
@@ -94,7 +95,7 @@ def _screened(part, other, k: int, limit, never) -> tuple[torch.Tensor, torch.Te
     low, other_low = part.bfloat16(), other.bfloat16()
     longest, longest_error = other.norm(dim=1).max(), (other - other_low.float()).norm(dim=1).max()
     bound = (part - low.float()).norm(dim=1) * longest + low.float().norm(dim=1) * longest_error  # [q]
-    bound += 1e-4 * part.norm(dim=1) * longest  # summation in another order
+    bound += 4 * part.shape[1] * 2**-24 * part.norm(dim=1) * longest  # sums of float32 in another order
     rounded = low @ other_low.T  # [q, c]
     rounded[never] = -torch.inf
     listed, columns = _top(rounded, min(2 * k + 32, rounded.shape[1]))  # [q, m]
@@ -139,6 +140,7 @@ def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
         inside = grouped.gather(2, chosen[:, None].expand(-1, GROUP, -1)).flatten(1)  # [q, GROUP * k]
         values, places = inside.topk(k, dim=1)
         columns = places // chosen.shape[1] * groups + chosen.gather(1, places % chosen.shape[1])
+        columns.clamp_(max=width - 1)  # padding, whose values are -inf, is chosen where there is too little else
     columns, order = columns.sort(dim=1)
     return values.gather(1, order), columns
 
@@ -182,9 +184,8 @@ class FaissIndex:
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
         left, depth = np.arange(len(queries)), min(k, self.index.ntotal)
         while len(left):
-            values, found = self.index.search(queries[left], depth)
             open_rows = []
-            for row, own_values, own in zip(left, values, found):
+            for row, own_values, own in self._search(queries, left, depth):
                 keep = own >= 0
                 if below is not None:
                     keep &= own_values < below[row]
@@ -196,3 +197,37 @@ class FaissIndex:
                     open_rows.append(row)
             left, depth = np.array(open_rows, dtype=np.int64), min(2 * depth, self.index.ntotal)
         return indices, scores
+
+    def _search(self, queries, rows, depth: int):
+        """Row by row, values and indices `[depth]` of some queries, at most `RESULTS` at a time."""
+        block = max(1, RESULTS // depth)
+        for start in range(0, len(rows), block):
+            part = rows[start : start + block]
+            yield from zip(part, *self.index.search(queries[part], depth))
+
+
+class Corpus:
+    """Some rows of a matrix of embeddings, searched under the numbers that they have in the whole.
+
+    Args:
+        embeddings: array `[N, D]`.
+        rows: array of the row numbers that are searched, in order.
+        index (`str`): `"exact"`, or `"flat"` or `"ivf"` of FAISS.
+        lists, probes: of [`FaissIndex`].
+        device: where exact search computes.
+    """
+
+    def __init__(self, embeddings, rows, index: str = "exact", lists=None, probes: int = 32, device="cpu"):
+        self.rows, self.device = rows, device
+        self.vectors = embeddings if len(rows) == len(embeddings) else embeddings[rows]
+        self.place = {row: number for number, row in enumerate(rows.tolist())}
+        self.index = None if index == "exact" else FaissIndex(self.vectors, index, lists, probes)
+
+    def top_k(self, queries, k: int, below=None, excluded=None) -> tuple[np.ndarray, np.ndarray]:
+        """As [`exact_top_k`], with `excluded` and the indices in the numbers of the whole."""
+        never = None if excluded is None else [[self.place[i] for i in own if i in self.place] for own in excluded]
+        if self.index is None:
+            found, scores = exact_top_k(queries, self.vectors, k, below, never, device=self.device)
+        else:
+            found, scores = self.index.top_k(queries, k, below, never)
+        return np.where(found >= 0, self.rows[found], -1), scores

@@ -9,16 +9,26 @@ out of the results and kept, with the reason, beside its shard.
 import hashlib
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+import torch
+from accelerate import PartialState
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 MANIFEST = "manifest.json"
 FAILURES = (ValueError, OSError)  # what bad input and a server that does not answer raise; anything else ends the job
-HOPELESS = 16  # a shard of so many rows of which none succeeds ends the job: the fault is not in the rows
+HOPELESS = 16  # if none of so many rows of a shard succeeds, or of a full shard, the fault is not in the rows
+
+
+def processes() -> PartialState:
+    """The processes of this launch, on GPUs or not; they wait for each other for weeks rather than minutes."""
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=60))
 
 
 def fingerprint(rows: Iterable[str]) -> str:
@@ -40,6 +50,8 @@ def run_stage(
     world_size: int = 1,
     description: str = "Working",
     failures: tuple = FAILURES,
+    prepare: Callable[[], object] | None = None,
+    retry_failed: bool = False,
 ):
     """Does the shards of a job that are not done yet.
 
@@ -55,6 +67,9 @@ def run_stage(
         shard_size (`int`, defaults to 1024): rows of a shard.
         rank, world_size (`int`): this process does every `world_size`-th shard.
         failures (`tuple`): errors of single rows, by default `ValueError` and `OSError`; any other ends the job.
+        prepare (*optional*): called once before `work`, if there is anything left to do: to load a model, whose errors
+            are not a row's.
+        retry_failed (`bool`): do shards with failed rows once more.
 
     Raises:
         ValueError: the folder holds another job (the message says what differs), `work` returned too few rows, or
@@ -68,38 +83,43 @@ def run_stage(
     check_manifest(out / MANIFEST, manifest)
     starts = range(0, len(rows), shard_size)
     own = [start for number, start in enumerate(starts) if number % world_size == rank]
-    todo = [start for start in own if not _shard(out, start).exists()]
+    again = {start for start in own if retry_failed and _errors(out, start).exists()}
+    todo = [start for start in own if start in again or not _shard(out, start).exists()]
     done = sum(min(shard_size, len(rows) - start) for start in own if start not in set(todo))
     total = sum(min(shard_size, len(rows) - start) for start in own)
+    if todo and prepare is not None:
+        prepare()
     with tqdm(total=total, initial=done, desc=description, unit="row", disable=rank > 0) as bar:
         for start in todo:
             part, errors = rows[start : start + shard_size], []
             arrays = _collect(_survivors(part, start, work, keys, errors, failures))
-            if not len(arrays["row"]) and len(part) >= HOPELESS:
+            if not len(arrays["row"]) and (len(part) >= HOPELESS or 1 < len(part) == shard_size):
                 raise ValueError(f"{description}: all {len(part)} rows from row {start} on failed; {errors[0]}")
             if errors:  # before the shard, whose presence means that all is said
                 text = json.dumps(errors, indent=1, ensure_ascii=False)
                 write_whole(_errors(out, start), lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            else:
+                _errors(out, start).unlink(missing_ok=True)  # of an attempt that was killed, or is repeated
             write_whole(_shard(out, start), lambda path, arrays=arrays: save_file(arrays, path))
             bar.update(len(part))
 
 
-def read_stage(out) -> dict[str, np.ndarray]:
+def read_stage(out, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """The results of a finished job in the order of its rows; the array `row` numbers the rows that did not fail.
+
+    `names` are the arrays wanted, all by default.
 
     Raises:
         ValueError: there is no job, or it is not finished; the message says how far it came.
     """
-    parts = [part for part in map(load_file, _shards(out)) if len(part) > 1 or len(part["row"])]
-    if not parts:
-        return {"row": np.zeros(0, np.int64)}
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    parts = [part for part in (_load(shard, names) for shard in _shards(out)) if len(part["row"])]
+    return _collect(parts)
 
 
 def read_errors(out) -> list[dict]:
-    """The failed rows of a finished job: `row`, its `key`, and the `reason`."""
-    found = (_errors(Path(out), _start(shard)) for shard in _shards(out))
-    return [error for path in found if path.exists() for error in json.loads(path.read_text(encoding="utf-8"))]
+    """The rows of a job that failed so far: `row`, its `key`, and the `reason`."""
+    found = sorted(Path(out).glob("rows-*.errors.json"))
+    return [error for path in found for error in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def check_manifest(path: Path, manifest: dict):
@@ -120,7 +140,7 @@ def check_manifest(path: Path, manifest: dict):
 
 def write_whole(path: Path, writer: Callable[[Path], object]):
     """Lets `writer` write beside the file and moves the result into place: no reader ever sees half a file."""
-    draft = path.with_name(f"{path.name}.{os.getpid()}.part")
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     writer(draft)
     os.replace(draft, path)
 
@@ -159,6 +179,12 @@ def _collect(parts: Iterable[dict]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def _load(shard: Path, names) -> dict[str, np.ndarray]:
+    with safe_open(shard, "numpy") as file:
+        wanted = [name for name in file.keys() if names is None or name in (*names, "row")]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in wanted}
+
+
 def _shards(out) -> list[Path]:
     """All shards of a finished job."""
     out = Path(out)
@@ -176,10 +202,6 @@ def _shards(out) -> list[Path]:
 
 def _shard(out: Path, start: int) -> Path:
     return out / f"rows-{start:09d}.safetensors"
-
-
-def _start(shard: Path) -> int:
-    return int(shard.stem.removeprefix("rows-"))
 
 
 def _errors(out: Path, start: int) -> Path:

@@ -23,7 +23,9 @@ from ..modeling_unime import UniMERerankerForCausalLM
 from ..prompts_unime import POINTWISE
 from .backbone import BackboneConfig, GenerativeTrainer, last_checkpoint
 
-SINGLE, WHOLE, HARDEST = 0.15, 0.45, 2.3  # lessons of single things, and without near misses, as shares; last level
+SINGLE, WHOLE = 0.15, 0.4  # share of the lessons up to which there are single things, and no near misses
+SLOPE, HARDEST = 1.5, 2.5  # how the level grows with the share after that, and how far
+DESCRIBE = 0.3  # weight of saying right texts word by word: without it, what the backbone can describe is forgotten
 
 
 class Lessons(Dataset):
@@ -37,7 +39,7 @@ class Lessons(Dataset):
 
     def __getitem__(self, number: int) -> Lesson:
         share = number / self.count
-        level = 0.5 if share < SINGLE else 1.5 if share < WHOLE else min(2 + share - WHOLE, HARDEST)
+        level = 0.5 if share < SINGLE else 1.5 if share < WHOLE else min(2 + SLOPE * (share - WHOLE), HARDEST)
         return make_lesson(random.Random(f"{self.seed}:{number}"), self.digits, level, self.candidates)
 
 
@@ -45,8 +47,9 @@ class Packed:
     """Lessons -> one sequence each: the query's prompt up to where candidates differ, then every candidate's rest.
 
     Gives `input_ids` `[B, L]`, `attention_mask` `[B, 1, L, L]` (added to the attention's scores), `position_ids`
-    `[3, B, L]`, `ends` (where each candidate's answer is due), `answers`, `images` (their pixels and grids), and
-    `order`: which image stands at each place.
+    `[3, B, L]`, `words` `[B, L]` (the next token of candidates that are right and have no image, else -100), `ends`
+    (where each candidate's answer is due), `answers`, `images` (their pixels and grids), and `order`: which image
+    stands at each place.
     """
 
     def __init__(self, model: UniMERerankerForCausalLM):
@@ -65,7 +68,7 @@ class Packed:
             sequences.append(prepared)
         places = {key: place for place, key in enumerate(images)}
         pixels = self.processor.image_processor(list(images.values()), return_tensors="pt") if images else {}
-        rows = [self._row(prepared, places, pixels) for prepared in sequences]
+        rows = [self._row(lesson, prepared, places, pixels) for lesson, prepared in zip(lessons, sequences)]
         width = max(len(row["ids"]) for row in rows)
         return {
             "input_ids": torch.stack([F.pad(row["ids"], (0, width - len(row["ids"]))) for row in rows]),
@@ -73,14 +76,15 @@ class Packed:
             "position_ids": torch.stack(
                 [F.pad(row["positions"], (0, width - len(row["ids"]))) for row in rows], dim=1
             ),
+            "words": torch.stack([F.pad(row["words"], (0, width - len(row["ids"])), value=-100) for row in rows]),
             "ends": torch.tensor([(number, end) for number, row in enumerate(rows) for end in row["ends"]]),
             "answers": torch.tensor([self.answers[right] for lesson in lessons for right in lesson.right]),
             "images": dict(pixels),
             "order": [place for row in rows for place in row["order"]],
         }
 
-    def _row(self, prepared, places, pixels) -> dict:
-        """One lesson: ids `[l]`, mask `[l, l]`, positions `[3, l]`, ends, and the images in order."""
+    def _row(self, lesson, prepared, places, pixels) -> dict:
+        """One lesson: ids `[l]`, mask `[l, l]`, positions `[3, l]`, words `[l]`, ends, and the images in order."""
         grids = pixels.get("image_grid_thw")
         whole = []  # the whole prompt of each candidate: ids and positions
         for entry in prepared:
@@ -100,9 +104,11 @@ class Packed:
             starts = torch.nonzero(whole[0][0] == self.processor.image_token_id)[:, 0]
             shared = min(shared, int(starts[sum(prepared[0].image_tokens[:seen])]))
         ids, positions, ends, order = [whole[0][0][:shared]], [whole[0][1][:, :shared]], [], whole[0][2][:seen]
-        spans = [shared]
-        for own_ids, own_positions, own in whole:
+        spans, words = [shared], [torch.full((shared,), -100)]
+        for (own_ids, own_positions, own), right in zip(whole, lesson.right):
             ids.append(own_ids[shared:])
+            said = own_ids[shared + 1 :] if right and len(own) == seen else torch.full((len(ids[-1]) - 1,), -100)
+            words.append(F.pad(said, (0, 1), value=-100))
             positions.append(own_positions[:, shared:])
             order = order + own[seen:]
             spans.append(len(own_ids) - shared)
@@ -114,6 +120,7 @@ class Packed:
             "ids": torch.cat(ids),
             "mask": mask,
             "positions": torch.cat(positions, 1),
+            "words": torch.cat(words),
             "ends": ends,
             "order": order,
         }
@@ -134,7 +141,7 @@ def _padded(mask: torch.Tensor, width: int) -> torch.Tensor:
 
 
 class JudgeTrainer(GenerativeTrainer):
-    """Cross-entropy of the first token of each candidate's answer."""
+    """Cross-entropy of the first token of each candidate's answer; in training, that of right texts beside it."""
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)
@@ -153,7 +160,11 @@ class JudgeTrainer(GenerativeTrainer):
             position_ids=inputs["position_ids"], use_cache=False, **seen,
         ).last_hidden_state  # [B, L, H]  # fmt: skip
         row, end = inputs["ends"].T
-        return F.cross_entropy(vlm.lm_head(hidden[row, end]).float(), inputs["answers"])
+        loss = F.cross_entropy(vlm.lm_head(hidden[row, end]).float(), inputs["answers"])
+        said = inputs["words"] != -100
+        if model.training and said.any():
+            loss = loss + DESCRIBE * F.cross_entropy(vlm.lm_head(hidden[said]).float(), inputs["words"][said])
+        return loss
 
 
 @dataclass

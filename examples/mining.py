@@ -69,34 +69,31 @@ def false_negatives(world: Path, mining: Mining, batch: int = 64, negatives: int
         for other in others:
             counts[method][task, truth.same(task, positive, other)] += 1
 
-    queries, corpus = mining.embeddings["queries"], mining.embeddings["candidates"]
+    queries, corpus = mining.embeddings().values()
     excluded = pool.excluded()
     by_task = {}
     for pair in mining.pairs:
-        by_task.setdefault(pair[2], []).append(pair)
+        by_task.setdefault(pair.dataset, []).append(pair)
     for task, pairs in by_task.items():
-        own = sorted({positive for _, positive, _ in pairs})
+        own = sorted({pair.positive for pair in pairs})
         place = {candidate: number for number, candidate in enumerate(own)}
-        mined = [pair for pair in mining.mined if pair[2] == task]
-        never = [[place[c] for c in excluded[query] if c in place] for query, *_ in mined]
-        found, _ = exact_top_k(queries[[query for query, *_ in mined]], corpus[own], negatives, excluded=never)
-        for (_, positive, _), nearest in zip(mined, found.tolist()):
-            others = [pool.candidates[own[i]] for i in nearest if i >= 0]
-            count("retrieval", task, pool.candidates[positive], others)
+        mined = [pair for pair in mining.mined if pair.dataset == task]
+        asked = [pair.query for pair in mined]
+        never = [[place[i] for i in excluded[query] if i in place] for query in asked]
+        found, _ = exact_top_k(queries[asked], corpus[own], negatives, excluded=never)
+        for pair, nearest in zip(mined, found.tolist()):
+            count("retrieval", task, pair.item, [pool.candidates[own[i]] for i in nearest if i >= 0])
         shuffled = random.Random(seed).sample(pairs, len(pairs))
         for start in range(0, len(shuffled), batch):
             part = shuffled[start : start + batch]
-            inside = sorted({positive for _, positive, _ in part})
-            scores = queries[[query for query, *_ in part]] @ corpus[inside].T  # [B, N]
-            for row, (query, positive, _) in enumerate(part):
-                order = [inside[i] for i in np.argsort(-scores[row]) if inside[i] not in excluded[query]]
-                count(
-                    "in-batch top-k", task, pool.candidates[positive], [pool.candidates[i] for i in order[:negatives]]
-                )
+            inside = sorted({pair.positive for pair in part})
+            scores = queries[[pair.query for pair in part]] @ corpus[inside].T  # [B, N]
+            for row, pair in enumerate(part):
+                order = [inside[i] for i in np.argsort(-scores[row]) if inside[i] not in excluded[pair.query]]
+                count("in-batch top-k", task, pair.item, [pool.candidates[i] for i in order[:negatives]])
     for row in mining.judged:
-        _, positive, task = row["pair"]
         others = [pool.candidates[i] for i in row["candidates"][:negatives]]
-        count("retrieval, below the positive", task, pool.candidates[positive], others)
+        count("retrieval, below the positive", row["pair"].dataset, row["pair"].item, others)
     for row in map(to_example, read_judged(mining.out / f"{mining.config.name}.json", mining.image_root)):
         count("retrieval + judge", row.dataset, row.positive, row.negatives[:negatives])
     for row in map(to_example, read_clusters(mining.out / "saha", mining.image_root)):

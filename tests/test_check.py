@@ -83,14 +83,29 @@ def test_bad_rows_are_kept_with_their_place_and_the_rest_is_read(tmp_path):
         ({**good, "positive_score": float("nan")}, "nan is no number in [0, 1]"),
         ({**good, "positive": ["p"]}, "an item is a text or has 'text' and 'image'"),
         ({"positive": "p"}, "lacks"),
+        ({**good, "query": {"text": 5}}, "is a string, not 5"),
+        ({**good, "negative_scores": 3}, "int"),
+        ({**good, "dataset": 5}, "the data set's name is a string"),
+        ({**good, "query": "half \ud83d"}, "surrogates not allowed"),
+        ("no object", "is no object but 'no object'"),
     ]
     lines = [json.dumps(row) for row in (good, *(row for row, _ in bad), good)]
+    lines[2:2] = ["{broken"]
+    bad.insert(1, (None, "Expecting property name"))
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     found = Findings()
     assert len(read_rows(tmp_path / "rows.jsonl", found=found)) == 2
-    assert [f"row {n} (line {n + 1})" in problem.where for n, problem in enumerate(found.problems, 1)] == [True] * 7
+    assert [f"row {n} (line {n + 1})" in problem.where for n, problem in enumerate(found.problems, 1)] == [True] * len(
+        bad
+    )
     for problem, (_, reason) in zip(found.problems, bad):
         assert reason in problem.reason
+    odd = [{"hard_negatives": 5}, {"query_image": 3, "hard_negatives": [3]}, 7, {"dataset": [1]}]
+    (tmp_path / "odd.json").write_text(json.dumps(odd))
+    found = Findings()
+    with pytest.raises(ValueError, match="odd.json holds no row"):
+        read_rows(tmp_path / "odd.json", found=found)
+    assert len(found.problems) == 4
     (tmp_path / "cut.json").write_text('[\n{"query_text": "a"},\n{"query_te')
     with pytest.raises(ValueError, match=r"cut.json, row 1 \(line 3\): the file is broken off"):
         read_rows(tmp_path / "cut.json", found=Findings())

@@ -90,13 +90,19 @@ def test_scores_are_the_softmax_of_the_two_answers(monkeypatch):
     with Server(answers) as server:
         (found,) = judge(server, key_variable="JUDGE_KEY").score([(Item("find it"), CANDIDATES)])
     assert found.dtype == np.float32
-    expected = [sigmoid(2.4), sigmoid(-8.99), sigmoid(3.99)]
+    expected = [sigmoid(2.4), sigmoid(-9.0 + 0.01), sigmoid(3.99)]
     assert np.allclose(found, expected, atol=1e-6), "the likelier spelling counts; a missing answer, at most the least"
     assert all(headers["Authorization"] == "Bearer secret" for headers in server.headers)
     body = server.bodies[0]
     assert body["max_tokens"] == 1 and body["logprobs"] is True and body["top_logprobs"] == 20
     texts = [part["text"] for part in body["messages"][0]["content"]]
     assert texts[1:4] == ["Query:", "find it", "Candidate:"] and "respond with 'Yes'" in texts[0]
+
+
+def test_a_missing_answer_has_at_most_what_the_others_leave():
+    with Server({"a red circle": [completion({"Yes": -0.0001})]}) as server:
+        (found,) = judge(server).score([(Item("q"), CANDIDATES[:1])])
+    assert found[0] > 0.999
 
 
 def test_images_are_sent_at_the_resolution_asked_for(tmp_path):
@@ -159,6 +165,7 @@ def test_a_row_that_the_server_refuses_is_recorded_and_the_others_are_kept(tmp_p
     (error,) = read_errors(tmp_path)
     assert error["row"] == 1 and error["key"] == "a blue star" and "status 422" in error["reason"]
     assert server.seen["a blue star"] <= 4, "found by halving, then tried once more"
+    assert server.seen["a red circle"] == server.seen["a green ring"] == 1, "what was answered is not asked again"
 
 
 def test_the_local_judge_gives_the_rerankers_scores_in_any_order(reranker, tmp_path):

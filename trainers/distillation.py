@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 
 from ..data.readers import read_text_pairs
 from ..data.schema import Item
-from ..data.stages import read_stage, run_stage
+from ..data.stages import processes, read_stage, run_stage
 from ..vlm_unime import vision_parameters
 from .contrastive import ContrastiveConfig, ContrastiveTrainer
 from .gradient_cache import vlm_of
@@ -83,19 +82,20 @@ def encode_teacher(
         batch_size (`int`): texts of one batch.
         kwargs: for `SentenceTransformer`.
     """
-    state, loaded = PartialState(), []
+    state, loaded = processes(), []
+
+    def load():
+        from sentence_transformers import SentenceTransformer
+
+        loaded.append(SentenceTransformer(model, device=str(state.device), **kwargs))
 
     def work(part):
-        if not loaded:  # only if something is left to do
-            from sentence_transformers import SentenceTransformer
-
-            loaded.append(SentenceTransformer(model, device=str(state.device), **kwargs))
         found = loaded[0].encode(list(part), prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
         return {"embeddings": found.astype(np.float32)}
 
     run_stage(
         out, texts, work, {"model": str(model), "prompt": prompt}, rank=state.process_index,
-        world_size=state.num_processes, description="Teacher",
+        world_size=state.num_processes, description="Teacher", failures=(), prepare=load,
     )  # fmt: skip
     state.wait_for_everyone()
     return TeacherTable(texts, read_stage(out)["embeddings"])
