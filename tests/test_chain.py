@@ -16,7 +16,7 @@ TINY = {
         "per_device_train_batch_size": 3,
         "disable_tqdm": True,
     },
-    "mining": {"mined_per_subset": 3, "top_k": 4, "fallback": "judge_lowest", "count": 4},
+    "mining": {"mined_per_subset": 3, "top_k": 4, "delta": "none", "fallback": "judge_lowest", "count": 4},
     "steps": {
         "distillation": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 8},
         "contrastive": {"max_steps": 4, "warmup_steps": 1, "per_device_train_batch_size": 8},
