@@ -10,9 +10,9 @@ embeddings, and `inspect` a page to look at.
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,18 @@ from .judging import LocalJudge, ServerJudge
 from .mining import Pair, Pool, clusters, is_label_type, select
 from .readers import Findings, read_rows
 from .retrieval import Corpus, exact_top_k
-from .schema import Example, content_hash, to_example
-from .stages import MANIFEST, check_manifest, fingerprint, processes, read_errors, read_stage, run_stage, write_whole
+from .schema import Example, Item, content_hash, to_example
+from .stages import (
+    MANIFEST,
+    check_manifest,
+    fingerprint,
+    processes,
+    read_errors,
+    read_stage,
+    run_stage,
+    write_text,
+)
+from .writers import write_judged
 
 COPY = 1e-5  # similarities of equal embeddings differ by less, depending on the batch they were computed in
 
@@ -121,14 +131,19 @@ class Mining:
         self.image_root = Path(config.image_root or (data if data.is_dir() else data.parent))
 
     @cached_property
-    def pool(self) -> Pool:
+    def _read(self) -> tuple[Pool, list[dict]]:
+        """The pool of all usable rows, and the others as `errors.jsonl` has them."""
         config, found = self.config, Findings()
         rows = read_rows(config.data, config.image_root, config.subsets, config.split, config.rows_per_subset, found)
-        self.unread = [{"stage": "read", "row": where, "reason": reason} for where, reason in found.problems]
         self.say(f"{len(rows)} rows of {len(set(rows['dataset']))} data sets; {len(found.problems)} unusable")
         if not len(rows):
             raise ValueError(f"{config.data} has no usable row; {found.problems[0].where}: {found.problems[0].reason}")
-        return Pool.of(map(to_example, rows))
+        unread = [{"stage": "read", "row": where, "reason": reason} for where, reason in found.problems]
+        return Pool.of(map(to_example, rows)), unread
+
+    @property
+    def pool(self) -> Pool:
+        return self._read[0]
 
     def say(self, text: str, end: str = "\n"):
         if self.state.is_main_process:
@@ -170,8 +185,13 @@ class Mining:
             found[name] = np.isin(np.arange(len(items)), rows)
         return found
 
+    @cached_property
+    def _item_key(self) -> Callable[[Item], str]:
+        """`item_name`, which asks the disk for an image's size, once for each item."""
+        return cache(partial(item_name, image_root=self.image_root))
+
     def _item_keys(self, items) -> list[str]:
-        return [item_name(item, self.image_root) for item in items]
+        return list(map(self._item_key, items))
 
     def _finished(self, name: str, command: str, keys: Iterable[str], arrays=None) -> dict[str, np.ndarray]:
         """The results of a step, which must be finished and have been made from these rows."""
@@ -179,12 +199,15 @@ class Mining:
             found = read_stage(self.out / name, arrays)
         except ValueError as error:
             raise ValueError(f"{error} (`unime mine {command}` comes first.)") from error
-        keys, manifest = list(keys), json.loads((self.out / name / MANIFEST).read_text(encoding="utf-8"))
+        keys, manifest = list(keys), self._manifest(name)
         if manifest["rows"] != len(keys) or manifest["fingerprint"] != fingerprint(keys):
             raise ValueError(f"{self.out / name} was made from other rows ({manifest['rows']}, now {len(keys)}).")
         if keys and not len(found["row"]):
             raise ValueError(f"{self.out / name}: every row failed; {read_errors(self.out / name)[0]}")
         return found
+
+    def _manifest(self, name: str) -> dict:
+        return json.loads((self.out / name / MANIFEST).read_text(encoding="utf-8"))
 
     @cached_property
     def pairs(self) -> list[Pair]:
@@ -233,7 +256,7 @@ class Mining:
         names = ("top_k", "pool", "delta", "index", "ivf_lists", "ivf_probes")
         settings = {name: getattr(config, name) for name in names}
         for name in ("queries", "candidates"):
-            manifest = json.loads((self.out / name / MANIFEST).read_text(encoding="utf-8"))
+            manifest = self._manifest(name)
             settings[name] = {"fingerprint": manifest["fingerprint"], **manifest["settings"]}
         shards = (config.retrieve_shard, "Retrieving")
         self._stage("neighbours", self.mined, work, settings, self._pair_name, *shards, failures=())
@@ -274,15 +297,15 @@ class Mining:
                 positive_scores[row], scores[row, : len(own) - 1] = own[0], own[1:]
             return {"positive_score": positive_scores, "scores": scores}
 
+        if config.judge is None:
+            raise ValueError(
+                "`judge` is missing: a folder or repository, or the name under which the server knows it."
+            )
         settings = {"options": config.judge_options}
         if config.server:
-            if config.judge is None:
-                raise ValueError("`judge` is missing: the name under which the server knows the model.")
             served = ("answer_format", "top_logprobs", "resolution")
             settings |= {"model": config.judge, "server": {k: config.server_options.get(k) for k in served}}
         else:
-            if config.judge is None:
-                raise ValueError("`judge` is missing.")
             settings |= {"model": checkpoint_fingerprint(config.judge), "dtype": config.judge_dtype}
 
         self._stage(
@@ -329,8 +352,8 @@ class Mining:
         names = ("num_negatives", "margin", "stride", "fallback", "seed")
         settings = {name: getattr(config, name) for name in names}
         judged = self.judged
-        scores = json.loads((self.out / "scores" / MANIFEST).read_text(encoding="utf-8"))
-        check_manifest(self.out / f"{config.name}.manifest.json", {"settings": settings, "scores": scores})
+        manifest = {"settings": settings, "scores": self._manifest("scores")}
+        check_manifest(self.out / f"{config.name}.manifest.json", manifest)
         counts = Counter()
 
         def chosen():
@@ -364,14 +387,13 @@ class Mining:
 
     def _write_errors(self) -> Counter:
         """Writes the failed rows of all finished steps to `errors.jsonl`, and counts them by step."""
-        self.pool  # noqa: B018 (what could not be read is found by reading)
-        errors = [*self.unread]
+        errors = [*self._read[1]]
         for name in ("queries", "candidates", "scores"):
             errors += [{"stage": name, **error} for error in read_errors(self.out / name)]
         counts = Counter(error["stage"] for error in errors)
         if self.state.is_main_process:
-            text = "".join(json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
-            write_whole(self.out / "errors.jsonl", lambda path: path.write_text(text, encoding="utf-8"))
+            lines = (json.dumps(error, ensure_ascii=False) + "\n" for error in errors)
+            write_text(self.out / "errors.jsonl", "".join(lines))
             if errors:
                 print(f"{len(errors)} failures {dict(counts)}: see {self.out / 'errors.jsonl'}", flush=True)
         return counts
@@ -383,8 +405,7 @@ class Mining:
             "dropped because no candidate was allowed": counts["dropped"],
             "failed": dict(self._write_errors()),
         }  # fmt: skip
-        text = json.dumps(report, indent=1)
-        write_whole(self.out / f"{self.config.name}.report.json", lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.out / f"{self.config.name}.report.json", json.dumps(report, indent=1))
         self.say(f"{self.out / self.config.name}.json: {counts['written']} rows of {len(self.mined)} pairs")
         self.say(f"  {counts['dropped']} dropped because no candidate was allowed")
 
@@ -398,7 +419,7 @@ class Mining:
             "label_datasets": config.label_datasets,
         }  # fmt: skip
         for name in ("queries", "candidates"):
-            settings[name] = json.loads((self.out / name / MANIFEST).read_text(encoding="utf-8"))
+            settings[name] = self._manifest(name)
         check_manifest(folder / MANIFEST, settings)
         names = list(dict.fromkeys(pair.dataset for pair in self.pairs))
         for number, name in enumerate(names):
@@ -407,8 +428,7 @@ class Mining:
                 continue
             own = [pair for pair in self.pairs if pair.dataset == name]
             made = self._clusters(name, own, found)
-            text = "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in made) + "\n]\n"
-            write_whole(path, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+            write_text(path, "[\n" + ",\n".join(json.dumps(row, ensure_ascii=False) for row in made) + "\n]\n")
             sizes = [1 + len(row["neg_samples"]) for row in made]
             print(f"{name}: {len(made)} clusters of {np.mean(sizes) if sizes else 0:.1f} rows on average", flush=True)
         self.state.wait_for_everyone()
@@ -449,27 +469,6 @@ class Mining:
         """`embed`, `retrieve`, `judge` and `select`."""
         for step in (self.embed, self.retrieve, self.judge, self.select):
             step()
-
-
-def write_judged(path, examples, image_root):
-    """Writes rows in the layout of UniME-V2's released file, one a line, with the key `dataset` added to each."""
-
-    def write(draft):
-        with open(draft, "w", encoding="utf-8") as file:
-            start = "[\n"
-            for example in examples:
-                row = {
-                    "query_text": example.query.text, "query_image": image_name(example.query, image_root),
-                    "pos_text": example.positive.text, "pos_image": image_name(example.positive, image_root),
-                    "query_pos_scores": example.positive_score,
-                    "hard_negatives": [[item.text, image_name(item, image_root)] for item in example.negatives],
-                    "hard_negatives_scores": example.negative_scores, "dataset": example.dataset,
-                }  # fmt: skip
-                file.write(start + json.dumps(row, ensure_ascii=False))
-                start = ",\n"
-            file.write("[\n]\n" if start == "[\n" else "\n]\n")
-
-    write_whole(Path(path), write)
 
 
 STEPS = ("run", "embed", "retrieve", "judge", "select", "saha", "inspect")

@@ -96,8 +96,7 @@ def run_stage(
             if not len(arrays["row"]) and (len(part) >= HOPELESS or 1 < len(part) == shard_size):
                 raise ValueError(f"{description}: all {len(part)} rows from row {start} on failed; {errors[0]}")
             if errors:  # before the shard, whose presence means that all is said
-                text = json.dumps(errors, indent=1, ensure_ascii=False)
-                write_whole(_errors(out, start), lambda path, text=text: path.write_text(text, encoding="utf-8"))
+                write_text(_errors(out, start), json.dumps(errors, indent=1, ensure_ascii=False))
             else:
                 _errors(out, start).unlink(missing_ok=True)  # of an attempt that was killed, or is repeated
             write_whole(_shard(out, start), lambda path, arrays=arrays: save_file(arrays, path))
@@ -129,7 +128,7 @@ def check_manifest(path: Path, manifest: dict):
         ValueError: it is not; the message says what differs.
     """
     if not path.exists():
-        write_whole(path, lambda draft: draft.write_text(json.dumps(manifest, indent=1), encoding="utf-8"))
+        write_text(path, json.dumps(manifest, indent=1))
         return
     found = json.loads(path.read_text(encoding="utf-8"))
     manifest = json.loads(json.dumps(manifest))  # as it would be read back
@@ -143,6 +142,11 @@ def write_whole(path: Path, writer: Callable[[Path], object]):
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     writer(draft)
     os.replace(draft, path)
+
+
+def write_text(path: Path, text: str):
+    """As [`write_whole`], for a text."""
+    write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
 
 
 def _survivors(part, start: int, work, keys, errors: list[dict], failures: tuple) -> Iterable[dict]:

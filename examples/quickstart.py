@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 
 from ..data.readers import PLACEHOLDER, read_mmeb_train
 from ..data.shapes import build
+from ..data.stages import write_text
 from ..data.tasks import read_world_tasks
 from ..eval.figures import similarity_matrix
 from ..eval.runner import evaluate, print_table, summarize
@@ -63,8 +64,7 @@ def load_for_cpu_or_gpu(path, **kwargs) -> UniMEModel:
 
 def write_json(path: Path, content):
     """Writes a file that is there whole or not at all."""
-    path.with_suffix(".tmp").write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(path.with_suffix(".tmp"), path)
+    write_text(path, json.dumps(content, indent=1))
 
 
 def measure(model, tasks, path: Path):

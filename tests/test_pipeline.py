@@ -17,10 +17,11 @@ from safetensors.numpy import save_file
 from unime.data import pipeline
 from unime.data.embedding import Embedder, checkpoint_fingerprint
 from unime.data.mining import identity
-from unime.data.pipeline import Mining, MiningConfig, main, write_judged
+from unime.data.pipeline import Mining, MiningConfig, main
 from unime.data.readers import read_clusters, read_judged
 from unime.data.schema import Example, Item, to_example
 from unime.data.stages import read_errors, read_stage, run_stage
+from unime.data.writers import write_judged
 
 SUBSETS = ["Shapes_vqa", "Shapes_t2i", "Shapes_same"]
 
