@@ -9,6 +9,7 @@ COMMANDS = {
     "merge": ("checkpoints", "LoRA or DoRA adapter -> whole UniME repository"),
     "data": ("data.check", "report on a data file before a week of training"),
     "mine": ("data.pipeline", "raw pairs -> judged hard negatives, or SaHa's clusters"),
+    "eval": ("eval.command", "benchmarks, reranking, reports and figures"),
 }
 
 

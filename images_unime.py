@@ -15,6 +15,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.video_utils import load_video
 
 MAX_IMAGE_PIXELS = 100_000_000
+_NUMBER = re.compile(r"(\d+)")
 _NAMED = {"native": None, "high": 1344, "mid": 672, "mid_336": 336, "low": 128}  # upstream's names of square sides
 
 
@@ -95,17 +96,20 @@ def load_frames(video, count: int) -> list:
     """Frames of a video as images, at equal distances: at most `count`, or all if it has fewer.
 
     Args:
-        video: a path (its header is read with PyAV, frames are decoded when they are opened), a list of PIL images or
-            arrays, or a uint8 array `[frames, height, width, 3]`.
+        video: a path (its header is read with PyAV, frames are decoded when they are opened), a folder of frames in
+            the order of the numbers in their names, a list of PIL images or arrays, or a uint8 array
+            `[frames, height, width, 3]`.
 
     Returns:
-        list of [`VideoFrame`] for a path, else of PIL images.
+        list of [`VideoFrame`] for a file, of paths for a folder (first and last among them), else of PIL images.
 
     Raises:
         ValueError: the file cannot be decoded, or there is no frame.
     """
     if isinstance(video, (str, os.PathLike)):
         path = os.fspath(video)
+        if os.path.isdir(path):
+            return _frames_in(path, count)
         if not os.path.isfile(path):
             raise ValueError(f"video {path!r} cannot be read: there is no such file.")
         header = _load(path, lambda metadata: [0])[1]
@@ -117,6 +121,17 @@ def load_frames(video, count: int) -> list:
     if not frames:
         raise ValueError("the video has no frame.")
     return [frames[i] for i in _spread(len(frames), min(count, len(frames)))]
+
+
+def _frames_in(folder: str, count: int) -> list[str]:
+    names = [name for name in os.listdir(folder) if name.lower().endswith((".jpg", ".jpeg", ".png", ".webp"))]
+    names.sort(
+        key=lambda name: [(not part.isdigit(), int(part) if part.isdigit() else part) for part in _NUMBER.split(name)]
+    )
+    if not names:
+        raise ValueError(f"video {folder!r} is a folder without frames (.jpg, .jpeg, .png, .webp).")
+    chosen = np.linspace(0, len(names) - 1, min(count, len(names)), dtype=int)
+    return [os.path.join(folder, names[i]) for i in chosen]
 
 
 def _spread(total: int, count: int) -> np.ndarray:

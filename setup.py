@@ -16,12 +16,14 @@ class BuildPackage(build_py):
 EXTRAS = {
     "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
     "eval": ["evaluate>=0.4.6", "scikit-learn>=1.5", "matplotlib>=3.9"],
+    "mteb": ["mteb>=2.26"],
     "video": ["av>=12"],
     "mining": ["faiss-cpu>=1.9", "matplotlib>=3.9"],
     "test": [
         "av>=12",
         "bitsandbytes>=0.50",
         "faiss-cpu>=1.9",
+        "mteb>=2.26",
         "sentence-transformers>=6.2",
         "pytest>=8",
         "hypothesis>=6",
@@ -47,7 +49,10 @@ setup(
     packages=["unime", "unime.data", "unime.trainers", "unime.eval", "unime.examples"],
     entry_points={"console_scripts": ["unime = unime.cli:main"]},
     cmdclass={"build_py": BuildPackage},
-    package_data={"unime": ["recipes/*/*.yaml", "accelerate_configs/*.yaml"]},
+    package_data={
+        "unime": ["recipes/*/*.yaml", "accelerate_configs/*.yaml"],
+        "unime.eval": ["published.yaml", "retrieval_metrics/*.py"],
+    },
     install_requires=[
         "torch>=2.4",
         "transformers>=5.20",

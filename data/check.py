@@ -12,6 +12,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..images_unime import open_image
+from . import fetch as fetching
 from .mining import identity
 from .readers import Findings, read_rows
 from .schema import Example, Item, to_example
@@ -195,9 +196,21 @@ def describe(report: dict) -> str:
     return "\n".join(lines)
 
 
+def _fetch(options):
+    names = [options.name] if options.name else list(fetching.SOURCES)
+    if unknown := [name for name in names if name not in fetching.SOURCES]:
+        raise SystemExit(f"unime data: there is no benchmark {unknown[0]!r}; there are {', '.join(fetching.SOURCES)}.")
+    print("\n\n".join(map(fetching.describe, names)))
+    if options.name and not options.dry_run:
+        try:
+            print(f"\n{options.name} is in {fetching.fetch(options.name, options.out)}")
+        except ValueError as error:
+            raise SystemExit(f"unime data: {error}") from error
+
+
 def main(arguments=None):
     """The command `unime data`."""
-    parser = argparse.ArgumentParser(prog="unime data", description=__doc__)
+    parser = argparse.ArgumentParser(prog="unime data", description="Look at data, and get it.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("check", help="report on a data file", description=__doc__)
     command.add_argument("path", help="file or folder of any layout, or hf://datasets/<owner>/<name>[/<file>]")
@@ -205,7 +218,13 @@ def main(arguments=None):
     command.add_argument("--split", default="original", help="MMEB-train: original or diverse_instruction")
     command.add_argument("--no-images", action="store_true", help="only look whether images are there")
     command.add_argument("--json", type=Path, help="write the whole report to this file")
+    command = commands.add_parser("fetch", help="download a benchmark", description=fetching.__doc__)
+    command.add_argument("name", nargs="?", help="which; without it, all are listed with their sizes")
+    command.add_argument("--out", default="benchmarks-data", help="folder of the benchmarks")
+    command.add_argument("--dry-run", action="store_true", help="only say where it comes from and how large it is")
     options = parser.parse_args(arguments)
+    if options.command == "fetch":
+        return _fetch(options)
     try:
         report = check(options.path, options.image_root, options.split, not options.no_images)
     except ValueError as error:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..checkpoints import local_folder, open_checkpoint
+from ..prompts_unime import PRESETS
 from .schema import Item
 from .stages import processes, read_stage, run_stage
 
@@ -74,7 +75,7 @@ class Embedder:
         if library not in ("unime", "sentence-transformers"):
             raise ValueError(f"the library must be 'unime' or 'sentence-transformers', got {library!r}.")
         self.source, self.library, self.preset, self.dtype, self.options = source, library, preset, dtype, options
-        self.model = None
+        self.model, self.state = None, processes()
 
     def settings(self) -> dict:
         """What decides an embedding."""
@@ -83,13 +84,21 @@ class Embedder:
 
     def load(self):
         if self.model is None and self.library == "unime":
-            self.model = open_checkpoint(self.source, self.preset, dtype=self.dtype).to(processes().device).eval()
+            self.model = open_checkpoint(self.source, self.preset, dtype=self.dtype).to(self.state.device).eval()
         elif self.model is None:
             from sentence_transformers import SentenceTransformer
 
             options = {"dtype": self.dtype}
-            self.model = SentenceTransformer(str(self.source), device=str(processes().device), model_kwargs=options)
+            self.model = SentenceTransformer(str(self.source), device=str(self.state.device), model_kwargs=options)
         return self.model
+
+    def words_roles_differently(self) -> bool:
+        """Whether an item's prompt as a query may not be its prompt as a document; loads the model."""
+        if self.library == "unime":
+            preset = PRESETS[self.load().processor.preset]
+            return preset.query != preset.document
+        prompts = self.load().prompts
+        return prompts.get("query") != prompts.get("document")
 
     def encode(self, items: Sequence[Item], role: str) -> np.ndarray:
         """Embeddings `[N, D]` in float32; `role` is `"query"` or `"document"`."""

@@ -1,4 +1,4 @@
-"""Image paths that data files name: kept inside their root, and checked to exist."""
+"""Image and video paths that data files name: kept inside their root, and checked to exist."""
 
 from pathlib import Path
 
@@ -15,6 +15,6 @@ def resolve_image(root: Path, name: str, must_exist: bool = True) -> str:
     path = (root / name).resolve()
     if not path.is_relative_to(root):
         raise ValueError(f"image path {name!r} leaves the image root {str(root)!r}.")
-    if must_exist and not path.is_file():
+    if must_exist and not path.exists():
         raise ValueError(f"image {name!r} does not exist under {str(root)!r}.")
     return str(path)

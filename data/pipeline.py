@@ -7,7 +7,6 @@
 embeddings, and `inspect` a page to look at.
 """
 
-import argparse
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -16,8 +15,6 @@ from functools import cache, cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
-import yaml
-from transformers import HfArgumentParser
 
 from ..checkpoints import open_checkpoint
 from .embedding import Embedder, checkpoint_fingerprint, embed, image_name, item_name
@@ -26,6 +23,7 @@ from .mining import Pair, Pool, clusters, is_label_type, select
 from .readers import Findings, read_rows
 from .retrieval import Corpus, exact_top_k
 from .schema import Example, Item, content_hash, to_example
+from .settings import parse_settings
 from .stages import (
     MANIFEST,
     check_manifest,
@@ -476,19 +474,9 @@ STEPS = ("run", "embed", "retrieve", "judge", "select", "saha", "inspect")
 
 def main(arguments=None):
     """The command `unime mine`."""
-    known = argparse.ArgumentParser(prog="unime mine", add_help=False)
-    known.add_argument("step", choices=STEPS, help="what to do; run does embed, retrieve, judge and select")
-    known.add_argument("--config", help="YAML file of the settings below")
-    parser = HfArgumentParser(MiningConfig, parents=[known], prog="unime mine", description=MiningConfig.__doc__)
-    first, _ = known.parse_known_args(arguments)
-    if first.config:
-        settings = yaml.safe_load(Path(first.config).read_text(encoding="utf-8")) or {}
-        if unknown := sorted(settings.keys() - MiningConfig.__dataclass_fields__.keys()):
-            parser.error(f"{first.config} has unknown settings {unknown}")
-        parser.set_defaults(**settings)
-    config, _ = parser.parse_args_into_dataclasses(arguments)
+    step, config = parse_settings("unime mine", MiningConfig, STEPS, arguments)
     try:
-        getattr(Mining(config), first.step)()
+        getattr(Mining(config), step)()
     except ValueError as error:
         raise SystemExit(f"unime mine: {error}") from error
 

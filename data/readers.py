@@ -197,7 +197,7 @@ def read_clusters(
     subsets = subsets or sorted(path.name.removesuffix(_CLUSTERS) for path in root.glob(f"*{_CLUSTERS}"))
     if not subsets:
         raise ValueError(f"{root} holds no <subset>{_CLUSTERS}.")
-    rows = (row for subset in subsets for row in _json_list(root / f"{subset}{_CLUSTERS}", subset))
+    rows = (row for subset in subsets for row in json_list(root / f"{subset}{_CLUSTERS}", subset))
     return to_dataset(_examples(_limited(rows, limit), _parse_cluster, image_root or root, found))
 
 
@@ -262,7 +262,7 @@ def read_judged(
             score that is no number in [0, 1], or a missing image; the message names file and row.
     """
     path = local_path(path)
-    rows = (row._replace(dataset=_judged_dataset(row.row)) for row in _json_list(path))
+    rows = (row._replace(dataset=_judged_dataset(row.row)) for row in json_list(path))
     rows = (row for row in rows if not subsets or row.dataset in subsets)
     examples = _examples(_limited(rows, limit), _parse_judged, image_root or path.parent, found)
     return _not_empty(path, to_dataset(examples), subsets)
@@ -439,7 +439,7 @@ def _object(row) -> dict:
     return row
 
 
-def _json_list(path: Path, dataset: str = "") -> Iterator[Located]:
+def json_list(path: Path, dataset: str = "") -> Iterator[Located]:
     """Elements of a JSON list, one after the other, with the line on which each begins."""
     text, decoder = path.read_text(encoding="utf-8"), json.JSONDecoder()
     position = _skip(text, 0)

@@ -1,6 +1,7 @@
 """The one row every reader yields and every stage eats, and how its columns are stored in a `datasets.Dataset`."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -8,10 +9,15 @@ from itertools import islice
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
+VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".webm")
+
 
 @dataclass(frozen=True)
 class Item:
-    """A text, an image path, or both. Items are equal, and hash alike, when both parts are equal."""
+    """A text, an image path, or both. Items are equal, and hash alike, when both parts are equal.
+
+    In the place of an image there may be a video: a file, or a folder of its frames.
+    """
 
     text: str = ""
     image: str = ""
@@ -27,7 +33,15 @@ class Item:
 
     def as_input(self) -> dict:
         """The form that `UniMEModel.encode` and `UniMEProcessor.prepare` take."""
-        return {key: value for key, value in asdict(self).items() if value}
+        parts = {"text": self.text} if self.text else {}
+        if self.image:
+            parts["video" if self.is_video else "image"] = self.image
+        return parts
+
+    @property
+    def is_video(self) -> bool:
+        """Whether the path is that of a video."""
+        return self.image.lower().endswith(VIDEOS) or os.path.isdir(self.image)
 
 
 @dataclass

@@ -1,44 +1,91 @@
-"""The benchmark runner: encodes each distinct item once, scores every query against its candidates, aggregates.
+"""The benchmark runner: encodes each distinct item once, scores every query against its candidates, aggregates."""
 
-python -m unime.eval.runner --model outputs/quickstart/model --world outputs/world
-"""
-
-import argparse
+import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
+import numpy as np
 import torch
+from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from ..data.tasks import Task, read_world_tasks
-from .metrics import ranks, recall_at
+from ..data.benchmarks import GROUPS, group_means
+from ..data.embedding import Embedder, embed, item_name
+from ..data.schema import Item
+from ..data.stages import fingerprint, read_errors, read_stage, write_text, write_whole
+from ..data.tasks import Task
+from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
+
+FORMAT = 1
+DEPTH = 50  # of the rankings that are kept, for a reranker and for pictures
+BLOCK = 2**26  # bytes of the scores of a block of queries
 
 
-def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, ks=(1, 5, 10)) -> dict:
-    """Metrics of one task from unit-norm embeddings of its queries `[Q, D]` and its corpus `[N, D]`."""
-    found, ties = [], 0
-    for number, query in enumerate(queries):
-        scores = corpus[task.candidates[number]] @ query  # [C]
-        try:
-            rank, tied = ranks(scores, task.relevant[number])
-        except ValueError as error:
-            raise ValueError(f"task {task.name}, query {number}: {error}") from error
-        found.append(rank)
-        ties += tied
-    metrics = {f"recall@{k}": recall_at(found, k) for k in ks}
-    sizes = [len(candidates) for candidates in task.candidates]
-    return {
-        "kind": task.kind,
-        "queries": len(found),
-        "candidates": max(sizes),
-        "precision@1": metrics["recall@1"],
-        **metrics,
-        "ties": ties,
-    }
+# scores
+def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, depth: int = 0):
+    """Metrics of one task.
+
+    Args:
+        queries (`Tensor` `[Q, D]`), corpus (`Tensor` `[N, D]`): unit-norm embeddings.
+        task ([`~unime.data.tasks.Task`]).
+        depth (`int`): how many of the best candidates to keep.
+
+    Returns:
+        `(result, top)`: the metrics, with the rank of every query, and `[Q, depth]` indices into the task's corpus
+        (-1 where there are fewer candidates), with their similarities `[Q, depth]`.
+
+    Raises:
+        ValueError: a similarity is not finite; the message names task and query.
+    """
+    found, ties, gained = [], 0, []
+    top = np.full((len(queries), depth), -1, np.int64)
+    similarity = np.zeros((len(queries), depth), np.float32)
+    step = max(1, BLOCK // (4 * len(corpus)))
+    for start in range(0, len(queries), step):
+        block = (queries[start : start + step] @ corpus.T).float()  # [b, N]
+        for number, scores in enumerate(block, start):
+            options = task.options(number)
+            scores = scores if task.candidates is None else scores[torch.as_tensor(options)]
+            relevant, gains = task.relevant[number], task.gains[number] if task.gains else None
+            try:
+                own = places(scores, relevant, gains)
+            except ValueError as error:
+                raise ValueError(f"task {task.name}, query {number}: {error}") from error
+            ties += tied(scores, relevant)
+            found.append(min(own))
+            gained.append(ndcg_at(own, 5, gains))
+            best = scores.topk(min(depth, len(scores)))
+            top[number, : len(best.indices)] = np.asarray(options)[best.indices.numpy()]
+            similarity[number, : len(best.values)] = best.values.numpy()
+    return metrics_of(task, found, gained, ties), top, similarity
 
 
+def metrics_of(task: Task, found: list[int], gained: list[float], ties: int) -> dict:
+    """A task's entry in a results file, from each query's best rank and nDCG@5."""
+    recalls = {f"recall@{k}": recall_at(found, k) for k in (1, 5, 10)}
+    sizes = [len(task.corpus)] if task.candidates is None else [len(candidates) for candidates in task.candidates]
+    result = {
+        "kind": task.kind, "split": task.split, "queries": len(found), "candidates": max(sizes),
+        "metric": task.metric, "precision@1": recalls["recall@1"], **recalls,
+        "mrr": mean_reciprocal_rank(found), "ndcg@5": fmean(gained), "ties": ties, "notes": task.notes, "ranks": found,
+    }  # fmt: skip
+    if task.metric == "ndcg@5":
+        result["values"] = [round(value, 6) for value in gained]
+    return {**result, "score": result[task.metric]}
+
+
+def distinct(groups: Sequence[Sequence[Item]]) -> tuple[list[Item], list[np.ndarray]]:
+    """The distinct items of several lists, and the place of each list's items among them."""
+    table = {item: None for items in groups for item in items}
+    index = {item: i for i, item in enumerate(table)}
+    return list(table), [np.array([index[item] for item in items], np.int64) for items in groups]
+
+
+# in memory
 def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: bool = True) -> dict[str, dict]:
-    """Runs an embedder over tasks.
+    """Runs an embedder over tasks, in memory.
 
     Args:
         model (`UniMEModel`): anything with `encode_query` and `encode_document`.
@@ -46,26 +93,108 @@ def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: 
         batch_tokens (`int`): padded tokens of one forward pass.
 
     Returns:
-        `{task name: {"kind", "queries", "candidates", "precision@1", "recall@k"..., "ties"}}`
+        `{task name: {"kind", "queries", "candidates", "precision@1", "recall@k"..., "ties", ...}}`
     """
-    queries = _encode_distinct(
-        [task.queries for task in tasks], model.encode_query, "queries", batch_tokens, show_progress
-    )
-    corpora = _encode_distinct(
-        [task.corpus for task in tasks], model.encode_document, "candidates", batch_tokens, show_progress
-    )
+    rows = []
+    for what, encode, groups in (
+        ("queries", model.encode_query, [task.queries for task in tasks]),
+        ("candidates", model.encode_document, [task.corpus for task in tasks]),
+    ):
+        items, places_of = distinct(groups)
+        if show_progress:
+            print(f"Encoding {len(items)} distinct {what}", flush=True)
+        inputs = [item.as_input() for item in items]
+        embeddings = encode(inputs, batch_tokens=batch_tokens, show_progress=show_progress)
+        rows.append([embeddings[torch.from_numpy(own)] for own in places_of])
     progress = tqdm(tasks, desc="Scoring", disable=not show_progress, unit="task")
-    return {task.name: score_task(q, c, task) for task, q, c in zip(progress, queries, corpora)}
+    return {task.name: score_task(q, c, task)[0] for task, q, c in zip(progress, *rows)}
 
 
-def _encode_distinct(groups, encode, what, batch_tokens, show_progress) -> list[torch.Tensor]:
-    """Embeds groups of items in one go, each distinct item once, and gives each group its rows."""
-    table = {item: None for items in groups for item in items}
-    index = {item: i for i, item in enumerate(table)}
-    if show_progress:
-        print(f"Encoding {len(index)} distinct {what}", flush=True)
-    embeddings = encode([item.as_input() for item in table], batch_tokens=batch_tokens, show_progress=show_progress)
-    return [embeddings[[index[item] for item in items]] for items in groups]
+# as a job
+def run_benchmark(
+    benchmark: str, tasks: list[Task], embedder: Embedder, out, image_root=None, source: dict | None = None,
+    shard_size: int = 1024,
+) -> Path:  # fmt: skip
+    """Measures a model on a benchmark, going on where it was interrupted, over the processes of a launch.
+
+    Everything goes to `<out>/<model>/<benchmark>-<key>`, whose key is made from the model, its settings and the data:
+    another model or other data never meet old results.
+
+    Args:
+        benchmark (`str`): its name.
+        tasks (`list[Task]`): what the readers return.
+        embedder ([`~unime.data.embedding.Embedder`]).
+        out: folder of all results.
+        image_root (*optional*): paths below it identify images.
+        source (`dict`, *optional*): how the tasks were read, kept for the reranker and the figures.
+        shard_size (`int`): items of one shard.
+
+    Returns:
+        path of `results.json`; beside it `top.safetensors` with the best candidates of every query.
+
+    Raises:
+        ValueError: an item could not be embedded, or an embedding is not finite; the message names it.
+    """
+    settings = embedder.settings()
+    key = fingerprint([json.dumps(settings, sort_keys=True, default=str), data_fingerprint(tasks, image_root)])[:10]
+    home = Path(out) / Path(str(embedder.source)).name / f"{benchmark}-{key}"
+    path = home / "results.json"
+    if path.exists():
+        return path
+    rows = _encode(tasks, embedder, home, image_root, shard_size)
+    if embedder.state.is_main_process:
+        results, kept = {}, {}
+        for task, queries, corpus in zip(tqdm(tasks, desc="Scoring", unit="task"), *rows):
+            results[task.name], top, similarity = score_task(queries, corpus, task, DEPTH)
+            kept |= {f"{task.name}/top": top, f"{task.name}/similarity": similarity}
+        content = {
+            "format": FORMAT, "benchmark": benchmark, "model": settings["model"], "settings": settings,
+            "source": source or {}, "data": data_fingerprint(tasks, image_root), "means": means_of(benchmark, results),
+            "tasks": results,
+        }  # fmt: skip
+        write_whole(home / "top.safetensors", lambda draft: save_file(kept, draft))
+        write_text(path, json.dumps(content, indent=1))
+    embedder.state.wait_for_everyone()
+    return path
+
+
+def _encode(tasks, embedder: Embedder, home: Path, image_root, shard_size: int) -> list[list[torch.Tensor]]:
+    """Embeddings of each task's queries and corpus; a model that words both alike sees every item once."""
+    groups = {"query": [task.queries for task in tasks], "document": [task.corpus for task in tasks]}
+    if not embedder.words_roles_differently():
+        groups = {"query": [*groups["query"], *groups["document"]]}
+    rows = []
+    for role, own in groups.items():
+        items, places_of = distinct(own)
+        stage = home / {"query": "queries", "document": "candidates"}[role] if len(groups) > 1 else home / "items"
+        embed(stage, items, embedder, role, image_root, shard_size)
+        if errors := read_errors(stage):
+            first = "; ".join(f"{error['key']!r}: {error['reason']}" for error in errors[:3])
+            raise ValueError(
+                f"{len(errors)} of {len(items)} items could not be embedded, so there is no result: {first}. All of "
+                f"them are in {stage}/*.errors.json; mend them and run this again."
+            )
+        table = torch.from_numpy(read_stage(stage, ["embeddings"])["embeddings"])
+        rows += [table[torch.from_numpy(own)] for own in places_of]
+    return [rows[: len(tasks)], rows[len(tasks) :]]
+
+
+def data_fingerprint(tasks: list[Task], image_root=None) -> str:
+    """A digest of everything that the tasks ask and offer."""
+    digest = hashlib.blake2b(digest_size=8)
+    for task in tasks:
+        names = (item_name(item, image_root) for item in (*task.queries, *task.corpus))
+        lists = json.dumps([task.name, task.metric, task.candidates, task.relevant, task.gains])
+        digest.update(fingerprint([*names, lists]).encode())
+    return digest.hexdigest()
+
+
+# means
+def means_of(benchmark: str, results: dict[str, dict]) -> dict[str, float | None]:
+    """The means that are published for a benchmark; for another one those of [`summarize`]."""
+    if benchmark in GROUPS:
+        return group_means(benchmark, {name: result["score"] for name, result in results.items()})
+    return summarize(results)
 
 
 def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, float]:
@@ -75,39 +204,26 @@ def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, floa
     """
     kinds: dict[str, list[float]] = {}
     for result in results.values():
-        kinds.setdefault(result["kind"], []).append(result["precision@1"])
-    large = [result["precision@1"] for result in results.values() if result["candidates"] >= candidates]
+        kinds.setdefault(result["kind"], []).append(result.get("score", result["precision@1"]))
+    large = [r.get("score", r["precision@1"]) for r in results.values() if r["candidates"] >= candidates]
     means = {kind: sum(values) / len(values) for kind, values in kinds.items()}
     return {**means, "mean": sum(large) / len(large)} if large else means
 
 
-def print_table(columns: dict[str, dict[str, dict]]):
-    """Prints precision@1 of each task, one column a model: `{title: results of `evaluate`}`."""
-    print(f"\n{'precision@1':<18}{'kind':<15}{'candidates':>10}" + "".join(f"{title:>10}" for title in columns))
+def print_table(columns: dict[str, dict[str, dict]], benchmark: str = "world"):
+    """Prints the score of each task, one column a model: `{title: results of `evaluate`}`."""
     first = next(iter(columns.values()))
+    metrics = sorted({result["metric"] for result in first.values()}, reverse=True)
+    wide = max(max(map(len, first)), 17)
+    print(f"\n{' / '.join(metrics):<{wide}} {'kind':<15}{'candidates':>10}" + _row(columns))
     for task, result in first.items():
-        values = "".join(f"{results[task]['precision@1']:>10.3f}" for results in columns.values())
-        print(f"{task:<18}{result['kind']:<15}{result['candidates']:>10}{values}")
-    means = [summarize(results) for results in columns.values()]
-    if "mean" in means[0]:
-        print(f"{'mean':<18}{'':<15}{'100 up':>10}" + "".join(f"{mean['mean']:>10.3f}" for mean in means))
+        values = _row([f"{results[task]['score']:.3f}" for results in columns.values()])
+        print(f"{task:<{wide}} {result['kind']:<15}{result['candidates']:>10}{values}")
+    means = [means_of(benchmark, results) for results in columns.values()]
+    for name in means[0]:
+        values = _row(["-" if own[name] is None else f"{own[name]:.3f}" for own in means])
+        print(f"{f'mean: {name}' if name != 'mean' else 'mean, 100 candidates and more':<{wide + 26}}{values}")
 
 
-def main(arguments=None):
-    from ..modeling_unime import UniMEModel
-
-    parser = argparse.ArgumentParser(description="Measure a saved embedder on a miniature world.")
-    parser.add_argument("--model", required=True, help="folder or Hub id of a UniME model")
-    parser.add_argument("--world", required=True, help="folder written by unime.data.shapes")
-    parser.add_argument("--out", type=Path, help="JSON file for all metrics")
-    parser.add_argument("--batch-tokens", type=int, default=8192, help="padded tokens of one forward pass")
-    options = parser.parse_args(arguments)
-    model = UniMEModel.from_pretrained(options.model).to("cuda" if torch.cuda.is_available() else "cpu")
-    results = evaluate(model, read_world_tasks(options.world), options.batch_tokens)
-    print_table({"model": results})
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+def _row(cells) -> str:
+    return "".join(f"{cell:>12}" for cell in cells)

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import torch
 
+from ..data.embedding import Embedder
 from ..data.shapes import build
 from ..data.tasks import read_world_tasks
-from ..eval.metrics import ranks, recall_at
-from ..eval.runner import evaluate, summarize
-from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
+from ..eval.rerank import Reranker, run_rerank
+from ..eval.runner import evaluate, run_benchmark, summarize
+from ..modeling_unime import UniMEModel
 from ..trainers import alignment, contrastive, distillation, reranker
 from .backbone import BackboneConfig, last_checkpoint, pretrain
 from .judge import JudgeConfig, train_judge
@@ -57,29 +58,13 @@ def measure(model: UniMEModel, tasks, path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def measure_reranked(embedder, model, tasks, path: Path, queries: int = 30, depth: int = 10) -> dict:
-    """As `measure`, over the first queries of each task, with the embedder's best candidates put in a new order."""
-    if path.exists():
-        return json.loads(path.read_text())
-    results = {}
-    for task in tasks:
-        asked = [item.as_input() for item in task.queries[:queries]]
-        scores = embedder.encode_query(asked) @ embedder.encode_document([c.as_input() for c in task.corpus]).T
-        before, after = [], []
-        for number, query in enumerate(asked):
-            own = scores[number][task.candidates[number]].clone()  # [C]
-            before.append(ranks(own, task.relevant[number])[0])
-            best = own.topk(min(depth, len(own))).indices
-            found = [task.corpus[task.candidates[number][i]].as_input() for i in best]
-            own[best] = 2 + model.score(query, found, show_progress=False).to(own)  # above every similarity
-            after.append(ranks(own, task.relevant[number])[0])
-        for title, list_of_ranks in (("before", before), ("after", after)):
-            results.setdefault(title, {})[task.name] = {
-                "kind": task.kind, "candidates": max(map(len, task.candidates)),
-                "precision@1": recall_at(list_of_ranks, 1),
-            }  # fmt: skip
-    write_json(path, {title: summarize(found) for title, found in results.items()})
-    return json.loads(path.read_text())
+def measure_reranked(embedder: Path, reranker: Path, tasks, world: Path, out: Path) -> dict:
+    """As `measure`, over the first 30 queries of each task, before and after the ten best candidates are reranked."""
+    first = run_benchmark("world", tasks, Embedder(embedder), out, world)
+    path = run_rerank(first, tasks, Reranker(reranker), 10, world, limit=30)
+    after = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+    before = {name: {**own, "score": own["before"]["precision@1"]} for name, own in after.items()}
+    return {"before": summarize(before), "after": summarize(after)}
 
 
 def run(out: Path, seeds: int, settings: dict):
@@ -121,9 +106,7 @@ def run(out: Path, seeds: int, settings: dict):
         for title, path in (("+ contrastive, mined", control), ("+ alignment", aligned)):
             lines.setdefault(title, []).append(measure(load_for_cpu_or_gpu(path), tasks, here / f"{path.name}.json"))
         ranked = train(reranker, "reranker", judge, here / "reranker", **mined, **steps["reranker"])
-        embedder = load_for_cpu_or_gpu(aligned)
-        model = UniMERerankerForCausalLM.from_pretrained(ranked).to(embedder.device)
-        found = measure_reranked(embedder, model, tasks, here / "reranked.json")
+        found = measure_reranked(aligned, ranked, tasks, world, here / "eval")
         lines.setdefault("  (30 queries)", []).append(found["before"])
         lines.setdefault("+ reranker", []).append(found["after"])
     write_json(home / "table.json", lines)

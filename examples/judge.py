@@ -24,7 +24,7 @@ from ..prompts_unime import POINTWISE
 from .backbone import BackboneConfig, GenerativeTrainer, last_checkpoint
 
 SINGLE, WHOLE = 0.15, 0.4  # share of the lessons up to which there are single things, and no near misses
-SLOPE, HARDEST = 1.5, 2.5  # how the level grows with the share after that, and how far
+SLOPE, HARDEST = 1.5, 2.2  # how the level grows with the share after that, and how far
 DESCRIBE = 0.3  # weight of saying right texts word by word: without it, what the backbone can describe is forgotten
 
 
@@ -174,7 +174,7 @@ class JudgeConfig(BackboneConfig):
     output_dir: str | None = field(default="outputs/judge", metadata={"help": "Where the checkpoint goes."})
     per_device_train_batch_size: int = field(default=12, metadata={"help": "Lessons a step."})
     candidates: int = field(default=8, metadata={"help": "Candidates of a lesson."})
-    max_steps: int = field(default=3000, metadata={"help": "Steps."})
+    max_steps: int = field(default=3600, metadata={"help": "Steps."})
     warmup_steps: float = field(default=50, metadata={"help": "Warm-up steps."})
 
 

@@ -1,0 +1,121 @@
+"""`unime data fetch`: where benchmarks come from, and getting them from a Hub and a server in this process."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from fake_hub import FakeHub
+
+from unime.cli import main
+from unime.data.fetch import SOURCES, describe, download, unpack
+
+
+def test_every_benchmark_says_where_it_comes_from_and_how_large_it_is(capsys):
+    main(["data", "fetch"])
+    text = capsys.readouterr().out
+    assert all(f"{name}: {source.size}" in text and source.licence in text for name, source in SOURCES.items())
+    assert "https://huggingface.co/datasets/TIGER-Lab/MMEB-eval" in describe("mmeb")
+    assert "val2017.zip" in describe("sugarcrepe") or "... and 4 more" in describe("sugarcrepe")
+    with pytest.raises(SystemExit, match="there is no benchmark 'imagenet'"):
+        main(["data", "fetch", "imagenet"])
+
+
+def zipped(files: dict) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_a_data_set_of_the_hub_is_downloaded_and_unpacked(tmp_path):
+    with FakeHub() as hub:
+        hub.repos["datasets/BeichenZhang/Urban1k"] = {
+            "Urban1k.zip": zipped({"Urban1k/image/1.jpg": "x", "Urban1k/caption/1.txt": "a street"}),
+            "unwanted.bin": b"0",
+        }
+        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0",
+               "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+        command = [sys.executable, "-m", "unime.cli", "data", "fetch", "urban1k", "--out", str(tmp_path / "data")]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    home = tmp_path / "data" / "urban1k"
+    assert (home / "Urban1k" / "caption" / "1.txt").read_text() == "a street" and str(home) in done.stdout
+    assert not (home / "unwanted.bin").exists() and "CC BY-NC 4.0" in done.stdout
+
+
+def test_a_hub_out_of_reach_is_an_error_that_says_where_the_data_is(tmp_path):
+    env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    command = [sys.executable, "-m", "unime.cli", "data", "fetch", "flickr30k", "--out", str(tmp_path / "data")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "unime data: https://huggingface.co/datasets/royokong/flickr30k_test cannot be had" in done.stderr
+
+
+@pytest.fixture
+def server():
+    """Serves `content` in ranges, and breaks off after `limit` bytes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *args):
+            """Keeps the test output clean."""
+
+        def do_GET(self):
+            content, start = self.server.content, 0
+            if span := self.headers.get("Range"):
+                start = int(span.removeprefix("bytes=").rstrip("-"))
+            self.server.ranges.append(start)
+            if start >= len(content):
+                self.send_response(416)
+                self.end_headers()
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start : start + self.server.limit])
+
+    serving = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    serving.content, serving.limit, serving.ranges = os.urandom(5000), 10**9, []
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    yield serving
+    serving.shutdown()
+    serving.server_close()
+
+
+def test_downloads_go_on_where_they_broke_off(server, tmp_path):
+    url, server.limit = f"http://127.0.0.1:{server.server_port}/file.bin", 2000
+    with pytest.raises(ValueError, match="file.bin (broke off|cannot be had)"):
+        download(url, tmp_path)
+    assert not (tmp_path / "file.bin").exists()
+    server.limit = 10**9
+    have = (tmp_path / "file.bin.part").stat().st_size
+    assert download(url, tmp_path).read_bytes() == server.content and server.ranges == [0, have]
+    download(url, tmp_path)
+    assert len(server.ranges) == 2, "what is there is not fetched again"
+
+
+def test_archives_are_unpacked_once_and_cannot_leave_their_folder(tmp_path):
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in (("inside.txt", b"1"), ("../outside.txt", b"2")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    (tmp_path / "home").mkdir()
+    path = path.rename(tmp_path / "home" / "a.tar.gz")
+    with pytest.raises(tarfile.OutsideDestinationError):
+        unpack(path)
+    assert not (tmp_path / "outside.txt").exists()
+    archive = tmp_path / "home" / "b.zip"
+    archive.write_bytes(zipped({"rows.json": json.dumps([1])}))
+    unpack(archive)
+    (tmp_path / "home" / "rows.json").write_text("mine")
+    unpack(archive)
+    assert (tmp_path / "home" / "rows.json").read_text() == "mine"

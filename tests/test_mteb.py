@@ -1,0 +1,113 @@
+"""mteb runs the embedder and the reranker, gives them both modalities, and gets what `encode` and `score` return."""
+
+import mteb
+import pytest
+import torch
+from conftest import picture
+from datasets import Dataset, Features, Image, Value
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.types import PromptType
+
+from unime.eval.mteb_models import UniMECrossEncoder, UniMEEncoder
+
+CAPTIONS = ["a red circle", "a blue star", "two rings", "a user"]
+
+
+class Captions(AbsTaskRetrieval):
+    """Four pictures with an instruction look for their captions."""
+
+    metadata = TaskMetadata(
+        name="OfflineCaptions", description="pictures and captions", reference=None, type="Any2AnyRetrieval",
+        dataset={"path": "local/none", "revision": "0" * 40}, category="it2t", eval_splits=["test"],
+        eval_langs=["eng-Latn"], main_score="ndcg_at_10", date=("2026-01-01", "2026-01-02"), domains=["Encyclopaedic"],
+        task_subtypes=["Image Text Retrieval"], license="cc0-1.0", annotations_creators="derived", dialect=[],
+        modalities=["text", "image"], sample_creation="found", bibtex_citation="",
+        prompt={"query": "Find the caption."},
+    )  # fmt: skip
+
+    def load_data(self, **kwargs):
+        features = Features({"id": Value("string"), "image": Image(), "text": Value("string")})
+        rows = {"id": [f"q{i}" for i in range(4)], "image": [picture(i) for i in range(4)], "text": ["this"] * 4}
+        self.dataset = {
+            "default": {
+                "test": {
+                    "queries": Dataset.from_dict(rows, features=features),
+                    "corpus": Dataset.from_dict({"id": [f"d{i}" for i in range(4)], "text": CAPTIONS}),
+                    "relevant_docs": {f"q{i}": {f"d{i}": 1} for i in range(4)},
+                    "top_ranked": self.top_ranked(),
+                }
+            }
+        }
+        self.data_loaded = True
+
+    def top_ranked(self):
+        return None
+
+
+class Reranked(Captions):
+    metadata = Captions.metadata.model_copy(update={"name": "OfflineReranking"})
+
+    def top_ranked(self):
+        return {f"q{i}": [f"d{j}" for j in range(4)] for i in range(4)}
+
+
+def rank(scores, place):
+    return 1 + sum(other > scores[place] for other in scores)
+
+
+def measured(model, task):
+    """The scores that mteb finds."""
+    done = mteb.evaluate(model, task, cache=None, encode_kwargs={"batch_size": 2}, show_progress_bar=False)
+    return done.task_results[0].scores["test"][0]
+
+
+def test_embedder(embedder):
+    model, asked = UniMEEncoder(embedder), []
+    encode = model.model.encode
+
+    def spy(items, instruction=None, role="query", **kwargs):
+        found = encode(items, instruction, role, **kwargs)
+        asked.append((items, instruction, role, found))
+        return found
+
+    model.model.encode = spy
+    scores = measured(model, Captions())
+    assert {"text", "image"} <= set(model.mteb_model_meta.modalities)
+    documents, queries = sorted(asked, key=lambda entry: entry[2])
+    assert [sorted(item) for item in queries[0]] == [["image", "text"]] * 4 and queries[1] == "Find the caption."
+    assert documents[0] == [{"text": text} for text in CAPTIONS] and documents[1] is None
+    own = [{"image": picture(i), "text": "this"} for i in range(4)]
+    expected = embedder.encode_query(own, instruction="Find the caption.")
+    assert torch.allclose(queries[3], expected, atol=1e-5)
+    similarity = (expected @ embedder.encode_document(CAPTIONS).T).tolist()
+    hits = sum(rank(row, i) == 1 for i, row in enumerate(similarity)) / 4
+    assert scores["hit_rate_at_1"] == pytest.approx(hits)
+
+
+def test_reranker(reranker):
+    scores = measured(UniMECrossEncoder(reranker), Reranked())
+    own = [{"image": picture(i), "text": "this"} for i in range(4)]
+    found = [reranker.score(query, CAPTIONS).tolist() for query in own]
+    assert scores["hit_rate_at_1"] == pytest.approx(sum(rank(row, i) == 1 for i, row in enumerate(found)) / 4)
+    assert UniMECrossEncoder(reranker).mteb_model_meta.model_type == ["cross-encoder"]
+
+
+def test_models_are_named_and_described(tmp_path, embedder):
+    embedder.save_pretrained(tmp_path / "mine")
+    meta = UniMEEncoder(tmp_path / "mine").mteb_model_meta
+    assert meta.name == "unime/mine" and meta.embed_dim == embedder.config.hidden_size
+    assert meta.n_parameters == embedder.num_parameters() and meta.loader is UniMEEncoder
+
+
+def test_instructions(embedder):
+    meta = Captions.metadata
+    plain = UniMEEncoder(embedder, use_task_instructions=False)
+    assert plain.instruction(meta, PromptType.query) is None
+    model = UniMEEncoder(embedder, default_instruction="Represent it.")
+    assert model.instruction(meta, PromptType.query) == "Find the caption."
+    bare = meta.model_copy(update={"prompt": None})
+    assert model.instruction(bare, PromptType.query) == "Represent it."
+    assert model.instruction(bare, PromptType.document) is None
+    words = meta.model_copy(update={"prompt": "Look."})
+    assert [model.instruction(words, kind) for kind in (PromptType.query, PromptType.document)] == ["Look.", None]
