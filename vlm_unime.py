@@ -208,6 +208,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
         if kwargs.get("is_main_process", True) and (self._processor is not None or self._processor_source is not None):
             self.processor.save_pretrained(save_directory)
+        if kwargs.get("is_main_process", True):
+            from .sentence_transformers_unime import write_modules  # which needs the classes of modeling_unime
+
+            write_modules(self, save_directory)
 
     @property
     def processor(self) -> UniMEProcessor:

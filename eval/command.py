@@ -11,7 +11,7 @@ from ..data.retrieval_sets import read_retrieval
 from ..data.settings import parse_settings
 from ..data.stages import processes
 from ..data.tasks import Task, read_mmeb, read_sugarcrepe, read_world_tasks
-from .rerank import Reranker, run_rerank
+from .rerank import Reranker, run_rerank, saved_result
 from .runner import print_table, run_benchmark
 
 STEPS = {
@@ -44,7 +44,7 @@ class EvalConfig:
     out: str = field(default="outputs/eval", metadata={"help": "Folder of all results."})
     shard: int = field(default=1024, metadata={"help": "Items of one shard: what is lost at most, if interrupted."})
     # rerank
-    results: str | None = field(default=None, metadata={"help": "results.json of the embedder."})
+    results: str | None = field(default=None, metadata={"help": "results.json of the embedder, or a folder with one."})
     reranker: str | None = field(default=None, metadata={"help": "Folder or repository of the reranker."})
     strategy: str = field(default="pointwise", metadata={"help": "pointwise, listwise or fused."})
     top: int = field(default=10, metadata={"help": "How many candidates are reranked."})
@@ -106,8 +106,8 @@ def _rerank(config: EvalConfig) -> Path:
     for name in ("results", "reranker"):
         if getattr(config, name) is None:
             raise ValueError(f"`{name}` is missing.")
-    path = Path(config.results)
-    before = json.loads((path / "results.json" if path.is_dir() else path).read_text(encoding="utf-8"))
+    path = saved_result(config.results)
+    before = json.loads(path.read_text(encoding="utf-8"))
     source = dict(before["source"])
     source |= {key: getattr(config, key) for key in ("data", "image_root") if getattr(config, key)}
     tasks, root = read(before["benchmark"], source)

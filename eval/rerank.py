@@ -58,6 +58,20 @@ class Reranker:
         return [scores[i] for i in range(len(candidates))]
 
 
+def saved_result(path) -> Path:
+    """An embedder's results file: the path itself, or the only one below a folder."""
+    path = Path(path)
+    found = [path] if not path.is_dir() else sorted(p for p in path.rglob("results.json") if _top(p).exists())
+    if len(found) != 1 or not _top(found[0]).exists():
+        shown = ", ".join(map(str, found)) if path.is_dir() else f"no {_top(path)}"
+        raise ValueError(f"{path} must lead to one embedder's results.json; there are: {shown or 'none'}.")
+    return found[0]
+
+
+def _top(path: Path) -> Path:
+    return path.with_name("top.safetensors")
+
+
 def run_rerank(
     results, tasks: list[Task], reranker: Reranker, top: int = 10, image_root=None, limit: int | None = None,
     shard_size: int = 16,
@@ -65,7 +79,7 @@ def run_rerank(
     """Reranks the best candidates of every query, going on where it was interrupted, over the processes of a launch.
 
     Args:
-        results: `results.json` of a benchmark, with `top.safetensors` beside it.
+        results: `results.json` of a benchmark with `top.safetensors` beside it, or a folder with only one below it.
         tasks (`list[Task]`): the tasks of that result.
         reranker ([`Reranker`]).
         top (`int`, defaults to 10): how many candidates (2510.13515: ten, its table 3 five).
@@ -80,13 +94,12 @@ def run_rerank(
     Raises:
         ValueError: the tasks are not those of the result, or a query failed; the message says which.
     """
-    path, state = Path(results), processes()
-    path = path / "results.json" if path.is_dir() else path
+    path, state = saved_result(results), processes()
     before = json.loads(path.read_text(encoding="utf-8"))
     data = data_fingerprint(tasks, image_root)
     if before["data"] != data:
         raise ValueError(f"{path} was made from other data ({before['data']}) than this ({data}).")
-    kept = load_file(path.with_name("top.safetensors"))
+    kept = load_file(_top(path))
     asked = [(task, number) for task in tasks for number in range(len(task.queries))[:limit]]
     settings = {**reranker.settings(), "top": top, "limit": limit, "embedder": before["model"], "data": data}
     key = fingerprint([json.dumps(settings, sort_keys=True, default=str)])[:10]

@@ -9,27 +9,17 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import yaml
-from transformers import HfArgumentParser
-
-from ..data.readers import read_mmeb_train
 from ..eval.figures import training_curves
-from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
-from .quickstart import RECIPE, load_for_cpu_or_gpu
+from .quickstart import make_trainer
 
 
 def train(model: Path, world: Path, selection: str, steps: int) -> list[dict]:
     """Trains with a selection of negatives, keeps nothing, and returns the log."""
-    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    preset = recipe.pop("preset")
-    for key in ("model_name_or_path", "data", "image_root"):
-        recipe.pop(key)
     with tempfile.TemporaryDirectory() as folder:
-        recipe |= {"output_dir": folder, "max_steps": steps, "selection": selection, "num_hard_negatives": 8,
-                   "logging_steps": 1, "save_strategy": "no"}  # fmt: skip
-        (args,) = HfArgumentParser(ContrastiveConfig).parse_dict(recipe)
-        rows = read_mmeb_train(world / "train", image_root=world)
-        trainer = ContrastiveTrainer(load_for_cpu_or_gpu(model, preset=preset), args, train_dataset=rows)
+        trainer = make_trainer(
+            world, model, output_dir=folder, max_steps=steps, selection=selection, num_hard_negatives=8,
+            logging_steps=1, save_strategy="no", lr_scheduler_type="constant_with_warmup", lr_scheduler_kwargs={},
+        )  # fmt: skip
         trainer.train()
     return trainer.state.log_history
 

@@ -116,16 +116,20 @@ def run(out: Path, settings: dict):
     )
 
 
-def train(world: Path, backbone: Path, home: Path, overrides: dict):
+def make_trainer(world: Path, start: Path, **changes) -> ContrastiveTrainer:
+    """A trainer of the miniature recipe, from a stock VLM on, with some of its settings changed."""
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     preset = recipe.pop("preset")
     for key in ("model_name_or_path", "data", "image_root"):
         recipe.pop(key)
-    recipe.update(overrides, output_dir=str(home / "training"))
-    (args,) = HfArgumentParser(ContrastiveConfig).parse_dict(recipe)
-    model = load_for_cpu_or_gpu(backbone, preset=preset)
-    trainer = ContrastiveTrainer(model, args, train_dataset=read_mmeb_train(world / "train", image_root=world))
-    trainer.train(resume_from_checkpoint=last_checkpoint(args.output_dir))
+    (args,) = HfArgumentParser(ContrastiveConfig).parse_dict(recipe | changes)
+    rows = read_mmeb_train(world / "train", image_root=world)
+    return ContrastiveTrainer(load_for_cpu_or_gpu(start, preset=preset), args, train_dataset=rows)
+
+
+def train(world: Path, backbone: Path, home: Path, overrides: dict):
+    trainer = make_trainer(world, backbone, **overrides, output_dir=str(home / "training"))
+    trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
     trainer.save_model(str(home / "model.tmp"))
     os.replace(home / "model.tmp", home / "model")
 

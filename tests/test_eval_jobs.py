@@ -35,6 +35,7 @@ from unime.eval.report import load, to_eval_results
 from unime.eval.rerank import Reranker, run_rerank
 from unime.eval.runner import run_benchmark
 from unime.eval.statistics import interval, p_value, resampled
+from unime.examples import negatives
 
 
 @pytest.fixture(scope="module")
@@ -215,6 +216,7 @@ def test_an_item_that_cannot_be_read_is_named_and_nothing_is_scored(saved, tmp_p
         (["mmeb", "--data", "nowhere"], "`model` is missing"),
         (["mmeb", "--model", "m"], "`data` is missing"),
         (["rerank", "--results", "r"], "`reranker` is missing"),
+        (["rerank", "--results", "tests", "--reranker", "r"], "must lead to one embedder's results.json"),
         (["report", "nowhere.json"], "nowhere.json cannot be read"),
     ],
 )
@@ -436,3 +438,12 @@ def test_tasks_with_graded_relevance_are_reranked_too(tmp_path):
     found = content(run_rerank(path, [task], Oracle(right), 4))["tasks"]["docs"]
     first = (2 + 1 / np.log2(5)) / (2 + 1 / np.log2(3))  # d first; a last of three equal ones
     assert found["score"] == found["ndcg@5"] == pytest.approx(first) and found["ranks"] == [1]
+
+
+def test_easy_random_and_hard_negatives_are_drawn_from_three_trainings(backbone, world, tmp_path):
+    out = tmp_path / "negatives.png"
+    negatives.main(["--model", str(backbone), "--world", str(world), "--steps", "3", "--out", str(out)])
+    rows = opened(out)
+    assert [row["run"] for row in rows] == ["easy"] * 3 + ["random"] * 3 + ["hard"] * 3
+    losses = [float(row["loss"]) for row in rows if row["step"] == "1"]
+    assert losses[0] < losses[1] < losses[2], "before the first step the models are the same"

@@ -1,0 +1,126 @@
+"""Every saved embedder as a module of sentence-transformers, every saved reranker as one of its cross-encoders.
+
+`SentenceTransformer(repository, trust_remote_code=True)` and `CrossEncoder(...)` read `modules.json`, which names the
+classes here. They feed the model what `encode` and `score` feed it, so the numbers are the same.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
+from .prompts_unime import POINTWISE
+
+try:
+    from sentence_transformers.base.modules.input_module import InputModule
+except ImportError:  # this file travels with every model, and models are saved without sentence-transformers, too
+    InputModule = torch.nn.Module
+
+_HUB = {"token": "token", "cache_folder": "cache_dir", "revision": "revision", "local_files_only": "local_files_only"}
+
+
+class _UniMEModule(InputModule):
+    """What both modules share: loading, saving, and what sentence-transformers asks of a module.
+
+    Args:
+        model (`UniMEModel` or `UniMERerankerForCausalLM`).
+    """
+
+    model_class = None
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    @classmethod
+    def load(cls, model_name_or_path, subfolder="", trust_remote_code=False, model_kwargs=None, **kwargs):
+        hub = {own: kwargs[name] for name, own in _HUB.items() if kwargs.get(name) is not None}
+        return cls(cls.model_class.from_pretrained(model_name_or_path, **hub, **(model_kwargs or {})))
+
+    def save(self, output_path, *args, **kwargs):
+        self.model.save_pretrained(output_path)
+
+    @property
+    def modalities(self) -> list:
+        return ["text", "image", "video", ("text", "image"), ("text", "video"), "message"]
+
+    @property
+    def tokenizer(self):
+        return self.model.processor.tokenizer
+
+    @property
+    def processor(self):
+        return self.model.processor
+
+    @property
+    def config(self):
+        return self.model.config
+
+    @property
+    def max_seq_length(self) -> int:
+        return self.model.processor.max_length
+
+
+class UniMETransformer(_UniMEModule):
+    """[`UniMEModel`] in sentence-transformers; a prompt is the instruction before the text of every item."""
+
+    model_class = UniMEModel
+
+    def get_embedding_dimension(self) -> int:
+        return self.model.config.hidden_size
+
+    def preprocess(self, inputs, prompt: str | None = None, task: str | None = None, **kwargs) -> dict:
+        """Features of a batch; `task` is what `encode_query` and `encode_document` set."""
+        role, fusion = "document" if task == "document" else "query", self.processor.fusion
+        parts = [
+            (row, part, said)
+            for row, item in enumerate(inputs)
+            for part, said in self.model._parts(item, fusion, (prompt or "").strip() or None)
+        ]
+        prepared = [self.processor.prepare([part], said, role, names=[f"item {row}"])[0] for row, part, said in parts]
+        return {**self.processor.collate(prepared), "rows": torch.tensor([row for row, *_ in parts])}
+
+    def forward(self, features: dict, **kwargs) -> dict:
+        features = dict(features)
+        rows = features.pop("rows")
+        found = self.model(**features).embeddings
+        if len(rows) > int(rows[-1]) + 1:  # image and text of an item, added up
+            found = found.new_zeros(int(rows[-1]) + 1, found.shape[1]).index_add(0, rows, found)
+            found = F.normalize(found, dim=-1) if self.model.config.normalize else found
+        return {"sentence_embedding": found}
+
+
+class UniMECrossEncoder(_UniMEModule):
+    """[`UniMERerankerForCausalLM`] in sentence-transformers: a pair's score is the log-odds of Yes against No."""
+
+    model_class = UniMERerankerForCausalLM
+
+    def preprocess(self, inputs, prompt: str | None = None, **kwargs) -> dict:
+        if prompt:
+            raise ValueError("the judge's instruction is fixed; put what you look for into the query.")
+        turns = [
+            self.processor.rerank_messages(query, [candidate], "pointwise", [f"pair {number}"])
+            for number, (query, candidate) in enumerate(inputs)
+        ]
+        return dict(self.processor.collate(self.processor.prepare(turns), "left"))
+
+    def forward(self, features: dict, **kwargs) -> dict:
+        yes, no = (ids[0] for ids in self.model._answers(POINTWISE["yes_no"][1:], False))
+        last = self.model(**features, use_cache=False, **self.model.keep_last_logits).logits[:, -1].float()
+        return {"scores": last[:, yes] - last[:, no]}
+
+
+def write_modules(model, folder):
+    """Writes the small files by which sentence-transformers finds its way in a saved model's folder."""
+    folder, embedder = Path(folder), isinstance(model, UniMEModel)
+    name = "UniMETransformer" if embedder else "UniMECrossEncoder"
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(__file__).stem}.{name}"}]
+    settings = {"model_type": "SentenceTransformer" if embedder else "CrossEncoder"}
+    if embedder:
+        settings |= {"prompts": {"query": "", "document": ""}, "similarity_fn_name": "cosine"}
+    else:
+        settings |= {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    for path, content in (("modules.json", modules), ("config_sentence_transformers.json", settings)):
+        (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

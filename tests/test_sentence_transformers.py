@@ -1,0 +1,113 @@
+"""Every saved embedder is a SentenceTransformer, every saved reranker a CrossEncoder, with our own numbers."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import fresh_process, picture
+from datasets import Dataset
+from sentence_transformers import (
+    CrossEncoder,
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.util import mine_hard_negatives
+
+from unime import UniMEModel, UniMERerankerForCausalLM
+
+TEXTS = ["a red circle", "a blue star left of it", "Query"]
+
+
+def items():
+    chat = [{"role": "user", "content": [{"type": "image", "image": picture(4)}, {"type": "text", "text": "What?"}]}]
+    return [*TEXTS, picture(1), {"image": picture(2)}, {"image": picture(3), "text": "a star"}, chat]
+
+
+@pytest.fixture(scope="module")
+def saved(backbone, tmp_path_factory):
+    home = tmp_path_factory.mktemp("saved")
+    UniMEModel.from_backbone(backbone).save_pretrained(home / "embedder")
+    UniMERerankerForCausalLM.from_backbone(backbone).save_pretrained(home / "reranker")
+    return home
+
+
+@pytest.fixture(scope="module")
+def sentences(saved):
+    return SentenceTransformer(str(saved / "embedder"), trust_remote_code=True, device="cpu")
+
+
+def test_embeddings_are_those_of_encode(saved, sentences):
+    model = UniMEModel.from_pretrained(saved / "embedder")
+    assert np.abs(sentences.encode(items()) - model.encode(items()).numpy()).max() < 1e-5
+    asked = sentences.encode_query(items(), prompt="Find it.")
+    assert np.abs(asked - model.encode_query(items(), instruction="Find it.").numpy()).max() < 1e-5
+    assert sentences.get_embedding_dimension() == model.config.hidden_size and sentences.supports("image")
+    assert sentences.prompts == {"query": "", "document": ""} and sentences.max_seq_length == 1024
+
+
+@pytest.mark.parametrize("preset, kind", [("hierarchical", "qwen2_vl"), ("unime-llava-1.6", "llava_next")])
+def test_prompts_of_a_preset_and_summed_parts_are_kept(preset, kind, tiny, tmp_path):
+    model = UniMEModel.from_backbone(tiny(kind)[0], preset=preset)
+    model.save_pretrained(tmp_path)
+    loaded = SentenceTransformer(str(tmp_path), trust_remote_code=True, device="cpu")
+    own = [item for item in items() if not isinstance(item, list)]
+    for role in ("query", "document"):
+        found = getattr(loaded, f"encode_{role}")(own)
+        assert np.abs(found - model.encode(own, role=role).numpy()).max() < 1e-5
+
+
+def test_scores_are_those_of_score(saved):
+    model, own = UniMERerankerForCausalLM.from_pretrained(saved / "reranker"), items()[:-1]
+    loaded = CrossEncoder(str(saved / "reranker"), trust_remote_code=True, device="cpu")
+    query = {"image": picture(9), "text": "Find a caption."}
+    expected = model.score(query, own)
+    assert np.abs(loaded.predict([(query, item) for item in own]) - expected.numpy()).max() < 1e-5
+    order = [entry["corpus_id"] for entry in loaded.rank(query, own)]
+    assert order == expected.argsort(descending=True).tolist()
+    with pytest.raises(ValueError, match="the judge's instruction is fixed"):
+        loaded.predict([("a", "b")], prompt="Say yes.")
+
+
+ALONE = """
+import importlib.util, json, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+assert importlib.util.find_spec("unime") is None
+from sentence_transformers import CrossEncoder, SentenceTransformer
+embedder = SentenceTransformer(sys.argv[1] + "/embedder", trust_remote_code=True, device="cpu")
+reranker = CrossEncoder(sys.argv[1] + "/reranker", trust_remote_code=True, device="cpu")
+embedder.save_pretrained(sys.argv[2])
+again = SentenceTransformer(sys.argv[2], trust_remote_code=True, device="cpu")
+found = [model.encode("a red circle").tolist() for model in (embedder, again)]
+print(json.dumps([*found, reranker.predict([("a", "a red circle")]).tolist()]))
+"""
+
+
+def test_without_the_package_only_the_repository_is_needed(saved, tmp_path):
+    first, again, score = fresh_process(ALONE, saved, tmp_path / "again", PYTHONSAFEPATH="1")
+    expected = UniMEModel.from_pretrained(saved / "embedder").encode("a red circle")
+    assert torch.tensor(first) == pytest.approx(expected.numpy(), abs=1e-5) and first == again
+    reranker = UniMERerankerForCausalLM.from_pretrained(saved / "reranker")
+    assert score == pytest.approx(reranker.score("a", ["a red circle"]).tolist(), abs=1e-5)
+    assert UniMEModel.from_pretrained(tmp_path / "again").encode("a red circle").tolist() == expected.tolist()
+
+
+def test_its_trainer_trains_on_images_and_its_tools_run(saved, tmp_path):
+    model = SentenceTransformer(str(saved / "embedder"), trust_remote_code=True, device="cpu")
+    rows = Dataset.from_dict({"anchor": [picture(i) for i in range(4)], "positive": ["a", "b", "c", "d"]})
+    args = SentenceTransformerTrainingArguments(
+        str(tmp_path), max_steps=6, per_device_train_batch_size=4, learning_rate=1e-3, report_to=[], logging_steps=1,
+        save_strategy="no", use_cpu=True, disable_tqdm=True,
+    )  # fmt: skip
+    loss = MultipleNegativesRankingLoss(model, scale=5.0)
+    trainer = SentenceTransformerTrainer(model, args, rows, loss=loss)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    queries, corpus = {"q": "a red circle"}, {"d1": "a red circle", "d2": "a star"}
+    found = InformationRetrievalEvaluator(queries, corpus, {"q": {"d1"}}, accuracy_at_k=[1])(model)
+    assert found["cosine_accuracy@1"] == 1.0
+    pairs = Dataset.from_dict({"query": TEXTS, "answer": ["a circle", "a star", "a question"]})
+    mined = mine_hard_negatives(pairs, model, num_negatives=1, verbose=False)
+    assert mined.column_names == ["query", "answer", "negative"] and len(mined) == 3
