@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from ..checkpoints import local_folder, open_checkpoint
 from ..prompts_unime import PRESETS
 from .schema import Item
-from .stages import processes, read_stage, run_stage
+from .stages import fingerprint, processes, read_stage, run_stage
 
 SMALL, PLACES, SAMPLE = 2**18, 8, 1024  # of larger files, so many places of so many bytes in each tensor are read
 _OTHER = ("README.md", "trainer_state.json", "all_results.json")  # files that do not change what a model computes
@@ -141,16 +143,41 @@ def embed(
 
 
 def item_name(item: Item, image_root=None) -> str:
-    """A text that identifies an item: its text, and its image's path below `image_root` and size in bytes."""
+    """A text that identifies an item: its text, and its image's path below `image_root` and size in bytes.
+
+    Of a video's folder, the names and sizes of its frames.
+    """
     if not item.image:
         return item.text
-    size = Path(item.image).stat().st_size if Path(item.image).exists() else None
-    return f"{item.text}\x00{image_name(item, image_root)}\x00{size}"
+    return f"{item.text}\x00{image_name(item, image_root)}\x00{_size(item.image)}"
 
 
 def image_name(item: Item, image_root=None) -> str:
-    """The image's path below `image_root`, as data files write it; an item without an image has an empty one."""
-    if not item.image or image_root is None:
-        return item.image
-    path, root = Path(item.image), Path(image_root).resolve()
-    return str(path.relative_to(root)) if path.is_relative_to(root) else item.image
+    """The image's path below `image_root`, as data files write it; an item without an image has an empty one.
+
+    `image_root` may be several folders; the first that holds the image counts.
+    """
+    roots = image_root if isinstance(image_root, tuple) else (image_root,)
+    for root in roots:
+        start = f"{_resolved(str(root))}{os.sep}"
+        if root is not None and item.image.startswith(start):
+            return item.image[len(start) :]
+    return item.image
+
+
+@cache
+def _resolved(root: str) -> str:
+    return str(Path(root).resolve())
+
+
+def _size(path: str) -> int | str | None:
+    try:
+        if os.path.isdir(path):
+            return fingerprint(f"{entry.name}:{entry.stat().st_size}" for entry in _sorted(path))
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return None
+
+
+def _sorted(folder: str):
+    return sorted(os.scandir(folder), key=lambda entry: entry.name)

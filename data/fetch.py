@@ -7,11 +7,13 @@ from pathlib import Path
 
 import requests
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
 from .benchmarks import VISDOC
 from .stages import write_text
 
+_HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # among them the base class of whichever httpx it uses
 _COCO = "http://images.cocodataset.org/zips/val2017.zip"
 _CREPE = "https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/main/data"
 
@@ -99,7 +101,7 @@ def fetch(name: str, out) -> Path:
     for repo, patterns, folder in SOURCES[name].repos:
         try:
             snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_dir=home / folder)
-        except (OSError, requests.RequestException) as error:
+        except _HUB_ERRORS as error:
             raise ValueError(f"https://huggingface.co/datasets/{repo} cannot be had: {error}") from error
     for url, folder in SOURCES[name].urls:
         download(url, home / folder)
@@ -118,8 +120,12 @@ def download(url: str, folder: Path) -> Path:
         return path
     have = part.stat().st_size if part.exists() else 0
     try:
-        with requests.get(url, headers={"Range": f"bytes={have}-"} if have else {}, stream=True, timeout=60) as answer:
-            if answer.status_code != 416:  # all of it is there
+        wanted = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+        with requests.get(url, headers=wanted, stream=True, timeout=60) as answer:
+            whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
+            if answer.status_code != 416 or whole != str(have):  # else all of it is there
+                if answer.status_code == 416:
+                    raise ValueError(f"{part} does not belong to {url} ({have:,} bytes of {whole}); remove it.")
                 answer.raise_for_status()
                 have = have if answer.status_code == 206 else 0
                 total = have + int(answer.headers.get("Content-Length") or 0)
@@ -136,15 +142,22 @@ def download(url: str, folder: Path) -> Path:
 
 
 def unpack(path: Path):
-    """Unpacks an archive beside it, once; members that would leave the folder are refused by the libraries."""
+    """Unpacks an archive beside it, once. Nothing is written outside: `tarfile` refuses, `zipfile` cuts the path.
+
+    Raises:
+        ValueError: the archive is broken, or would leave its folder; the message names it.
+    """
     done = path.with_name(f"{path.name}.unpacked")
     if done.exists():
         return
     print(f"unpacking {path}", flush=True)
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path) as archive:
-            archive.extractall(path.parent)
-    else:
-        with tarfile.open(path) as archive:
-            archive.extractall(path.parent, filter="data")
+    try:
+        if path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(path.parent)
+        else:
+            with tarfile.open(path) as archive:
+                archive.extractall(path.parent, filter="data")
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+        raise ValueError(f"{path} cannot be unpacked: {error}; remove it and fetch it again.") from error
     write_text(done, "")

@@ -1,13 +1,14 @@
 """MMEB-V2's visual documents and videos in their public layouts. Its images are read by `tasks.read_mmeb`."""
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .benchmarks import VIDEO, VISDOC
 from .readers import json_list, parquet_files, parquet_rows
 from .retrieval_sets import image_rows
-from .tasks import Items, Task
+from .tasks import Items, Task, not_empty
 
 DOCUMENT_QUERY = "Find a document image that matches the given query:"
 DOCUMENT = "Understand the content of the provided document image."
@@ -70,9 +71,9 @@ def _read_documents(name: str, root: Path, cache: Path) -> Task:
             task.queries.append(items.get(f"{DOCUMENT_QUERY} {row['query']}", "", f"{path}, row {number}"))
             task.relevant.append(list(own))
             task.gains.append(list(own.values()))
-    if without:
+    if without and task.queries:
         task.notes.append(f"{without} queries without a relevant document left out")
-    return task
+    return not_empty(task, root)
 
 
 # videos
@@ -163,7 +164,7 @@ class _Building:
 
     def done(self) -> Task:
         self.task.corpus = list(self.items.numbers)
-        return self.task
+        return not_empty(self.task, self.path)
 
 
 class _Row(dict):
@@ -177,6 +178,18 @@ class _Row(dict):
 
     def __missing__(self, key):
         raise ValueError(f"{self.where}: lacks {key!r}; it has {list(self)}.")
+
+    def number(self, key: str) -> int:
+        """A whole number, that may be written as text."""
+        if not str(self[key]).isdigit():
+            raise ValueError(f"{self.where}: {key!r} is no number but {self[key]!r}.")
+        return int(self[key])
+
+    def bare(self, key: str) -> list[str]:
+        """Options without their letters: `"A. text."` -> `"text"`."""
+        if odd := [option for option in self[key] if not re.match(r"[A-Z]\. ", str(option))]:
+            raise ValueError(f"{self.where}: the option {odd[0]!r} does not begin with its letter.")
+        return [option[2:].strip(". ") for option in self[key]]
 
 
 def _classes(root: Path, name: str, kind: str) -> Task:
@@ -266,28 +279,23 @@ def _lettered(options: list[str]) -> list[str]:
     return [f"({letter}) {option}" for letter, option in zip("ABCDEFGHIJ", options)]
 
 
-def _bare(option: str) -> str:
-    """`"A. text."` -> `"text"`."""
-    return option[option.find(". ") :].strip(". ")
-
-
 def _place(value, options: list) -> int:
     return options.index(value) if value in options else -1
 
 
 _QUESTIONS: dict[str, Callable] = {  # row -> folder of the video, question, answers, which is right
     "Video-MME": lambda row: (
-        row["videoID"], "\n".join([row["question"], *row["options"]]), [_bare(o) for o in row["options"]],
-        "ABCD".find(row["answer"]),
+        row["videoID"], "\n".join([row["question"], *row["options"]]), row.bare("options"),
+        _place(row["answer"], list("ABCD")),
     ),
     "EgoSchema": lambda row: (
-        row["video_idx"], row["question"] + " ".join(row["option"]), [_bare(o) for o in row["option"]],
-        int(row["answer"]),
+        row["video_idx"], row["question"] + " ".join(row["option"]), row.bare("option"),
+        row.number("answer"),
     ),
     "NExTQA": lambda row: (
         str(row["video"]),
         "\n".join([row["question"], "Options:", *_lettered([row[f"a{i}"] for i in range(5)])]),
-        [row[f"a{i}"] for i in range(5)], int(row["answer"]),
+        [row[f"a{i}"] for i in range(5)], row.number("answer"),
     ),
     "MVBench": lambda row: (
         f"{row['subset']}/{row['video']}", "\n".join([row["question"], "Options:", *_lettered(row["candidates"])]),

@@ -440,31 +440,65 @@ def _object(row) -> dict:
 
 
 def json_list(path: Path, dataset: str = "") -> Iterator[Located]:
-    """Elements of a JSON list, one after the other, with the line on which each begins."""
-    text, decoder = path.read_text(encoding="utf-8"), json.JSONDecoder()
-    position = _skip(text, 0)
-    if text[position : position + 1] != "[":
-        raise ValueError(f"{path} is no list of rows.")
-    position, number, line, counted = _skip(text, position + 1), 0, 1, 0
-    while text[position : position + 1] != "]":
-        line, counted = line + text.count("\n", counted, position), position
-        where = f"{path}, row {number} (line {line})"
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: the file is broken off or no JSON: {error}") from error
-        yield Located(where, dataset, row)
-        position, number = _skip(text, position), number + 1
-        if text[position : position + 1] == ",":
-            position = _skip(text, position + 1)
-        elif text[position : position + 1] != "]":
-            raise ValueError(f"{where}: the list is broken off after this row.")
+    """Elements of a JSON list, one after the other, with the line on which each begins; the file is read in pieces."""
+    with open(path, encoding="utf-8") as file:
+        text = _Pieces(file)
+        if text.next() != "[":
+            raise ValueError(f"{path} is no list of rows.")
+        text.skip(1)
+        number = 0
+        while text.next() != "]":
+            where = f"{path}, row {number} (line {text.line})"
+            try:
+                row = text.decode()
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where}: the file is broken off or no JSON: {error}") from error
+            yield Located(where, dataset, row)
+            number += 1
+            if text.next() == ",":
+                text.skip(1)
+            elif text.next() != "]":
+                raise ValueError(f"{where}: the list is broken off after this row.")
 
 
-def _skip(text: str, position: int) -> int:
-    while text[position : position + 1].isspace():
-        position += 1
-    return position
+class _Pieces:
+    """A text file that is read as far as it is needed; `line` is where the next character stands."""
+
+    def __init__(self, file, size: int = 2**20):
+        self.file, self.size, self.decoder = file, size, json.JSONDecoder()
+        self.text, self.position, self.line = "", 0, 1
+
+    def more(self) -> bool:
+        piece = self.file.read(self.size)
+        self.text, self.position = self.text[self.position :] + piece, 0
+        return bool(piece)
+
+    def skip(self, count: int):
+        self.line += self.text.count("\n", self.position, self.position + count)
+        self.position += count
+
+    def next(self) -> str:
+        """The next character that is no space; empty at the end."""
+        while True:
+            place = self.position
+            while self.text[place : place + 1].isspace():
+                place += 1
+            self.skip(place - self.position)
+            if place < len(self.text) or not self.more():
+                return self.text[self.position : self.position + 1]
+
+    def decode(self):
+        """The next value."""
+        while True:
+            try:
+                value, end = self.decoder.raw_decode(self.text, self.position)
+            except json.JSONDecodeError:
+                if not self.more():
+                    raise
+                continue
+            if end < len(self.text) or not self.more():
+                self.skip(end - self.position)
+                return value
 
 
 def _not_empty(path: Path, rows: Dataset, subsets=None) -> Dataset:

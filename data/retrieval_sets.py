@@ -1,5 +1,6 @@
 """Image-text retrieval both ways: Flickr30K, COCO, ShareGPT4V-1k and Urban1K in their public layouts."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,10 @@ from .stages import write_whole
 from .tasks import Items, Task
 
 SHAREGPT4V = "share-captioner_coco_lcs_sam_1246k_1107.json"
-KINDS = {"flickr30k": "Short", "coco": "Short", "sharegpt4v": "Long", "urban1k": "Long"}
+PUBLISHED = {  # kind, images, captions
+    "flickr30k": ("Short", 1000, 5000), "coco": ("Short", 5000, 25000), "sharegpt4v": ("Long", 1000, 1000),
+    "urban1k": ("Long", 1000, 1000),
+}  # fmt: skip
 
 
 def both_ways(name: str, images: list[Item], captions: list[list[Item]]) -> list[Task]:
@@ -20,6 +24,8 @@ def both_ways(name: str, images: list[Item], captions: list[list[Item]]) -> list
 
     A caption that several images have counts as right for each of them, in both directions.
     """
+    if not images:
+        raise ValueError(f"{name} holds no image.")
     corpus = {caption: None for own in captions for caption in own}
     index = {caption: number for number, caption in enumerate(corpus)}
     numbers = {image: number for number, image in enumerate(dict.fromkeys(images))}
@@ -29,10 +35,15 @@ def both_ways(name: str, images: list[Item], captions: list[list[Item]]) -> list
             owners.setdefault(caption, []).append(numbers[image])
     asked = [caption for own in captions for caption in own]
     right = [sorted({index[caption] for caption in own}) for own in captions]
-    kind = KINDS.get(name, "Retrieval")
+    kind, *published = PUBLISHED.get(name, ("Retrieval", len(numbers), len(asked)))
+    found = [len(numbers), len(asked)]
+    notes = [f"{found[0]} images with {found[1]} captions, published with {published[0]} and {published[1]}"]
+    shared = {"kind": kind, "candidates": None, "notes": notes if found != published else []}
+    targets = [sorted(set(owners[caption])) for caption in asked]
+    together = [number for number, own in enumerate(captions) for _ in own]  # captions of one image are no accident
     return [
-        Task(f"{name}_t2i", kind, asked, list(numbers), None, [sorted(set(owners[caption])) for caption in asked]),
-        Task(f"{name}_i2t", kind, images, list(corpus), None, right),
+        Task(f"{name}_t2i", queries=asked, corpus=list(numbers), relevant=targets, together=together, **shared),
+        Task(f"{name}_i2t", queries=images, corpus=list(corpus), relevant=right, **shared),
     ]
 
 
@@ -148,7 +159,8 @@ def image_rows(path: Path, column: str, others: list[str], folder: Path):
                 image = row.pop(column)
                 if not isinstance(image, dict) or not image.get("bytes"):
                     raise ValueError(f"{path}, row {number}: holds no image.")
-                name = f"{path.parent.name}-{path.stem}-{number}{Path(image.get('path') or '').suffix or '.jpg'}"
+                name = hashlib.blake2b(image["bytes"], digest_size=12).hexdigest()  # equal pictures are one file
+                name += Path(image.get("path") or "").suffix or ".jpg"
                 target = folder / name
                 if not target.exists():
                     write_whole(target, lambda draft, content=image["bytes"]: draft.write_bytes(content))

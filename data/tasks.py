@@ -33,6 +33,8 @@ class Task:
         gains (`list[list[float]]`, *optional*): how relevant these are; alike by default.
         split (`str`): for MMEB, `"IND"` or `"OOD"`.
         metric (`str`): the one number of this task, `"precision@1"` or `"ndcg@5"`.
+        together (`list[int]`, *optional*): for each query a number, equal for queries that are no independent draws,
+            such as captions of one image; intervals respect it.
         notes (`list[str]`): what differs from the published data set.
     """
 
@@ -45,6 +47,7 @@ class Task:
     gains: list[list[float]] | None = None
     split: str = ""
     metric: str = "precision@1"
+    together: list[int] | None = None
     notes: list[str] = field(default_factory=list)
 
     def options(self, query: int):
@@ -92,7 +95,10 @@ def read_mmeb(root, names: Iterable[str] | None = None, image_root=None, partial
         raise ValueError(f"{unknown} are no data sets of MMEB; these are {', '.join(MMEB)}.")
     root = local_path(root, ["*/test-*.parquet"])
     wanted = [BY_PLAIN_NAME[plain(name)] for name in names] if names else list(MMEB.values())
-    folders = {plain(path.name): path for path in sorted(root.iterdir()) if path.is_dir()}
+    folders: dict[str, Path] = {}
+    for path in sorted({file.parent for file in root.glob("*/test-*.parquet")}):
+        if (other := folders.setdefault(plain(path.name), path)) != path:
+            raise ValueError(f"{other} and {path} are the same data set under two names; remove one of them.")
     missing = [data_set.name for data_set in wanted if plain(data_set.name) not in folders]
     if len(missing) == len(wanted) or (missing and not partial):
         raise ValueError(f"{root} lacks {missing}; name those to run, or take what is there with partial.")
@@ -142,12 +148,21 @@ def read_mmeb_eval(root, name: str, kind: str, image_root=None) -> Task:
             if len(texts) != len(images) or not texts:
                 raise ValueError(f"{where}: {len(texts)} target texts for {len(images)} target images.")
             said = _said(row, len(texts))
+            if len(said[1]) != len(texts):
+                raise ValueError(f"{where}: {len(said[1])} target instructions for {len(texts)} target texts.")
             task.queries.append(items.get(_join(said[0], row["qry_text"]), row["qry_img_path"], where))
             pairs = zip(said[1], texts, images)
             own = dict.fromkeys(items.get(_join(inst, text), image, where) for inst, text, image in pairs)
             task.candidates.append([items.number(item) for item in own])
             task.relevant.append([0])
     task.corpus = list(items.numbers)
+    return not_empty(task, root / name)
+
+
+def not_empty(task: Task, source) -> Task:
+    """The task; an error, if its files hold no query."""
+    if not task.queries:
+        raise ValueError(f"{source} holds no usable row of {task.name}.")
     return task
 
 
@@ -182,6 +197,8 @@ def read_sugarcrepe(root, image_root) -> list[Task]:
             rows = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is no JSON: {error}") from error
+        if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
+            raise ValueError(f"{path} is no object of rows by their number.")
         for key, row in rows.items():
             where = f"{path}, row {key}"
             missing = [name for name in ("filename", "caption", "negative_caption") if name not in row]
@@ -197,7 +214,7 @@ def read_sugarcrepe(root, image_root) -> list[Task]:
         published = SUGARCREPE.get(task.name)
         if published and published != len(task.queries):
             task.notes.append(f"{len(task.queries)} pairs, published with {published}")
-        tasks.append(task)
+        tasks.append(not_empty(task, path))
     if not tasks:
         raise ValueError(f"{root} holds no SugarCrepe files (*.json).")
     return tasks

@@ -40,6 +40,9 @@ class EvalConfig:
     data: str | None = field(default=None, metadata={"help": "Folder of the benchmark (`unime data fetch`)."})
     image_root: str | None = field(default=None, metadata={"help": "Where image paths start; the data's folder else."})
     tasks: list[str] | None = field(default=None, metadata={"help": "Data sets to take; all by default."})
+    cache: str | None = field(
+        default=None, metadata={"help": "Where pictures kept in Parquet files are unpacked; below the data else."}
+    )
     partial: bool = field(default=False, metadata={"help": "Take the data sets that are there."})
     out: str = field(default="outputs/eval", metadata={"help": "Folder of all results."})
     shard: int = field(default=1024, metadata={"help": "Items of one shard: what is lost at most, if interrupted."})
@@ -60,24 +63,25 @@ class EvalConfig:
                 setattr(self, name, json.loads(value))
 
 
-def read(benchmark: str, source: dict) -> tuple[list[Task], str]:
-    """Reads a benchmark again as a results file says it was read: tasks, and the folder below which images are named.
+def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
+    """Reads a benchmark as a results file says it was read: tasks, and the folders that image paths start from.
 
     Args:
         benchmark (`str`): one of `STEPS`.
         source (`dict`): `data`, `image_root`, `tasks`, `partial` and `cache`.
     """
+    if missing := {"data", "image_root", "tasks", "partial", "cache"} - source.keys():
+        raise ValueError(f"it is not known how {benchmark} was read: {sorted(missing)} are missing.")
     data, images, tasks = source["data"], source["image_root"], source["tasks"]
-    if data is None:
-        raise ValueError(f"`data` is missing: where is {benchmark}?")
+    cache = source["cache"] or Path(data) / "images"
     if benchmark in ("mmeb", "mmeb-v2-image"):
         return read_mmeb(data, tasks, images, source["partial"]), images or data
     if benchmark == "visdoc":
-        return read_visdoc(data, tasks, source["cache"], source["partial"]), source["cache"]
+        return read_visdoc(data, tasks, cache, source["partial"]), cache
     if benchmark == "video":
         return read_video(data, tasks, source["partial"]), data
     if benchmark == "retrieval":
-        return read_retrieval(data, tasks, source["cache"], images), data
+        return read_retrieval(data, tasks, cache, images), (data, cache, *([images] if images else []))
     if benchmark == "sugarcrepe":
         found = read_sugarcrepe(data, images or Path(data) / "images" / "val2017")
     else:
@@ -91,14 +95,14 @@ def run(step: str, config: EvalConfig) -> Path:
     """Does a step of the command and returns the path of its results."""
     if step == "rerank":
         return _rerank(config)
-    if config.model is None:
-        raise ValueError("`model` is missing: which embedder?")
-    source = {
-        "data": config.data, "image_root": config.image_root, "tasks": config.tasks, "partial": config.partial,
-        "cache": str(Path(config.out) / "images" / step),
-    }  # fmt: skip
-    tasks, root = read(step, source)
+    for name in ("model", "data"):
+        if getattr(config, name) is None:
+            raise ValueError(f"`{name}` is missing.")
     embedder = Embedder(config.model, config.library, config.preset, config.dtype, **config.options or {})
+    embedder.settings()  # a mistyped model should not cost the reading of a benchmark
+    source = {key: getattr(config, key) for key in ("data", "image_root", "tasks", "partial", "cache")}
+    with embedder.state.main_process_first():  # which unpacks what has to be unpacked
+        tasks, root = read(step, source)
     return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard)
 
 
@@ -109,8 +113,9 @@ def _rerank(config: EvalConfig) -> Path:
     path = saved_result(config.results)
     before = json.loads(path.read_text(encoding="utf-8"))
     source = dict(before["source"])
-    source |= {key: getattr(config, key) for key in ("data", "image_root") if getattr(config, key)}
-    tasks, root = read(before["benchmark"], source)
+    source |= {key: getattr(config, key) for key in ("data", "image_root", "cache") if getattr(config, key)}
+    with processes().main_process_first():
+        tasks, root = read(before["benchmark"], source)
     reranker = Reranker(config.reranker, config.strategy, config.dtype, **config.rank_options or {})
     return run_rerank(path, tasks, reranker, config.top, root, config.limit, config.rerank_shard)
 

@@ -2,6 +2,7 @@
 
 import csv
 import textwrap
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -98,7 +99,7 @@ def training_curves(runs: dict[str, list[dict]], path, smooth: int = 5) -> Path:
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     rows = []
-    for (name, history), colour in zip(runs.items(), COLOURS):
+    for (name, history), colour in zip(runs.items(), cycle(COLOURS)):
         logged = [entry for entry in history if "loss" in entry and "grad_norm" in entry]
         if not logged:
             raise ValueError(f"the log of {name!r} has no entry with loss and grad_norm.")
@@ -170,10 +171,10 @@ def stage_bars(stages: dict[str, dict[str, float]], path, title: str = "") -> Pa
     for number, ((stage, means), colour) in enumerate(
         zip(stages.items(), plt.cm.viridis(np.linspace(0.1, 0.9, len(stages))))
     ):
-        values = [100 * (means.get(group) or 0.0) for group in groups]
+        values = [100 * (np.nan if means.get(group) is None else means[group]) for group in groups]
         places = np.arange(len(groups)) + (number - (len(stages) - 1) / 2) * width
         bars = axis.bar(places, values, width * 0.94, color=colour, label=stage)
-        axis.bar_label(bars, [f"{value:.0f}" for value in values], fontsize=7, padding=1)
+        axis.bar_label(bars, ["" if np.isnan(value) else f"{value:.0f}" for value in values], fontsize=7, padding=1)
     axis.set_xticks(range(len(groups)), groups)
     axis.set_ylabel("percent")
     axis.set_title(title)

@@ -26,8 +26,8 @@ from .report import load
 
 
 def _tasks(options) -> list[Task]:
-    source = {"data": options.data, "image_root": options.image_root, "tasks": None, "partial": True,
-              "cache": f"{options.out}.images"}  # fmt: skip
+    one = [options.task] if options.task and options.benchmark != "retrieval" else None
+    source = {"data": options.data, "image_root": options.image_root, "tasks": one, "partial": True, "cache": None}
     return read(options.benchmark, source)[0]
 
 
@@ -107,13 +107,17 @@ def stages(options) -> Path:
     benchmarks = {result.content["benchmark"] for result in results}
     if len(benchmarks) > 1:
         raise ValueError(f"these are results of {', '.join(sorted(benchmarks))}; take one benchmark.")
+    if len({result.name for result in results}) != len(results):
+        raise ValueError("--names takes a different name for each result.")
     return figures.stage_bars({r.name: r.content["means"] for r in results}, options.out, f"{benchmarks.pop()}, means")
 
 
 def contact(options) -> Path:
     (result,) = load(options.inputs[:1])
     content = result.content
-    tasks = {task.name: task for task in read(content["benchmark"], content["source"])[0]}
+    source = dict(content["source"])
+    source |= {key: getattr(options, key) for key in ("data", "image_root") if getattr(options, key)}
+    tasks = {task.name: task for task in read(content["benchmark"], source)[0]}
     name = options.task or next(iter(tasks))
     if name not in tasks:
         raise ValueError(f"there is no task {name!r}; there are {', '.join(tasks)}.")
@@ -141,8 +145,8 @@ def contact(options) -> Path:
 
 def curves(options) -> Path:
     names, runs = options.names or [Path(path).name for path in options.inputs], {}
-    if len(names) != len(options.inputs):
-        raise ValueError(f"{len(names)} names for {len(options.inputs)} runs.")
+    if len(names) != len(options.inputs) or len(set(names)) != len(names):
+        raise ValueError(f"--names takes a different name for each of the {len(options.inputs)} runs.")
     for name, path in zip(names, map(Path, options.inputs)):
         states = [path / "trainer_state.json", *sorted(path.glob("checkpoint-*/trainer_state.json"),
                   key=lambda p: int(p.parent.name.split("-")[1]), reverse=True)]  # fmt: skip

@@ -88,11 +88,16 @@ def load(paths: list[str], names: list[str] | None = None) -> list[Result]:
     return results
 
 
+def _title(benchmark: str) -> str:
+    return TITLES.get(benchmark, benchmark)
+
+
 def _name(content: dict) -> str:
     """A model's name without its digest, with how it reranks and how its images are seen."""
     name = re.sub(r"@[0-9a-f]{16}", "", content["model"])
-    own = content["settings"]
-    said = [f"{own['strategy']}, best {own['top']}"] if "strategy" in own else []
+    own, rerank = content["settings"], content["settings"].get("rerank")
+    said = [f"{rerank['strategy']}, best {rerank['top']}"] if rerank else []
+    said += [f"first {rerank['limit']} queries"] if rerank and rerank["limit"] else []
     said += [f"resolution {own['resolution']}"] if own.get("resolution") else []
     return name + f" ({'; '.join(said)})" * bool(said)
 
@@ -144,11 +149,15 @@ def _means(benchmark: str, results: list[Result]) -> list[Table]:
     if benchmark == "sugarcrepe":
         rows += _published_rows(groups)
         notes += [f"Without intervals: as printed ({published()['retrieval']['source']})."]
-    return [Table(f"{TITLES[benchmark]}: means, in percent", ["model", *groups], rows, notes)]
+    return [Table(f"{_title(benchmark)}: means, in percent", ["model", *groups], rows, notes)]
 
 
 def _cell(value) -> str:
     return "" if value is None else f"{value:.1f}"
+
+
+def _three(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
 
 
 def _notes(table: dict) -> list[str]:
@@ -195,24 +204,25 @@ def _tasks(benchmark: str, results: list[Result]) -> list[Table]:
     metrics = sorted({own["metric"] for result in results for own in result.tasks.values()})
     if benchmark == "mmeb":
         notes += [f"Without bold: as printed ({published()['mmeb']['source']}).", *_notes(published()["mmeb"])]
-    return [Table(f"{TITLES[benchmark]}: {' and '.join(metrics)} of each data set, in percent", head, rows, notes)]
+    return [Table(f"{_title(benchmark)}: {' and '.join(metrics)} of each data set, in percent", head, rows, notes)]
 
 
 def _reranked(benchmark: str, results: list[Result]) -> list[Table]:
     """What reranking gained and lost."""
     tables = []
     for result in results:
-        if "strategy" not in result.content["settings"]:
+        if "rerank" not in result.content["settings"]:
             continue
         rows = [
             [name, str(own["queries"]), _percent(own["before"]["precision@1"]), _percent(own["precision@1"]),
-             f"{own['before']['mrr']:.3f}", f"{own['mrr']:.3f}", f"{own['ndcg@5']:.3f}", str(own["gained"]),
+             f"{own['before']['mrr']:.3f}", f"{own['mrr']:.3f}", _three(own["before"]["ndcg@5"]),
+             f"{own['ndcg@5']:.3f}", str(own["gained"]),
              str(own["lost"]), str(own["not among the candidates"])]
             for name, own in result.tasks.items()
         ]  # fmt: skip
-        head = ["data set", "queries", "P@1 before", "P@1 after", "MRR before", "MRR after", "nDCG@5 after",
-                "gained first place", "lost it", "right answer not among the candidates"]  # fmt: skip
-        tables.append(Table(f"{TITLES[benchmark]}: reranked by {result.name}", head, rows))
+        head = ["data set", "queries", "P@1 before", "P@1 after", "MRR before", "MRR after", "nDCG@5 before",
+                "nDCG@5 after", "gained first place", "lost it", "right answer not among the candidates"]  # fmt: skip
+        tables.append(Table(f"{_title(benchmark)}: reranked by {result.name}", head, rows))
     if tables:
         table = published()["reranking"]
         rows = [[model, *map(_cell, values)] for model, values in table["rows"].items()]
@@ -223,7 +233,7 @@ def _reranked(benchmark: str, results: list[Result]) -> list[Table]:
 
 def _paired(benchmark: str, first: Result, second: Result) -> list[Table]:
     """How much better the second is than the first, over the tasks that both ran on the same queries."""
-    title = f"{TITLES[benchmark]}: {second.name} minus {first.name}, in points"
+    title = f"{_title(benchmark)}: {second.name} minus {first.name}, in points"
     shared = [name for name in first.tasks if name in second.tasks
               and first.tasks[name]["queries"] == second.tasks[name]["queries"]]  # fmt: skip
     if not shared or first.content["data"] != second.content["data"]:
@@ -294,8 +304,13 @@ def to_html(tables: list[Table]) -> str:
 
 
 def to_eval_results(result: Result) -> list[dict]:
-    """The entries of `.eval_results/<benchmark>.yaml` of a model's repository; none for benchmarks not on the Hub."""
+    """The entries of `.eval_results/<benchmark>.yaml` of a model's repository.
+
+    None for benchmarks that are not on the Hub, and for a part of the queries.
+    """
     benchmark, entries = result.content["benchmark"], []
+    if result.content["settings"].get("rerank", {}).get("limit"):
+        return entries
     scores = {name: (own["score"], own["metric"]) for name, own in result.tasks.items()}
     if benchmark in GROUPS:
         scores |= {f"mean: {g}": (v, "mean") for g, v in result.content["means"].items() if v is not None}

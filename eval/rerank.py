@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ..data.stages import fingerprint, processes, read_errors, read_stage, run_s
 from ..data.tasks import Task
 from ..modeling_unime import UniMERerankerForCausalLM
 from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
-from .runner import FORMAT, data_fingerprint, means_of, metrics_of
+from .runner import DEPTH, FORMAT, data_fingerprint, means_of, metrics_of
 
 NEVER = 10**9  # the place of what is not there
 STRATEGIES = ("pointwise", "listwise", "fused")
@@ -100,6 +101,9 @@ def run_rerank(
     if before["data"] != data:
         raise ValueError(f"{path} was made from other data ({before['data']}) than this ({data}).")
     kept = load_file(_top(path))
+    least = 5 if any(task.metric == "ndcg@5" for task in tasks) else 1
+    if not least <= top <= DEPTH:
+        raise ValueError(f"{top} candidates cannot be reranked here: at least {least}, and {DEPTH} are kept.")
     asked = [(task, number) for task in tasks for number in range(len(task.queries))[:limit]]
     settings = {**reranker.settings(), "top": top, "limit": limit, "embedder": before["model"], "data": data}
     key = fingerprint([json.dumps(settings, sort_keys=True, default=str)])[:10]
@@ -119,6 +123,7 @@ def run_rerank(
     run_stage(
         home / "scores", asked, work, settings, keys=lambda row: f"{row[0].name} {row[1]}", shard_size=shard_size,
         rank=state.process_index, world_size=state.num_processes, description="Reranking", prepare=reranker.load,
+        retry_failed=True,
     )  # fmt: skip
     state.wait_for_everyone()
     if errors := read_errors(home / "scores"):
@@ -134,7 +139,7 @@ def run_rerank(
             start += count
         content = {
             "format": FORMAT, "benchmark": before["benchmark"], "model": f"{before['model']} + {settings['reranker']}",
-            "settings": {**before["settings"], **settings}, "source": before["source"], "data": data,
+            "settings": {**before["settings"], "rerank": settings}, "source": before["source"], "data": data,
             "means": means_of(before["benchmark"], found), "tasks": found,
         }  # fmt: skip
         write_text(home / "results.json", json.dumps(content, indent=1))
@@ -156,13 +161,19 @@ def _score(task: Task, scores: np.ndarray, best: np.ndarray, old: dict) -> dict:
         gains = dict(zip(right, task.gains[number] if task.gains else [1.0] * len(right)))
         at = dict(zip(among, places(own, among, [gains[chosen[i]] for i in among]))) if among else {}
         ranks = [at[chosen.index(i)] if i in chosen else NEVER for i in right]
-        absent += not among
+        if not among:
+            absent += 1
+            ranks[0] = max(old["ranks"][number], len(chosen) + 1)
         ties += tied(own, among) if among else 0
-        found.append(min(ranks) if among else max(old["ranks"][number], len(chosen) + 1))
+        found.append(min(ranks))
         gained.append(ndcg_at(ranks, 5, list(gains.values())))
-    was = old["ranks"][: len(found)]
+    was, partial = old["ranks"][: len(found)], len(found) < len(task.queries)
     changes = {
-        "before": {"precision@1": recall_at(was, 1), "mrr": mean_reciprocal_rank(was)},
+        "before": {
+            "precision@1": recall_at(was, 1), "mrr": mean_reciprocal_rank(was),
+            "ndcg@5": fmean(old["values"][: len(found)]) if "values" in old else None,
+        },
+        "notes": task.notes + [f"the first {len(found)} of {len(task.queries)} queries"] * partial,
         "lost": sum(a == 1 < b for a, b in zip(was, found)), "gained": sum(b == 1 < a for a, b in zip(was, found)),
         "not among the candidates": absent,
     }  # fmt: skip

@@ -33,8 +33,9 @@ def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, depth: i
         depth (`int`): how many of the best candidates to keep.
 
     Returns:
-        `(result, top)`: the metrics, with the rank of every query, and `[Q, depth]` indices into the task's corpus
-        (-1 where there are fewer candidates), with their similarities `[Q, depth]`.
+        `(result, top, similarity)`: the metrics, with the rank of every query; `[Q, depth]` indices into the task's
+        corpus (-1 where there are fewer candidates); and their similarities `[Q, depth]`. Of equal candidates a wrong
+        one comes first.
 
     Raises:
         ValueError: a similarity is not finite; the message names task and query.
@@ -56,10 +57,18 @@ def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, depth: i
             ties += tied(scores, relevant)
             found.append(min(own))
             gained.append(ndcg_at(own, 5, gains))
-            best = scores.topk(min(depth, len(scores)))
-            top[number, : len(best.indices)] = np.asarray(options)[best.indices.numpy()]
-            similarity[number, : len(best.values)] = best.values.numpy()
+            if depth:
+                best = _strict_top(scores, relevant, depth)
+                top[number, : len(best)] = np.asarray(options)[best.numpy()]
+                similarity[number, : len(best)] = scores[best].numpy()
     return metrics_of(task, found, gained, ties), top, similarity
+
+
+def _strict_top(scores: torch.Tensor, relevant, depth: int) -> torch.Tensor:
+    """Positions of the best scores; a relevant candidate comes after wrong ones with the same score."""
+    lowered, right = scores.double(), torch.as_tensor(relevant)
+    lowered[right] = torch.nextafter(lowered[right], torch.tensor(-torch.inf, dtype=torch.float64))
+    return lowered.topk(min(depth, len(scores))).indices
 
 
 def metrics_of(task: Task, found: list[int], gained: list[float], ties: int) -> dict:
@@ -71,6 +80,8 @@ def metrics_of(task: Task, found: list[int], gained: list[float], ties: int) -> 
         "metric": task.metric, "precision@1": recalls["recall@1"], **recalls,
         "mrr": mean_reciprocal_rank(found), "ndcg@5": fmean(gained), "ties": ties, "notes": task.notes, "ranks": found,
     }  # fmt: skip
+    if task.together:
+        result["together"] = task.together[: len(found)]
     if task.metric == "ndcg@5":
         result["values"] = [round(value, 6) for value in gained]
     return {**result, "score": result[task.metric]}
@@ -135,22 +146,22 @@ def run_benchmark(
     Raises:
         ValueError: an item could not be embedded, or an embedding is not finite; the message names it.
     """
-    settings = embedder.settings()
-    key = fingerprint([json.dumps(settings, sort_keys=True, default=str), data_fingerprint(tasks, image_root)])[:10]
+    settings, data = embedder.settings(), data_fingerprint(tasks, image_root)
+    key = fingerprint([json.dumps(settings, sort_keys=True, default=str), data])[:10]
     home = Path(out) / Path(str(embedder.source)).name / f"{benchmark}-{key}"
     path = home / "results.json"
     if path.exists():
         return path
-    rows = _encode(tasks, embedder, home, image_root, shard_size)
+    stages = _encode(tasks, embedder, home, image_root, shard_size)
     if embedder.state.is_main_process:
+        queries, corpora = (_table(stage, rows) for stage, rows in stages)
         results, kept = {}, {}
-        for task, queries, corpus in zip(tqdm(tasks, desc="Scoring", unit="task"), *rows):
-            results[task.name], top, similarity = score_task(queries, corpus, task, DEPTH)
+        for task, query, corpus in zip(tqdm(tasks, desc="Scoring", unit="task"), queries, corpora):
+            results[task.name], top, similarity = score_task(query, corpus, task, DEPTH)
             kept |= {f"{task.name}/top": top, f"{task.name}/similarity": similarity}
         content = {
             "format": FORMAT, "benchmark": benchmark, "model": settings["model"], "settings": settings,
-            "source": source or {}, "data": data_fingerprint(tasks, image_root), "means": means_of(benchmark, results),
-            "tasks": results,
+            "source": source or {}, "data": data, "means": means_of(benchmark, results), "tasks": results,
         }  # fmt: skip
         write_whole(home / "top.safetensors", lambda draft: save_file(kept, draft))
         write_text(path, json.dumps(content, indent=1))
@@ -158,25 +169,33 @@ def run_benchmark(
     return path
 
 
-def _encode(tasks, embedder: Embedder, home: Path, image_root, shard_size: int) -> list[list[torch.Tensor]]:
-    """Embeddings of each task's queries and corpus; a model that words both alike sees every item once."""
+def _encode(tasks, embedder: Embedder, home: Path, image_root, shard_size: int) -> list[tuple[Path, list[np.ndarray]]]:
+    """The stages with the embeddings of queries and of corpora, and the rows of each task in them.
+
+    A model that words queries and documents alike sees every item once, in one stage.
+    """
     groups = {"query": [task.queries for task in tasks], "document": [task.corpus for task in tasks]}
     if not embedder.words_roles_differently():
         groups = {"query": [*groups["query"], *groups["document"]]}
-    rows = []
+    found = []
     for role, own in groups.items():
-        items, places_of = distinct(own)
+        items, rows = distinct(own)
         stage = home / {"query": "queries", "document": "candidates"}[role] if len(groups) > 1 else home / "items"
-        embed(stage, items, embedder, role, image_root, shard_size)
+        embed(stage, items, embedder, role, image_root, shard_size, retry_failed=True)
         if errors := read_errors(stage):
             first = "; ".join(f"{error['key']!r}: {error['reason']}" for error in errors[:3])
             raise ValueError(
                 f"{len(errors)} of {len(items)} items could not be embedded, so there is no result: {first}. All of "
                 f"them are in {stage}/*.errors.json; mend them and run this again."
             )
-        table = torch.from_numpy(read_stage(stage, ["embeddings"])["embeddings"])
-        rows += [table[torch.from_numpy(own)] for own in places_of]
-    return [rows[: len(tasks)], rows[len(tasks) :]]
+        found += [(stage, rows[start : start + len(tasks)]) for start in range(0, len(rows), len(tasks))]
+    return found
+
+
+def _table(stage: Path, rows: list[np.ndarray]):
+    """The embeddings of each task's rows, one task after the other."""
+    embeddings = torch.from_numpy(read_stage(stage, ["embeddings"])["embeddings"])
+    return (embeddings[torch.from_numpy(own)] for own in rows)
 
 
 def data_fingerprint(tasks: list[Task], image_root=None) -> str:

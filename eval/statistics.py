@@ -14,21 +14,24 @@ def values_of(result: dict) -> np.ndarray:
     return np.asarray(result["values"], np.float64)
 
 
-def resampled(values: list[np.ndarray], seed: int = 0, draws: int = DRAWS) -> np.ndarray:
+def resampled(values: list[np.ndarray], together=None, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
     """Means of bootstrap samples: `[draws]` for each array of `values`, all drawn with the same queries.
 
     Args:
         values (`list[ndarray]`): for each model, what each query of one task contributes, `[Q]`.
+        together (*optional*): `[Q]`, equal for queries that are drawn together, such as captions of one image.
 
     Returns:
         `[len(values), draws]`.
     """
-    rng, count = np.random.default_rng(seed), len(values[0])
-    stacked = np.stack(values)  # [M, Q]
+    _, group = np.unique(np.arange(len(values[0])) if together is None else together, return_inverse=True)
+    sizes = np.bincount(group)  # [G]
+    sums = np.stack([np.bincount(group, own) for own in values])  # [M, G]
+    rng, count = np.random.default_rng(seed), len(sizes)
     found, step = [], max(1, CHUNK // count)
     for start in range(0, draws, step):
         picked = rng.integers(count, size=(min(step, draws - start), count))
-        found.append(stacked[:, picked].mean(axis=-1))
+        found.append(sums[:, picked].sum(axis=-1) / sizes[picked].sum(axis=-1))
     return np.concatenate(found, axis=1)
 
 
@@ -37,7 +40,7 @@ def distributions(
 ) -> dict[str, np.ndarray]:
     """Bootstrap distributions of every task's score and of every mean, for models measured on the same queries.
 
-    Queries are drawn with replacement within each task (seeded by its name's place), the same ones for all models.
+    Queries are drawn with replacement within each task (seeded by its place), the same ones for all models.
 
     Args:
         results (`list[dict]`): the `tasks` of results files with equal `data`.
@@ -48,7 +51,8 @@ def distributions(
     """
     found = {}
     for number, name in enumerate(results[0]):
-        found[name] = resampled([values_of(own[name]) for own in results], seed + number)
+        together = results[0][name].get("together")
+        found[name] = resampled([values_of(own[name]) for own in results], together, seed + number)
     groups = {group: draws for group, draws in means(found).items() if draws is not None}
     return found | {f"mean: {group}": draws for group, draws in groups.items()}
 

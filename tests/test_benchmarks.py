@@ -19,6 +19,7 @@ from layouts import (
 )
 
 from unime.data.benchmarks import GROUPS, MMEB, SUGARCREPE, VIDEO, VISDOC, group_means
+from unime.data.embedding import item_name
 from unime.data.mmeb_v2 import read_video, read_visdoc
 from unime.data.retrieval_sets import both_ways, read_captioned, read_retrieval, read_sharegpt4v, read_urban1k
 from unime.data.schema import Item
@@ -88,6 +89,9 @@ def test_missing_data_sets_are_named_or_left_out(tmp_path):
         read_mmeb(tmp_path, ["CIFAR-100"])
     with pytest.raises(ValueError, match="say where with image_root"):
         read_mmeb("hf://datasets/TIGER-Lab/MMEB-eval")
+    shutil.copytree(tmp_path / "GQA", tmp_path / "gqa_")
+    with pytest.raises(ValueError, match="GQA and .*gqa_ are the same data set under two names"):
+        read_mmeb(tmp_path, ["GQA"])
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,7 @@ def test_missing_data_sets_are_named_or_left_out(tmp_path):
         ({"qry_img_path": ["images/GQA/0.png", "../x.png", ""]}, "row 1: image path '../x.png' leaves the image root"),
         ({"qry_img_path": ["images/GQA/0.png"] * 2 + ["no.png"]}, "row 2: image 'no.png' does not exist"),
         ({"tgt_text": [["a"], ["a"], []], "tgt_img_path": [[""], [""], []]}, "row 2: 0 target texts"),
+        ({"qry_inst": [""] * 3, "tgt_inst": [[""]] * 3}, "row 0: 1 target instructions for 4 target texts"),
     ],
 )
 def test_malformed_mmeb_rows_are_named(tmp_path, change, message):
@@ -149,6 +154,10 @@ def test_retrieval_sets_are_read_from_their_public_layouts(tmp_path):
     assert tasks["coco_i2t"].relevant[1] == [5, 6, 7, 8, 9], "the first five of seven captions"
     assert tasks["urban1k_t2i"].queries[0].text == "street 0", "the first line"
     assert tasks["sharegpt4v_t2i"].queries[2].text == "scene 2 in detail"
+    notes = tasks["coco_t2i"].notes + tasks["flickr30k_i2t"].notes
+    assert notes == ["4 images with 20 captions, published with 5000 and 25000",
+                     "4 images with 20 captions, published with 1000 and 5000"]  # fmt: skip
+    assert tasks["coco_t2i"].together == [image for image in range(4) for _ in range(5)]
     again = {task.name: task for task in read_retrieval(tmp_path, ["flickr30k"])}
     assert again["flickr30k_t2i"].corpus == tasks["flickr30k_t2i"].corpus, "pictures are unpacked once"
 
@@ -168,6 +177,9 @@ def test_malformed_retrieval_sets_are_named(tmp_path):
     file = write_sharegpt4v(tmp_path / "c") / "share-captioner_coco_lcs_sam_1246k_1107.json"
     file.write_text(json.dumps([json.loads(file.read_text())[0], {"image": "x.jpg", "conversations": []}]))
     with pytest.raises(ValueError, match=r"row 1 \(line 1\): lacks an image, or a caption"):
+        read_sharegpt4v(tmp_path / "c")
+    (tmp_path / "c" / "share-captioner_coco_lcs_sam_1246k_1107.json").write_text("[]")
+    with pytest.raises(ValueError, match="sharegpt4v holds no image"):
         read_sharegpt4v(tmp_path / "c")
     with pytest.raises(ValueError, match=r"unknown retrieval sets \['cc3m'\]"):
         read_retrieval(tmp_path, ["cc3m"])
@@ -257,6 +269,24 @@ def test_videos_are_read_from_their_public_layouts(tmp_path, embedder):
             "'maybe' is none",
         ),
         ("nextqa", [1], "NExTQA", "row 0: is no object"),
+        (
+            "video-mme",
+            {"videoID": "v0", "question": "q", "options": ["Yes"], "answer": "A"},
+            "Video-MME",
+            "row 0: the option 'Yes' does not begin with its letter",
+        ),
+        (
+            "video-mme",
+            {"videoID": "v0", "question": "q", "options": ["A. x"], "answer": ""},
+            "Video-MME",
+            "row 0: the answer '' is none",
+        ),
+        (
+            "egoschema",
+            {"video_idx": "v0", "question": "q", "option": ["A. x"], "answer": "x"},
+            "EgoSchema",
+            "row 0: 'answer' is no number but 'x'",
+        ),
     ],
 )
 def test_broken_video_rows_are_named(tmp_path, file, row, name, message):
@@ -264,3 +294,27 @@ def test_broken_video_rows_are_named(tmp_path, file, row, name, message):
     (root / "data" / f"{file}.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(ValueError, match=message):
         read_video(root, [name])
+
+
+def test_files_without_a_row_are_named(tmp_path):
+    root = write_video(tmp_path / "video")
+    (root / "data" / "k700.jsonl").write_text("")
+    with pytest.raises(ValueError, match="k700.jsonl holds no usable row of K700"):
+        read_video(root, ["K700"])
+    (tmp_path / "crepe").mkdir()
+    (tmp_path / "crepe" / "swap_obj.json").write_text("[]")
+    with pytest.raises(ValueError, match="swap_obj.json is no object of rows"):
+        read_sugarcrepe(tmp_path / "crepe", tmp_path)
+    path = write_mmeb(tmp_path / "mmeb", ["GQA"]) / "GQA" / "test-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    with pytest.raises(ValueError, match="GQA holds no usable row of GQA"):
+        read_mmeb(tmp_path / "mmeb", ["GQA"])
+
+
+def test_a_video_is_known_by_its_frames(tmp_path):
+    root = write_video(tmp_path)
+    (task,) = read_video(root, ["DiDeMo"])
+    before = item_name(task.corpus[0], root)
+    assert before == item_name(read_video(root, ["DiDeMo"])[0].corpus[0], root) and str(root) not in before
+    (root / "frames" / "video_ret" / "DiDeMo" / "v0" / "frame_2.jpg").write_bytes(b"another")
+    assert item_name(task.corpus[0], root) != before

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from unime.data import readers
 from unime.data.collators import EmbeddingCollator
 from unime.data.images import resolve_image
 from unime.data.readers import read_clusters, read_judged, read_mmeb_train
@@ -276,3 +277,17 @@ def test_released_rows_are_read(tmp_path):
     rows = read_judged(sample, tmp_path)
     assert len(rows) == 50 and all(len(row["negative_scores"]) == len(row["negatives"]) == 10 for row in rows)
     assert rows["dataset"].count("MSCOCO_i2t") == 7
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 64])
+def test_a_list_is_read_in_pieces_of_any_size(tmp_path, size, monkeypatch):
+    rows = [{"text": 'a "quoted" ] }, {', "n": [1, 2]}, {}, {"long": "x" * 50}]
+    text = " [\n" + ",\n ".join(json.dumps(row) for row in rows) + "\n]\n"
+    (tmp_path / "rows.json").write_text(text)
+    monkeypatch.setattr(readers._Pieces.__init__, "__defaults__", (size,))
+    found = list(readers.json_list(tmp_path / "rows.json"))
+    assert [row.row for row in found] == rows
+    assert [row.where.rsplit("(", 1)[1] for row in found] == ["line 2)", "line 3)", "line 4)"]
+    (tmp_path / "rows.json").write_text(text[:-20])
+    with pytest.raises(ValueError, match="row 2 .line 4.: the file is broken off"):
+        list(readers.json_list(tmp_path / "rows.json"))

@@ -33,7 +33,7 @@ from unime.data.tasks import Task, read_world_tasks
 from unime.eval.command import STEPS, EvalConfig, main, read
 from unime.eval.report import load, to_eval_results
 from unime.eval.rerank import Reranker, run_rerank
-from unime.eval.runner import run_benchmark
+from unime.eval.runner import run_benchmark, score_task
 from unime.eval.statistics import interval, p_value, resampled
 from unime.examples import negatives
 
@@ -210,6 +210,42 @@ def test_an_item_that_cannot_be_read_is_named_and_nothing_is_scored(saved, tmp_p
     assert not list(tmp_path.rglob("results.json"))
 
 
+def test_what_failed_is_tried_again_by_the_next_run(tmp_path):
+    class Flaky(Pretender):
+        well = False
+
+        def encode(self, items, role):
+            if not self.well and any(item.text == "b" for item in items):
+                raise OSError("the disk is gone")
+            return super().encode(items, role)
+
+    embedder = Flaky("flaky", noise)
+    items = [Item(letter) for letter in "abcd"]
+    task = Task("t", "VQA", items, items, None, [[0], [1], [2], [3]])
+    with pytest.raises(ValueError, match="1 of 4 items could not be embedded.*'b': the disk is gone"):
+        run_benchmark("own", [task], embedder, tmp_path)
+    embedder.well = True
+    assert content(run_benchmark("own", [task], embedder, tmp_path))["tasks"]["t"]["queries"] == 4
+
+
+def test_of_equal_candidates_wrong_ones_are_kept_first():
+    items = [Item(str(i)) for i in range(12)]
+    task = Task("t", "VQA", items[:1], items, None, [[0, 5]])
+    found, top, _ = score_task(torch.ones(1, 2), torch.ones(12, 2), task, depth=10)
+    assert found["ranks"] == [11] and not {0, 5} & set(top[0].tolist())
+    corpus = torch.ones(12, 2)
+    corpus[5] = 2.0
+    found, top, similarity = score_task(torch.ones(1, 2), corpus, task, depth=3)
+    assert top[0, 0] == 5 and 0 not in top[0] and similarity[0].tolist() == [4.0, 2.0, 2.0] and found["ranks"] == [1]
+
+
+def test_captions_of_one_image_are_drawn_together():
+    values = np.repeat((np.random.default_rng(0).random(200) < 0.5).astype(float), 5)
+    together = np.repeat(np.arange(200), 5)
+    one, five = (resampled([values], groups)[0].std() for groups in (None, together))
+    assert five / one == pytest.approx(5**0.5, rel=0.1)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -279,7 +315,11 @@ def test_reranking_follows_the_rerankers_own_scores(strategy, saved, world, meas
     (path,) = measured["first"].parent.glob(f"second-vlm-{strategy}-top3-*/results.json")
     found, task = content(path)["tasks"]["Shapes_i2t"], {t.name: t for t in read_world_tasks(world)}["Shapes_i2t"]
     before = content(measured["first"])["tasks"]["Shapes_i2t"]
-    assert found["queries"] == 2
+    assert found["queries"] == 2 and "the first 2 of 12 queries" in found["notes"]
+    (result,) = load([str(path)])
+    assert "first 2 queries" in result.name
+    result.content["benchmark"] = "mmeb"
+    assert to_eval_results(result) == [], "a part of the queries is nothing to publish"
     model = UniMERerankerForCausalLM.from_backbone(saved / "second-vlm")
     kept = load_file(measured["first"].with_name("top.safetensors"))
     for number in range(2):
@@ -295,6 +335,8 @@ def test_reranking_follows_the_rerankers_own_scores(strategy, saved, world, meas
 def test_other_data_and_embedders_are_refused_as_rerankers(saved, world, measured):
     with pytest.raises(ValueError, match="was made from other data"):
         run_rerank(measured["first"], read_world_tasks(world)[:2], Oracle(set()), 5, world)
+    with pytest.raises(ValueError, match="60 candidates cannot be reranked here: at least 1, and 50 are kept"):
+        run_rerank(measured["first"], read_world_tasks(world), Oracle(set()), 60, world)
     with pytest.raises(SystemExit, match="second is an embedder"):
         main(["rerank", "--results", str(measured["first"]), "--reranker", str(saved / "second"), "--limit", "1"])
 
@@ -424,6 +466,8 @@ def test_figure_of_trainings(tmp_path):
     assert len(rows) == 16 and rows[-1] == {"run": "hard", "step": "8", "loss": "1.6", "grad_norm": "0.5"}
     with pytest.raises(SystemExit, match="holds no trainer_state.json"):
         main(["figures", "curves", str(tmp_path), "--out", str(tmp_path / "x.png")])
+    with pytest.raises(SystemExit, match="a different name for each of the 2 runs"):
+        main(["figures", "curves", str(tmp_path / "easy"), str(tmp_path / "easy"), "--out", str(tmp_path / "x.png")])
 
 
 def test_tasks_with_graded_relevance_are_reranked_too(tmp_path):
@@ -435,7 +479,9 @@ def test_tasks_with_graded_relevance_are_reranked_too(tmp_path):
 
     path = run_benchmark("docs", [task], Pretender("pretender", eye), tmp_path)
     right = {(repr({"text": "q"}), repr({"text": "d"}))}
-    found = content(run_rerank(path, [task], Oracle(right), 4))["tasks"]["docs"]
+    with pytest.raises(ValueError, match="4 candidates cannot be reranked here: at least 5"):
+        run_rerank(path, [task], Oracle(right), 4)
+    found = content(run_rerank(path, [task], Oracle(right), 5))["tasks"]["docs"]
     first = (2 + 1 / np.log2(5)) / (2 + 1 / np.log2(3))  # d first; a last of three equal ones
     assert found["score"] == found["ndcg@5"] == pytest.approx(first) and found["ranks"] == [1]
 

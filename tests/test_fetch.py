@@ -74,6 +74,7 @@ def server():
             self.server.ranges.append(start)
             if start >= len(content):
                 self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(content)}")
                 self.end_headers()
                 return
             self.send_response(206 if start else 200)
@@ -110,7 +111,7 @@ def test_archives_are_unpacked_once_and_cannot_leave_their_folder(tmp_path):
             archive.addfile(entry, io.BytesIO(content))
     (tmp_path / "home").mkdir()
     path = path.rename(tmp_path / "home" / "a.tar.gz")
-    with pytest.raises(tarfile.OutsideDestinationError):
+    with pytest.raises(ValueError, match="a.tar.gz cannot be unpacked: .*outside"):
         unpack(path)
     assert not (tmp_path / "outside.txt").exists()
     archive = tmp_path / "home" / "b.zip"
@@ -119,3 +120,15 @@ def test_archives_are_unpacked_once_and_cannot_leave_their_folder(tmp_path):
     (tmp_path / "home" / "rows.json").write_text("mine")
     unpack(archive)
     assert (tmp_path / "home" / "rows.json").read_text() == "mine"
+    (tmp_path / "home" / "c.zip").write_bytes(b"PK half of it")
+    with pytest.raises(ValueError, match="c.zip cannot be unpacked: .* fetch it again"):
+        unpack(tmp_path / "home" / "c.zip")
+
+
+def test_a_part_that_is_longer_than_the_file_is_not_taken_for_it(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(b"0" * 6000)
+    with pytest.raises(ValueError, match=r"file.bin.part does not belong to .* \(6,000 bytes of 5000\); remove it"):
+        download(f"http://127.0.0.1:{server.server_port}/file.bin", tmp_path)
+    (tmp_path / "file.bin.part").write_bytes(server.content)
+    path = download(f"http://127.0.0.1:{server.server_port}/file.bin", tmp_path)
+    assert path.read_bytes() == server.content, "all of it was there"
