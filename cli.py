@@ -4,28 +4,46 @@ import importlib
 import sys
 
 COMMANDS = {
-    "convert": ("checkpoints", "stock VLM -> UniME repository"),
-    "export": ("checkpoints", "UniME repository -> stock VLM checkpoint and SentenceTransformer"),
-    "merge": ("checkpoints", "LoRA or DoRA adapter -> whole UniME repository"),
-    "data": ("data.check", "report on a data file before a week of training"),
+    "encode": ("apps.encode", "texts and images -> a file of embeddings"),
+    "search": ("apps.search", "answers from such a file"),
+    "rerank": ("apps.rerank", "texts and images in a reranker's order"),
+    "data": ("data.check", "check a data file, or fetch a benchmark"),
     "mine": ("data.pipeline", "raw pairs -> judged hard negatives, or SaHa's clusters"),
+    "train": ("trainers", "distillation, contrastive, alignment or reranker"),
     "eval": ("eval.command", "benchmarks, reranking, reports and figures"),
+    "convert": ("checkpoints", "stock VLM -> UniME repository"),
+    "merge": ("checkpoints", "LoRA or DoRA adapter -> whole UniME repository"),
+    "export": ("checkpoints", "UniME repository -> stock VLM checkpoint and SentenceTransformer"),
+    "push": ("apps.push", "a saved model -> the Hub, with its card"),
 }
+STAGES = ("distillation", "contrastive", "alignment", "reranker")
+
+
+def _usage() -> str:
+    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(["usage: unime COMMAND ...", "", *lines, "", "`unime COMMAND --help` says more."])
 
 
 def main(arguments=None):
     """Hands the command line to the command it names."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(_usage())
+        return
     if not arguments or arguments[0] not in COMMANDS:
-        lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
-        usage = "\n".join(["usage: unime COMMAND ...", "", *lines, "", "`unime COMMAND --help` says more."])
-        if arguments and arguments[0] in ("-h", "--help"):
-            print(usage)
-            return
-        raise SystemExit(usage)
-    module = importlib.import_module(f".{COMMANDS[arguments[0]][0]}", __package__)
-    keep_name = COMMANDS[arguments[0]][0] == "checkpoints"
-    module.main(arguments if keep_name else arguments[1:])
+        raise SystemExit(_usage())
+    command, *rest = arguments
+    name = COMMANDS[command][0]
+    if command == "train":
+        if not rest or rest[0] not in STAGES:
+            text = f"usage: unime train {{{','.join(STAGES)}}} --config RECIPE.yaml [--setting value ...]"
+            if rest[:1] in (["-h"], ["--help"]):
+                print(f"{text}\n\n`accelerate launch -m unime.trainers.STAGE` takes the same, on several processes.")
+                return
+            raise SystemExit(text)
+        name, *rest = f"{name}.{rest[0]}", *rest[1:]
+    module = importlib.import_module(f".{name}", __package__)
+    module.main(arguments if name == "checkpoints" else rest)
 
 
 if __name__ == "__main__":

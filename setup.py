@@ -45,8 +45,9 @@ setup(
         "unime.trainers": "trainers",
         "unime.eval": "eval",
         "unime.examples": "examples",
+        "unime.apps": "apps",
     },
-    packages=["unime", "unime.data", "unime.trainers", "unime.eval", "unime.examples"],
+    packages=["unime", "unime.data", "unime.trainers", "unime.eval", "unime.examples", "unime.apps"],
     entry_points={"console_scripts": ["unime = unime.cli:main"]},
     cmdclass={"build_py": BuildPackage},
     package_data={

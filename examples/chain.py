@@ -105,6 +105,8 @@ def run(out: Path, seeds: int, settings: dict):
         aligned = train(alignment, "alignment", both, here / "aligned", **mined, **steps["mined"])
         for title, path in (("+ contrastive, mined", control), ("+ alignment", aligned)):
             lines.setdefault(title, []).append(measure(load_for_cpu_or_gpu(path), tasks, here / f"{path.name}.json"))
+        if seed > 0:  # as with mining, one is enough
+            continue
         ranked = train(reranker, "reranker", judge, here / "reranker", **mined, **steps["reranker"])
         found = measure_reranked(aligned, ranked, tasks, world, here / "eval")
         lines.setdefault("  (30 queries)", []).append(found["before"])

@@ -1,29 +1,16 @@
-"""The model card that lies beside every saved model: where it comes from, what it was trained on, how it did."""
+"""What a trainer tells in the card beside a saved model: what it was trained on, how, and how that went."""
 
 import json
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
+from ..cards import Card
 from .gradient_cache import without_adapter
 
-_KINDS = {  # model type -> pipeline tag, Auto class, use
-    "unime": (
-        "feature-extraction",
-        "AutoModel",
-        'queries = model.encode_query(["a red circle left of a blue star"])\n'
-        'images = model.encode_document([{"image": "photo.png"}])\n'
-        "print(queries @ images.T)",
-    ),
-    "unime_reranker": (
-        "text-ranking",
-        "AutoModelForCausalLM",
-        'print(model.rank("a red circle left of a blue star", [{"image": "photo.png"}, {"image": "other.png"}]))',
-    ),
-}
 # what a reader wants to know of `TrainingArguments`, beside all of a stage's own arguments
 _SHARED = (
     "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs",
@@ -41,36 +28,24 @@ def write_card(trainer, folder):
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = without_adapter(model).config
-    tag, auto, use = _KINDS[config.model_type]
-    base = getattr(config, "backbone", None) or ""
-    is_local = Path(base).exists()
-    data = ModelCardData(
-        library_name="transformers", pipeline_tag=tag, tags=["unime", "multimodal", type(trainer).__name__],
-        base_model=base if base and not is_local else None,
-    )  # fmt: skip
-    name = type(trainer).__name__.removesuffix("Trainer").lower()
-    lines = [
-        f"# {Path(trainer.args.output_dir).name}",
-        f"A multimodal {'reranker' if tag == 'text-ranking' else 'embedder'} made with "
-        f"[UniME](https://arxiv.org/abs/{trainer.paper})'s `{name}` stage"
-        + (f" from `{Path(base).name if is_local else base}`" if base else "")
-        + f", at step {trainer.state.global_step}.",
-        "## Use",
-        f"```python\nfrom transformers import {auto}\n\n"
-        f'model = {auto}.from_pretrained("<this repository>", trust_remote_code=True)\n{use}\n```',
-        "## Training",
-    ]
+    stage = type(trainer).__name__.removesuffix("Trainer").lower()
+    parts = []
     if trainer.train_dataset is not None:
         rows = Counter(trainer.train_dataset["dataset"])
-        lines.append(_table(("data set", "rows"), sorted(rows.items())))
-    lines.append(_table(("setting", "value"), _settings(trainer, model)))
+        parts.append(_table(("data set", "rows"), sorted(rows.items())))
+    parts.append(_table(("setting", "value"), _settings(trainer, model)))
     if measured := _last_figures(trainer.state.log_history):
-        lines += ["## Figures", "Means over the steps since the log entry before; `eval_` is on rows kept apart."]
-        lines.append(_table(("figure", "value"), measured))
+        parts += ["Figures: means over the steps since the log entry before; `eval_` is on rows kept apart."]
+        parts.append(_table(("figure", "value"), measured))
     packages = ("torch", "transformers", "peft", "accelerate", "datasets")
-    lines.append("Made with " + ", ".join(f"{package} {version(package)}" for package in packages) + ".")
-    text = f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(lines) + "\n"
-    ModelCard(text).save(Path(folder) / "README.md")
+    parts.append("Made with " + ", ".join(f"{package} {version(package)}" for package in packages) + ".")
+    card = Card(
+        config.model_type, Path(trainer.args.output_dir).name, getattr(config, "backbone", None),
+        trainer.processing_class.preset, (Path(folder) / "adapter_config.json").exists(),
+        f"'s `{stage}` stage ([{trainer.paper}](https://arxiv.org/abs/{trainer.paper})), at step "
+        f"{trainer.state.global_step}", "\n\n".join(parts), tags=(type(trainer).__name__,),
+    )  # fmt: skip
+    ModelCard(card.render()).save(Path(folder) / "README.md")
 
 
 def _settings(trainer, model) -> list[tuple[str, str]]:

@@ -1,0 +1,72 @@
+"""Texts and images from the command line: folders, JSON lines, texts by line, and the standard input."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from ..data.readers import item_of
+from ..data.schema import VIDEOS, Item
+
+
+def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
+    """Named items of several sources.
+
+    Args:
+        sources: a folder (every image and video below it), an image, `.jsonl` (each line a text, or an object with
+            `text`, `image` and, if wanted, `id`; images are named from the file's folder on), `.txt` (a text a line),
+            or `-` for JSON lines from the standard input, with images named from the working directory on.
+
+    Raises:
+        ValueError: a source is missing or of no such kind, or a row is unusable; the message names file and row.
+    """
+    for source in sources:
+        path = Path(source)
+        if source == "-":
+            yield from _json_lines(sys.stdin, "standard input", Path.cwd())
+        elif path.is_dir():
+            yield from ((str(p.relative_to(path)), Item(image=str(p.resolve()))) for p in sorted(path.rglob("*"))
+                        if _is_picture(p))  # fmt: skip
+        elif not path.exists():
+            raise ValueError(f"{source} does not exist.")
+        elif path.suffix == ".jsonl":
+            with open(path, encoding="utf-8") as lines:
+                yield from _json_lines(lines, source, path.parent)
+        elif path.suffix == ".txt":
+            with open(path, encoding="utf-8") as lines:
+                yield from (
+                    (f"{path.name}:{n}", Item(line.strip())) for n, line in enumerate(lines, 1) if line.strip()
+                )
+        elif _is_picture(path):
+            yield path.name, Item(image=str(path.resolve()))
+        else:
+            raise ValueError(f"{source} is no folder, image, .jsonl or .txt.")
+
+
+def _is_picture(path: Path) -> bool:
+    known = Image.registered_extensions()
+    return path.is_file() and path.suffix.lower() in {*known, *VIDEOS} and path.suffix.lower() != ".pdf"
+
+
+def _json_lines(lines, name: str, root: Path) -> Iterator[tuple[str, Item]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        try:
+            row = json.loads(line)
+            row = {"text": row} if isinstance(row, str) else row
+            if not isinstance(row, dict) or row.keys() - {"id", "text", "image"}:
+                raise ValueError("a row is a text, or an object with 'text', 'image' and 'id'.")
+            yield str(row.get("id", number)), item_of(row.get("text"), row.get("image"), root)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+
+def one_item(text: str | None, image: str | None) -> dict:
+    """A query of the command line, as `encode` takes it."""
+    if image and not Path(image).exists():
+        raise ValueError(f"{image} does not exist.")
+    return Item(text or "", str(Path(image).resolve()) if image else "").as_input()

@@ -1,0 +1,105 @@
+"""Answers a query from a file of embeddings: the command `unime search`.
+
+unime search index.parquet "a red circle left of a blue star" --top 3
+unime search index.parquet --image photo.png --reranker outputs/backbone --json
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..data.embedding import Embedder
+from ..data.schema import Item
+from ..eval.rerank import Reranker
+from .encode import read_index
+from .inputs import one_item
+
+
+class Index:
+    """A file of embeddings with the model that made it.
+
+    Args:
+        path: what `unime encode` wrote.
+        model (*optional*): the embedder, where it has moved; by default the one that the file names.
+
+    Raises:
+        ValueError: the file or the model is missing, or the model is not the one that made the file.
+    """
+
+    def __init__(self, path, model=None):
+        self.names, self.items, self.embeddings, about = read_index(path)
+        own = dict(about["settings"])
+        known = {key: own.pop(key) for key in ("model", "library", "preset", "dtype")}
+        self.embedder = Embedder(model or about["source"], known["library"], known["preset"], known["dtype"], **own)
+        found = self.embedder.settings()["model"]
+        if found.rpartition("@")[2] != known["model"].rpartition("@")[2]:
+            raise ValueError(f"{path} was made by {known['model']}, not by {found}; make it again, or name the model.")
+
+    def search(self, query: dict, top: int = 10, instruction: str | None = None) -> list[tuple[int, float]]:
+        """Positions and cosine similarities of the nearest items, best first.
+
+        Args:
+            query (`dict`): an item as `encode` takes it.
+            top (`int`, defaults to 10).
+            instruction (`str`, *optional*): put before the query's text.
+        """
+        if instruction:
+            query = {**query, "text": "\n".join(part for part in (instruction, query.get("text")) if part)}
+        text, picture = query.get("text", ""), query.get("image") or query.get("video") or ""
+        (vector,) = self.embedder.encode([Item(text, str(picture))], "query")
+        scores = self.embeddings @ vector
+        best = np.argsort(-scores, kind="stable")[:top]
+        return [(int(i), float(scores[i])) for i in best]
+
+
+def rerank(reranker: Reranker, query: dict, items: list[Item], found: list[tuple[int, float]]) -> list[dict]:
+    """The found items in a reranker's order: `{"index", "score", "similarity"}`, best first."""
+    scores = reranker.scores(query, [items[i].as_input() for i, _ in found], [similarity for _, similarity in found])
+    rows = [{"index": i, "score": score, "similarity": own} for (i, own), score in zip(found, scores)]
+    return sorted(rows, key=lambda row: -row["score"])
+
+
+def show(rows: list[dict], names: list[str], items: list[Item], as_json: bool):
+    """Prints ranked items."""
+    for place, row in enumerate(rows, 1):
+        item = items[row["index"]]
+        entry = {"place": place, "id": names[row["index"]], **row, **item.as_input()}
+        entry.pop("index")
+        if as_json:
+            print(json.dumps(entry, ensure_ascii=False))
+        else:
+            scores = "  ".join(f"{row[key]:.4f}" for key in ("score", "similarity") if key in row)
+            print(f"{place:>3}  {scores}  {names[row['index']]}  {' '.join(item.text.split())[:80]}".rstrip())
+
+
+def main(arguments=None):
+    """The command `unime search`."""
+    parser = argparse.ArgumentParser(
+        prog="unime search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("index", type=Path, help="file made by `unime encode`")
+    parser.add_argument("text", nargs="?", help="what to look for")
+    parser.add_argument("--image", help="image to look for, alone or with the text")
+    parser.add_argument("--instruction", help="put before the text")
+    parser.add_argument("--top", type=int, default=10, help="how many answers")
+    parser.add_argument("--model", help="the embedder, if it is no longer where the index says")
+    parser.add_argument("--reranker", help="reranker or stock VLM that puts the answers in its own order")
+    parser.add_argument("--strategy", default="pointwise", help="of the reranker: pointwise, listwise or fused")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    options = parser.parse_args(arguments)
+    try:
+        query = one_item(options.text, options.image)
+        index = Index(options.index, options.model)
+        found = index.search(query, options.top, options.instruction)
+        rows = [{"index": i, "similarity": similarity} for i, similarity in found]
+        if options.reranker:
+            rows = rerank(Reranker(options.reranker, options.strategy), query, index.items, found)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"unime search: {error}") from error
+    show(rows, index.names, index.items, options.json)
+
+
+if __name__ == "__main__":
+    main()

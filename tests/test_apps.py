@@ -1,0 +1,160 @@
+"""`unime encode`, `unime search`, `unime rerank` and `unime train` as a shell sees them."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import picture, save_backbone
+
+from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.apps.encode import read_index
+from unime.cli import COMMANDS, main
+
+
+@pytest.fixture(scope="module")
+def saved(backbone, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "mine"
+    UniMEModel.from_backbone(backbone).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    (tmp_path / "photos" / "more").mkdir(parents=True)
+    for number, name in enumerate(("a.png", "b.jpg", "more/c.png")):
+        picture(number).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "notes.md").write_text("no picture")
+    rows = ["a red circle", {"id": "both", "text": "this one", "image": "photos/a.png"}, {"text": "a blue star"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "words.txt").write_text("one ring\n\ntwo rings\n")
+    return tmp_path
+
+
+def printed(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npz"])
+def test_encode_and_search(kind, saved, photos, capsys):
+    out = photos / f"index.{kind}"
+    sources = [str(photos / name) for name in ("photos", "rows.jsonl", "words.txt")]
+    main(["encode", *sources, "--model", str(saved), "--out", str(out), "--json"])
+    (said,) = printed(capsys)
+    assert said == {"out": str(out), "items": 8, "width": 96, "failed": []}
+    names, items, embeddings, about = read_index(out)
+    assert names == ["a.png", "b.jpg", "more/c.png", "1", "both", "3", "words.txt:1", "words.txt:3"]
+    model = UniMEModel.from_pretrained(saved)
+    assert np.abs(embeddings - model.encode_document([item.as_input() for item in items]).numpy()).max() < 1e-6
+    assert about["role"] == "document" and not (photos / f"index.{kind}.parts").exists()
+    main(["search", str(out), "a blue star", "--top", "3", "--json"])
+    found = printed(capsys)
+    expected = embeddings @ model.encode_query("a blue star").numpy()
+    assert [row["id"] for row in found] == [names[i] for i in np.argsort(-expected)[:3]]
+    assert found[0]["id"] == "3" and found[0]["similarity"] == pytest.approx(expected.max(), abs=1e-5)
+    main(["search", str(out), "--image", str(photos / "photos" / "b.jpg"), "--top", "1"])
+    assert "b.jpg" in capsys.readouterr().out
+
+
+def test_a_reranker_puts_answers_in_its_own_order(saved, backbone, photos, capsys):
+    out = str(photos / "index.parquet")
+    main(["encode", str(photos / "rows.jsonl"), "--model", str(saved), "--out", out, "--quiet"])
+    assert capsys.readouterr().out == ""
+    main(["search", out, "a star", "--top", "3", "--reranker", str(backbone), "--json"])
+    found = printed(capsys)
+    model = UniMERerankerForCausalLM.from_backbone(backbone)
+    items = ["a red circle", {"text": "this one", "image": str(photos / "photos" / "a.png")}, "a blue star"]
+    scores = dict(zip(("1", "both", "3"), model.score("a star", items).tolist()))
+    assert [row["id"] for row in found] == sorted(scores, key=lambda name: -scores[name])
+    assert {row["id"]: row["score"] for row in found} == pytest.approx(scores, abs=1e-5)
+    main(["rerank", str(photos / "rows.jsonl"), "--query", "a star", "--model", str(backbone), "--top", "2", "--json"])
+    assert [row["id"] for row in printed(capsys)] == [row["id"] for row in found[:2]]
+
+
+def test_the_standard_input_is_read_and_a_killed_run_goes_on(saved, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "unime.cli",
+        "encode",
+        "-",
+        "--model",
+        str(saved),
+        "--out",
+        str(tmp_path / "x.npz"),
+    ]
+    text = "".join(json.dumps(f"text {i}") + "\n" for i in range(700))
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=-3, stderr=-3, text=True, env=os.environ)
+    process.stdin.write(text)
+    process.stdin.close()
+    while process.poll() is None and not list(tmp_path.glob("x.npz.parts/rows-*")):
+        pass
+    process.kill()
+    process.wait()
+    done = subprocess.run(command, input=text, text=True, capture_output=True, check=True)
+    assert f"{tmp_path / 'x.npz'}: 700 items of width 96" in done.stdout
+    names, _, embeddings, _ = read_index(tmp_path / "x.npz")
+    assert names[0] == "1" and len(embeddings) == 700 and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
+
+
+def test_what_cannot_be_embedded_is_left_out_and_named(saved, photos, capsys):
+    (photos / "photos" / "b.jpg").write_bytes(b"no picture")
+    out = photos / "index.parquet"
+    with pytest.raises(SystemExit, match=r"1 items failed, see .*index.parquet.errors.json; the first: b.jpg: "):
+        main(["encode", str(photos / "photos"), "--model", str(saved), "--out", str(out)])
+    assert "2 items of width 96" in capsys.readouterr().out
+    (error,) = json.loads((photos / "index.parquet.errors.json").read_text())
+    assert (error["id"] == "b.jpg" and "cannot be opened" in error["reason"]) or "b.jpg" in error["reason"]
+    picture(1).save(photos / "photos" / "b.jpg")
+    out.unlink()
+    main(["encode", str(photos / "photos"), "--model", str(saved), "--out", str(out)])
+    assert len(pq.read_table(out)) == 3 and not (photos / "index.parquet.errors.json").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["encode", "{}/nowhere", "--model", "{}", "--out", "x.npz"], "nowhere does not exist"),
+        (["encode", "{}/rows.jsonl", "--model", "{}", "--out", "x.csv"], "x.csv is neither .parquet nor .npz"),
+        (["encode", "{}/bad.jsonl", "--model", "m", "--out", "x.npz"], "bad.jsonl, line 2: a row is a text"),
+        (["search", "{}/nothing.npz", "a"], "nothing.npz does not exist; `unime encode` makes it"),
+        (["search", "{}/foreign.parquet", "a"], "does not say how it was made"),
+        (["search", "{}/foreign.parquet"], "an item needs a text, an image, or both"),
+        (["rerank", "{}/empty", "--query", "a", "--model", "m"], "there is nothing to rank"),
+        (["train", "everything"], "usage: unime train"),
+        (["fly"], "usage: unime COMMAND"),
+    ],
+)
+def test_mistakes_end_with_a_message_and_no_traceback(arguments, message, photos, saved):
+    (photos / "bad.jsonl").write_text('"fine"\n[1]\n')
+    (photos / "empty").mkdir()
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"id": ["1"]}), photos / "foreign.parquet")
+    with pytest.raises(SystemExit, match=message) as error:
+        main([argument.replace("{}", str(photos)) for argument in arguments])
+    assert isinstance(error.value.code, str), "which a shell prints, and exits with 1"
+
+
+def test_an_index_of_another_model_is_refused(saved, photos, tmp_path):
+    out = str(photos / "index.npz")
+    main(["encode", str(photos / "words.txt"), "--model", str(saved), "--out", out, "--quiet"])
+    other = tmp_path / "other"
+    UniMEModel.from_backbone(save_backbone(tmp_path / "vlm", seed=5)).save_pretrained(other)
+    with pytest.raises(SystemExit, match="was made by mine@.*, not by other@"):
+        main(["search", out, "a", "--model", str(other)])
+
+
+def test_help_names_every_command(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {name:<10}{said}" in text for name, (_, said) in COMMANDS.items())
+    for command in COMMANDS:
+        try:
+            main([command, "--help"])
+        except SystemExit as done:
+            assert done.code == 0
+        assert "usage: unime" in capsys.readouterr().out, command
