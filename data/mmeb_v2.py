@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .benchmarks import VIDEO, VISDOC
-from .readers import json_list, parquet_files, parquet_rows
+from .json_lists import json_list
+from .readers import parquet_files, parquet_rows
 from .retrieval_sets import image_rows
 from .tasks import Items, Task, not_empty
 
@@ -271,7 +272,7 @@ def _answers(root: Path, name: str, kind: str) -> Task:
 
 def _mvbench_rows(folder: Path):
     for path in sorted(folder.glob("*.json")):
-        for where, _, row in json_list(path):
+        for where, row in json_list(path):
             yield where, _Row({**row, "subset": path.stem} if isinstance(row, dict) else row, where)
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from .images import resolve_image
+from .json_lists import json_list
 from .schema import Example, Item, to_dataset
 
 PLACEHOLDER = "<|image_1|>"
@@ -197,7 +198,7 @@ def read_clusters(
     subsets = subsets or sorted(path.name.removesuffix(_CLUSTERS) for path in root.glob(f"*{_CLUSTERS}"))
     if not subsets:
         raise ValueError(f"{root} holds no <subset>{_CLUSTERS}.")
-    rows = (row for subset in subsets for row in json_list(root / f"{subset}{_CLUSTERS}", subset))
+    rows = (row for subset in subsets for row in _located(root / f"{subset}{_CLUSTERS}", subset))
     return to_dataset(_examples(_limited(rows, limit), _parse_cluster, image_root or root, found))
 
 
@@ -262,7 +263,7 @@ def read_judged(
             score that is no number in [0, 1], or a missing image; the message names file and row.
     """
     path = local_path(path)
-    rows = (row._replace(dataset=_judged_dataset(row.row)) for row in json_list(path))
+    rows = (row._replace(dataset=_judged_dataset(row.row)) for row in _located(path))
     rows = (row for row in rows if not subsets or row.dataset in subsets)
     examples = _examples(_limited(rows, limit), _parse_judged, image_root or path.parent, found)
     return _not_empty(path, to_dataset(examples), subsets)
@@ -439,66 +440,9 @@ def _object(row) -> dict:
     return row
 
 
-def json_list(path: Path, dataset: str = "") -> Iterator[Located]:
-    """Elements of a JSON list, one after the other, with the line on which each begins; the file is read in pieces."""
-    with open(path, encoding="utf-8") as file:
-        text = _Pieces(file)
-        if text.next() != "[":
-            raise ValueError(f"{path} is no list of rows.")
-        text.skip(1)
-        number = 0
-        while text.next() != "]":
-            where = f"{path}, row {number} (line {text.line})"
-            try:
-                row = text.decode()
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: the file is broken off or no JSON: {error}") from error
-            yield Located(where, dataset, row)
-            number += 1
-            if text.next() == ",":
-                text.skip(1)
-            elif text.next() != "]":
-                raise ValueError(f"{where}: the list is broken off after this row.")
-
-
-class _Pieces:
-    """A text file that is read as far as it is needed; `line` is where the next character stands."""
-
-    def __init__(self, file, size: int = 2**20):
-        self.file, self.size, self.decoder = file, size, json.JSONDecoder()
-        self.text, self.position, self.line = "", 0, 1
-
-    def more(self) -> bool:
-        piece = self.file.read(self.size)
-        self.text, self.position = self.text[self.position :] + piece, 0
-        return bool(piece)
-
-    def skip(self, count: int):
-        self.line += self.text.count("\n", self.position, self.position + count)
-        self.position += count
-
-    def next(self) -> str:
-        """The next character that is no space; empty at the end."""
-        while True:
-            place = self.position
-            while self.text[place : place + 1].isspace():
-                place += 1
-            self.skip(place - self.position)
-            if place < len(self.text) or not self.more():
-                return self.text[self.position : self.position + 1]
-
-    def decode(self):
-        """The next value."""
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.text, self.position)
-            except json.JSONDecodeError:
-                if not self.more():
-                    raise
-                continue
-            if end < len(self.text) or not self.more():
-                self.skip(end - self.position)
-                return value
+def _located(path: Path, dataset: str = "") -> Iterator[Located]:
+    """Rows of a JSON list."""
+    return (Located(where, dataset, row) for where, row in json_list(path))
 
 
 def _not_empty(path: Path, rows: Dataset, subsets=None) -> Dataset:

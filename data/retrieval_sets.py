@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from .readers import json_list, local_path
+from .json_lists import json_list
+from .readers import local_path
 from .schema import Item
 from .stages import write_whole
 from .tasks import Items, Task
@@ -108,7 +109,7 @@ def read_sharegpt4v(root, cache=None, image_root=None, count: int = 1000) -> lis
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
     items, found = Items(image_root or path.parent), ([], [])
-    for where, _, row in islice(json_list(path), count):
+    for where, row in islice(json_list(path), count):
         try:
             caption = row["conversations"][1]["value"].replace("\n", " ")
             image = row["image"]

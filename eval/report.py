@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-from ..data.benchmarks import GROUPS
+from ..data.benchmarks import GROUPS, group_means
 from ..data.stages import write_text
 from .published import contradictions, per_data_set, published
 from .runner import FORMAT, means_of
@@ -146,7 +146,7 @@ def _means(benchmark: str, results: list[Result]) -> list[Table]:
             rows.append([model + " *" * (model in said), *(_cell(own.get(group)) for group in groups)])
         notes += [f"Without intervals: as printed ({table['source']}).", *_notes(table)]
         notes += [f"* {model}: {'; '.join(what)}." for model, what in said.items()]
-    if benchmark == "sugarcrepe":
+    if benchmark in ("sugarcrepe", "retrieval"):
         rows += _published_rows(groups)
         notes += [f"Without intervals: as printed ({published()['retrieval']['source']})."]
     return [Table(f"{_title(benchmark)}: means, in percent", ["model", *groups], rows, notes)]
@@ -165,8 +165,10 @@ def _notes(table: dict) -> list[str]:
 
 
 def _published_rows(columns: list[str]) -> list[list[str]]:
+    """Rows of the published table of retrieval and SugarCrepe, or of the means that follow from it."""
     table = published()["retrieval"]
     rows = [(model, dict(zip(table["columns"], values))) for model, values in table["rows"].items()]
+    rows = [(model, own | group_means("retrieval", own)) for model, own in rows]
     return [[model, *(_cell(own.get(column)) for column in columns)] for model, own in rows]
 
 

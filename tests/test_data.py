@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unime.data import readers
+from unime.data import json_lists
 from unime.data.collators import EmbeddingCollator
 from unime.data.images import resolve_image
 from unime.data.readers import read_clusters, read_judged, read_mmeb_train
@@ -284,10 +284,10 @@ def test_a_list_is_read_in_pieces_of_any_size(tmp_path, size, monkeypatch):
     rows = [{"text": 'a "quoted" ] }, {', "n": [1, 2]}, {}, {"long": "x" * 50}]
     text = " [\n" + ",\n ".join(json.dumps(row) for row in rows) + "\n]\n"
     (tmp_path / "rows.json").write_text(text)
-    monkeypatch.setattr(readers._Pieces.__init__, "__defaults__", (size,))
-    found = list(readers.json_list(tmp_path / "rows.json"))
-    assert [row.row for row in found] == rows
-    assert [row.where.rsplit("(", 1)[1] for row in found] == ["line 2)", "line 3)", "line 4)"]
+    monkeypatch.setattr(json_lists._Pieces.__init__, "__defaults__", (size,))
+    found = list(json_lists.json_list(tmp_path / "rows.json"))
+    assert [row for _, row in found] == rows
+    assert [where.rsplit("(", 1)[1] for where, _ in found] == ["line 2)", "line 3)", "line 4)"]
     (tmp_path / "rows.json").write_text(text[:-20])
     with pytest.raises(ValueError, match="row 2 .line 4.: the file is broken off"):
-        list(readers.json_list(tmp_path / "rows.json"))
+        list(json_lists.json_list(tmp_path / "rows.json"))

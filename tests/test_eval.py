@@ -3,6 +3,7 @@
 import math
 
 import evaluate
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -15,6 +16,7 @@ from unime.data.tasks import Task, read_world_tasks
 from unime.eval.metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 from unime.eval.runner import evaluate as evaluate_tasks
 from unime.eval.runner import score_task, summarize
+from unime.eval.statistics import interval, p_value, resampled
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.data())
@@ -144,3 +146,28 @@ def test_an_untrained_model_runs_over_the_world(embedder, world):
     assert all(
         0 <= result["precision@1"] <= result["recall@5"] <= result["recall@10"] <= 1 for result in results.values()
     )
+
+
+# statistics
+def test_captions_of_one_image_are_drawn_together():
+    values = np.repeat((np.random.default_rng(0).random(200) < 0.5).astype(float), 5)
+    together = np.repeat(np.arange(200), 5)
+    one, five = (resampled([values], groups)[0].std() for groups in (None, together))
+    assert five / one == pytest.approx(5**0.5, rel=0.1)
+
+
+def test_bootstrap_intervals_are_those_of_the_binomial():
+    values = np.r_[np.ones(300), np.zeros(700)]
+    low, high = interval(resampled([values])[0])
+    spread = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
+    assert low == pytest.approx(0.3 - spread, abs=0.004) and high == pytest.approx(0.3 + spread, abs=0.004)
+
+
+def test_paired_draws_cancel_what_two_models_share():
+    values = (np.random.default_rng(0).random(500) < 0.5).astype(float)
+    better = values.copy()
+    better[np.flatnonzero(values == 0)[:15]] = 1
+    one, other = resampled([values, better])
+    assert (other - one).std() < 0.4 * one.std() and interval(other - one)[0] > 0.01
+    assert p_value(other - one) <= 0.001 and p_value(one - one) == 1.0
+    assert np.array_equal(resampled([values])[0], one), "the same queries, whoever is measured"

@@ -34,7 +34,6 @@ from unime.eval.command import STEPS, EvalConfig, main, read
 from unime.eval.report import load, to_eval_results
 from unime.eval.rerank import Reranker, run_rerank
 from unime.eval.runner import run_benchmark, score_task
-from unime.eval.statistics import interval, p_value, resampled
 from unime.examples import negatives
 
 
@@ -239,13 +238,6 @@ def test_of_equal_candidates_wrong_ones_are_kept_first():
     assert top[0, 0] == 5 and 0 not in top[0] and similarity[0].tolist() == [4.0, 2.0, 2.0] and found["ranks"] == [1]
 
 
-def test_captions_of_one_image_are_drawn_together():
-    values = np.repeat((np.random.default_rng(0).random(200) < 0.5).astype(float), 5)
-    together = np.repeat(np.arange(200), 5)
-    one, five = (resampled([values], groups)[0].std() for groups in (None, together))
-    assert five / one == pytest.approx(5**0.5, rel=0.1)
-
-
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -341,24 +333,7 @@ def test_other_data_and_embedders_are_refused_as_rerankers(saved, world, measure
         main(["rerank", "--results", str(measured["first"]), "--reranker", str(saved / "second"), "--limit", "1"])
 
 
-# statistics and reports
-def test_bootstrap_intervals_are_those_of_the_binomial():
-    values = np.r_[np.ones(300), np.zeros(700)]
-    low, high = interval(resampled([values])[0])
-    spread = 1.96 * np.sqrt(0.3 * 0.7 / 1000)
-    assert low == pytest.approx(0.3 - spread, abs=0.004) and high == pytest.approx(0.3 + spread, abs=0.004)
-
-
-def test_paired_draws_cancel_what_two_models_share():
-    values = (np.random.default_rng(0).random(500) < 0.5).astype(float)
-    better = values.copy()
-    better[np.flatnonzero(values == 0)[:15]] = 1
-    one, other = resampled([values, better])
-    assert (other - one).std() < 0.4 * one.std() and interval(other - one)[0] > 0.01
-    assert p_value(other - one) <= 0.001 and p_value(one - one) == 1.0
-    assert np.array_equal(resampled([values])[0], one), "the same queries, whoever is measured"
-
-
+# reports
 def test_report(measured, tmp_path):
     main(
         [
@@ -397,6 +372,22 @@ def test_report_sets_results_beside_what_is_printed_and_says_what_is_wrong_with_
     entry = next(entry for entry in entries if entry["dataset"]["task_id"] == "GQA")
     assert entry["dataset"]["id"] == "TIGER-Lab/MMEB-eval" and entry["value"] == round(100 * value, 2)
     assert len(entries) == 36 + 8
+
+
+def test_report_of_retrieval_and_sugarcrepe_has_the_papers_columns(saved, tmp_path):
+    out = tmp_path / "out"
+    for benchmark in ("retrieval", "sugarcrepe"):
+        data = write_layout(benchmark, tmp_path / benchmark)
+        main([benchmark, "--model", str(saved / "first"), "--data", str(data), "--out", str(out)])
+    main(["report", str(out), "--out", str(tmp_path / "report")])
+    text = (tmp_path / "report.md").read_text()
+    assert "| UniME-V2 Qwen2-VL 2B | 72.1 | 93.4 |" in text, "R_short and R_long, as 2510.13515 prints them"
+    assert "| UniME-V2 Qwen2-VL 2B | 70.9 | 51.2 | 70.2 |" in text
+    head = next(line for line in text.splitlines() if line.startswith("| model | flickr30k_t2i"))
+    row = next(line for line in text.splitlines() if line.startswith("| UniME-V2 LLaVA-OV 7B | 85.5"))
+    columns = dict(zip(head.split(" | "), row.split(" | ")))
+    assert columns["coco_i2t"] == "74.1" and columns["urban1k_t2i"] == "96.3"
+    assert "published with 5000 and 25000" in text and "it is text to image" in text
 
 
 def test_files_that_are_no_results_are_refused(measured, tmp_path):
