@@ -43,25 +43,35 @@ def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, depth: i
     found, ties, gained = [], 0, []
     top = np.full((len(queries), depth), -1, np.int64)
     similarity = np.zeros((len(queries), depth), np.float32)
-    step = max(1, BLOCK // (4 * len(corpus)))
-    for start in range(0, len(queries), step):
-        block = (queries[start : start + step] @ corpus.T).float()  # [b, N]
-        for number, scores in enumerate(block, start):
-            options = task.options(number)
-            scores = scores if task.candidates is None else scores[torch.as_tensor(options)]
-            relevant, gains = task.relevant[number], task.gains[number] if task.gains else None
-            try:
-                own = places(scores, relevant, gains)
-            except ValueError as error:
-                raise ValueError(f"task {task.name}, query {number}: {error}") from error
-            ties += tied(scores, relevant)
-            found.append(min(own))
-            gained.append(ndcg_at(own, 5, gains))
-            if depth:
-                best = _strict_top(scores, relevant, depth)
-                top[number, : len(best)] = np.asarray(options)[best.numpy()]
-                similarity[number, : len(best)] = scores[best].numpy()
+    for number, scores in enumerate(_scores(queries, corpus, task)):
+        options, relevant = task.options(number), task.relevant[number]
+        gains = task.gains[number] if task.gains else None
+        try:
+            own = places(scores, relevant, gains)
+        except ValueError as error:
+            raise ValueError(f"task {task.name}, query {number}: {error}") from error
+        ties += tied(scores, relevant)
+        found.append(min(own))
+        gained.append(ndcg_at(own, 5, gains))
+        if depth:
+            best = _strict_top(scores, relevant, depth)
+            top[number, : len(best)] = np.asarray(options)[best.numpy()]
+            similarity[number, : len(best)] = scores[best].numpy()
     return metrics_of(task, found, gained, ties), top, similarity
+
+
+def _scores(queries: torch.Tensor, corpus: torch.Tensor, task: Task):
+    """Each query's similarities with its own candidates, or, by blocks of queries, with the whole corpus.
+
+    They are summed up in double precision, so that the order of summation cannot break a tie.
+    """
+    if task.candidates is not None:
+        for query, own in zip(queries, task.candidates):
+            yield (corpus[torch.as_tensor(own)].double() @ query.double()).float()
+        return
+    step, corpus = max(1, BLOCK // (8 * len(corpus))), corpus.double()
+    for start in range(0, len(queries), step):
+        yield from (queries[start : start + step].double() @ corpus.T).float()
 
 
 def _strict_top(scores: torch.Tensor, relevant, depth: int) -> torch.Tensor:

@@ -102,6 +102,17 @@ def tasks(count=40, candidates=20):
     return [first, Task("second", "VQA", queries, corpus, lists, [[0]] * count)]
 
 
+def test_equal_embeddings_tie_whatever_the_order_of_summation():
+    generator = torch.Generator().manual_seed(0)
+    row = torch.nn.functional.normalize(torch.randn(1, 1537, generator=generator))
+    queries = torch.nn.functional.normalize(torch.randn(5, 1537, generator=generator))
+    items = [Item(str(i)) for i in range(999)]
+    for candidates in (None, [list(range(999))] * 5):
+        task = Task("t", "VQA", items[:5], items, candidates, [[i] for i in range(5)])
+        found, *_ = score_task(queries, row.repeat(999, 1), task)
+        assert found["precision@1"] == 0 and found["ties"] == 5 and found["ranks"] == [999] * 5
+
+
 def number(item):
     return int(item["text"].split()[1])
 
