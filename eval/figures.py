@@ -90,12 +90,12 @@ def next_tokens(panels: dict[str, list[tuple[Item, list[tuple[str, float]]]]], p
     return _save(figure, path, ["model", "item", "text", "word", "probability"], rows)
 
 
-def training_curves(runs: dict[str, list[dict]], path, smooth: int = 5) -> Path:
-    """Draws loss and gradient norm before clipping over the steps of several trainings.
+def training_curves(runs: dict[str, list[dict]], path) -> Path:
+    """Draws loss and gradient norm before clipping over the steps of several trainings, faintly as they are and
+    clearly as a running mean over an eighth of them.
 
     Args:
         runs: `{name: log_history}`: entries of a `Trainer` with `step`, `loss` and `grad_norm`.
-        smooth (`int`): steps of the running mean; the values themselves are drawn faintly.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 4), constrained_layout=True)
     rows = []
@@ -106,7 +106,7 @@ def training_curves(runs: dict[str, list[dict]], path, smooth: int = 5) -> Path:
         steps = [entry["step"] for entry in logged]
         for axis, key in zip(axes, ("loss", "grad_norm")):
             values = np.array([float(entry[key]) for entry in logged])
-            width = min(smooth, len(values))
+            width = max(1, len(values) // 8)
             mean = np.convolve(values, np.ones(width) / width, "valid")
             axis.plot(steps, values, color=colour, alpha=0.2)
             axis.plot(steps[width - 1 :], mean, color=colour, label=name)
@@ -217,10 +217,10 @@ def _draw_item(axis, item: Item, colour: str, title: str = ""):
     for side in axis.spines.values():
         side.set(color=colour, linewidth=2.5)
     axis.set_title(title, fontsize=8, color=colour)
-    words = _plain(_wrap(_words(item), 30 if item.image else 24, 3 if item.image else 9))
+    words = _plain(_wrap(_words(item), 34 if item.image else 24, 6 if item.image else 9))
     if item.image and not item.is_video:
         axis.imshow(open_image(item.image))
-        axis.set_xlabel(words, fontsize=6)
+        axis.set_xlabel(words, fontsize=5.5)
     else:
         axis.text(0.5, 0.5, words or "video", ha="center", va="center", fontsize=7, transform=axis.transAxes)
         axis.set_aspect("equal")

@@ -47,19 +47,19 @@ def _pairs(options) -> tuple[str, list, list]:
     return name, [query for query, _ in chosen], [right for _, right in chosen]
 
 
-def _models(options):
+def _models(options, preset: str | None):
     names = options.names or [Path(path).name for path in options.models]
     if len(names) != len(options.models) or len(set(names)) != len(names):
         raise ValueError(f"--names takes a different name for each of the {len(options.models)} models.")
     for name, path in zip(names, options.models):
-        yield name, open_checkpoint(path, options.preset).to(processes().device).eval()
+        yield name, open_checkpoint(path, preset, change_preset=True).to(processes().device).eval()
 
 
 def _embedded(options) -> tuple[str, dict]:
     """The pairs of a task as each model embeds them."""
     task, queries, answers = _pairs(options)
     found = {}
-    for name, model in _models(options):
+    for name, model in _models(options, options.preset):
         sides = (model.encode_query(_inputs(queries)), model.encode_document(_inputs(answers)))
         found[name] = tuple(side.float().cpu() for side in sides)
     return task, found
@@ -85,7 +85,7 @@ def next_token(options) -> Path:
     queries = [replace(q, text="") if q.image else q for q in queries[: options.count]]  # what the prompt sums up
     head = UniMERerankerForCausalLM.from_backbone(options.head or options.models[0]).get_output_embeddings().weight
     panels = {}
-    for name, model in _models(options):
+    for name, model in _models(options, options.preset or "summary"):
         model.config.normalize = False  # the last hidden state itself
         states = model.encode_query(_inputs(queries))
         if states.shape[1] != head.shape[1]:
@@ -176,7 +176,7 @@ def main(arguments=None):
     parser.add_argument("inputs", nargs="*", help="for stages and contact results.json; for curves folders of runs")
     parser.add_argument("--models", nargs="+", default=[], help="embedders, stock VLMs too")
     parser.add_argument("--names", nargs="+", help="what to call models, results or runs")
-    parser.add_argument("--preset", help="prompts, for stock VLMs")
+    parser.add_argument("--preset", help="prompts of all models (default: each one's own; next-token: summary)")
     parser.add_argument("--head", help="next-token: checkpoint with the language head (default: the first model)")
     benchmarks = [step for step in STEPS if step != "rerank"]
     parser.add_argument("--benchmark", default="world", choices=benchmarks, help="whose pairs are drawn")
