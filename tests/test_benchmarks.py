@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import ROOT
 from layouts import (
     write_captioned,
     write_mmeb,
@@ -318,3 +319,15 @@ def test_a_video_is_known_by_its_frames(tmp_path):
     assert before == item_name(read_video(root, ["DiDeMo"])[0].corpus[0], root) and str(root) not in before
     (root / "frames" / "video_ret" / "DiDeMo" / "v0" / "frame_2.jpg").write_bytes(b"another")
     assert item_name(task.corpus[0], root) != before
+
+
+def test_the_released_sugarcrepe_is_read_whole(tmp_path):
+    released = ROOT.parent / "shared" / "data" / "sugarcrepe"
+    if not released.exists():
+        pytest.skip("the released files are not here")
+    for path in released.glob("*.json"):
+        for row in json.loads(path.read_text()).values():
+            (tmp_path / row["filename"]).touch()
+    tasks = read_sugarcrepe(released, tmp_path)
+    assert {task.name: len(task.queries) for task in tasks} == SUGARCREPE
+    assert not any(task.notes for task in tasks) and sum(len(task.candidates) for task in tasks) == 7511
