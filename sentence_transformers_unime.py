@@ -5,6 +5,7 @@ classes here. They feed the model what `encode` and `score` feed it, so the numb
 """
 
 import json
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -97,6 +98,11 @@ class UniMECrossEncoder(_UniMEModule):
 
     model_class = UniMERerankerForCausalLM
 
+    @cached_property
+    def _answers(self) -> list[int]:
+        """The tokens of Yes and No."""
+        return [ids[0] for ids in self.model._answers(POINTWISE["yes_no"][1:], False)]
+
     def preprocess(self, inputs, prompt: str | None = None, **kwargs) -> dict:
         if prompt:
             raise ValueError("the judge's instruction is fixed; put what you look for into the query.")
@@ -107,7 +113,7 @@ class UniMECrossEncoder(_UniMEModule):
         return dict(self.processor.collate(self.processor.prepare(turns), "left"))
 
     def forward(self, features: dict, **kwargs) -> dict:
-        yes, no = (ids[0] for ids in self.model._answers(POINTWISE["yes_no"][1:], False))
+        yes, no = self._answers
         last = self.model(**features, use_cache=False, **self.model.keep_last_logits).logits[:, -1].float()
         return {"scores": last[:, yes] - last[:, no]}
 

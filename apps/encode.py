@@ -21,7 +21,7 @@ from .inputs import read_items
 KEY = b"unime"  # under which a Parquet file says how its embeddings were made
 
 
-def encode(sources: list[str], embedder: Embedder, out, role: str = "document", shard_size: int = 256) -> list[dict]:
+def encode(sources: list[str], embedder: Embedder, out, role: str = "document", shard_size: int = 256) -> dict:
     """Writes embeddings of the items of `sources`, going on where it was interrupted.
 
     Args:
@@ -32,10 +32,11 @@ def encode(sources: list[str], embedder: Embedder, out, role: str = "document", 
         shard_size (`int`): items of one shard; finished shards lie in `<out>.parts` until the file is written.
 
     Returns:
-        the items that could not be embedded, with the reason; they are left out, and listed in `<out>.errors.json`.
+        `{"items", "width", "failed"}`: how many were embedded, in how many dimensions, and those that could not be,
+        with the reason; these are left out, and listed in `<out>.errors.json`. Empty but in the main process.
 
     Raises:
-        ValueError: there is no item, a row is unusable, or `out` is of no known kind.
+        ValueError: there is no item, or none that can be embedded, a row is unusable, or `out` is of no known kind.
     """
     out = Path(out)
     if out.suffix not in (".parquet", ".npz"):
@@ -47,8 +48,10 @@ def encode(sources: list[str], embedder: Embedder, out, role: str = "document", 
     names, items = zip(*named)
     embed(parts, items, embedder, role, shard_size=shard_size, retry_failed=True)
     if not embedder.state.is_main_process:
-        return []
+        return {}
     found, errors = read_stage(parts), read_errors(parts)
+    if "embeddings" not in found:
+        raise ValueError(f"none of the {len(items)} items could be embedded; {names[0]}: {errors[0]['reason']}")
     rows = found["row"].tolist()
     about = {"source": str(embedder.source), "role": role, "settings": embedder.settings()}
     write = _write_parquet if out.suffix == ".parquet" else _write_npz
@@ -61,7 +64,7 @@ def encode(sources: list[str], embedder: Embedder, out, role: str = "document", 
     else:
         listed.unlink(missing_ok=True)
     shutil.rmtree(parts)
-    return errors
+    return {"items": len(rows), "width": found["embeddings"].shape[1], "failed": errors}
 
 
 def _write_parquet(path: Path, names: list[str], items: list[Item], embeddings: np.ndarray, about: dict):
@@ -130,17 +133,16 @@ def main(arguments=None):
         os.environ["TQDM_DISABLE"] = "1"
     try:
         embedder = Embedder(options.model, options.library, options.preset, options.dtype, **options.options)
-        errors = encode(options.sources, embedder, options.out, options.role)
-        if not embedder.state.is_main_process:
-            return
-        names, _, embeddings, _ = read_index(options.out)
+        done = encode(options.sources, embedder, options.out, options.role)
     except (ValueError, OSError) as error:
         raise SystemExit(f"unime encode: {error}") from error
+    if not done:
+        return
     if options.json:
-        print(json.dumps({"out": options.out, "items": len(names), "width": embeddings.shape[1], "failed": errors}))
+        print(json.dumps({"out": options.out, **done}))
     elif not options.quiet:
-        print(f"{options.out}: {len(names)} items of width {embeddings.shape[1]}")
-    if errors:
+        print(f"{options.out}: {done['items']} items of width {done['width']}")
+    if errors := done["failed"]:
         raise SystemExit(f"unime encode: {len(errors)} items failed, see {options.out}.errors.json; the first: "
                          f"{errors[0]['id']}: {errors[0]['reason']}")  # fmt: skip
 

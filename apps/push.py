@@ -11,14 +11,13 @@ from pathlib import Path
 
 import yaml
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from ..cards import read_card
+from ..data.fetch import HUB_ERRORS
 from ..data.stages import write_text
 from ..eval.report import load, to_eval_results
 
 _LEFT_OUT = ["checkpoint-*", "checkpoint-*/**", "*.part", "optimizer.*", "scheduler.*", "rng_state*", "runs/**"]
-_ERRORS = (OSError, *HfHubHTTPError.__bases__)
 
 
 def push(folder, repo: str, results: list[str] = (), licence: str | None = None, private: bool = False) -> str:
@@ -53,7 +52,7 @@ def push(folder, repo: str, results: list[str] = (), licence: str | None = None,
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, ignore_patterns=_LEFT_OUT)
-    except _ERRORS as error:
+    except HUB_ERRORS as error:
         raise ValueError(f"{repo} was not uploaded: {error}") from error
     return f"{api.endpoint}/{repo}"
 

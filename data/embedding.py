@@ -5,7 +5,7 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +82,11 @@ class Embedder:
     def settings(self) -> dict:
         """What decides an embedding."""
         own = {"library": self.library, "preset": self.preset, "dtype": self.dtype, **self.options}
-        return {"model": checkpoint_fingerprint(self.source), **own}
+        return {"model": self._fingerprint, **own}
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return checkpoint_fingerprint(self.source)
 
     def load(self):
         if self.model is None and self.library == "unime":
@@ -157,10 +161,10 @@ def image_name(item: Item, image_root=None) -> str:
 
     `image_root` may be several folders; the first that holds the image counts.
     """
-    roots = image_root if isinstance(image_root, tuple) else (image_root,)
+    roots = image_root if isinstance(image_root, tuple) else () if image_root is None else (image_root,)
     for root in roots:
         start = f"{_resolved(str(root))}{os.sep}"
-        if root is not None and item.image.startswith(start):
+        if item.image.startswith(start):
             return item.image[len(start) :]
     return item.image
 

@@ -10,10 +10,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
-from .benchmarks import VISDOC
+from .benchmarks import SUGARCREPE, VISDOC
 from .stages import write_text
 
-_HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # among them the base class of whichever httpx it uses
+HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # among them the base class of whichever httpx it uses
 _COCO = "http://images.cocodataset.org/zips/val2017.zip"
 _CREPE = "https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/main/data"
 
@@ -72,9 +72,7 @@ SOURCES = {
     ),
     "sugarcrepe": Source(
         "1 GB (COCO val2017)", "MIT (captions); CC BY 4.0 and Flickr's terms (images)",
-        urls=(*((f"{_CREPE}/{name}.json", "") for name in (
-            "add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")),
-            (_COCO, "images")),
+        urls=(*((f"{_CREPE}/{name}.json", "") for name in SUGARCREPE), (_COCO, "images")),
         note="pass images/val2017 as --image_root",
     ),
 }  # fmt: skip
@@ -101,7 +99,7 @@ def fetch(name: str, out) -> Path:
     for repo, patterns, folder in SOURCES[name].repos:
         try:
             snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_dir=home / folder)
-        except _HUB_ERRORS as error:
+        except HUB_ERRORS as error:
             raise ValueError(f"https://huggingface.co/datasets/{repo} cannot be had: {error}") from error
     for url, folder in SOURCES[name].urls:
         download(url, home / folder)

@@ -9,21 +9,10 @@ from .benchmarks import VIDEO, VISDOC
 from .json_lists import json_list
 from .readers import parquet_files, parquet_rows
 from .retrieval_sets import image_rows
-from .tasks import Items, Task, not_empty
+from .tasks import Items, Task, chosen, not_empty
 
 DOCUMENT_QUERY = "Find a document image that matches the given query:"
 DOCUMENT = "Understand the content of the provided document image."
-
-
-def chosen(root: Path, names: Iterable[str] | None, known: dict, there: Callable[[str], bool], partial: bool):
-    """The tasks to read: those named, else all, else, where `partial`, those that are there."""
-    if unknown := [name for name in names or () if name not in known]:
-        raise ValueError(f"unknown tasks {unknown}; there are {', '.join(known)}.")
-    wanted = list(names or known)
-    missing = [name for name in wanted if not there(name)]
-    if len(missing) == len(wanted) or (missing and not partial):
-        raise ValueError(f"{root} lacks {missing}; name those to run, or take what is there with partial.")
-    return [name for name in wanted if name not in missing]
 
 
 # visual documents

@@ -1,7 +1,7 @@
 """Readers of benchmarks: a public layout in, evaluation tasks out; nothing downstream knows a source format."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,6 +74,17 @@ class Items:
         return self.numbers.setdefault(item, len(self.numbers))
 
 
+def chosen(root: Path, names: Iterable[str] | None, known: dict, there: Callable[[str], bool], partial: bool):
+    """The tasks to read: those named, else all, else, where `partial`, those that are there."""
+    if unknown := [name for name in names or () if name not in known]:
+        raise ValueError(f"unknown tasks {unknown}; there are {', '.join(known)}.")
+    wanted = list(names or known)
+    missing = [name for name in wanted if not there(name)]
+    if len(missing) == len(wanted) or (missing and not partial):
+        raise ValueError(f"{root} lacks {missing}; name those to run, or take what is there with partial.")
+    return [name for name in wanted if name not in missing]
+
+
 # MMEB
 def read_mmeb(root, names: Iterable[str] | None = None, image_root=None, partial: bool = False) -> list[Task]:
     """Reads the 36 data sets of MMEB from the layout of `TIGER-Lab/MMEB-eval`.
@@ -94,19 +105,14 @@ def read_mmeb(root, names: Iterable[str] | None = None, image_root=None, partial
     if unknown := [name for name in names or () if plain(name) not in BY_PLAIN_NAME]:
         raise ValueError(f"{unknown} are no data sets of MMEB; these are {', '.join(MMEB)}.")
     root = local_path(root, ["*/test-*.parquet"])
-    wanted = [BY_PLAIN_NAME[plain(name)] for name in names] if names else list(MMEB.values())
     folders: dict[str, Path] = {}
     for path in sorted({file.parent for file in root.glob("*/test-*.parquet")}):
         if (other := folders.setdefault(plain(path.name), path)) != path:
             raise ValueError(f"{other} and {path} are the same data set under two names; remove one of them.")
-    missing = [data_set.name for data_set in wanted if plain(data_set.name) not in folders]
-    if len(missing) == len(wanted) or (missing and not partial):
-        raise ValueError(f"{root} lacks {missing}; name those to run, or take what is there with partial.")
+    names = [BY_PLAIN_NAME[plain(name)].name for name in names or ()]
     tasks = []
-    for data_set in wanted:
-        if data_set.name in missing:
-            continue
-        folder = folders[plain(data_set.name)]
+    for name in chosen(root, names, MMEB, lambda name: plain(name) in folders, partial):
+        data_set, folder = MMEB[name], folders[plain(name)]
         task = read_mmeb_eval(root, folder.name, data_set.kind, image_root)
         task.name, task.split, task.notes = data_set.name, data_set.split, _differences(task, data_set)
         tasks.append(task)

@@ -108,6 +108,8 @@ def test_what_cannot_be_embedded_is_left_out_and_named(saved, photos, capsys):
     assert "2 items of width 96" in capsys.readouterr().out
     (error,) = json.loads((photos / "index.parquet.errors.json").read_text())
     assert (error["id"] == "b.jpg" and "cannot be opened" in error["reason"]) or "b.jpg" in error["reason"]
+    with pytest.raises(SystemExit, match="none of the 1 items could be embedded; b.jpg: "):
+        main(["encode", str(photos / "photos" / "b.jpg"), "--model", str(saved), "--out", str(photos / "one.npz")])
     picture(1).save(photos / "photos" / "b.jpg")
     out.unlink()
     main(["encode", str(photos / "photos"), "--model", str(saved), "--out", str(out)])
