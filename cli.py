@@ -7,6 +7,7 @@ COMMANDS = {
     "encode": ("apps.encode", "texts and images -> a file of embeddings"),
     "search": ("apps.search", "answers from such a file"),
     "rerank": ("apps.rerank", "texts and images in a reranker's order"),
+    "demo": ("apps.demo", "a page in the browser that searches a folder of images"),
     "data": ("data.check", "check a data file, or fetch a benchmark"),
     "mine": ("data.pipeline", "raw pairs -> judged hard negatives, or SaHa's clusters"),
     "train": ("trainers", "distillation, contrastive, alignment or reranker"),

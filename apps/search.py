@@ -13,29 +13,41 @@ import numpy as np
 from ..data.embedding import Embedder
 from ..data.schema import Item
 from ..eval.rerank import Reranker
-from .encode import read_index
+from .index import Index, read_index
 from .inputs import one_item
 
 
-class Index:
-    """A file of embeddings with the model that made it.
+class Searcher:
+    """Embeddings with the model that made them.
 
     Args:
-        path: what `unime encode` wrote.
-        model (*optional*): the embedder, where it has moved; by default the one that the file names.
-
-    Raises:
-        ValueError: the file or the model is missing, or the model is not the one that made the file.
+        index ([`~unime.apps.index.Index`]).
+        embedder ([`~unime.data.embedding.Embedder`]).
     """
 
-    def __init__(self, path, model=None):
-        self.names, self.items, self.embeddings, about = read_index(path)
-        own = dict(about["settings"])
+    def __init__(self, index: Index, embedder: Embedder):
+        self.index, self.embedder = index, embedder
+
+    @classmethod
+    def open(cls, path, model=None) -> "Searcher":
+        """Reads what `unime encode` wrote.
+
+        Args:
+            path: the file.
+            model (*optional*): the embedder, where it has moved; by default the one that the file names.
+
+        Raises:
+            ValueError: the file or the model is missing, or the model is not the one that made the file.
+        """
+        index = read_index(path)
+        own = dict(index.about["settings"])
         known = {key: own.pop(key) for key in ("model", "library", "preset", "dtype")}
-        self.embedder = Embedder(model or about["source"], known["library"], known["preset"], known["dtype"], **own)
-        found = self.embedder.settings()["model"]
+        source = model or index.about["source"]
+        embedder = Embedder(source, known["library"], known["preset"], known["dtype"], **own)
+        found = embedder.settings()["model"]
         if found.rpartition("@")[2] != known["model"].rpartition("@")[2]:
             raise ValueError(f"{path} was made by {known['model']}, not by {found}; make it again, or name the model.")
+        return cls(index, embedder)
 
     def search(self, query: dict, top: int = 10, instruction: str | None = None) -> list[tuple[int, float]]:
         """Positions and cosine similarities of the nearest items, best first.
@@ -49,7 +61,7 @@ class Index:
             query = {**query, "text": "\n".join(part for part in (instruction, query.get("text")) if part)}
         text, picture = query.get("text", ""), query.get("image") or query.get("video") or ""
         (vector,) = self.embedder.encode([Item(text, str(picture))], "query")
-        scores = self.embeddings @ vector
+        scores = self.index.embeddings @ vector
         best = np.argsort(-scores, kind="stable")[:top]
         return [(int(i), float(scores[i])) for i in best]
 
@@ -91,8 +103,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     try:
         query = one_item(options.text, options.image)
-        index = Index(options.index, options.model)
-        found = index.search(query, options.top, options.instruction)
+        searcher = Searcher.open(options.index, options.model)
+        index, found = searcher.index, searcher.search(query, options.top, options.instruction)
         rows = [{"index": i, "similarity": similarity} for i, similarity in found]
         if options.reranker:
             rows = rerank(Reranker(options.reranker, options.strategy), query, index.items, found)

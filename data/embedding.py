@@ -120,7 +120,7 @@ class Embedder:
 
 def embed(
     out, items: Sequence[Item], embedder: Embedder, role: str, image_root=None, shard_size: int = 1024,
-    retry_failed: bool = False,
+    retry_failed: bool = False, description: str | None = None,
 ) -> int:  # fmt: skip
     """Embeds items as a stage (see [`~unime.data.stages.run_stage`]) split over the processes of a launch.
 
@@ -131,6 +131,7 @@ def embed(
         role (`str`): `"query"` or `"document"`.
         image_root (*optional*): paths below it identify images, so that the data may be moved.
         shard_size (`int`, defaults to 1024), retry_failed (`bool`): of the stage.
+        description (`str`, *optional*): what the progress bar says, by default the folder's name.
 
     Returns:
         how many items could be embedded; the stage's arrays are `embeddings` `[n, D]` in float32 and `row` `[n]`.
@@ -139,7 +140,7 @@ def embed(
     run_stage(
         out, items, lambda part: {"embeddings": embedder.encode(part, role)}, {"role": role, **embedder.settings()},
         keys=lambda item: item_name(item, image_root), shard_size=shard_size, rank=state.process_index,
-        world_size=state.num_processes, description=f"Embedding {Path(out).name}", prepare=embedder.load,
+        world_size=state.num_processes, description=description or f"Embedding {Path(out).name}", prepare=embedder.load,
         retry_failed=retry_failed,
     )  # fmt: skip
     state.wait_for_everyone()

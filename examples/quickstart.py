@@ -171,10 +171,10 @@ def write_gallery(tasks, path: Path) -> Path:
 
 
 def copy_examples(tasks, folder: Path):
-    """Three test pictures under plain names, for the README's snippets."""
+    """A hundred test pictures under plain names, for the README's snippets and the demo."""
     folder.mkdir(exist_ok=True)
     task = next(task for task in tasks if task.name == "Shapes_i2t")
-    for number, query in enumerate(task.queries[:3]):
+    for number, query in enumerate(task.queries[:100]):
         shutil.copy(query.image, folder / f"{number}.png")
 
 

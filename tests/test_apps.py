@@ -11,7 +11,7 @@ import pytest
 from conftest import picture, save_backbone
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.apps.encode import read_index
+from unime.apps.index import read_index
 from unime.cli import COMMANDS, main
 
 
@@ -44,8 +44,8 @@ def test_encode_and_search(kind, saved, photos, capsys):
     sources = [str(photos / name) for name in ("photos", "rows.jsonl", "words.txt")]
     main(["encode", *sources, "--model", str(saved), "--out", str(out), "--json"])
     (said,) = printed(capsys)
-    assert said == {"out": str(out), "items": 8, "width": 96, "failed": []}
-    names, items, embeddings, about = read_index(out)
+    assert said == {"out": str(out), "items": 8, "new": 8, "width": 96, "failed": []}
+    names, items, _, embeddings, about = read_index(out)
     assert names == ["a.png", "b.jpg", "more/c.png", "1", "both", "3", "words.txt:1", "words.txt:3"]
     model = UniMEModel.from_pretrained(saved)
     assert np.abs(embeddings - model.encode_document([item.as_input() for item in items]).numpy()).max() < 1e-6
@@ -96,7 +96,7 @@ def test_the_standard_input_is_read_and_a_killed_run_goes_on(saved, tmp_path):
     process.wait()
     done = subprocess.run(command, input=text, text=True, capture_output=True, check=True)
     assert f"{tmp_path / 'x.npz'}: 700 items of width 96" in done.stdout
-    names, _, embeddings, _ = read_index(tmp_path / "x.npz")
+    names, _, _, embeddings, _ = read_index(tmp_path / "x.npz")
     assert names[0] == "1" and len(embeddings) == 700 and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
 
 
@@ -160,3 +160,24 @@ def test_help_names_every_command(capsys):
         except SystemExit as done:
             assert done.code == 0
         assert "usage: unime" in capsys.readouterr().out, command
+
+
+def test_an_update_embeds_only_what_is_new_or_changed(saved, photos, capsys):
+    out, folder = photos / "index.parquet", photos / "photos"
+    arguments = ["encode", str(folder), "--model", str(saved), "--out", str(out), "--update", "--json"]
+    main(arguments)
+    picture(7).save(folder / "d.png")
+    stat = (folder / "a.png").stat()
+    picture(8).save(folder / "a.png")
+    os.utime(folder / "a.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    (folder / "b.jpg").unlink()
+    main(arguments)
+    main(arguments)
+    assert [(row["items"], row["new"]) for row in printed(capsys)] == [(3, 3), (3, 2), (3, 0)]
+    updated = read_index(out)
+    assert updated.names == ["a.png", "d.png", "more/c.png"]
+    whole = photos / "whole.parquet"
+    main(["encode", str(folder), "--model", str(saved), "--out", str(whole), "--quiet"])
+    assert np.abs(read_index(whole).embeddings - updated.embeddings).max() < 1e-6
+    with pytest.raises(SystemExit, match="cannot be updated: its role is document, not query"):
+        main([*arguments, "--role", "query"])
