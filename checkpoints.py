@@ -4,14 +4,13 @@ import argparse
 import json
 import re
 import shutil
-import warnings
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from .images_unime import Resolution
+from .exports import write_exports, write_json
 from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from .prompts_unime import PRESETS, find_preset
 
@@ -208,8 +207,7 @@ def export(source, out, head=None):
     if (folder / "generation_config.json").exists():
         shutil.copy(folder / "generation_config.json", out)
     _save_stock_processor(model.processor, out)
-    if isinstance(model, UniMEModel):
-        _save_sentence_transformers_files(model, out)
+    write_exports(model, out)
 
 
 def _ties_head(config) -> bool:
@@ -243,95 +241,8 @@ def _save_stock_processor(processor, out: Path):
     images = json.loads(processor.image_processor.to_json_string())
     images["image_processor_type"] = images["image_processor_type"].removesuffix("Pil")
     images["processor_class"] = name
-    _write_json(out / "preprocessor_config.json", images)
-    _write_json(out / "processor_config.json", {"processor_class": name, **settings})
-
-
-def _save_sentence_transformers_files(model, out: Path):
-    """Three small files make the folder a SentenceTransformer, with the preset's prompts as its chat template."""
-    processor = model.processor
-    preset = PRESETS[processor.preset]
-    untold = {
-        "flat positions": preset.positions != "native",
-        "prompts that differ by role": preset.query != preset.document,
-        "the sum of two embeddings": processor.fusion == "sum",
-        f"the resolution {processor.resolution}": Resolution.parse(processor.resolution) != Resolution(),
-        "legacy tile padding": processor.anyres_padding == "legacy",
-        "stripped texts": preset.strip,
-        "a backbone it does not know": model.config.vlm_config.model_type == "phi3_v",
-    }
-    if any(untold.values()):
-        reasons = ", ".join(reason for reason, holds in untold.items() if holds)
-        warnings.warn(
-            f"sentence-transformers cannot be told all of the preset {processor.preset!r} ({reasons}): its files are "
-            "left out.",
-            stacklevel=3,
-        )
-        return
-    modules = [
-        ("", "base.modules.transformer.Transformer"),
-        ("1_Pooling", "sentence_transformer.modules.pooling.Pooling"),
-        ("2_Normalize", "sentence_transformer.modules.normalize.Normalize"),
-    ]
-    modules = modules if model.config.normalize else modules[:2]
-    _write_json(
-        out / "modules.json",
-        [
-            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.{kind}"}
-            for i, (path, kind) in enumerate(modules)
-        ],
-    )
-    template = {"add_generation_prompt": True, "chat_template": preset_template(model.processor)}
-    message = {"method": "forward", "method_output_name": "last_hidden_state"}
-    kinds = dict.fromkeys(("text", "image", "image+text"), message)
-    _write_json(
-        out / "sentence_bert_config.json",
-        {
-            "transformer_task": "feature-extraction",
-            "modality_config": {**kinds, "message": {**message, "format": "structured"}},
-            "module_output_name": "token_embeddings",
-            "processing_kwargs": {"chat_template": template},
-        },
-    )
-    (out / "1_Pooling").mkdir(exist_ok=True)
-    _write_json(
-        out / "1_Pooling" / "config.json",
-        {"embedding_dimension": model.config.hidden_size, "pooling_mode": "lasttoken", "include_prompt": True},
-    )
-    _write_json(
-        out / "config_sentence_transformers.json",
-        {"similarity_fn_name": "cosine", "model_type": "SentenceTransformer"},
-    )
-
-
-def preset_template(processor) -> str:
-    """A chat template that renders a user turn as the preset does: one text, one image, or both."""
-    preset = PRESETS[processor.preset]
-    mark_text, mark_image = "\x02text\x02", "\x02image\x02"
-    rendered = {}
-    for kind, text, images in (("text", mark_text, 0), ("image", None, 1), ("both", mark_text, 1)):
-        prompt = processor._prompt(text, images, None, "query", "item")
-        image = processor._fenced_image if preset.fenced else processor.image_token
-        literal = json.dumps(prompt.replace(image, mark_image))
-        for mark, name in ((mark_text, "text"), (mark_image, "image")):
-            literal = literal.replace(json.dumps(mark)[1:-1], f'" ~ ns.{name} ~ "')
-        rendered[kind] = literal
-    return (
-        "{%- set ns = namespace(text='', image='') -%}"
-        "{%- for message in messages -%}{%- if message['content'] is string -%}"
-        "{%- set ns.text = ns.text ~ message['content'] -%}{%- else -%}"
-        "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}"
-        f"{{%- set ns.image = ns.image ~ {json.dumps(image)} -%}}"
-        "{%- else -%}{%- set ns.text = ns.text ~ part['text'] -%}{%- endif -%}{%- endfor -%}"
-        "{%- endif -%}{%- endfor -%}"
-        f"{{%- if ns.text and ns.image -%}}{{{{- {rendered['both']} -}}}}"
-        f"{{%- elif ns.image -%}}{{{{- {rendered['image']} -}}}}"
-        f"{{%- else -%}}{{{{- {rendered['text']} -}}}}{{%- endif -%}}"
-    )
-
-
-def _write_json(path: Path, content):
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(out / "preprocessor_config.json", images)
+    write_json(out / "processor_config.json", {"processor_class": name, **settings})
 
 
 def main(arguments=None):

@@ -15,13 +15,14 @@ COMMANDS = {
     "convert": ("checkpoints", "stock VLM -> UniME repository"),
     "merge": ("checkpoints", "LoRA or DoRA adapter -> whole UniME repository"),
     "export": ("checkpoints", "UniME repository -> stock VLM checkpoint and SentenceTransformer"),
+    "serve-check": ("apps.serve_check", "whether a server gives the model's answers, and if not, why"),
     "push": ("apps.push", "a saved model -> the Hub, with its card"),
 }
 STAGES = ("distillation", "contrastive", "alignment", "reranker")
 
 
 def _usage() -> str:
-    lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(["usage: unime COMMAND ...", "", *lines, "", "`unime COMMAND --help` says more."])
 
 

@@ -90,6 +90,11 @@ class UniMEProcessor(ProcessorMixin):
         self._template_takes_strings = None  # found out on first use
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
+    @property
+    def takes_several_images(self) -> bool:
+        """Whether a prompt may hold more than one image."""
+        return self._native.takes_several_images
+
     def to_dict(self):
         kept = self._native
         self._native = None  # it holds image processor and tokenizer a second time
@@ -168,7 +173,7 @@ class UniMEProcessor(ProcessorMixin):
         else:
             text, images = split_item(item, name, self.num_frames)
             prompt = self._prompt(text, len(images), instruction, role, name)
-        if len(images) > 1 and not self._native.takes_several_images:
+        if len(images) > 1 and not self.takes_several_images:
             raise ValueError(f"{name} has {len(images)} images, but {self._native.name} takes one image at a time.")
         return prompt, images
 
@@ -360,7 +365,7 @@ class UniMEProcessor(ProcessorMixin):
         except ValueError as error:
             raise ValueError(f"{name}: image of {size[0]} x {size[1]} pixels: {error}") from error
 
-    def _open(self, entry: PreparedItem, index: int) -> Image.Image:
+    def read_image(self, entry: PreparedItem, index: int) -> Image.Image:
         """An image of a prepared item, decoded and at the size that was planned."""
         try:
             image = open_image(entry.images[index], self.max_image_pixels)
@@ -377,7 +382,7 @@ class UniMEProcessor(ProcessorMixin):
         Returns:
             The vision tower's inputs, all images in order, and for each item the strings its image tokens become.
         """
-        groups = [[self._open(entry, i) for i in range(len(entry.images))] for entry in prepared]
+        groups = [[self.read_image(entry, i) for i in range(len(entry.images))] for entry in prepared]
         if not any(groups):
             return {}, [[] for _ in prepared]
         inputs, strings = self._native.read_images([g for g in groups if g])
@@ -386,7 +391,7 @@ class UniMEProcessor(ProcessorMixin):
 
     def read_loose_images(self, places, alone: bool) -> tuple[dict, list[str]]:
         """As `read_images`, for single images `(entry, index)` out of prompts in which each is alone, or none is."""
-        images = [self._open(entry, index) for entry, index in places]
+        images = [self.read_image(entry, index) for entry, index in places]
         groups = [[image] for image in images] if alone else [images if len(images) > 1 else images * 2]
         inputs, strings = self._native.read_images(groups)
         return inputs, strings[: len(images)]

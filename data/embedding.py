@@ -140,8 +140,8 @@ def embed(
     run_stage(
         out, items, lambda part: {"embeddings": embedder.encode(part, role)}, {"role": role, **embedder.settings()},
         keys=lambda item: item_name(item, image_root), shard_size=shard_size, rank=state.process_index,
-        world_size=state.num_processes, description=description or f"Embedding {Path(out).name}", prepare=embedder.load,
-        retry_failed=retry_failed,
+        world_size=state.num_processes, description=description or f"Embedding {Path(out).name}",
+        prepare=embedder.load, retry_failed=retry_failed,
     )  # fmt: skip
     state.wait_for_everyone()
     return len(read_stage(out, ())["row"])

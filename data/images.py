@@ -1,5 +1,7 @@
-"""Image and video paths that data files name: kept inside their root, and checked to exist."""
+"""Image paths that data files name: kept inside their root, and checked to exist. Images as servers take them."""
 
+import base64
+import io
 from pathlib import Path
 
 
@@ -18,3 +20,11 @@ def resolve_image(root: Path, name: str, must_exist: bool = True) -> str:
     if must_exist and not path.exists():
         raise ValueError(f"image {name!r} does not exist under {str(root)!r}.")
     return str(path)
+
+
+def sent_image(image) -> dict:
+    """A PIL image as the part of a message that OpenAI-compatible servers read, without loss."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

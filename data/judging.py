@@ -1,7 +1,5 @@
 """Judges: how well does a candidate meet a query? A local reranker, or an OpenAI-compatible server."""
 
-import base64
-import io
 import math
 import os
 import random
@@ -17,6 +15,7 @@ from ..images_unime import Resolution, open_image
 from ..items_unime import judge_messages
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..prompts_unime import POINTWISE, one_of
+from .images import sent_image
 from .schema import Item
 
 Request = tuple[Item, Sequence[Item]]
@@ -149,10 +148,7 @@ class ServerJudge:
         image = open_image(part["image"])
         if (size := self.resolution.fit(*image.size, None, 28, 28 * 28)) != image.size:
             image = image.resize(size)
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        data = base64.b64encode(buffer.getvalue()).decode()
-        return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        return sent_image(image)
 
     def _read(self, answer: dict) -> float:
         listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]

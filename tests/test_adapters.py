@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 from conftest import picture
@@ -13,7 +12,7 @@ from tiny_checkpoints import write
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.checkpoints import export, load_adapter, main, open_checkpoint, preset_template
+from unime.checkpoints import export, load_adapter, main, open_checkpoint
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v")
 RENAMED = {
@@ -233,33 +232,6 @@ def test_export_without_a_head_says_where_to_find_one(tiny, tmp_path):
         load_file(tmp_path / "stock/model.safetensors")["lm_head.weight"],
         load_file(path / "model.safetensors")["lm_head.weight"],
     )
-
-
-@pytest.mark.parametrize("preset", ["summary", "joint", "unime-llava-1.6"])
-def test_export_is_a_sentence_transformer(tiny, tmp_path, preset):
-    from sentence_transformers import SentenceTransformer
-
-    path, _ = tiny("llava_next")
-    UniMEModel.from_backbone(path, preset, fusion="joint", anyres_padding="even").save_pretrained(tmp_path / "unime")
-    export(tmp_path / "unime", tmp_path / "stock", head=path)
-    items = ["a red circle", {"image": picture(41, (56, 56))}, {"image": picture(42, (56, 84)), "text": "Find it."}]
-    ours = UniMEModel.from_pretrained(tmp_path / "unime").encode(items, fusion="joint").numpy()
-    theirs = SentenceTransformer(str(tmp_path / "stock"), device="cpu").encode(items)
-    assert np.abs(ours - theirs).max() <= 1e-5
-
-
-def test_preset_template_renders_what_the_processor_does(tiny):
-    for kind, preset in (("qwen2_vl", "summary"), ("qwen2_vl", "joint"), ("phi3_v", "unime-phi3.5-v")):
-        processor = UniMEModel.from_backbone(tiny(kind)[0], preset=preset, fusion="joint").processor
-        template = preset_template(processor)
-        image, text = {"type": "image", "image": ITEMS[1]}, {"type": "text", "text": 'a "red" {circle}\\n'}
-        for content, item in (
-            ([image], ITEMS[1]), ([text], text["text"]), ([image, text], {"image": ITEMS[1], "text": text["text"]}),
-        ):  # fmt: skip
-            rendered = processor.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], chat_template=template, tokenize=False
-            )
-            assert rendered == processor.render(item)[0]
 
 
 def test_shards_are_read_and_a_missing_one_is_named(tiny, tmp_path):

@@ -153,7 +153,7 @@ def test_an_index_of_another_model_is_refused(saved, photos, tmp_path):
 def test_help_names_every_command(capsys):
     main(["--help"])
     text = capsys.readouterr().out
-    assert all(f"  {name:<10}{said}" in text for name, (_, said) in COMMANDS.items())
+    assert all(f"  {name:<12}{said}" in text for name, (_, said) in COMMANDS.items())
     for command in COMMANDS:
         try:
             main([command, "--help"])
