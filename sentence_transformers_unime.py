@@ -10,11 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from transformers.image_utils import load_image
 
 from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from .prompts_unime import POINTWISE
 
 try:
+    from sentence_transformers.base.modality import is_image_url_or_path, is_video_url_or_path
     from sentence_transformers.base.modules.input_module import InputModule
 except ImportError:  # this file travels with every model, and models are saved without sentence-transformers, too
     InputModule = torch.nn.Module
@@ -64,6 +66,26 @@ class _UniMEModule(InputModule):
         return self.model.processor.max_length
 
 
+def _as_item(value):
+    """What `encode` takes: as everywhere in sentence-transformers, a string that names an image or video means that.
+
+    Addresses and data URIs of images are read here, as a path inside a dict stays a path.
+    """
+    if isinstance(value, dict):
+        return {
+            key: _picture(part) if key == "image" and isinstance(part, str) else part for key, part in value.items()
+        }
+    if isinstance(value, str) and is_image_url_or_path(value):
+        return {"image": _picture(value)}
+    if isinstance(value, str) and is_video_url_or_path(value):
+        return {"video": value}
+    return value
+
+
+def _picture(name: str):
+    return load_image(name) if name.startswith(("http://", "https://", "data:image/")) else name
+
+
 class UniMETransformer(_UniMEModule):
     """[`UniMEModel`] in sentence-transformers; a prompt is the instruction before the text of every item."""
 
@@ -77,7 +99,7 @@ class UniMETransformer(_UniMEModule):
         role, fusion = "document" if task == "document" else "query", self.processor.fusion
         parts = [
             (row, part, said)
-            for row, item in enumerate(inputs)
+            for row, item in enumerate(map(_as_item, inputs))
             for part, said in self.model._parts(item, fusion, (prompt or "").strip() or None)
         ]
         prepared = [self.processor.prepare([part], said, role, names=[f"item {row}"])[0] for row, part, said in parts]
@@ -107,7 +129,7 @@ class UniMECrossEncoder(_UniMEModule):
         if prompt:
             raise ValueError("the judge's instruction is fixed; put what you look for into the query.")
         turns = [
-            self.processor.rerank_messages(query, [candidate], "pointwise", [f"pair {number}"])
+            self.processor.rerank_messages(_as_item(query), [_as_item(candidate)], "pointwise", [f"pair {number}"])
             for number, (query, candidate) in enumerate(inputs)
         ]
         return dict(self.processor.collate(self.processor.prepare(turns), "left"))

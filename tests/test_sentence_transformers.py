@@ -1,5 +1,7 @@
 """Every saved embedder is a SentenceTransformer, every saved reranker a CrossEncoder, with our own numbers."""
 
+import base64
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,20 @@ def test_embeddings_are_those_of_encode(saved, sentences):
     assert np.abs(asked - model.encode_query(items(), instruction="Find it.").numpy()).max() < 1e-5
     assert sentences.get_embedding_dimension() == model.config.hidden_size and sentences.supports("image")
     assert sentences.prompts == {"query": "", "document": ""} and sentences.max_seq_length == 1024
+
+
+def test_strings_that_name_pictures_are_pictures(saved, sentences, tmp_path):
+    picture(5).save(tmp_path / "five.png")
+    path, buffer = str(tmp_path / "five.png"), (tmp_path / "five.png").read_bytes()
+    address = f"data:image/png;base64,{base64.b64encode(buffer).decode()}"
+    expected = UniMEModel.from_pretrained(saved / "embedder").encode(picture(5)).numpy()
+    for value in (path, {"image": path}, address, {"image": address}):
+        assert np.abs(sentences.encode(value) - expected).max() < 1e-5
+    gone = sentences.encode("gone.png")
+    assert np.abs(gone - UniMEModel.from_pretrained(saved / "embedder").encode("gone.png").numpy()).max() < 1e-5
+    scores = CrossEncoder(str(saved / "reranker"), trust_remote_code=True, device="cpu").predict([("a", path)])
+    own = UniMERerankerForCausalLM.from_pretrained(saved / "reranker").score("a", [picture(5)])
+    assert scores == pytest.approx(own.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("preset, kind", [("hierarchical", "qwen2_vl"), ("unime-llava-1.6", "llava_next")])
