@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -111,3 +112,47 @@ def tiny(tmp_path_factory):
         return made[kind]
 
     return make
+
+
+TINY_QUICKSTART = {
+    "world": {"train_rows": 16, "test_rows": 6, "pretrain_rows": 48},
+    "backbone": {"max_steps": 4, "warmup_steps": 1, "save_steps": 2, "per_device_train_batch_size": 8, "bf16": False},
+    "training": {"max_steps": 4, "warmup_steps": 1, "save_steps": 2, "per_device_train_batch_size": 8, "bf16": False},
+}
+_QUICKSTART = """
+import json, os, signal, sys
+from pathlib import Path
+from transformers import Trainer, TrainerCallback
+from unime.examples import quickstart
+kill_at = sys.argv[3].split()
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if [Path(args.output_dir).name, str(state.global_step)] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+start = Trainer.train
+def train(self, *args, **kwargs):
+    self.add_callback(Kill())
+    print("resumed from", kwargs.get("resume_from_checkpoint"), flush=True)
+    return start(self, *args, **kwargs)
+Trainer.train = train
+quickstart.run(Path(sys.argv[1]), json.loads(sys.argv[2]))
+"""
+
+
+def run_quickstart(out: Path, kill_at: str = ""):
+    """Runs the quickstart at a fraction of its size; `kill_at` is a training and the step after which it is killed."""
+    command = [sys.executable, "-c", _QUICKSTART, str(out), json.dumps(TINY_QUICKSTART), kill_at]
+    env = {**os.environ, "HF_MODULES_CACHE": str(out.parent / "modules")}
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=env, check=False)
+
+
+@pytest.fixture(scope="session")
+def miniature(tmp_path_factory) -> Path:
+    """What such a quickstart leaves in `outputs`, after it was killed twice; what it said last is in `../said.txt`."""
+    out = tmp_path_factory.mktemp("miniature") / "outputs"
+    for kill_at in ("backbone 3", "training 3"):
+        assert run_quickstart(out, kill_at).returncode == -signal.SIGKILL
+    last = run_quickstart(out)
+    assert last.returncode == 0, last.stdout[-3000:] + last.stderr[-5000:]
+    (out.parent / "said.txt").write_text(last.stdout)
+    return out

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .embedding_trainer import EmbeddingConfig, EmbeddingTrainer
 from .losses import JudgeAlignment
-from .stage import read_judged_rows, run_command
+from .stage import read_mined_rows, run_command
 
 
 @dataclass
@@ -58,7 +58,7 @@ class AlignmentTrainer(EmbeddingTrainer):
 
 def main(arguments=None):
     """The command of this stage."""
-    run_command(AlignmentTrainer, AlignmentConfig, read_judged_rows, arguments)
+    run_command(AlignmentTrainer, AlignmentConfig, read_mined_rows, arguments)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,14 @@ accelerate launch -m unime.trainers.contrastive --config recipes/shapes/contrast
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from ..data.readers import read_clusters, read_mmeb_train
 from .embedding_trainer import EmbeddingConfig, EmbeddingTrainer
 from .losses import DatasetTemperatures, HardNegativeInfoNCE
-from .stage import read_judged_rows, run_command
+from .stage import read_training_rows, run_command
 
 
 @dataclass
@@ -109,18 +107,9 @@ class LearnTemperatures(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": found}
 
 
-def read_rows(stage, args):
-    """Rows in the layout of TIGER-Lab/MMEB-train, of SaHa's clusters, or, from a JSON file, of UniME-V2."""
-    if Path(stage.data).is_file():
-        return read_judged_rows(stage, args)
-    if any(Path(stage.data).glob("*_hard_negatives.json")):
-        return read_clusters(stage.data, stage.image_root, stage.subsets, stage.rows_per_subset)
-    return read_mmeb_train(stage.data, stage.subsets, stage.split, stage.image_root, stage.rows_per_subset)
-
-
 def main(arguments=None):
     """The command of this stage."""
-    run_command(ContrastiveTrainer, ContrastiveConfig, read_rows, arguments)
+    run_command(ContrastiveTrainer, ContrastiveConfig, read_training_rows, arguments)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from .adapters import adapted
 from .embedding_trainer import EmbeddingConfig
 from .metered_trainer import MeteredTrainer
 from .sharding import in_lockstep
-from .stage import read_judged_rows, run_command
+from .stage import read_mined_rows, run_command
 
 KINDS = ("yes", "no", "list")
 
@@ -196,7 +196,7 @@ class RerankerTrainer(MeteredTrainer):
 
 def main(arguments=None):
     """The command of this stage."""
-    run_command(RerankerTrainer, RerankerConfig, read_judged_rows, arguments, reranker=True)
+    run_command(RerankerTrainer, RerankerConfig, read_mined_rows, arguments, reranker=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
-from ..data.readers import read_judged
+from ..data.readers import read_rows
 from .adapters import find_targets
 from .cards import write_card
 
@@ -18,7 +18,7 @@ from .cards import write_card
 class StageArguments:
     """What to train on, beside the recipe's training arguments and TRL's model arguments."""
 
-    data: str = field(metadata={"help": "Training rows: a folder or file, see the stage."})
+    data: str = field(metadata={"help": "Training rows: a folder, or a .jsonl, .json, .parquet or .csv file."})
     image_root: str | None = field(
         default=None, metadata={"help": "Where image paths start; the data folder by default."}
     )
@@ -56,9 +56,17 @@ def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs
     return model
 
 
-def read_judged_rows(stage: StageArguments, args):
-    """Rows of UniME-V2's JSON layout."""
-    return read_judged(stage.data, stage.image_root, stage.subsets, stage.rows_per_subset)
+def read_training_rows(stage: StageArguments, args) -> Dataset:
+    """Rows of any layout that [`~unime.data.readers.read_rows`] knows."""
+    return read_rows(stage.data, stage.image_root, stage.subsets, stage.split, stage.rows_per_subset)
+
+
+def read_mined_rows(stage: StageArguments, args) -> Dataset:
+    """Rows of any layout, of which some at least have negatives that a judge has scored."""
+    rows = read_training_rows(stage, args)
+    if not any(rows["negative_scores"]):
+        raise ValueError(f"no row of {stage.data} has negatives with judge scores; `unime mine run` makes such rows.")
+    return rows
 
 
 def hold_out(rows: Dataset, count: int) -> tuple[Dataset, Dataset | None]:
