@@ -129,7 +129,7 @@ def _prompts(preset: str) -> str:
         else rows(own.query, "query, ") + rows(own.document, "document, ")
     )
     shown = "\n".join(["| item | prompt |", "|---|---|", *both])
-    return f"Preset `{preset}`, kept in the repository; an `instruction` stands on a line before the text.\n\n{shown}"
+    return f"Preset `{preset}`, kept in the repository; an `instruction` stands before the text.\n\n{shown}"
 
 
 def read_card(folder) -> Card:

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .items_unime import is_chat, item_key
-from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, POINTWISE, PRESETS, find_preset, one_of
+from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, POINTWISE, PRESETS, find_preset, instruct, one_of
 from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
 
@@ -91,7 +91,7 @@ class UniMEModel(UniMEPreTrainedModel):
             items: one item or a list; an item is a string, a PIL image, an `os.PathLike` to an image,
                 `{"text": ..., "image": ...}` or `{"text": ..., "video": ...}` (either part may be missing; a video is
                 a path or its frames), or a list of chat messages.
-            instruction (`str`, *optional*): put before the text of every item.
+            instruction (`str`, *optional*): put before the text of every item (see [`~unime.prompts_unime.instruct`]).
             role (`str`, defaults to `"query"`): `"query"` or `"document"`, for presets that word them differently.
             batch_tokens (`int`, defaults to 8192): padded tokens of one forward pass.
             truncate_dim (`int`, *optional*): keep the first dimensions only, normalised again (Matryoshka).
@@ -164,7 +164,7 @@ class UniMEModel(UniMEPreTrainedModel):
         text = (item.get("text") if isinstance(item, dict) else None) or ""
         if not any(picture.values()) or PLACEHOLDER.search(text):
             return [(item, instruction)]
-        spoken = "\n".join(part for part in (instruction, text) if part and part.strip())
+        spoken = instruct(instruction, text)
         return [(picture, None), (spoken, None)] if spoken else [(item, None)]
 
     @staticmethod

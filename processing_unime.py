@@ -25,6 +25,7 @@ from .prompts_unime import (
     Preset,
     Prompts,
     find_preset,
+    instruct,
     one_of,
     strip_placeholders,
 )
@@ -163,7 +164,7 @@ class UniMEProcessor(ProcessorMixin):
         Args:
             item: a string, PIL image, path, `{"text", "image"}` or `{"text", "video"}` dict, or chat messages (which
                 bypass the preset).
-            instruction (`str`, *optional*): put on a line of its own before the text.
+            instruction (`str`, *optional*): put before the text, on a line of its own or after a colon.
             role (`str`): `"query"` or `"document"`; presets may word them differently.
         """
         if role not in ("query", "document"):
@@ -184,7 +185,7 @@ class UniMEProcessor(ProcessorMixin):
         if instruction or not images:
             text = strip_placeholders(text)
         if instruction:
-            text = f"{instruction}\n{text}" if text.strip() else instruction
+            text = instruct(instruction, text)
         places_image = PLACEHOLDER.search(text) is not None
         has_text = bool(strip_placeholders(text).strip())
         if not has_text and not images:

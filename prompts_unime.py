@@ -241,4 +241,12 @@ def strip_placeholders(text: str) -> str:
     return re.sub(PLACEHOLDER.pattern + "\n?", "", text)
 
 
-__all__ = ["CHECKPOINTS", "PRESETS", "Preset", "Prompts", "find_preset", "one_of", "strip_placeholders"]
+def instruct(instruction: str | None, text: str | None) -> str:
+    """A text with its instruction on a line before it, or, as MMEB words it, on the same line after a colon."""
+    parts = [part for part in (instruction, text) if part and part.strip()]
+    if len(parts) == 2 and instruction.rstrip().endswith(":"):
+        return f"{instruction.rstrip()} {text}"
+    return "\n".join(parts)
+
+
+__all__ = ["CHECKPOINTS", "PRESETS", "Preset", "Prompts", "find_preset", "instruct", "one_of", "strip_placeholders"]

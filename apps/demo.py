@@ -60,14 +60,14 @@ class Photos:
                 self._searcher, self._seen = Searcher(read_index(self.path), self.embedder), listing
             return self._searcher
 
-    def search(self, query: dict, top: int, instruction: str | None, reranker: Reranker | None) -> list[tuple]:
+    def search(self, query: dict, top: int, reranker: Reranker | None) -> list[tuple]:
         """The answers as `(image, caption)`, best first.
 
         Raises:
             ValueError: the query cannot be read, or the folder holds nothing that can.
         """
         searcher = self.refresh()
-        found = searcher.search(query, top, instruction)
+        found = searcher.search(query, top)
         if reranker is None:
             rows = [{"index": i, "similarity": similarity} for i, similarity in found]
         else:
@@ -103,8 +103,8 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
             except ValueError:
                 return [], f"**{Path(image).name}** cannot be read as an image."
         try:
-            query = one_item(text, image)
-            answers = photos.search(query, int(top), (instruction or "").strip(), reranker if reranked else None)
+            query = one_item(text, image, (instruction or "").strip())
+            answers = photos.search(query, int(top), reranker if reranked else None)
         except (ValueError, OSError) as error:
             return [], f"**Nothing was searched:** {error}"
         return answers, _status(photos, reranked)

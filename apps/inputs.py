@@ -9,6 +9,7 @@ from PIL import Image
 
 from ..data.readers import item_of
 from ..data.schema import VIDEOS, Item
+from ..prompts_unime import instruct
 
 
 def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
@@ -65,8 +66,10 @@ def _json_lines(lines, name: str, root: Path) -> Iterator[tuple[str, Item]]:
             raise ValueError(f"{where}: {error}") from error
 
 
-def one_item(text: str | None, image: str | None) -> dict:
-    """A query of the command line, as `encode` takes it."""
+def one_item(text: str | None, image: str | None, instruction: str | None = None) -> dict:
+    """A query that somebody typed, as `encode` takes it, with its instruction before its text."""
     if image and not Path(image).exists():
         raise ValueError(f"{image} does not exist.")
+    if text or image:
+        text = instruct(instruction, text)
     return Item(text or "", str(Path(image).resolve()) if image else "").as_input()

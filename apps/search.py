@@ -49,16 +49,13 @@ class Searcher:
             raise ValueError(f"{path} was made by {known['model']}, not by {found}; make it again, or name the model.")
         return cls(index, embedder)
 
-    def search(self, query: dict, top: int = 10, instruction: str | None = None) -> list[tuple[int, float]]:
+    def search(self, query: dict, top: int = 10) -> list[tuple[int, float]]:
         """Positions and cosine similarities of the nearest items, best first.
 
         Args:
             query (`dict`): an item as `encode` takes it.
             top (`int`, defaults to 10).
-            instruction (`str`, *optional*): put before the query's text.
         """
-        if instruction:
-            query = {**query, "text": "\n".join(part for part in (instruction, query.get("text")) if part)}
         text, picture = query.get("text", ""), query.get("image") or query.get("video") or ""
         (vector,) = self.embedder.encode([Item(text, str(picture))], "query")
         scores = self.index.embeddings @ vector
@@ -94,7 +91,7 @@ def main(arguments=None):
     parser.add_argument("index", type=Path, help="file made by `unime encode`")
     parser.add_argument("text", nargs="?", help="what to look for")
     parser.add_argument("--image", help="image to look for, alone or with the text")
-    parser.add_argument("--instruction", help="put before the text")
+    parser.add_argument("--instruction", help="put before the text, on a line of its own or after a colon")
     parser.add_argument("--top", type=int, default=10, help="how many answers")
     parser.add_argument("--model", help="the embedder, if it is no longer where the index says")
     parser.add_argument("--reranker", help="reranker or stock VLM that puts the answers in its own order")
@@ -102,9 +99,9 @@ def main(arguments=None):
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     try:
-        query = one_item(options.text, options.image)
+        query = one_item(options.text, options.image, options.instruction)
         searcher = Searcher.open(options.index, options.model)
-        index, found = searcher.index, searcher.search(query, options.top, options.instruction)
+        index, found = searcher.index, searcher.search(query, options.top)
         rows = [{"index": i, "similarity": similarity} for i, similarity in found]
         if options.reranker:
             rows = rerank(Reranker(options.reranker, options.strategy), query, index.items, found)

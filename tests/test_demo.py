@@ -79,6 +79,8 @@ def test_without_a_browser(models, backbone, url):
     assert found == expected(models, f"{INSTRUCTION}\n{TEXT}")
     assert status.startswith("5 images, by cosine similarity. 1 files cannot be read: broken.png")
     assert ask(TEXT, reranked=True)[0] == expected(models, TEXT, backbone)
+    told = ask(TEXT, instruction=INSTRUCTION, reranked=True)[0]
+    assert told == expected(models, f"{INSTRUCTION}\n{TEXT}", backbone), "the reranker reads the instruction, too"
     image = models / "photos" / "c.png"
     assert ask(image=handle_file(image), top=1)[0] == [("c.png", "1.000")]
     both = ask(TEXT, handle_file(image))[0]

@@ -74,6 +74,7 @@ def test_hierarchical_prompts_differ_by_role(backbone):
 
 def test_instruction_goes_before_the_text_and_serves_as_text_of_an_image(processor):
     assert "find it\na cat\nSummary" in processor.render("a cat", instruction="find it")[0]
+    assert "find it: a cat\nSummary" in processor.render("a cat", instruction="find it: ")[0], "as MMEB's strings"
     assert (
         IMAGE + "\nfind it\nSummary above image and sentence" in processor.render(picture(0), instruction="find it")[0]
     )
