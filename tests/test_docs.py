@@ -12,10 +12,12 @@ import runpy
 import shlex
 import shutil
 
+import nbformat
 import pytest
 import torch
 import yaml
 from conftest import ROOT, picture
+from nbclient import NotebookClient
 
 from unime.cards import read_card
 from unime.cli import COMMANDS
@@ -179,6 +181,17 @@ def test_files_and_commands_that_the_docs_name_exist():
             assert (ROOT / name).exists(), f"{page.name} names {name}"
         for name in re.findall(r"`unime ([\w-]+)", text):
             assert name in COMMANDS, f"{page.name} names unime {name}"
+
+
+def test_the_notebook_runs(workplace):
+    notebook = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)
+    assert all(cell.outputs for cell in notebook.cells if "plt.show()" in cell.source), "it is kept with its pictures"
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
+    parameters.source = "STEPS = 2"
+    resources = {"metadata": {"path": str(workplace)}}
+    done = NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
+    last = "".join(output.get("text", "") for output in done.cells[-2].outputs if output.name == "stdout")
+    assert "largest difference" in last and float(last.split()[-1]) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["quickstart/model", "reranker"])
