@@ -115,7 +115,7 @@ def tiny(tmp_path_factory):
 
 
 TINY_QUICKSTART = {
-    "world": {"train_rows": 16, "test_rows": 6, "pretrain_rows": 48},
+    "world": {"train_rows": 16, "test_rows": 30, "pretrain_rows": 48},
     "backbone": {"max_steps": 4, "warmup_steps": 1, "save_steps": 2, "per_device_train_batch_size": 8, "bf16": False},
     "training": {"max_steps": 4, "warmup_steps": 1, "save_steps": 2, "per_device_train_batch_size": 8, "bf16": False},
 }
