@@ -92,7 +92,7 @@ class Card:
     licence: str | None = None
     tags: tuple = ()
 
-    def render(self, repo: str = _HERE) -> str:
+    def render(self, repo: str | None = None) -> str:
         """The whole file, with the Hub's metadata first."""
         tag, what, use = _KINDS[self.kind]
         public = self.base if self.base and not Path(self.base).exists() else None
@@ -102,7 +102,7 @@ class Card:
             library_name="peft" if self.adapter else "sentence-transformers", pipeline_tag=tag, base_model=public,
             license=self.licence, tags=["unime", "transformers", kind, *self.tags],
         )  # fmt: skip
-        use = (_ADAPT if self.adapter else use).format(repo=repo)
+        use = (_ADAPT if self.adapter else use).format(repo=repo or _HERE)
         sections = [
             f"# {self.name}", f"A multimodal {what}. Made from {base} with [UniME]"
             f"(https://arxiv.org/abs/2504.17432){self.origin}.", "## Use", use,

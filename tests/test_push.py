@@ -83,6 +83,76 @@ def test_what_was_written_on_training_stays(backbone, tmp_path):
     assert section((tmp_path / "README.md").read_text(), "Training") == card.training
 
 
+TRAIN = """
+import json, sys
+from importlib import import_module
+from peft import LoraConfig
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+from tokenizers import Tokenizer
+from unime import UniMEModel
+from unime.data.readers import read_rows
+from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+backbone, data, out = sys.argv[1:]
+words = StaticEmbedding(Tokenizer.from_file(f"{backbone}/tokenizer.json"), embedding_dim=8)
+SentenceTransformer(modules=[words]).save(f"{out}/teacher")
+common = ["--max_steps", "1", "--per_device_train_batch_size", "2", "--save_strategy", "no", "--use_cpu", "true"]
+common += ["--model_name_or_path", backbone, "--bf16", "false", "--push_to_hub", "true", "--disable_tqdm", "true"]
+for stage in ("contrastive", "alignment", "reranker", "distillation"):
+    own = ["--data", data, "--output_dir", f"{out}/{stage}", "--hub_model_id", f"me/{stage}"]
+    if stage == "distillation":
+        own += ["--teacher", f"{out}/teacher"]
+    if stage == "alignment":
+        own += ["--use_peft", "--lora_r", "2"]
+    import_module(f"unime.trainers.{stage}").main([*common, *own])
+model = UniMEModel.from_backbone(backbone)
+args = ContrastiveConfig(f"{out}/adapter", max_steps=1, per_device_train_batch_size=2, use_cpu=True, bf16=False,
+                         hub_model_id="me/adapter", save_strategy="no")
+adapter = LoraConfig(r=2, target_modules=["q_proj"])
+trainer = ContrastiveTrainer(model, args, train_dataset=read_rows(data), peft_config=adapter)
+trainer.train()
+trainer.push_to_hub()
+print(json.dumps(UniMEModel.from_pretrained(f"{out}/alignment").encode("a").tolist()))
+"""
+PULL_ALL = """
+import importlib.util, json, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+from transformers import AutoModel, AutoModelForCausalLM
+for name in ("contrastive", "distillation"):
+    AutoModel.from_pretrained(f"me/{name}", trust_remote_code=True)
+AutoModelForCausalLM.from_pretrained("me/reranker", trust_remote_code=True).score("a", ["b"])
+print(json.dumps(AutoModel.from_pretrained("me/alignment", trust_remote_code=True).encode("a").tolist()))
+"""
+
+
+def test_every_trainer_pushes_what_it_made(backbone, tmp_path):
+    row = {
+        "query": "a ring",
+        "positive": "two",
+        "negatives": ["a", "b"],
+        "positive_score": 0.9,
+        "negative_scores": [0.1, 0.2],
+    }
+    rows = [{**row, "query": f"ring {n}", "positive": f"number {n}"} for n in range(4)]
+    rows = [{**row, "sent0": row["query"], "sent1": row["positive"]} for row in rows]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with FakeHub() as hub:
+        online = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        arguments = [backbone, tmp_path / "rows.jsonl", tmp_path / "out"]
+        pushed = fresh_process(TRAIN, *arguments, HF_HOME=str(tmp_path / "push"), **online)
+        pulled = fresh_process(PULL_ALL, HF_HOME=str(tmp_path / "pull"), PYTHONSAFEPATH="1", **online)
+    assert pulled == pushed
+    for name in ("contrastive", "alignment", "reranker", "distillation"):
+        files = hub.repos[f"me/{name}"]
+        assert {"model.safetensors", "modeling_unime.py", "processor_config.json", "modules.json"} <= files.keys()
+        card = files["README.md"].decode()
+        assert f'"me/{name}"' in card and section(card, "Training") and str(tmp_path) not in card
+    assert "adapter/adapter_model.safetensors" in hub.repos["me/alignment"]
+    adapter = hub.repos["me/adapter"]
+    assert "adapter_model.safetensors" in adapter and "model.safetensors" not in adapter
+    assert "unime merge me/adapter merged" in adapter["README.md"].decode()
+
+
 def test_what_cannot_be_pushed_is_an_error(backbone, tmp_path):
     with pytest.raises(SystemExit, match="holds no saved model"):
         main(["push", str(tmp_path), "me/it"])

@@ -45,7 +45,7 @@ def write_card(trainer, folder):
         f"'s `{stage}` stage ([{trainer.paper}](https://arxiv.org/abs/{trainer.paper})), at step "
         f"{trainer.state.global_step}", "\n\n".join(parts), tags=(type(trainer).__name__,),
     )  # fmt: skip
-    ModelCard(card.render()).save(Path(folder) / "README.md")
+    ModelCard(card.render(trainer.hub_model_id)).save(Path(folder) / "README.md")
 
 
 def _settings(trainer, model) -> list[tuple[str, str]]:

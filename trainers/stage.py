@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from huggingface_hub import upload_folder
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from ..data.readers import read_rows
@@ -150,16 +151,16 @@ def plain_attention(model):
 
 
 def save_whole(trainer, source: dict):
-    """Saves the trained model to `output_dir`. An adapter is kept in `adapter/`, and merged into its base.
+    """Saves the trained model to `output_dir`, and to the Hub where `push_to_hub` says so. An adapter is kept in
+    `adapter/`, and merged into its base.
 
     The base is loaded anew for that, by one process: so the merged weights are exact over quantised weights, and
     whole where ranks held parts of them.
     """
     out = trainer.args.output_dir
-    if not hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload"):
-        return trainer.save_model(out)
-    trainer.save_model(f"{out}/adapter")
-    if trainer.is_world_process_zero():
+    whole = not hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload")
+    trainer.save_model(out if whole else f"{out}/adapter", _internal_call=True)  # else it would push by itself
+    if trainer.is_world_process_zero() and not whole:
         from ..checkpoints import load_adapter
 
         unset_hf_deepspeed_config()  # this process loads alone; nothing is partitioned any more
@@ -167,4 +168,9 @@ def save_whole(trainer, source: dict):
         merged.processor = trainer.processing_class
         merged.save_pretrained(out)
         write_card(trainer, out)
+    if trainer.is_world_process_zero() and trainer.args.push_to_hub:
+        upload_folder(
+            repo_id=trainer.hub_model_id, folder_path=out, token=trainer.args.hub_token,
+            commit_message="End of training", ignore_patterns=["_*", "checkpoint-*", "*.part"],
+        )  # fmt: skip
     trainer.accelerator.wait_for_everyone()
