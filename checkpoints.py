@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,6 +16,7 @@ from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from .prompts_unime import PRESETS, find_preset
 
 HEAD_FILE = "lm_head.safetensors"  # the output head of a converted VLM, which an embedder has no use for
+HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # among them the base class of whichever httpx it uses
 _OURS = ("unime", "unime_reranker")
 _RENAMED = (  # module paths of transformers 4.4x, and of the wrappers adapters were trained in
     (r"^(?:encoder|vlm|model)\.", ""),
@@ -30,7 +32,11 @@ def local_folder(source, revision: str | None = None) -> Path:
         return Path(source)
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(str(source), revision=revision))
+    try:
+        return Path(snapshot_download(str(source), revision=revision))
+    except (*HUB_ERRORS, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{source} is no folder here, and cannot be had from the Hub: {reason}") from error
 
 
 def open_checkpoint(

@@ -1,6 +1,7 @@
 """The command `unime`: each of its commands is a module's own `main`."""
 
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -18,12 +19,14 @@ COMMANDS = {
     "serve-check": ("apps.serve_check", "whether a server gives the model's answers, and if not, why"),
     "push": ("apps.push", "a saved model -> the Hub, with its card"),
 }
+_QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 STAGES = ("distillation", "contrastive", "alignment", "reranker")
 
 
 def _usage() -> str:
     lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
-    return "\n".join(["usage: unime COMMAND ...", "", *lines, "", "`unime COMMAND --help` says more."])
+    more = "`unime COMMAND --help` says more. --quiet, after any command, leaves out progress and notices."
+    return "\n".join(["usage: unime COMMAND ...", "", *lines, "", more])
 
 
 def main(arguments=None):
@@ -35,6 +38,9 @@ def main(arguments=None):
     if not arguments or arguments[0] not in COMMANDS:
         raise SystemExit(_usage())
     command, *rest = arguments
+    if "--quiet" in rest:
+        rest.remove("--quiet")
+        os.environ.update(_QUIET)
     name = COMMANDS[command][0]
     if command == "train":
         if not rest or rest[0] not in STAGES:
@@ -45,7 +51,10 @@ def main(arguments=None):
             raise SystemExit(text)
         name, *rest = f"{name}.{rest[0]}", *rest[1:]
     module = importlib.import_module(f".{name}", __package__)
-    module.main(arguments if name == "checkpoints" else rest)
+    try:
+        module.main([command, *rest] if name == "checkpoints" else rest)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -282,7 +282,9 @@ def _vision_config(config):
 
 
 def wants_progress(show_progress, steps: int) -> bool:
-    return steps > 8 if show_progress is None else show_progress
+    if show_progress is None:
+        return steps > 8 and os.environ.get("TQDM_DISABLE", "") in ("", "0")
+    return show_progress
 
 
 def _assert_all_landed(info, source, ignore=()):

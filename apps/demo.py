@@ -178,7 +178,7 @@ def main(arguments=None):
         page(photos, reranker, options.instruction).launch(
             server_name=options.host, server_port=options.port, inbrowser=not options.no_browser, **look()
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, OverflowError) as error:  # the last of a port that is none
         raise SystemExit(f"unime demo: {error}") from error
 
 

@@ -5,7 +5,6 @@ unime encode photos/ captions.jsonl --model outputs/quickstart/model --out index
 
 import argparse
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -104,10 +103,7 @@ def main(arguments=None):
     parser.add_argument("--update", action="store_true", help="embed only what the file lacks or what has changed")
     parser.add_argument("--options", type=json.loads, default={}, help="for encode, as JSON: '{\"resolution\": 336}'")
     parser.add_argument("--json", action="store_true", help="say what was done as JSON")
-    parser.add_argument("--quiet", action="store_true", help="no progress")
     options = parser.parse_args(arguments)
-    if options.quiet:
-        os.environ["TQDM_DISABLE"] = "1"
     try:
         embedder = Embedder(options.model, options.library, options.preset, options.dtype, **options.options)
         done = encode(options.sources, embedder, options.out, options.role, update=options.update)
@@ -117,7 +113,7 @@ def main(arguments=None):
         return
     if options.json:
         print(json.dumps({"out": options.out, **done}))
-    elif not options.quiet:
+    else:
         print(f"{options.out}: {done['items']} items of width {done['width']}, {done['new']} of them new")
     if errors := done["failed"]:
         raise SystemExit(f"unime encode: {len(errors)} items failed, see {options.out}.errors.json; the first: "

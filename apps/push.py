@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import HfApi
 
 from ..cards import read_card
-from ..data.fetch import HUB_ERRORS
+from ..checkpoints import HUB_ERRORS
 from ..data.stages import write_text
 from ..eval.report import load, to_eval_results
 

@@ -71,7 +71,8 @@ class Server:
                 raise ValueError(f"{self.url}{path} refused: status {response.status_code}: {response.text[:300]}")
             return response.json()
         except requests.RequestException as error:
-            raise ValueError(f"{self.url}{path} does not answer: {error}") from error
+            name = type(error).__name__
+            raise ValueError(f"{self.url}{path} does not answer ({name}); is the server running?") from error
 
 
 def probes() -> list[dict]:

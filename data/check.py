@@ -36,7 +36,7 @@ def check(path, image_root=None, split: str = "original", images: bool = True) -
     found = Findings(images_must_exist=False)
     rows = read_rows(path, image_root, split=split, found=found)
     tally = _Tally()
-    for row in tqdm(rows, desc="Rows", unit="row", disable=len(rows) < 10_000):
+    for row in tqdm(rows, desc="Rows", unit="row", delay=1):
         tally.add(to_example(row))
     return {
         "file": str(path),

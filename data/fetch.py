@@ -7,13 +7,12 @@ from pathlib import Path
 
 import requests
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
 from tqdm.auto import tqdm
 
+from ..checkpoints import HUB_ERRORS
 from .benchmarks import SUGARCREPE, VISDOC
 from .stages import write_text
 
-HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # among them the base class of whichever httpx it uses
 _COCO = "http://images.cocodataset.org/zips/val2017.zip"
 _CREPE = "https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/main/data"
 

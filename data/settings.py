@@ -27,7 +27,10 @@ def parse_settings(program: str, config_class, steps, arguments=None):
     if not {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
         first, _ = known.parse_known_args(arguments)
         if first.config:
-            settings = yaml.safe_load(Path(first.config).read_text(encoding="utf-8")) or {}
+            try:
+                settings = yaml.safe_load(Path(first.config).read_text(encoding="utf-8")) or {}
+            except (OSError, yaml.YAMLError) as error:
+                parser.error(f"the recipe {first.config} cannot be read: {error}")
             if unknown := sorted(settings.keys() - config_class.__dataclass_fields__.keys()):
                 parser.error(f"{first.config} has unknown settings {unknown}")
             parser.set_defaults(**settings)

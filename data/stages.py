@@ -89,7 +89,8 @@ def run_stage(
     total = sum(min(shard_size, len(rows) - start) for start in own)
     if todo and prepare is not None:
         prepare()
-    with tqdm(total=total, initial=done, desc=description, unit="row", disable=rank > 0) as bar:
+    silent = {"disable": True} if rank else {}  # else it is tqdm's, which TQDM_DISABLE can silence
+    with tqdm(total=total, initial=done, desc=description, unit="row", **silent) as bar:
         for start in todo:
             part, errors = rows[start : start + shard_size], []
             arrays = _collect(_survivors(part, start, work, keys, errors, failures))

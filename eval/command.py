@@ -56,6 +56,7 @@ class EvalConfig:
     )
     limit: int | None = field(default=None, metadata={"help": "Rerank only that many queries of each data set."})
     rerank_shard: int = field(default=16, metadata={"help": "Queries of one shard."})
+    json: bool = field(default=False, metadata={"help": "Print one JSON object instead of a table."})
 
     def __post_init__(self):
         for name in ("options", "rank_options"):
@@ -138,6 +139,9 @@ def main(arguments=None):
         raise SystemExit(f"unime eval: {error}") from error
     if processes().is_main_process:
         results = json.loads(path.read_text(encoding="utf-8"))
+        if config.json:
+            return print(json.dumps({"results": str(path), "means": results["means"]} | {
+                "tasks": {name: result["score"] for name, result in results["tasks"].items()}}))  # fmt: skip
         print_table({"score": results["tasks"]}, results["benchmark"])
         for name, result in results["tasks"].items():
             for note in result["notes"] + [f"{result['ties']} ties count as wrong"] * bool(result["ties"]):

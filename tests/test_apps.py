@@ -22,6 +22,15 @@ def saved(backbone, tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def same_environment(monkeypatch):
+    """--quiet sets variables for the rest of the process."""
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+        if not os.environ[name]:
+            monkeypatch.delenv(name)
+
+
 @pytest.fixture
 def photos(tmp_path):
     (tmp_path / "photos" / "more").mkdir(parents=True)
@@ -62,7 +71,7 @@ def test_encode_and_search(kind, saved, photos, capsys):
 def test_a_reranker_puts_answers_in_its_own_order(saved, backbone, photos, capsys):
     out = str(photos / "index.parquet")
     main(["encode", str(photos / "rows.jsonl"), "--model", str(saved), "--out", out, "--quiet"])
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out == f"{out}: 3 items of width 96, 3 of them new\n"
     main(["search", out, "a star", "--top", "3", "--reranker", str(backbone), "--json"])
     found = printed(capsys)
     model = UniMERerankerForCausalLM.from_backbone(backbone)
@@ -94,7 +103,8 @@ def test_the_standard_input_is_read_and_a_killed_run_goes_on(saved, tmp_path):
         pass
     process.kill()
     process.wait()
-    done = subprocess.run(command, input=text, text=True, capture_output=True, check=True)
+    done = subprocess.run([*command, "--quiet"], input=text, text=True, capture_output=True, check=True)
+    assert done.stderr == ""
     assert f"{tmp_path / 'x.npz'}: 700 items of width 96" in done.stdout
     names, _, _, embeddings, _ = read_index(tmp_path / "x.npz")
     assert names[0] == "1" and len(embeddings) == 700 and np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-5)
@@ -127,11 +137,25 @@ def test_what_cannot_be_embedded_is_left_out_and_named(saved, photos, capsys):
         (["search", "{}/foreign.parquet"], "an item needs a text, an image, or both"),
         (["rerank", "{}/empty", "--query", "a", "--model", "m"], "there is nothing to rank"),
         (["train", "everything"], "usage: unime train"),
+        (["train", "contrastive", "--config", "{}/none.yaml"], "unime train: .*none.yaml"),
+        (
+            ["train", "contrastive", "--data", "{}/none.jsonl", "--output_dir", "{}"],
+            "unime train: .*none.jsonl does not",
+        ),
+        (
+            ["train", "alignment", "--data", "{}/pairs.jsonl", "--output_dir", "{}"],
+            "no row of .*has negatives with judge",
+        ),
+        (["mine", "run"], "unime mine: `data` is missing"),
+        (["convert", "owner/none", "{}/out"], "owner/none is no folder here, and cannot be had from the Hub"),
+        (["eval", "world", "--model", "owner/none", "--data", "{}"], "owner/none is no folder here"),
+        (["demo", "--model", "owner/none", "--images", "{}/photos"], "owner/none is no folder here"),
         (["fly"], "usage: unime COMMAND"),
     ],
 )
 def test_mistakes_end_with_a_message_and_no_traceback(arguments, message, photos, saved):
     (photos / "bad.jsonl").write_text('"fine"\n[1]\n')
+    (photos / "pairs.jsonl").write_text('{"query": "a", "positive": "b"}\n')
     (photos / "empty").mkdir()
     import pyarrow as pa
 

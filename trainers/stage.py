@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import yaml
 from datasets import Dataset
 from huggingface_hub import upload_folder
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
@@ -119,10 +120,22 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
         arguments (`list[str]`, *optional*): the command line; `sys.argv` by default.
         reranker (`bool`): train a reranker, not an embedder.
     """
-    from trl import ModelConfig, TrlParser, get_peft_config
+    from trl import ModelConfig, TrlParser
 
     parser = TrlParser((StageArguments, config_class, ModelConfig))
-    stage, args, options = parser.parse_args_and_config(arguments)
+    try:
+        stage, args, options = parser.parse_args_and_config(arguments)
+        trainer, source = _prepare(trainer_class, stage, args, options, read_rows, reranker)
+    except (ValueError, OSError, yaml.YAMLError) as error:  # of the recipe, the rows or the model, not of the training
+        raise SystemExit(f"unime train: {error}") from error
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    save_whole(trainer, source)
+
+
+def _prepare(trainer_class, stage: StageArguments, args, options, read_rows, reranker: bool):
+    """The trainer of a command, and how its model is loaded."""
+    from trl import get_peft_config
+
     check_processes(args.world_size)
     source = {
         "path": options.model_name_or_path, "preset": stage.preset, "reranker": reranker, "dtype": options.dtype,
@@ -138,8 +151,7 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
         peft_config.task_type = None  # an embedder is none of PEFT's tasks
         peft_config.target_modules = find_targets(model, options.lora_target_modules, stage.lora_components)
     trainer = trainer_class(model, args, train_dataset=train, eval_dataset=held, peft_config=peft_config)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    save_whole(trainer, source)
+    return trainer, source
 
 
 def plain_attention(model):
