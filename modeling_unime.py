@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .items_unime import is_chat, item_key
-from .prompts_unime import LISTWISE_ANSWER, PLACEHOLDER, POINTWISE, PRESETS, find_preset, instruct, one_of
+from .prompts_unime import LISTWISE_ANSWER, POINTWISE, PRESETS, find_preset, one_of
 from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
 
@@ -116,7 +116,6 @@ class UniMEModel(UniMEPreTrainedModel):
         width = self.config.hidden_size
         if truncate_dim is not None and not 0 < truncate_dim <= width:
             raise ValueError(f"truncate_dim must be between 1 and {width}, got {truncate_dim}.")
-        fusion = one_of("fusion", fusion or self.processor.fusion, "joint", "sum")
         distinct = OrderedDict()  # key -> (position among the distinct, first index)
         positions = []
         reading = wants_progress(show_progress, len(items) // 512)
@@ -124,22 +123,11 @@ class UniMEModel(UniMEPreTrainedModel):
             key = item_key(item, self.processor.max_image_pixels, f"item {i}")
             positions.append(distinct.setdefault(key, (len(distinct), i))[0])
         first = [i for _, i in distinct.values()]
-        parts = [
-            (row, i, part, said)
-            for row, i in enumerate(first)
-            for part, said in self._parts(items[i], fusion, instruction)
-        ]
-        prepared = [None] * len(parts)
-        for said in {said for *_, said in parts}:
-            chosen = [number for number, part in enumerate(parts) if part[3] == said]
-            entries = self.processor.prepare(
-                [parts[number][2] for number in chosen], said, role, max_length,
-                names=[f"item {parts[number][1]}" for number in chosen], resolution=resolution,
-            )  # fmt: skip
-            for number, entry in zip(chosen, entries):
-                prepared[number] = entry
+        rows, prepared = self.processor.prepare_parts(
+            [items[i] for i in first], instruction, role, max_length, [f"item {i}" for i in first], resolution, fusion
+        )
+        rows = torch.tensor(rows, dtype=torch.long)
         embeddings = torch.zeros(len(first), width)
-        rows = torch.tensor([part[0] for part in parts], dtype=torch.long)
         with self._inference():
             for chunk, batch in self._batches(prepared, batch_tokens, show_progress, "Encoding"):
                 embeddings.index_add_(0, rows[chunk], self(**batch).embeddings.cpu())
@@ -154,18 +142,6 @@ class UniMEModel(UniMEPreTrainedModel):
             embeddings = F.normalize(embeddings, dim=-1) if self.config.normalize else embeddings
         embeddings = self.quantize(embeddings[torch.tensor(positions, dtype=torch.long)], precision, ranges)
         return embeddings[0] if single else embeddings
-
-    @staticmethod
-    def _parts(item, fusion: str, instruction: str | None) -> list[tuple]:
-        """(item, instruction) pairs whose embeddings add up to an item's: itself, or its image and its text."""
-        if fusion == "joint" or is_chat(item) or isinstance(item, str):
-            return [(item, instruction)]
-        picture = {key: item[key] for key in item if key != "text"} if isinstance(item, dict) else {"image": item}
-        text = (item.get("text") if isinstance(item, dict) else None) or ""
-        if not any(picture.values()) or PLACEHOLDER.search(text):
-            return [(item, instruction)]
-        spoken = instruct(instruction, text)
-        return [(picture, None), (spoken, None)] if spoken else [(item, None)]
 
     @staticmethod
     def quantize(embeddings, precision: str = "float32", ranges=None) -> torch.Tensor:

@@ -19,16 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .items_unime import PreparedItem, is_chat, is_image, judge_messages, plan_chunks, read_frames, split_item
 from .native_unime import NativeProcessor, load_parts, load_saved_images
-from .prompts_unime import (
-    PLACEHOLDER,
-    PRESETS,
-    Preset,
-    Prompts,
-    find_preset,
-    instruct,
-    one_of,
-    strip_placeholders,
-)
+from .prompts_unime import PLACEHOLDER, PRESETS, Preset, Prompts, find_preset, instruct, one_of, strip_placeholders
 
 SETTINGS = ("max_length", "max_image_pixels", "chat_template", "resolution", "fusion", "anyres_padding", "num_frames")
 
@@ -334,6 +325,29 @@ class UniMEProcessor(ProcessorMixin):
             )
         return prepared
 
+    def prepare_parts(
+        self, items, instruction=None, role="query", max_length=None, names=None, resolution=None, fusion=None
+    ) -> tuple[list[int], list[PreparedItem]]:
+        """Prepares what is embedded for each item: itself, or, where the fusion is a sum, its image and its text.
+
+        Args:
+            fusion (`str`, *optional*): `"joint"` or `"sum"`; overrides the processor's own.
+            items, instruction, role, max_length, names, resolution: as in [`~UniMEProcessor.prepare`].
+
+        Returns:
+            the number of its item for each part, and the parts; embeddings of one item's parts are added up.
+        """
+        fusion = one_of("fusion", fusion or self.fusion, "joint", "sum")
+        names = names or [f"item {i}" for i in range(len(items))]
+        parts = [(row, *part) for row, item in enumerate(items) for part in _parts(item, fusion, instruction)]
+        prepared = [None] * len(parts)
+        for said in {said for *_, said in parts}:  # the instruction belongs to the text of a sum, not to its image
+            chosen = [number for number, part in enumerate(parts) if part[2] == said]
+            own, named = [parts[number][1] for number in chosen], [names[parts[number][0]] for number in chosen]
+            for number, entry in zip(chosen, self.prepare(own, said, role, max_length, "", named, resolution)):
+                prepared[number] = entry
+        return [row for row, *_ in parts], prepared
+
     def _cut(self, item, images, instruction, role, suffix, target: int, name: str) -> tuple[str, list[int]] | None:
         """Prompt and ids with the text cut until at most `target` remain; None when no text would be left."""
         text = item if isinstance(item, str) else item.get("text") if isinstance(item, Mapping) else None
@@ -444,6 +458,18 @@ class UniMEProcessor(ProcessorMixin):
         return BatchFeature(
             {**self.pad([self.expand(e, s) for e, s in zip(prepared, strings)], padding_side), **inputs}
         )
+
+
+def _parts(item, fusion: str, instruction: str | None) -> list[tuple]:
+    """(item, instruction) pairs whose embeddings add up to an item's: itself, or its image and its text."""
+    if fusion == "joint" or is_chat(item) or isinstance(item, str):
+        return [(item, instruction)]
+    picture = {key: item[key] for key in item if key != "text"} if isinstance(item, dict) else {"image": item}
+    text = (item.get("text") if isinstance(item, dict) else None) or ""
+    if not any(picture.values()) or PLACEHOLDER.search(text):
+        return [(item, instruction)]
+    spoken = instruct(instruction, text)
+    return [(picture, None), (spoken, None)] if spoken else [(item, None)]
 
 
 def _fill(template: str, text: str) -> str:

@@ -96,14 +96,9 @@ class UniMETransformer(_UniMEModule):
 
     def preprocess(self, inputs, prompt: str | None = None, task: str | None = None, **kwargs) -> dict:
         """Features of a batch; `task` is what `encode_query` and `encode_document` set."""
-        role, fusion = "document" if task == "document" else "query", self.processor.fusion
-        parts = [
-            (row, part, said)
-            for row, item in enumerate(map(_as_item, inputs))
-            for part, said in self.model._parts(item, fusion, (prompt or "").strip() or None)
-        ]
-        prepared = [self.processor.prepare([part], said, role, names=[f"item {row}"])[0] for row, part, said in parts]
-        return {**self.processor.collate(prepared), "rows": torch.tensor([row for row, *_ in parts])}
+        role = "document" if task == "document" else "query"
+        rows, prepared = self.processor.prepare_parts([_as_item(item) for item in inputs], prompt or None, role)
+        return {**self.processor.collate(prepared), "rows": torch.tensor(rows)}
 
     def forward(self, features: dict, **kwargs) -> dict:
         features = dict(features)
