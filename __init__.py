@@ -7,9 +7,13 @@ themselves with transformers' Auto classes as soon as those are imported, before
 import importlib
 import importlib.abc
 import importlib.util
+import logging
 import sys
 
 __version__ = "0.1.0"
+
+# whenever it is imported on a CPU, bitsandbytes recommends a package, in words that look like a failure
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _EXPORTS = {
     "UniMEConfig": "configuration_unime",

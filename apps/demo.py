@@ -175,11 +175,15 @@ def main(arguments=None):
             options.images, Embedder(options.model, preset=options.preset, dtype=options.dtype), options.cache
         )
         reranker = Reranker(options.reranker, options.strategy, options.dtype) if options.reranker else None
-        page(photos, reranker, options.instruction).launch(
-            server_name=options.host, server_port=options.port, inbrowser=not options.no_browser, **look()
-        )
+        blocks = page(photos, reranker, options.instruction)
+        _, url, _ = blocks.launch(
+            server_name=options.host, server_port=options.port, inbrowser=not options.no_browser, quiet=True,
+            prevent_thread_lock=True, **look(),
+        )  # fmt: skip
     except (ValueError, OSError, OverflowError) as error:  # the last of a port that is none
         raise SystemExit(f"unime demo: {error}") from error
+    print(f"The page is at {url} until Ctrl-C ends it.", flush=True)
+    blocks.block_thread()
 
 
 if __name__ == "__main__":

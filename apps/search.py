@@ -72,6 +72,9 @@ def rerank(reranker: Reranker, query: dict, items: list[Item], found: list[tuple
 
 def show(rows: list[dict], names: list[str], items: list[Item], as_json: bool):
     """Prints ranked items."""
+    columns = [key for key in ("score", "similarity") if rows and key in rows[0]]
+    if rows and not as_json:
+        print(f"{'':>3}  {'  '.join(f'{name:>10}' for name in columns)}  id")
     for place, row in enumerate(rows, 1):
         item = items[row["index"]]
         entry = {"place": place, "id": names[row["index"]], **row, **item.as_input()}
@@ -79,7 +82,7 @@ def show(rows: list[dict], names: list[str], items: list[Item], as_json: bool):
         if as_json:
             print(json.dumps(entry, ensure_ascii=False))
         else:
-            scores = "  ".join(f"{row[key]:.4f}" for key in ("score", "similarity") if key in row)
+            scores = "  ".join(f"{row[key]:>10.4f}" for key in columns)
             print(f"{place:>3}  {scores}  {names[row['index']]}  {' '.join(item.text.split())[:80]}".rstrip())
 
 
@@ -96,18 +99,20 @@ def main(arguments=None):
     parser.add_argument("--model", help="the embedder, if it is no longer where the index says")
     parser.add_argument("--reranker", help="reranker or stock VLM that puts the answers in its own order")
     parser.add_argument("--strategy", default="pointwise", help="of the reranker: pointwise, listwise or fused")
+    parser.add_argument("--candidates", type=int, default=10, help="how many the reranker sees, at least --top")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     try:
         query = one_item(options.text, options.image, options.instruction)
         searcher = Searcher.open(options.index, options.model)
-        index, found = searcher.index, searcher.search(query, options.top)
+        index, seen = searcher.index, max(options.top, options.candidates) if options.reranker else options.top
+        found = searcher.search(query, seen)
         rows = [{"index": i, "similarity": similarity} for i, similarity in found]
         if options.reranker:
             rows = rerank(Reranker(options.reranker, options.strategy), query, index.items, found)
     except (ValueError, OSError) as error:
         raise SystemExit(f"unime search: {error}") from error
-    show(rows, index.names, index.items, options.json)
+    show(rows[: options.top], index.names, index.items, options.json)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,9 @@ def check_images(paths, thoroughly: bool = True) -> dict:
     kinds, pixels = Counter(), []
     with ThreadPoolExecutor() as workers:
         looked = workers.map(_look, there)
-        for path, (reason, odd, size) in zip(there, tqdm(looked, total=len(there), desc="Images", unit="image")):
+        for path, (reason, odd, size) in zip(
+            there, tqdm(looked, total=len(there), desc="Images", unit="image", delay=1)
+        ):
             kinds.update(odd)
             if reason:
                 found["unreadable"].append({"image": path, "reason": reason})
@@ -166,10 +168,11 @@ def _look(path: str) -> tuple[str, list[str], tuple[int, int]]:
 def describe(report: dict) -> str:
     """The report in words."""
     bad, images = report["bad_rows"], report["images"]
-    lines = [f"{report['file']}: {report['rows']:,} rows, and {len(bad):,} bad ones that are left out", ""]
+    left = f", and {len(bad):,} bad ones that are left out" if bad else ", none of them bad"
+    lines = [f"{report['file']}: {report['rows']:,} rows{left}", ""]
     width = max([len(name) for name in report["datasets"]] + [8])
     columns = ("rows", "distinct queries", "distinct positives", "characters")
-    lines.append(f"{'data set':<{width}}" + "".join(f"{column:>20}" for column in columns))
+    lines.append(f"{'data set':<{width}}" + "".join(f"{column:>20}" for column in columns) + " (mean)")
     for name, own in report["datasets"].items():
         lines.append(f"{name:<{width}}" + "".join(f"{own[column]:>20,}" for column in columns))
     for title in ("modalities", "mended", "duplicates"):

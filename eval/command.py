@@ -12,7 +12,7 @@ from ..data.settings import parse_settings
 from ..data.stages import processes
 from ..data.tasks import Task, read_mmeb, read_sugarcrepe, read_world_tasks
 from .rerank import Reranker, run_rerank, saved_result
-from .runner import print_table, run_benchmark
+from .runner import notes_of, print_table, run_benchmark
 
 STEPS = {
     "mmeb": "the 36 data sets of MMEB",
@@ -143,9 +143,8 @@ def main(arguments=None):
             return print(json.dumps({"results": str(path), "means": results["means"]} | {
                 "tasks": {name: result["score"] for name, result in results["tasks"].items()}}))  # fmt: skip
         print_table({"score": results["tasks"]}, results["benchmark"])
-        for name, result in results["tasks"].items():
-            for note in result["notes"] + [f"{result['ties']} ties count as wrong"] * bool(result["ties"]):
-                print(f"  {name}: {note}")
+        for note, names in notes_of(results["tasks"]).items():
+            print(f"  {names}: {note}")
         print(f"\n{path}")
 
 

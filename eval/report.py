@@ -19,7 +19,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from ..data.benchmarks import GROUPS, group_means
 from ..data.stages import write_text
 from .published import contradictions, per_data_set, published
-from .runner import FORMAT, means_of
+from .runner import FORMAT, means_of, notes_of
 from .statistics import distributions, interval, p_value
 
 HUB = {  # benchmark, or the first part of a task's name -> its data set on the Hub
@@ -175,11 +175,7 @@ def _published_rows(columns: list[str]) -> list[list[str]]:
 def _tasks(benchmark: str, results: list[Result]) -> list[Table]:
     """Data sets x models; for image-text retrieval models x data sets, as the papers have it."""
     names = list(dict.fromkeys(name for result in results for name in result.tasks))
-    notes = [
-        f"{result.name}, {name}: {note}."
-        for result in results for name, own in result.tasks.items()
-        for note in own["notes"] + [f"{own['ties']} ties, counted as wrong"] * bool(own["ties"])
-    ]  # fmt: skip
+    notes = [f"{result.name}, {told}: {note}." for result in results for note, told in notes_of(result.tasks).items()]
     if benchmark == "retrieval":
         tables = []
         for k in (1, 5, 10):

@@ -239,6 +239,15 @@ def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, floa
     return {**means, "mean": sum(large) / len(large)} if large else means
 
 
+def notes_of(tasks: dict[str, dict]) -> dict[str, str]:
+    """What has to be said of results, each note with the names of the tasks that it is about."""
+    found = {}
+    for name, own in tasks.items():
+        for note in own["notes"] + [f"{own['ties']} ties, counted as wrong"] * bool(own["ties"]):
+            found.setdefault(note, []).append(name)
+    return {note: "all" if 1 < len(names) == len(tasks) else ", ".join(names) for note, names in found.items()}
+
+
 def print_table(columns: dict[str, dict[str, dict]], benchmark: str = "world"):
     """Prints the score of each task, one column a model: `{title: results of `evaluate`}`."""
     first = next(iter(columns.values()))

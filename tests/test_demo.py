@@ -41,11 +41,11 @@ def url(models, backbone):
     said = []
     for line in server.stdout:
         said.append(line)
-        if "Running on local URL:" in line:
+        if line.startswith("The page is at"):
             break
     else:
         raise AssertionError("".join(said))
-    yield line.split()[-1]
+    yield line.split()[4]
     server.terminate()
     server.communicate()
 

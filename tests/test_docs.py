@@ -28,7 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
-OTHERS = {"make", "pip", "git", "cd", "vllm", "python3", "export", "docker", "curl", "sglang", "tar", "torchrun"}
+OTHERS = {"make", "source", "pip", "git", "cd", "vllm", "python3", "export", "docker", "curl", "sglang", "tar", "torchrun"}
 FOLDERS = "recipes|accelerate_configs|benchmarks|tests|examples|eval|apps|data|trainers"
 # what a real run of a command is cut down to
 SMALL = {

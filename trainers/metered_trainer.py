@@ -114,4 +114,8 @@ def resolve_decay(args: TrainingArguments, steps: int):
         decay = int(decay * steps)
         args.lr_scheduler_kwargs = {**args.lr_scheduler_kwargs, "num_decay_steps": decay}
     if args.get_warmup_steps(steps) + decay > steps:
-        raise ValueError(f"warm-up and {decay} decay steps do not fit into {steps} steps.")
+        raise ValueError(
+            f"{args.get_warmup_steps(steps)} warm-up steps (warmup_steps) and {decay} decay steps (num_decay_steps of "
+            f"lr_scheduler_kwargs) do not fit into {steps} steps; train longer, or lower one of them, which may also "
+            "be a share below 1."
+        )

@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 from ..data.readers import read_rows
 from .adapters import find_targets
 from .cards import write_card
+from .metered_trainer import resolve_decay
 
 
 @dataclass
@@ -137,6 +138,8 @@ def _prepare(trainer_class, stage: StageArguments, args, options, read_rows, rer
     from trl import get_peft_config
 
     check_processes(args.world_size)
+    if args.max_steps > 0:
+        resolve_decay(args, args.max_steps)  # a schedule that does not fit should not cost the loading of a model
     source = {
         "path": options.model_name_or_path, "preset": stage.preset, "reranker": reranker, "dtype": options.dtype,
         "attn_implementation": options.attn_implementation, "revision": options.model_revision,
