@@ -33,10 +33,14 @@ model = SentenceTransformer("{repo}", trust_remote_code=True)
 print(model.similarity(model.encode_query(["a red circle"]), model.encode_document([{{"image": "photo.png"}}])))
 ```
 
-For vLLM, export a stock checkpoint first (`pip install unime`; not run by the authors of this card):
+"""
+_SERVE = """
+For vLLM, export a stock checkpoint with the package `unime`, and ask whether the server gives this model's numbers:
 
 ```sh
-unime export {repo} exported && vllm serve exported --runner pooling
+unime export {repo} exported
+vllm serve exported --runner pooling --chat-template exported/templates/query.jinja
+unime serve-check http://localhost:8000 --model {repo}
 ```"""
 _RERANK = """```python
 from transformers import AutoModelForCausalLM
@@ -51,8 +55,10 @@ from sentence_transformers import CrossEncoder
 model = CrossEncoder("{repo}", trust_remote_code=True)
 print(model.predict([("a red circle", {{"image": "photo.png"}}), ("a red circle", "a blue star")]))
 ```"""
-_ADAPT = """```sh
-pip install unime && unime merge {repo} merged  # a whole model, from the adapter and what it was trained on
+_ADAPT = """With the package `unime`:
+
+```sh
+unime merge {repo} merged  # a whole model, from the adapter and what it was trained on
 ```"""
 _KINDS = {  # model type -> pipeline tag, what it is, use
     "unime": ("feature-extraction", "embedder: texts, images and both become vectors of one space", _EMBED),
@@ -102,7 +108,10 @@ class Card:
             library_name="peft" if self.adapter else "sentence-transformers", pipeline_tag=tag, base_model=public,
             license=self.licence, tags=["unime", "transformers", kind, *self.tags],
         )  # fmt: skip
-        use = (_ADAPT if self.adapter else use).format(repo=repo or _HERE)
+        own = PRESETS.get(self.preset)
+        if self.kind == "unime" and own and own.positions == "native" and own.fusion == "joint":
+            use += _SERVE  # servers know neither flat positions nor sums
+        use = (_ADAPT if self.adapter else use.strip()).format(repo=repo or _HERE)
         sections = [
             f"# {self.name}", f"A multimodal {what}. Made from {base} with [UniME]"
             f"(https://arxiv.org/abs/2504.17432){self.origin}.", "## Use", use,

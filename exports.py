@@ -108,12 +108,14 @@ def preset_template(processor, role: str = "query") -> str:
 
     The item is a text, an image, or both; more than one image is an error of the template.
     """
-    strip = PRESETS[processor.preset].strip
-    cases = [
-        (_is("item", kind), _expression(processor, processor.render(item, role=role)[0],
-                                        ["item.text | trim" if strip and kind == "both" else "item.text"]))
-        for kind, item in _samples(0).items()
-    ]  # fmt: skip
+    preset, cases = PRESETS[processor.preset], []
+    for kind, item in _samples(0).items():
+        value = "item.text"
+        if preset.strip and kind == "both":
+            value = "item.text | trim"
+        elif "{text}\n" in getattr(getattr(preset, role), kind):  # a break that the text has already is not doubled
+            value = "item.text[:-1] if item.text.endswith('\\n') else item.text"
+        cases.append((_is("item", kind), _expression(processor, processor.render(item, role=role)[0], [value])))
     return _gather("item", "messages") + _choose(cases)
 
 
@@ -168,9 +170,13 @@ def _gather(name: str, messages: str) -> str:
         f"{{%- set {name} = namespace(text='', images=0) -%}}{{%- for message in {messages} -%}}"
         f"{{%- if message['content'] is string -%}}{{%- set {name}.text = {name}.text ~ message['content'] -%}}"
         "{%- else -%}{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}"
-        f"{{%- set {name}.text = {name}.text ~ part['text'] -%}}{{%- else -%}}"
+        f"{{%- set {name}.text = {name}.text ~ part['text'] -%}}"
+        "{%- elif part['type'] in ('image', 'image_url') -%}"
         f"{{%- set {name}.images = {name}.images + 1 -%}}"
+        "{%- else -%}{{- raise_exception('an item has a text, an image, or both') -}}"
         "{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
+        f"{{%- if '<image>' in {name}.text or '<|image_' in {name}.text -%}}"
+        "{{- raise_exception('a text does not place its image by itself here') -}}{%- endif -%}"
         f"{{%- if {name}.images > 1 -%}}{{{{- raise_exception('an item has at most one image') -}}}}{{%- endif -%}}"
     )
 

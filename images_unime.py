@@ -15,6 +15,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.video_utils import load_video
 
 MAX_IMAGE_PIXELS = 100_000_000
+Image.init()
+_KNOWN = ["AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
+FORMATS = [name for name in _KNOWN if name in Image.OPEN]  # no EPS, which Pillow hands to another program
+IMAGES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS))
 _NUMBER = re.compile(r"(\d+)")
 _NAMED = {"native": None, "high": 1344, "mid": 672, "mid_336": 336, "low": 128}  # upstream's names of square sides
 
@@ -35,7 +39,7 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
-            image = source if isinstance(source, Image.Image) else Image.open(source)
+            image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
         width, height = image.size
         if width * height > max_pixels:
             raise ValueError(
@@ -67,7 +71,11 @@ def read_size(image, name: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with contextlib.nullcontext(image) if isinstance(image, Image.Image) else Image.open(image) as file:
+            with (
+                contextlib.nullcontext(image)
+                if isinstance(image, Image.Image)
+                else Image.open(image, formats=FORMATS) as file
+            ):
                 width, height = file.size
                 turned = file.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
     except (OSError, SyntaxError, Image.DecompressionBombError, AttributeError) as error:

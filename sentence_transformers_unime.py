@@ -18,7 +18,10 @@ from .prompts_unime import POINTWISE
 try:
     from sentence_transformers.base.modality import is_image_url_or_path, is_video_url_or_path
     from sentence_transformers.base.modules.input_module import InputModule
-except ImportError:  # this file travels with every model, and models are saved without sentence-transformers, too
+except ModuleNotFoundError as error:
+    if error.name != "sentence_transformers":
+        raise ImportError("this model needs sentence-transformers 6.2 or newer.") from error
+    # this file travels with every model, and models are saved without sentence-transformers, too
     InputModule = torch.nn.Module
 
 _HUB = {"token": "token", "cache_folder": "cache_dir", "revision": "revision", "local_files_only": "local_files_only"}

@@ -25,6 +25,7 @@ from .inputs import one_item, read_items
 from .search import Searcher, rerank
 
 CACHE = Path(HF_HOME) / "unime"
+KEPT = 3600  # seconds for which shown pictures lie in the temporary folder
 SIDE = 768  # pixels of the longer side of a picture on the page
 
 
@@ -74,6 +75,13 @@ class Photos:
             rows = rerank(reranker, query, searcher.index.items, found)
         return [self._answer(searcher, place, row) for place, row in enumerate(rows, 1)]
 
+    def status(self, reranked: bool = False) -> str:
+        """What the last search looked through, in words."""
+        order = "by the reranker's score (in brackets the cosine similarity)" if reranked else "by cosine similarity"
+        names = ", ".join(error["id"] for error in self.failed[:5]) + ", ..." * (len(self.failed) > 5)
+        failed = f" {len(self.failed)} files cannot be read: {names}." if self.failed else ""
+        return f"{len(self._searcher.index.names)} images, {order}.{failed}"
+
     def _answer(self, searcher: Searcher, place: int, row: dict) -> tuple:
         name, item = searcher.index.names[row["index"]], searcher.index.items[row["index"]]
         shown = open_image(load_frames(item.image, 1)[0] if item.is_video else item.image)
@@ -106,11 +114,11 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
             query = one_item(text, image, (instruction or "").strip())
             answers = photos.search(query, int(top), reranker if reranked else None)
         except (ValueError, OSError) as error:
-            return [], f"**Nothing was searched:** {error}"
-        return answers, _status(photos, reranked)
+            return [], f"**Nothing was searched:** {str(error).replace(str(photos.folder), photos.folder.name)}"
+        return answers, photos.status(reranked)
 
     photos.refresh()
-    with gradio.Blocks(title="UniME", analytics_enabled=False) as blocks:
+    with gradio.Blocks(title="UniME", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as blocks:
         gradio.Markdown(f"# UniME\nSearch **{photos.folder.name}** by text, by image, or by both.")
         with gradio.Row():
             with gradio.Column(scale=1):
@@ -122,7 +130,7 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
                 reranked = gradio.Checkbox(label="Rerank", visible=reranker is not None)
                 button = gradio.Button("Search", variant="primary")
             with gradio.Column(scale=3):
-                status = gradio.Markdown(_status(photos, False))
+                status = gradio.Markdown(photos.status())
                 gallery = gradio.Gallery(label="Answers", columns=4, height=720, object_fit="contain")
         inputs = [text, image, said, top, reranked]
         gradio.on(
@@ -130,15 +138,6 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
             api_name="search",
         )  # fmt: skip
     return blocks
-
-
-def _status(photos: Photos, reranked: bool) -> str:
-    count = len(photos.refresh().index.names)
-    order = "by the reranker's score (in brackets the cosine similarity)" if reranked else "by cosine similarity"
-    names = ", ".join(error["id"] for error in photos.failed[:5])
-    more = ", ..." if len(photos.failed) > 5 else ""
-    failed = f" {len(photos.failed)} files cannot be read: {names}{more}." if photos.failed else ""
-    return f"{count} images, {order}.{failed}"
 
 
 def look() -> dict:
@@ -167,7 +166,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     if find_spec("gradio") is None:
-        raise SystemExit('unime demo: gradio is not installed; `pip install "unime[demo]"`.')
+        raise SystemExit('unime demo: gradio is not installed; `pip install "gradio>=6"`.')
     try:
         if not Path(options.images).is_dir():
             raise ValueError(f"{options.images} is no folder.")

@@ -55,7 +55,7 @@ def encode(
         # an update that is killed may find other files when it is repeated
         part = parts / fingerprint(f"{keys[row]}" for row in todo) if update else parts
         embed(part, [items[row] for row in todo], embedder, role, shard_size=shard_size, retry_failed=True,
-              description="Embedding")  # fmt: skip
+              description="Embedding", spare=True)  # fmt: skip
         if embedder.state.is_main_process:
             found, errors = read_stage(part), read_errors(part)
             for row, vector in zip(found["row"], found.get("embeddings", ())):

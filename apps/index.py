@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 from typing import NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -75,8 +76,11 @@ def read_index(path) -> Index:
         raise ValueError(f"{path} does not exist; `unime encode` makes it.")
     wanted = ("id", "text", "image", "stamp")
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                found = {name: file[name] for name in file.files}
+        except BadZipFile as error:
+            raise ValueError(f"{path} is damaged: {error}.") from error
         if missing := {*wanted, "embedding", "about"} - found.keys():
             raise ValueError(f"{path} lacks {sorted(missing)}; `unime encode` makes such files.")
         columns = [found[name].tolist() for name in wanted]
@@ -84,7 +88,7 @@ def read_index(path) -> Index:
     else:
         table = pq.read_table(path)
         about = (table.schema.metadata or {}).get(_KEY)
-        if about is None or set(wanted) - set(table.column_names):
+        if about is None or {*wanted, "embedding"} - set(table.column_names):
             raise ValueError(f"{path} does not say how it was made; `unime encode` makes such files.")
         columns = [table[name].to_pylist() for name in wanted]
         embeddings = table["embedding"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)

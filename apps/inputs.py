@@ -5,10 +5,9 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from ..data.readers import item_of
 from ..data.schema import VIDEOS, Item
+from ..images_unime import IMAGES
 from ..prompts_unime import instruct
 
 
@@ -47,8 +46,7 @@ def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
 
 
 def _is_picture(path: Path) -> bool:
-    known = Image.registered_extensions()
-    return path.is_file() and path.suffix.lower() in {*known, *VIDEOS} and path.suffix.lower() != ".pdf"
+    return path.suffix.lower() in (*IMAGES, *VIDEOS) and not path.name.startswith(".") and path.is_file()
 
 
 def _json_lines(lines, name: str, root: Path) -> Iterator[tuple[str, Item]]:
@@ -73,3 +71,10 @@ def one_item(text: str | None, image: str | None, instruction: str | None = None
     if text or image:
         text = instruct(instruction, text)
     return Item(text or "", str(Path(image).resolve()) if image else "").as_input()
+
+
+def positive(text: str) -> int:
+    """A number of the command line that is at least 1."""
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)

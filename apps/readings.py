@@ -7,7 +7,6 @@ from itertools import product
 import torch
 import torch.nn.functional as F
 
-from ..images_unime import open_image
 from ..modeling_unime import UniMEModel
 from ..prompts_unime import PLACEHOLDER
 
@@ -35,7 +34,6 @@ EXPLANATIONS = {
     "positions: no server does that; serve it with transformers, or a model trained with native positions",
     ("positions", "flat"): "it numbers image tokens one after the other, where this checkpoint was trained with the "
     "backbone's own positions: the server does not know the architecture well enough",
-    ("size", "native"): "it, or its client, does not bring images to the model's resolution first",
 }
 
 
@@ -47,7 +45,6 @@ class Reading:
     start: str = RIGHT
     pooling: str = RIGHT
     positions: str = RIGHT
-    size: str = RIGHT
 
     @property
     def deviations(self) -> list[tuple[str, str]]:
@@ -75,21 +72,17 @@ class Readings:
         (entry,) = self.processor.prepare([item], role=self.role)
         planned = [self.processor.read_image(entry, i) for i in range(len(entry.images))]
         prompts = self._prompts(item, entry.prompt)
-        native = [open_image(image, self.processor.max_image_pixels) for image in entry.images]
-        sizes = {RIGHT: planned}
-        if any(a.size != b.size for a, b in zip(planned, native)):
-            sizes["native"] = native
         positions = [RIGHT]
         if planned:
             positions.append("native" if self.model.config.positions == "flat" else "flat")
-        readings = product(prompts, (RIGHT, "without", "twice"), (RIGHT, "mean", "first"), positions, sizes)
+        readings = product(prompts, (RIGHT, "without", "twice"), (RIGHT, "mean", "first"), positions)
         hidden = {}
         for reading in sorted((Reading(*reading) for reading in readings), key=lambda own: len(own.deviations)):
             if len(reading.deviations) > 3:
                 return
-            key = (reading.prompt, reading.start, reading.positions, reading.size)
+            key = (reading.prompt, reading.start, reading.positions)
             if key not in hidden:
-                hidden[key] = self._run(prompts[reading.prompt], sizes[reading.size], reading)
+                hidden[key] = self._run(prompts[reading.prompt], planned, reading)
             states = hidden[key]  # [L, D], or None where the reading is impossible
             if states is not None:
                 vector = {"mean": states.mean(0), "first": states[0]}.get(reading.pooling, states[-1])

@@ -6,7 +6,7 @@ unime rerank photos/ --query "a red circle left of a blue star" --model outputs/
 import argparse
 
 from ..eval.rerank import STRATEGIES, Reranker
-from .inputs import one_item, read_items
+from .inputs import one_item, positive, read_items
 from .search import rerank, show
 
 
@@ -20,7 +20,7 @@ def main(arguments=None):
     parser.add_argument("--image", help="image to look for, alone or with the query")
     parser.add_argument("--model", required=True, help="folder or repository of a reranker or stock VLM")
     parser.add_argument("--strategy", default="pointwise", choices=[s for s in STRATEGIES if s != "fused"])
-    parser.add_argument("--top", type=int, help="how many answers; all by default")
+    parser.add_argument("--top", type=positive, help="how many answers; all by default")
     parser.add_argument("--dtype", default="auto", help="bfloat16, ...; auto is the checkpoint's own")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)

@@ -14,7 +14,7 @@ from ..data.embedding import Embedder
 from ..data.schema import Item
 from ..eval.rerank import Reranker
 from .index import Index, read_index
-from .inputs import one_item
+from .inputs import one_item, positive
 
 
 class Searcher:
@@ -95,11 +95,11 @@ def main(arguments=None):
     parser.add_argument("text", nargs="?", help="what to look for")
     parser.add_argument("--image", help="image to look for, alone or with the text")
     parser.add_argument("--instruction", help="put before the text, on a line of its own or after a colon")
-    parser.add_argument("--top", type=int, default=10, help="how many answers")
+    parser.add_argument("--top", type=positive, default=10, help="how many answers")
     parser.add_argument("--model", help="the embedder, if it is no longer where the index says")
     parser.add_argument("--reranker", help="reranker or stock VLM that puts the answers in its own order")
     parser.add_argument("--strategy", default="pointwise", help="of the reranker: pointwise, listwise or fused")
-    parser.add_argument("--candidates", type=int, default=10, help="how many the reranker sees, at least --top")
+    parser.add_argument("--candidates", type=positive, default=10, help="how many the reranker sees, at least --top")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(arguments)
     try:

@@ -9,6 +9,7 @@ and images go to both; an embedder is asked through /v1/embeddings, a reranker t
 import argparse
 import json
 import os
+from collections.abc import Callable
 
 import numpy as np
 import requests
@@ -17,7 +18,6 @@ from PIL import Image, ImageDraw
 
 from ..checkpoints import open_checkpoint
 from ..data.images import sent_image
-from ..images_unime import open_image
 from ..modeling_unime import UniMEModel
 from .inputs import read_items
 from .readings import Readings
@@ -44,35 +44,48 @@ class Server:
     def embed(self, parts: list[dict]) -> np.ndarray:
         """The embedding `[D]` of a user's turn."""
         body = {"model": self.model, "messages": [{"role": "user", "content": parts}], "encoding_format": "float"}
-        return np.array(self._ask("/v1/embeddings", body)["data"][0]["embedding"], np.float64)
+        return self._embedding(body)
 
     def embed_prompt(self, prompt: str) -> np.ndarray:
         """The embedding `[D]` of a text as it is."""
         body = {"model": self.model, "input": prompt, "encoding_format": "float"}
-        return np.array(self._ask("/v1/embeddings", body)["data"][0]["embedding"], np.float64)
+        return self._embedding(body)
+
+    def _embedding(self, body: dict) -> np.ndarray:
+        vector = self._ask("/v1/embeddings", body, lambda answer: np.array(answer["data"][0]["embedding"], np.float64))
+        if vector.ndim != 1 or not np.isfinite(vector).all() or not vector.any():
+            raise ValueError(f"{self.url}/v1/embeddings gives no vector, or one of zeros or of no finite numbers.")
+        return vector
 
     def rerank(self, query, documents: list) -> list[float]:
         """One score per document, in their order."""
-        found = self._ask("/rerank", {"model": self.model, "query": query, "documents": documents})["results"]
-        scores = {entry["index"]: float(entry["relevance_score"]) for entry in found}
-        return [scores[i] for i in range(len(documents))]
+
+        def read(answer):
+            scores = {entry["index"]: float(entry["relevance_score"]) for entry in answer["results"]}
+            return [scores[i] for i in range(len(documents))]
+
+        return self._ask("/rerank", {"model": self.model, "query": query, "documents": documents}, read)
 
     def _only_model(self) -> str:
-        names = [entry["id"] for entry in self._ask("/v1/models")["data"]]
+        names = self._ask("/v1/models", None, lambda answer: [entry["id"] for entry in answer["data"]])
         if len(names) != 1:
             raise ValueError(f"{self.url} serves {', '.join(names) or 'nothing'}; choose one with --served-model.")
         return names[0]
 
-    def _ask(self, path: str, body: dict | None = None) -> dict:
+    def _ask(self, path: str, body: dict | None, read: Callable):
+        """What `read` makes of an answer."""
         try:
             method = "GET" if body is None else "POST"
             response = self.client.request(method, self.url + path, json=body, timeout=self.timeout)
             if not response.ok:
                 raise ValueError(f"{self.url}{path} refused: status {response.status_code}: {response.text[:300]}")
-            return response.json()
         except requests.RequestException as error:
             name = type(error).__name__
             raise ValueError(f"{self.url}{path} does not answer ({name}); is the server running?") from error
+        try:
+            return read(response.json())
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{self.url}{path} gives another answer than expected: {response.text[:300]}") from error
 
 
 def probes() -> list[dict]:
@@ -151,8 +164,7 @@ def check_reranker(server: Server, model, tolerance: float, query: str, document
         {"item": _words(own), "score": a, "server": b} for own, a, b in zip(documents, ours.tolist(), theirs.tolist())
     ]
     if (same := bool(np.abs(theirs - ours).max() <= tolerance)) is False:
-        odds = np.log(ours / (1 - ours))
-        if np.abs(theirs - odds).max() <= 10 * tolerance:
+        if np.abs(1 / (1 + np.exp(-theirs)) - ours).max() <= tolerance:
             reasons = ["it gives log-odds, not probabilities: put its scores through a sigmoid"]
         elif np.abs(theirs - (1 - ours)).max() <= tolerance:
             reasons = ["it gives the probability of No: its two answers are exchanged (vLLM: classifier_from_token)"]
@@ -168,8 +180,9 @@ def check_reranker(server: Server, model, tolerance: float, query: str, document
 def _document(model, document: dict):
     if "image" not in document:
         return document["text"]
+    (entry,) = model.processor.prepare([document])
     text = [{"type": "text", "text": text} for text in [document.get("text")] if text]
-    return {"content": [sent_image(open_image(document["image"], model.processor.max_image_pixels)), *text]}
+    return {"content": [sent_image(model.processor.read_image(entry, 0)), *text]}
 
 
 def _words(item: dict) -> str:

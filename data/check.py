@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..images_unime import open_image
+from ..images_unime import FORMATS, open_image
 from . import fetch as fetching
 from .mining import identity
 from .readers import Findings, read_rows
@@ -155,7 +155,7 @@ def _look(path: str) -> tuple[str, list[str], tuple[int, int]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as file:
+            with Image.open(path, formats=FORMATS) as file:
                 odd = [f"mode {file.mode}"]
                 odd += ["animated: the first frame counts"] * (getattr(file, "n_frames", 1) > 1)
                 alpha = "A" in file.getbands() or "transparency" in file.info

@@ -120,7 +120,7 @@ class Embedder:
 
 def embed(
     out, items: Sequence[Item], embedder: Embedder, role: str, image_root=None, shard_size: int = 1024,
-    retry_failed: bool = False, description: str | None = None,
+    retry_failed: bool = False, description: str | None = None, spare: bool = False,
 ) -> int:  # fmt: skip
     """Embeds items as a stage (see [`~unime.data.stages.run_stage`]) split over the processes of a launch.
 
@@ -130,7 +130,7 @@ def embed(
         embedder ([`Embedder`]).
         role (`str`): `"query"` or `"document"`.
         image_root (*optional*): paths below it identify images, so that the data may be moved.
-        shard_size (`int`, defaults to 1024), retry_failed (`bool`): of the stage.
+        shard_size (`int`, defaults to 1024), retry_failed, spare (`bool`): of the stage.
         description (`str`, *optional*): what the progress bar says, by default the folder's name.
 
     Returns:
@@ -141,7 +141,7 @@ def embed(
         out, items, lambda part: {"embeddings": embedder.encode(part, role)}, {"role": role, **embedder.settings()},
         keys=lambda item: item_name(item, image_root), shard_size=shard_size, rank=state.process_index,
         world_size=state.num_processes, description=description or f"Embedding {Path(out).name}",
-        prepare=embedder.load, retry_failed=retry_failed,
+        prepare=embedder.load, retry_failed=retry_failed, spare=spare,
     )  # fmt: skip
     state.wait_for_everyone()
     return len(read_stage(out, ())["row"])

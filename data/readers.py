@@ -349,6 +349,9 @@ def _parse_own(located: Located, root: Path, found: Findings) -> Example:
             raise ValueError(f"an item is a text or has 'text' and 'image', got {value!r}.")
         return item_of(value.get("text"), value.get("image"), root, found)
 
+    lists = ("negatives", "negative_scores", "negative_queries")
+    if odd := [name for name in lists if not isinstance(row.get(name) or [], list)]:
+        raise ValueError(f"{odd[0]!r} is a list, got {row[odd[0]]!r}.")
     negatives, scores = row.get("negatives") or [], row.get("negative_scores") or []
     if scores and len(negatives) != len(scores):
         raise ValueError(f"{len(negatives)} negatives for {len(scores)} scores.")

@@ -9,7 +9,7 @@ from itertools import islice
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".webm")
+VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
 @dataclass(frozen=True)

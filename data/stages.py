@@ -52,6 +52,7 @@ def run_stage(
     failures: tuple = FAILURES,
     prepare: Callable[[], object] | None = None,
     retry_failed: bool = False,
+    spare: bool = False,
 ):
     """Does the shards of a job that are not done yet.
 
@@ -70,6 +71,7 @@ def run_stage(
         prepare (*optional*): called once before `work`, if there is anything left to do: to load a model, whose errors
             are not a row's.
         retry_failed (`bool`): do shards with failed rows once more.
+        spare (`bool`): go on where all rows of a shard fail, which otherwise ends the job.
 
     Raises:
         ValueError: the folder holds another job (the message says what differs), `work` returned too few rows, or
@@ -94,7 +96,7 @@ def run_stage(
         for start in todo:
             part, errors = rows[start : start + shard_size], []
             arrays = _collect(_survivors(part, start, work, keys, errors, failures))
-            if not len(arrays["row"]) and (len(part) >= HOPELESS or 1 < len(part) == shard_size):
+            if not spare and not len(arrays["row"]) and (len(part) >= HOPELESS or 1 < len(part) == shard_size):
                 raise ValueError(f"{description}: all {len(part)} rows from row {start} on failed; {errors[0]}")
             if errors:  # before the shard, whose presence means that all is said
                 write_text(_errors(out, start), json.dumps(errors, indent=1, ensure_ascii=False))

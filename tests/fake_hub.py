@@ -104,6 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
                 step = json.loads(line)
                 if step["key"] == "file":
                     files[step["value"]["path"]] = base64.b64decode(step["value"]["content"])
+                if step["key"] == "deletedFile":
+                    files.pop(step["value"]["path"])
             return self.answer(
                 {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}"}
             )
@@ -114,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
                 {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
                 for p, c in found.items()
             ]
-            return self.answer(listed) if listed else self.missing("EntryNotFound")
+            return self.answer(listed) if listed or not inside else self.missing("EntryNotFound")
         siblings = [{"rfilename": path} for path in files]
         return self.answer(
             {"id": repo, "modelId": repo, "sha": COMMIT, "private": False, "tags": [], "siblings": siblings}

@@ -205,3 +205,21 @@ def test_an_update_embeds_only_what_is_new_or_changed(saved, photos, capsys):
     assert np.abs(read_index(whole).embeddings - updated.embeddings).max() < 1e-6
     with pytest.raises(SystemExit, match="cannot be updated: its role is document, not query"):
         main([*arguments, "--role", "query"])
+
+
+def test_an_update_goes_on_although_many_files_stay_broken(saved, photos, capsys):
+    for number in range(17):
+        (photos / "photos" / f"broken{number}.png").write_bytes(b"no picture")
+    (photos / "photos" / "._a.png").write_bytes(b"of another system")
+    arguments = ["encode", str(photos / "photos"), "--model", str(saved), "--out", str(photos / "x.npz"), "--update"]
+    for new in (3, 0):
+        with pytest.raises(SystemExit, match="17 items failed"):
+            main(arguments)
+        assert f"3 items of width 96, {new} of them new" in capsys.readouterr().out
+    whole = (photos / "x.npz").read_bytes()
+    (photos / "x.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SystemExit, match="x.npz is damaged"):
+        main(["search", str(photos / "x.npz"), "a"])
+    with pytest.raises(SystemExit):
+        main(["search", str(photos / "x.npz"), "a", "--top", "0"])
+    assert "argument --top: invalid positive value: '0'" in capsys.readouterr().err

@@ -84,7 +84,7 @@ def test_bad_rows_are_kept_with_their_place_and_the_rest_is_read(tmp_path):
         ({**good, "positive": ["p"]}, "an item is a text or has 'text' and 'image'"),
         ({"positive": "p"}, "lacks"),
         ({**good, "query": {"text": 5}}, "is a string, not 5"),
-        ({**good, "negative_scores": 3}, "int"),
+        ({**good, "negative_scores": 3}, "is a list, got 3"),
         ({**good, "dataset": 5}, "the data set's name is a string"),
         ({**good, "query": "half \ud83d"}, "surrogates not allowed"),
         ("no object", "is no object but 'no object'"),

@@ -94,11 +94,13 @@ def test_what_changes_in_the_folder_is_noticed(models, url):
     picture(77).save(added)
     kept = removed.read_bytes()
     removed.unlink()
-    gallery, status = client.predict("", handle_file(added), "", 12, False, api_name="/search")
+    try:
+        gallery, status = client.predict("", handle_file(added), "", 12, False, api_name="/search")
+    finally:
+        added.unlink()
+        removed.write_bytes(kept)
     found = answers([entry["caption"] for entry in gallery])
     assert found[0] == ("new.png", "1.000") and "d.png" not in dict(found) and status.startswith("5 images")
-    added.unlink()
-    removed.write_bytes(kept)
     assert len(list((models / "cache").glob("*.parquet"))) == 1, "one file of embeddings a folder and model"
 
 

@@ -21,8 +21,11 @@ KINDS = [
 
 
 def items():
-    words, image = [{"type": "text", "text": TEXT}], [{"type": "image"}]
-    return [(words, TEXT), (image, IMAGE), (image + words, {"image": IMAGE, "text": TEXT})]
+    found, image = [([{"type": "image"}], IMAGE)], [{"type": "image"}]
+    for text in (TEXT, "a ring\n"):
+        words = [{"type": "text", "text": text}]
+        found += [(words, text), (image + words, {"image": IMAGE, "text": text})]
+    return found
 
 
 def render(processor, template, messages):
@@ -46,10 +49,15 @@ def test_templates_give_the_tokens_of_our_own_prompts(tiny, kind, preset):
             if kind != "phi3_v":  # whose special tokens swallow spaces, which its own processor makes up for
                 assert tokens(processor, found) == own.input_ids
         assert render(processor, template, [{"role": "user", "content": TEXT}]) == render(
-            processor, template, [{"role": "user", "content": items()[0][0]}]
+            processor, template, [{"role": "user", "content": items()[1][0]}]
         )
-        with pytest.raises(TemplateError, match="an item has at most one image"):
-            render(processor, template, [{"role": "user", "content": [{"type": "image"}] * 2}])
+        for content, message in (
+            ([{"type": "image"}] * 2, "an item has at most one image"),
+            ([{"type": "audio"}], "an item has a text, an image, or both"),
+            ([{"type": "text", "text": "<image>\nWhat?"}], "does not place its image by itself"),
+        ):
+            with pytest.raises(TemplateError, match=message):
+                render(processor, template, [{"role": "user", "content": content}])
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "llava_onevision", "qwen3_vl"])

@@ -102,8 +102,8 @@ for stage in ("contrastive", "alignment", "reranker", "distillation"):
     own = ["--data", data, "--output_dir", f"{out}/{stage}", "--hub_model_id", f"me/{stage}"]
     if stage == "distillation":
         own += ["--teacher", f"{out}/teacher"]
-    if stage == "alignment":
-        own += ["--use_peft", "--lora_r", "2"]
+    if stage == "alignment":  # checkpoints of an adapter go to the Hub before the whole model does
+        own += ["--use_peft", "--lora_r", "2", "--max_steps", "2", "--save_strategy", "steps", "--save_steps", "1"]
     import_module(f"unime.trainers.{stage}").main([*common, *own])
 model = UniMEModel.from_backbone(backbone)
 args = ContrastiveConfig(f"{out}/adapter", max_steps=1, per_device_train_batch_size=2, use_cpu=True, bf16=False,
@@ -148,6 +148,8 @@ def test_every_trainer_pushes_what_it_made(backbone, tmp_path):
         card = files["README.md"].decode()
         assert f'"me/{name}"' in card and section(card, "Training") and str(tmp_path) not in card
     assert "adapter/adapter_model.safetensors" in hub.repos["me/alignment"]
+    assert "adapter_model.safetensors" not in hub.repos["me/alignment"]
+    assert "adapter" not in section(hub.repos["me/alignment"]["README.md"].decode(), "Use")
     adapter = hub.repos["me/adapter"]
     assert "adapter_model.safetensors" in adapter and "model.safetensors" not in adapter
     assert "unime merge me/adapter merged" in adapter["README.md"].decode()

@@ -225,3 +225,14 @@ def test_what_does_not_answer_is_an_error(llava, capsys):
     with pytest.raises(SystemExit), FakeServer(short) as url:
         main([url, "--model", str(llava / "unime")])
     assert "its vectors have 2 dimensions, the model's" in capsys.readouterr().out
+    for odd, message in (
+        ([float("nan")] * 96, "gives no vector"), ([0.0] * 96, "gives no vector"), ("abc", "gives another answer"),
+    ):  # fmt: skip
+        answers = {"/v1/embeddings": lambda _, odd=odd: {"data": [{"embedding": odd}]}}
+        with pytest.raises(SystemExit, match=message), FakeServer(answers) as url:
+            main([url, "--model", str(llava / "unime")])
+    with (
+        pytest.raises(SystemExit, match="gives another answer than expected"),
+        FakeServer({"/v1/models": lambda _: ["served"]}) as url,
+    ):
+        main([url, "--model", str(llava / "unime")])

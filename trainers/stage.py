@@ -181,11 +181,14 @@ def save_whole(trainer, source: dict):
         unset_hf_deepspeed_config()  # this process loads alone; nothing is partitioned any more
         merged = load_adapter(load_model(**source), f"{out}/adapter").merge_and_unload()
         merged.processor = trainer.processing_class
+        for left in Path(out).glob("adapter_*"):
+            left.unlink()  # of a checkpoint on its way to the Hub; it would be applied once more
         merged.save_pretrained(out)
         write_card(trainer, out)
     if trainer.is_world_process_zero() and trainer.args.push_to_hub:
         upload_folder(
             repo_id=trainer.hub_model_id, folder_path=out, token=trainer.args.hub_token,
-            commit_message="End of training", ignore_patterns=["_*", "checkpoint-*", "*.part"],
+            revision=trainer.args.hub_revision, commit_message="End of training",
+            ignore_patterns=["_*", "checkpoint-*", "*.part"], delete_patterns=["adapter_*"],
         )  # fmt: skip
     trainer.accelerator.wait_for_everyone()
