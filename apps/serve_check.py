@@ -115,7 +115,7 @@ def check_embedder(server: Server, model: UniMEModel, items: list[dict], role: s
     Returns:
         `{"same", "items": [{"item", "cosine", "norm"}], "reasons"}`.
     """
-    rows, readings, reasons = [], Readings(model, role), {}
+    rows, readings, reasons = [], Readings(model, role), []
     for item in items:
         if prompts and "image" in item:
             continue
@@ -126,20 +126,19 @@ def check_embedder(server: Server, model: UniMEModel, items: list[dict], role: s
         ours = model.encode(item, role=role, fusion="joint").numpy().astype(np.float64)
         row = {"item": _words(item), "norm": float(np.linalg.norm(theirs))}
         if theirs.shape != ours.shape:
-            reasons[f"its vectors have {len(theirs)} dimensions, the model's {len(ours)}: it serves another model"] = (
-                None
+            reasons.append(
+                f"its vectors have {len(theirs)} dimensions, the model's {len(ours)}: it serves another model"
             )
             rows.append({**row, "cosine": None})
             continue
         row["cosine"] = float(theirs @ ours / (np.linalg.norm(theirs) * np.linalg.norm(ours)))
         rows.append(row)
         if not 1 - row["cosine"] <= tolerance:
-            reasons |= dict.fromkeys(_explain(readings, item, theirs, tolerance))
+            reasons += _explain(readings, item, theirs, tolerance)
         if model.config.normalize and abs(row["norm"] - 1) > 0.01:
-            reasons["its vectors are not normalised, which changes dot products, not cosines (vLLM: --pooler-config "
-                    """'{"normalize": true}')"""] = None  # fmt: skip
+            reasons.append("its vectors are not normalised, which changes dot products, but no cosines")
     same = bool(rows) and all(row["cosine"] is not None and 1 - row["cosine"] <= tolerance for row in rows)
-    return {"same": same, "items": rows, "reasons": list(reasons)}
+    return {"same": same, "items": rows, "reasons": list(dict.fromkeys(reasons))}
 
 
 def _explain(readings: Readings, item: dict, theirs: np.ndarray, tolerance: float) -> list[str]:
@@ -152,7 +151,7 @@ def _explain(readings: Readings, item: dict, theirs: np.ndarray, tolerance: floa
         best = max(best, (cosine, reading), key=lambda pair: pair[0])
     nearest = "; ".join(best[1].explain()) or "the right one"
     return [f"no known way of reading the item gives its vector (the nearest, with cosine {best[0]:.4f}: {nearest}). "
-            "Look at its precision (bfloat16 costs about 0.001, 4 bits far more), at limits of its own on image sizes "
+            "Look at its precision (bfloat16 costs some 0.0005, 4 bits far more), at limits of its own on image sizes "
             "(--mm-processor-kwargs), and at which checkpoint it has loaded"]  # fmt: skip
 
 

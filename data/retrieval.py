@@ -165,7 +165,7 @@ class FaissIndex:
         try:
             import faiss
         except ImportError as error:
-            raise ImportError("this index needs FAISS: pip install 'unime[mining]'.") from error
+            raise ImportError("this index needs FAISS: pip install faiss-cpu.") from error
         corpus = np.ascontiguousarray(corpus, dtype=np.float32)
         self.index = faiss.IndexFlatIP(corpus.shape[1])
         if kind == "ivf":
