@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 from conftest import ROOT, fresh_process
 
@@ -64,9 +66,17 @@ def test_remote_code_runs_from_a_copy_of_the_checkout_with_an_odd_name(embedder,
     assert embedding == embedder.encode("a red circle").tolist()
 
 
+def test_the_tests_run_in_a_folder_of_any_name(tmp_path):
+    copy = tmp_path / "UniME-V2 (copy)"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "outputs", "*.egg-info", "__pycache__"))
+    command = [sys.executable, "-m", "pytest", "tests/test_package.py", "-k", "setup_lists"]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
 def test_setup_lists_every_package_and_recipe():
     text = (ROOT / "setup.py").read_text()
-    for folder in ("data", "trainers", "eval", "examples"):
+    for folder in ("data", "trainers", "eval", "examples", "apps"):
         assert f'"unime.{folder}": "{folder}"' in text
     assert "recipes/*/*.yaml" in text and "accelerate_configs/*.yaml" in text
     assert json.dumps("Apache-2.0") in text
