@@ -31,10 +31,9 @@ from sentence_transformers import SentenceTransformer
 
 model = SentenceTransformer("{repo}", trust_remote_code=True)
 print(model.similarity(model.encode_query(["a red circle"]), model.encode_document([{{"image": "photo.png"}}])))
-```
-
-"""
+```"""
 _SERVE = """
+
 For vLLM, export a stock checkpoint with the package `unime`, and ask whether the server gives this model's numbers:
 
 ```sh
@@ -111,7 +110,7 @@ class Card:
         own = PRESETS.get(self.preset)
         if self.kind == "unime" and own and own.positions == "native" and own.fusion == "joint":
             use += _SERVE  # servers know neither flat positions nor sums
-        use = (_ADAPT if self.adapter else use.strip()).format(repo=repo or _HERE)
+        use = (_ADAPT if self.adapter else use).format(repo=repo or _HERE)
         sections = [
             f"# {self.name}", f"A multimodal {what}. Made from {base} with [UniME]"
             f"(https://arxiv.org/abs/2504.17432){self.origin}.", "## Use", use,

@@ -9,7 +9,7 @@ from PIL import Image
 from .images_unime import Resolution
 from .items_unime import judge_messages
 from .modeling_unime import UniMEModel
-from .prompts_unime import POINTWISE, PRESETS
+from .prompts_unime import PRESETS
 
 _TEXT = ("\x02query\x02", "\x02candidate\x02")  # stand for the texts while a prompt is turned into a template
 _CLASSES = "sentence_transformers."
@@ -33,7 +33,7 @@ def write_exports(model, out: Path):
         (out / "templates" / f"{name}.jinja").write_text(template, encoding="utf-8")
 
 
-def untold(model) -> list[str]:
+def _untold(model) -> list[str]:
     """What sets an embedder's vectors apart from those of its exported checkpoint with its template."""
     processor, preset = model.processor, PRESETS[model.processor.preset]
     found = {
@@ -48,7 +48,7 @@ def untold(model) -> list[str]:
 
 
 def _write_embedder(model, template: str, out: Path):
-    if reasons := untold(model):
+    if reasons := _untold(model):
         warnings.warn(
             f"sentence-transformers cannot be told all of the preset {model.processor.preset!r} "
             f"({', '.join(reasons)}): its files are left out.",
@@ -74,7 +74,7 @@ def _write_reranker(model, template: str, out: Path):
             stacklevel=4,
         )
         return
-    yes, no = (ids[0] for ids in model._answers(POINTWISE["yes_no"][1:], False))
+    yes, no = model.yes_no_tokens
     modules = [_TRANSFORMER, ("1_LogitScore", f"{_CLASSES}cross_encoder.modules.logit_score.LogitScore")]
     _write_modules(out, modules, "any-to-any", "logits", "causal_logits", template)
     score = {"true_token_id": yes, "false_token_id": no, "module_input_name": "causal_logits"}

@@ -71,11 +71,8 @@ def read_size(image, name: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with (
-                contextlib.nullcontext(image)
-                if isinstance(image, Image.Image)
-                else Image.open(image, formats=FORMATS) as file
-            ):
+            loaded = isinstance(image, Image.Image)
+            with contextlib.nullcontext(image) if loaded else Image.open(image, formats=FORMATS) as file:
                 width, height = file.size
                 turned = file.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
     except (OSError, SyntaxError, Image.DecompressionBombError, AttributeError) as error:

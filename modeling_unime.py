@@ -441,6 +441,12 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         """Argument that spares the logits of all tokens but the last, where the VLM has it."""
         return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(self.vlm.forward).parameters else {}
 
+    @property
+    def yes_no_tokens(self) -> tuple[int, int]:
+        """The tokens of Yes and No, whose log-odds a pointwise score is."""
+        yes, no = self._answers(POINTWISE["yes_no"][1:], False)
+        return yes[0], no[0]
+
     def _answers(self, words: tuple[str, str], sum_variants: bool) -> list[list[int]]:
         """Token ids of each answer: the word itself first, then its other spellings that are one token."""
         tokenizer, groups = self.processor.tokenizer, []

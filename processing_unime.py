@@ -146,7 +146,9 @@ class UniMEProcessor(ProcessorMixin):
         return self._native.processor.replace_image_token(image_inputs, image_idx=image_idx, **kwargs)
 
     # items -> prompts
-    def render(self, item, instruction: str | None = None, role: str = "query", name: str = "item"):
+    def render(
+        self, item, instruction: str | None = None, role: str = "query", name: str = "item", generate: bool = True
+    ):
         """Returns the prompt of an item, with one image token per image, and its images.
 
         A text that holds an image placeholder of MMEB, LLaVA or Qwen places the image itself: under presets that read
@@ -157,11 +159,12 @@ class UniMEProcessor(ProcessorMixin):
                 bypass the preset).
             instruction (`str`, *optional*): put before the text, on a line of its own or after a colon.
             role (`str`): `"query"` or `"document"`; presets may word them differently.
+            generate (`bool`): end chat messages with the beginning of an answer.
         """
         if role not in ("query", "document"):
             raise ValueError(f"role must be 'query' or 'document', got {role!r}.")
         if is_chat(item):
-            prompt, images = self._apply_template(item, name)
+            prompt, images = self._apply_template(item, name, generate)
         else:
             text, images = split_item(item, name, self.num_frames)
             prompt = self._prompt(text, len(images), instruction, role, name)
@@ -235,7 +238,7 @@ class UniMEProcessor(ProcessorMixin):
             messages = [{**m, "content": _without_leading_breaks(m["content"])} for m in messages]
         return apply(messages, add_generation_prompt)
 
-    def _apply_template(self, messages, name: str):
+    def _apply_template(self, messages, name: str, generate: bool):
         images, turns = [], []
         for message in messages:
             content, parts = message.get("content", ""), []
@@ -254,7 +257,7 @@ class UniMEProcessor(ProcessorMixin):
                         f"{name} has a message part that is neither text, image nor video: {str(part)[:80]!r}."
                     )
             turns.append({"role": message["role"], "content": parts})
-        return self._template(turns), tuple(images)
+        return self._template(turns, generate), tuple(images)
 
     def rerank_messages(
         self, query, candidates, strategy: str, names=None, answer_format: str = "yes_no"

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from transformers.image_utils import load_image
 
 from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
-from .prompts_unime import POINTWISE
 
 try:
     from sentence_transformers.base.modality import is_image_url_or_path, is_video_url_or_path
@@ -119,9 +118,8 @@ class UniMECrossEncoder(_UniMEModule):
     model_class = UniMERerankerForCausalLM
 
     @cached_property
-    def _answers(self) -> list[int]:
-        """The tokens of Yes and No."""
-        return [ids[0] for ids in self.model._answers(POINTWISE["yes_no"][1:], False)]
+    def _answers(self) -> tuple[int, int]:
+        return self.model.yes_no_tokens
 
     def preprocess(self, inputs, prompt: str | None = None, **kwargs) -> dict:
         if prompt:

@@ -8,7 +8,6 @@ removed from it while the page is open is noticed at the next search.
 
 import argparse
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -20,7 +19,7 @@ from ..data.stages import fingerprint
 from ..eval.rerank import Reranker
 from ..images_unime import load_frames, open_image
 from .encode import encode
-from .index import read_index, stamp
+from .index import stamp
 from .inputs import one_item, read_items
 from .search import Searcher, rerank
 
@@ -57,8 +56,8 @@ class Photos:
         with self._lock:
             listing = [(name, stamp(item)) for name, item in read_items([str(self.folder)])]
             if listing != self._seen:
-                self.failed = encode([str(self.folder)], self.embedder, self.path, update=True)["failed"]
-                self._searcher, self._seen = Searcher(read_index(self.path), self.embedder), listing
+                index, _, self.failed = encode([str(self.folder)], self.embedder, self.path, update=True)
+                self._searcher, self._seen = Searcher(index, self.embedder), listing
             return self._searcher
 
     def search(self, query: dict, top: int, reranker: Reranker | None) -> list[tuple]:
@@ -164,7 +163,6 @@ def main(arguments=None):
     parser.add_argument("--port", type=int, help="7860 or the next free one by default")
     parser.add_argument("--no-browser", action="store_true", help="only say where the page is")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     if find_spec("gradio") is None:
         raise SystemExit('unime demo: gradio is not installed; `pip install "gradio>=6"`.')
     try:

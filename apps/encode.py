@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,9 +17,18 @@ from .index import SUFFIXES, Index, read_index, stamp, write_index
 from .inputs import read_items
 
 
+class Encoded(NamedTuple):
+    """What [`encode`] made: the index, how many of its items were embedded now, and `{"id", "reason"}` of those that
+    could not be, which are left out and listed in `<out>.errors.json`."""
+
+    index: Index
+    new: int
+    failed: list
+
+
 def encode(
     sources: list[str], embedder: Embedder, out, role: str = "document", shard_size: int = 256, update: bool = False
-) -> dict:
+) -> Encoded | None:
     """Writes embeddings of the items of `sources`, going on where it was interrupted.
 
     Args:
@@ -30,9 +40,7 @@ def encode(
         update (`bool`): embed only what the file lacks or what has changed, and drop what is no longer there.
 
     Returns:
-        `{"items", "new", "width", "failed"}`: how many there are, how many of them were embedded now, in how many
-        dimensions, and those that could not be, with the reason; these are left out, and listed in
-        `<out>.errors.json`. Empty but in the main process.
+        [`Encoded`], in the main process.
 
     Raises:
         ValueError: there is no item, or none that can be embedded, a row is unusable, `out` is of no known kind, or it
@@ -47,7 +55,8 @@ def encode(
     names, items = zip(*named)
     stamps = [stamp(item) for item in items]
     about = {"source": str(embedder.source), "role": role, "settings": embedder.settings()}
-    vectors = _kept(out, about) if update and out.exists() else {}
+    old = _updatable(out, about) if update and out.exists() else None
+    vectors = dict(zip(zip(old.items, old.stamps), old.embeddings)) if old else {}
     keys = list(zip(items, stamps))
     todo = [row for row, key in enumerate(keys) if key not in vectors]
     errors, parts = [], out.with_name(f"{out.name}.parts")
@@ -62,13 +71,15 @@ def encode(
                 vectors[keys[todo[row]]] = vector
             errors = [{"id": names[todo[error["row"]]], "reason": error["reason"]} for error in errors]
     if not embedder.state.is_main_process:
-        return {}
+        return None
     rows = [row for row, key in enumerate(keys) if key in vectors]
     if not rows:
         raise ValueError(f"none of the {len(items)} items could be embedded; {errors[0]['id']}: {errors[0]['reason']}")
     embeddings = np.stack([vectors[keys[row]] for row in rows])
     own = ([column[row] for row in rows] for column in (names, items, stamps))
-    write_index(out, Index(*own, embeddings, about))
+    index = Index(*own, embeddings, about)
+    if old is None or (*index[:3], index.about) != (*old[:3], old.about):
+        write_index(out, index)
     listed = out.with_name(f"{out.name}.errors.json")
     if errors:
         write_text(listed, json.dumps(errors, indent=1, ensure_ascii=False))
@@ -76,16 +87,16 @@ def encode(
         listed.unlink(missing_ok=True)
     if parts.exists():
         shutil.rmtree(parts)
-    return {"items": len(rows), "new": len(todo) - len(errors), "width": embeddings.shape[1], "failed": errors}
+    return Encoded(index, len(todo) - len(errors), errors)
 
 
-def _kept(out: Path, about: dict) -> dict:
-    """The embeddings that an update starts from, by item and stamp."""
+def _updatable(out: Path, about: dict) -> Index:
+    """The index that an update starts from."""
     index = read_index(out)
     for key in ("role", "settings"):
         if index.about[key] != about[key]:
             raise ValueError(f"{out} cannot be updated: its {key} is {index.about[key]}, not {about[key]}.")
-    return dict(zip(zip(index.items, index.stamps), index.embeddings))
+    return index
 
 
 def main(arguments=None):
@@ -109,13 +120,15 @@ def main(arguments=None):
         done = encode(options.sources, embedder, options.out, options.role, update=options.update)
     except (ValueError, OSError) as error:
         raise SystemExit(f"unime encode: {error}") from error
-    if not done:
+    if done is None:
         return
+    items, width = done.index.embeddings.shape
     if options.json:
-        print(json.dumps({"out": options.out, **done}))
+        said = {"out": options.out, "items": items, "new": done.new, "width": width, "failed": done.failed}
+        print(json.dumps(said))
     else:
-        print(f"{options.out}: {done['items']} items of width {done['width']}, {done['new']} of them new")
-    if errors := done["failed"]:
+        print(f"{options.out}: {items} items of width {width}, {done.new} of them new")
+    if errors := done.failed:
         raise SystemExit(f"unime encode: {len(errors)} items failed, see {options.out}.errors.json; the first: "
                          f"{errors[0]['id']}: {errors[0]['reason']}")  # fmt: skip
 

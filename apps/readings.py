@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..modeling_unime import UniMEModel
-from ..prompts_unime import PLACEHOLDER
+from ..prompts_unime import strip_placeholders
 
 RIGHT = "right"  # as the model was trained
 _TEMPLATE = "start it with --chat-template and the file of the exported folder's templates/"
@@ -18,10 +18,7 @@ EXPLANATIONS = {
     f"{_TEMPLATE}",
     ("prompt", "own template, unanswered"): "it words items with the checkpoint's own chat template, and without the "
     f"beginning of an answer: {_TEMPLATE}",
-    (
-        "prompt",
-        "bare",
-    ): f"it applies no template, the bare item is embedded: {_TEMPLATE}, and send messages, not input",
+    ("prompt", "bare"): f"it applies no template: {_TEMPLATE}, and send messages, not input",
     ("prompt", "other role"): "its template is that of the other role: queries and documents have templates of their "
     "own with this preset",
     ("start", "without"): "the token that begins every text is missing: take the template from a fresh `unime "
@@ -89,17 +86,14 @@ class Readings:
                 yield reading, F.normalize(vector, dim=-1)
 
     def _prompts(self, item: dict, right: str) -> dict[str, str]:
-        text, has_image = PLACEHOLDER.sub("", item.get("text") or ""), "image" in item
-        parts = [{"type": "image"}] * has_image + [{"type": "text", "text": text}] * bool(text)
-        chat = [{"role": "user", "content": parts}]
+        text, has_image = strip_placeholders(item.get("text") or ""), "image" in item
+        parts = [{"type": "image", "image": item["image"]}] if has_image else []
+        chat = [{"role": "user", "content": [*parts, {"type": "text", "text": text}] if text else parts}]
         other = {"query": "document", "document": "query"}[self.role]
         found = {RIGHT: right}
         if self.processor.chat_template:
-            with_images = [{**part, "image": item["image"]} if part["type"] == "image" else part for part in parts]
-            found["own template"] = self.processor.render([{"role": "user", "content": with_images}])[0]
-            found["own template, unanswered"] = self.processor.tokenizer.apply_chat_template(
-                chat, chat_template=self.processor.chat_template, tokenize=False, add_generation_prompt=False
-            )
+            found["own template"] = self.processor.render(chat)[0]
+            found["own template, unanswered"] = self.processor.render(chat, generate=False)[0]
         found["bare"] = self.processor.image_token * has_image + text
         found["other role"] = self.processor.render(item, role=other)[0]
         return {name: prompt for name, prompt in found.items() if name == RIGHT or prompt != right}

@@ -22,6 +22,8 @@ from ..modeling_unime import UniMEModel
 from .inputs import read_items
 from .readings import Readings
 
+_JUDGE = "start it with --chat-template and templates/judge.jinja of the exported folder"
+
 
 class Server:
     """A server with OpenAI's interface.
@@ -119,10 +121,10 @@ def check_embedder(server: Server, model: UniMEModel, items: list[dict], role: s
     for item in items:
         if prompts and "image" in item:
             continue
-        (entry,) = model.processor.prepare([item], role=role)
-        sent = [sent_image(model.processor.read_image(entry, i)) for i in range(len(entry.images))]
-        sent += [{"type": "text", "text": text} for text in [item.get("text")] if text]
-        theirs = server.embed_prompt(entry.prompt) if prompts else server.embed(sent)
+        if prompts:
+            theirs = server.embed_prompt(model.processor.prepare([item], role=role)[0].prompt)
+        else:
+            theirs = server.embed(_sent(model.processor, item))
         ours = model.encode(item, role=role, fusion="joint").numpy().astype(np.float64)
         row = {"item": _words(item), "norm": float(np.linalg.norm(theirs))}
         if theirs.shape != ours.shape:
@@ -157,31 +159,29 @@ def _explain(readings: Readings, item: dict, theirs: np.ndarray, tolerance: floa
 
 def check_reranker(server: Server, model, tolerance: float, query: str, documents: list[dict]) -> dict:
     """Compares a server's scores with the model's: `{"same", "items": [{"item", "score", "server"}], "reasons"}`."""
-    sent = [_document(model, document) for document in documents]
+    sent = [{"content": _sent(model.processor, own)} if "image" in own else own["text"] for own in documents]
     theirs, ours = np.array(server.rerank(query, sent)), model.score(query, documents).double().numpy()
     rows = [
         {"item": _words(own), "score": a, "server": b} for own, a, b in zip(documents, ours.tolist(), theirs.tolist())
     ]
-    if (same := bool(np.abs(theirs - ours).max() <= tolerance)) is False:
+    same, reasons = bool(np.abs(theirs - ours).max() <= tolerance), []
+    if not same:
         if np.abs(1 / (1 + np.exp(-theirs)) - ours).max() <= tolerance:
             reasons = ["it gives log-odds, not probabilities: put its scores through a sigmoid"]
         elif np.abs(theirs - (1 - ours)).max() <= tolerance:
             reasons = ["it gives the probability of No: its two answers are exchanged (vLLM: classifier_from_token)"]
         elif np.ptp(theirs) <= tolerance:
-            reasons = ["all its scores are alike: it does not show the candidates to the model; start it with "
-                       "--chat-template and templates/judge.jinja of the exported folder"]  # fmt: skip
+            reasons = [f"all its scores are alike: it does not show the candidates to the model; {_JUDGE}"]
         else:
-            reasons = ["its scores follow another prompt: start it with --chat-template and templates/judge.jinja of "
-                       "the exported folder, and compare its precision"]  # fmt: skip
-    return {"same": same, "items": rows, "reasons": [] if same else reasons}
+            reasons = [f"its scores follow another prompt: {_JUDGE}, and compare its precision"]
+    return {"same": same, "items": rows, "reasons": reasons}
 
 
-def _document(model, document: dict):
-    if "image" not in document:
-        return document["text"]
-    (entry,) = model.processor.prepare([document])
-    text = [{"type": "text", "text": text} for text in [document.get("text")] if text]
-    return {"content": [sent_image(model.processor.read_image(entry, 0)), *text]}
+def _sent(processor, item: dict) -> list[dict]:
+    """An item as the parts of a message, its image at the size at which the model sees it."""
+    (entry,) = processor.prepare([item])
+    images = [sent_image(processor.read_image(entry, i)) for i in range(len(entry.images))]
+    return images + ([{"type": "text", "text": item["text"]}] if item.get("text") else [])
 
 
 def _words(item: dict) -> str:

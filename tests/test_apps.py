@@ -196,7 +196,9 @@ def test_an_update_embeds_only_what_is_new_or_changed(saved, photos, capsys):
     os.utime(folder / "a.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     (folder / "b.jpg").unlink()
     main(arguments)
+    written = out.stat().st_mtime_ns
     main(arguments)
+    assert out.stat().st_mtime_ns == written, "nothing to write"
     assert [(row["items"], row["new"]) for row in printed(capsys)] == [(3, 3), (3, 2), (3, 0)]
     updated = read_index(out)
     assert updated.names == ["a.png", "d.png", "more/c.png"]

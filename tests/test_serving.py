@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer, LlavaNextProcessor
 
 from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.apps.readings import Readings
 from unime.apps.serve_check import main
 from unime.checkpoints import export
 
@@ -236,3 +237,17 @@ def test_what_does_not_answer_is_an_error(llava, capsys):
         FakeServer({"/v1/models": lambda _: ["served"]}) as url,
     ):
         main([url, "--model", str(llava / "unime")])
+
+
+def test_a_chat_without_the_beginning_of_an_answer_is_told_apart(tiny):
+    model = UniMEModel.from_backbone(tiny("qwen2_vl")[0])
+    chat = [{"role": "user", "content": [{"type": "text", "text": "a ring"}]}]
+    tokenizer = model.processor.tokenizer
+    prompt = tokenizer.apply_chat_template(chat, chat_template=model.processor.chat_template, tokenize=False)
+    with torch.inference_mode():
+        hidden = model.vlm(**tokenizer(prompt, return_tensors="pt")).last_hidden_state[0, -1]
+    found = {reading.deviations[0]: vector for reading, vector in Readings(model, "query").of({"text": "a ring"})
+             if len(reading.deviations) == 1}  # fmt: skip
+    expected = torch.nn.functional.normalize(hidden, dim=0)
+    assert (found["prompt", "own template, unanswered"] - expected).abs().max() < 1e-5
+    assert (found["prompt", "own template"] - expected).abs().max() > 1e-3

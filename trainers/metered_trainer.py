@@ -78,8 +78,6 @@ class MeteredTrainer(Trainer):
 
     def create_model_card(self, *args, **kwargs):
         """Leaves the card that was saved with the model; `Trainer.push_to_hub` would write one of its own over it."""
-        if self.is_world_process_zero():
-            write_card(self, self.args.output_dir)
 
     def spare_inputs(self, with_image: bool, **kwargs) -> dict:
         """Tensors of the smallest item there is, with or without an image."""
