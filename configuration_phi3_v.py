@@ -5,9 +5,15 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 IMAGE_TOKEN_ID = -1  # image positions carry no id of the vocabulary
 _CLIP_LARGE = {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "image_size": 336, "patch_size": 14, "projection_dim": 768, "hidden_act": "quick_gelu",
-}  # fmt: skip
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+    "projection_dim": 768,
+    "hidden_act": "quick_gelu",
+}
 
 
 class Phi3VConfig(Phi3Config):

@@ -102,9 +102,16 @@ class Phi3VModel(Phi3Model):
         return embeds.masked_scatter(holes.unsqueeze(-1), torch.cat(features).to(embeds.dtype))
 
     def forward(
-        self, input_ids=None, attention_mask=None, pixel_values=None, image_sizes=None, inputs_embeds=None,
-        mm_encoder_outputs=None, mm_token_type_ids=None, **kwargs,
-    ):  # fmt: skip
+        self,
+        input_ids=None,
+        attention_mask=None,
+        pixel_values=None,
+        image_sizes=None,
+        inputs_embeds=None,
+        mm_encoder_outputs=None,
+        mm_token_type_ids=None,
+        **kwargs,
+    ):
         """As [`Phi3Model`], with `pixel_values` and `image_sizes` of the images in the order of their tokens."""
         if inputs_embeds is None:
             images = (mm_encoder_outputs or {}).get("image")
@@ -132,17 +139,36 @@ class Phi3VForCausalLM(Phi3ForCausalLM):
         return self.model.get_image_features(pixel_values, image_sizes)
 
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, past_key_values=None, inputs_embeds=None,
-        labels=None, use_cache=None, logits_to_keep=0, pixel_values=None, image_sizes=None, mm_token_type_ids=None,
-        mm_encoder_outputs=None, **kwargs,
-    ):  # fmt: skip
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        logits_to_keep=0,
+        pixel_values=None,
+        image_sizes=None,
+        mm_token_type_ids=None,
+        mm_encoder_outputs=None,
+        **kwargs,
+    ):
         """As [`Phi3ForCausalLM`], with the arguments of [`Phi3VModel`] (`generate` goes by the names given here)."""
         return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels, use_cache=use_cache,
-            logits_to_keep=logits_to_keep, pixel_values=pixel_values, image_sizes=image_sizes,
-            mm_encoder_outputs=mm_encoder_outputs, **kwargs,
-        )  # fmt: skip
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            pixel_values=pixel_values,
+            image_sizes=image_sizes,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
 
     def generate(self, input_ids, pixel_values=None, image_sizes=None, **kwargs):
         """As in transformers, from embeddings: logits processors would look up the negative ids of images."""

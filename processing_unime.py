@@ -16,8 +16,9 @@ from transformers import AutoConfig
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from .batching_unime import plan_chunks
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
-from .items_unime import PreparedItem, is_chat, is_image, judge_messages, plan_chunks, read_frames, split_item
+from .items_unime import PreparedItem, is_chat, is_image, judge_messages, read_frames, split_item
 from .native_unime import NativeProcessor, load_parts, load_saved_images
 from .prompts_unime import PLACEHOLDER, PRESETS, Preset, Prompts, find_preset, instruct, one_of, strip_placeholders
 

@@ -134,8 +134,11 @@ PRESETS = {
             image="<|user|>\n{image}\nSummary above image in one word: <|end|>\n<|assistant|>\n",
             both=_JOINT,
         ),
-        chat=False, verbatim=True, fusion="sum",
-        processor="microsoft/Phi-3.5-vision-instruct", model_types=("phi3_v",),
+        chat=False,
+        verbatim=True,
+        fusion="sum",
+        processor="microsoft/Phi-3.5-vision-instruct",
+        model_types=("phi3_v",),
     ),
     "unime-llava-1.6": _same(
         Prompts(
@@ -143,8 +146,12 @@ PRESETS = {
             image="[INST] {image}\nSummary above image in one word: [/INST]",
             both=_JOINT,
         ),
-        chat=False, verbatim=True, fusion="sum", anyres_padding="legacy",
-        processor="llava-hf/llava-v1.6-mistral-7b-hf", model_types=("llava_next",),
+        chat=False,
+        verbatim=True,
+        fusion="sum",
+        anyres_padding="legacy",
+        processor="llava-hf/llava-v1.6-mistral-7b-hf",
+        model_types=("llava_next",),
     ),
     "unime-llava-onevision": _same(
         Prompts(
@@ -152,24 +159,38 @@ PRESETS = {
             image="{image}Summary above image in one word:\n",
             both=_JOINT,
         ),
-        raw_joint=True, verbatim=True, fusion="sum", resolution=336, anyres_padding="legacy",
+        raw_joint=True,
+        verbatim=True,
+        fusion="sum",
+        resolution=336,
+        anyres_padding="legacy",
         model_types=("llava_onevision",),
     ),
     "unime-v2-qwen2-vl": _same(
         Prompts(text="{text}", image=f"{{image}} {_CAPTION}", both=_JOINT),
-        chat=False, verbatim=True, fenced=False, positions="flat", max_length=4096, resolution=1344,
+        chat=False,
+        verbatim=True,
+        fenced=False,
+        positions="flat",
+        max_length=4096,
+        resolution=1344,
         model_types=("qwen2_vl", "qwen2_5_vl"),
     ),
     "unime-v2-llava-onevision": _same(
         Prompts(text="{text}", image=f"{{image}}{_CAPTION}", both="{image}{text}"),
-        verbatim=True, strip=True, resolution=1344, anyres_padding="legacy", model_types=("llava_onevision",),
+        verbatim=True,
+        strip=True,
+        resolution=1344,
+        anyres_padding="legacy",
+        model_types=("llava_onevision",),
     ),
     # The reranker reads chats of its own making; only its resolution matters: squashed to 1344, then 300 tokens.
     "unime-v2-reranker": _same(
         Prompts(text="{text}", image="{image}", both="{image}\n{text}"),
-        resolution="1344+tokens:300", model_types=("qwen2_5_vl",),
+        resolution="1344+tokens:300",
+        model_types=("qwen2_5_vl",),
     ),
-}  # fmt: skip
+}
 
 CHECKPOINTS = {
     "DeepGlint-AI/UniME-Phi3.5-V-4.2B": "unime-phi3.5-v",

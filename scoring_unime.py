@@ -17,8 +17,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .batching_unime import plan_chunks
 from .images_unime import VideoFrame
-from .items_unime import PreparedItem, item_key, plan_chunks
+from .items_unime import PreparedItem, item_key
 from .vlm_unime import image_inputs, vision_parameters
 
 

@@ -13,6 +13,7 @@ class BuildPackage(build_py):
         return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
 
 
+ROOMS = ("checkpoints", "commands", "data", "eval", "examples", "jobs", "miniature", "mining", "trainers")
 EXTRAS = {
     "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
     "eval": ["evaluate>=0.4.6", "scikit-learn>=1.5", "matplotlib>=3.9"],
@@ -47,15 +48,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    package_dir={
-        "unime": ".",
-        "unime.data": "data",
-        "unime.trainers": "trainers",
-        "unime.eval": "eval",
-        "unime.examples": "examples",
-        "unime.apps": "apps",
-    },
-    packages=["unime", "unime.data", "unime.trainers", "unime.eval", "unime.examples", "unime.apps"],
+    package_dir={"unime": ".", **{f"unime.{room}": room for room in ROOMS}},
+    packages=["unime", *(f"unime.{room}" for room in ROOMS)],
     entry_points={"console_scripts": ["unime = unime.cli:main"]},
     cmdclass={"build_py": BuildPackage},
     package_data={

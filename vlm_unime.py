@@ -5,67 +5,21 @@ import inspect
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import pairwise
 from types import MethodType
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
-from transformers import AttentionInterface, AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
-from .items_unime import plan_chunks
+from .attention_unime import PACKED_ATTENTION, patches_as_product
+from .batching_unime import plan_chunks
 from .modeling_phi3_v import complete_config
 from .processing_unime import SETTINGS, UniMEProcessor
 from .prompts_unime import find_preset
 
 _HUB_KEYS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
-_PACKED_ATTENTION = "unime_packed_flash"  # "flash" makes the Qwen-VL vision towers hand over the whole packed sequence
-
-
-def packed_attention(module, query, key, value, attention_mask=None, scaling=None, cu_seq_lens_q=None, **kwargs):
-    """Attention over images packed into one sequence: one call per distinct image length instead of one per image.
-
-    Shapes: query, key, value `[1, heads, patches, head_dim]`; `cu_seq_lens_q` `[images + 1]`; the result is
-    `[1, patches, heads, head_dim]`.
-    """
-    starts = cu_seq_lens_q.tolist()
-    by_length = {}
-    for start, end in pairwise(starts):
-        by_length.setdefault(end - start, []).append(start)
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [patches, heads, dim]
-    if len(by_length) == 1:
-        (length,) = by_length
-        q, k, v = (
-            x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value)
-        )  # [images, heads, length, dim]
-        return _attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1).unsqueeze(0), None
-    pieces, rows = [], []
-    for length, begins in by_length.items():
-        index = torch.tensor(begins, device=query.device)[:, None] + torch.arange(
-            length, device=query.device
-        )  # [images, length]
-        q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))
-        pieces.append(_attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
-        rows.append(index.flatten())
-    return torch.cat(pieces)[torch.cat(rows).argsort()].unsqueeze(0), None
-
-
-def _attend(query, key, value, scaling):
-    """SDPA, or plain matmuls where its backward is several times slower (short sequences on CPU)."""
-    if query.device.type == "cpu" and query.requires_grad and query.shape[2] <= 512:
-        return ((query * scaling) @ key.transpose(-1, -2)).softmax(dim=-1).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value, scale=scaling)
-
-
-def _patches_as_product(self, patches):
-    """The forward of a patch convolution: its stride is its kernel, so it is a matrix product, which is faster."""
-    patches = patches.flatten(1)  # [patches, channels * time * height * width]
-    return F.linear(patches, self.weight.flatten(1), self.bias)[:, :, None, None, None]
-
-
-AttentionInterface.register(_PACKED_ATTENTION, packed_attention)
 
 
 class UniMEPreTrainedModel(PreTrainedModel):
@@ -81,7 +35,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
     _vlm_class = None  # the Auto class that builds the wrapped VLM
 
     def __init__(self, config):
-        if (vision := _vision_config(config)) is not None and vision._attn_implementation == _PACKED_ATTENTION:
+        if (vision := _vision_config(config)) is not None and vision._attn_implementation == PACKED_ATTENTION:
             # transformers builds no model under our name; it is set again below
             vision._attn_implementation = "sdpa"
         super().__init__(config)
@@ -91,7 +45,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         self.source = None  # the folder or repository that it was loaded from
         self._speed_up_vision()
 
-    vision_attention = _PACKED_ATTENTION  # the name under which transformers knows `packed_attention`
+    vision_attention = PACKED_ATTENTION  # the name under which transformers knows `packed_attention`
 
     def _speed_up_vision(self):
         """Takes attention's loop over images and the patch convolution out of Qwen-VL towers, with equal results.
@@ -105,9 +59,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
         convolution = getattr(tower.patch_embed.proj, "base_layer", tower.patch_embed.proj)
         if type(convolution) is torch.nn.Conv3d:
             # a bound method follows its module through deepcopy
-            convolution.forward = MethodType(_patches_as_product, convolution)
+            convolution.forward = MethodType(patches_as_product, convolution)
         if vision._attn_implementation == "sdpa":
-            vision._attn_implementation = _PACKED_ATTENTION
+            vision._attn_implementation = PACKED_ATTENTION
 
     # loading and saving
     @classmethod

@@ -19,7 +19,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unime import UniMEModel
-from unime.examples.backbone import build_config, build_tokenizer
+from unime.miniature.backbone import build_config, build_tokenizer
 from unime.processing_unime import plan_chunks
 
 WORDS = [

@@ -18,7 +18,7 @@ from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unime import UniMERerankerForCausalLM
-from unime.examples.backbone import build_config, build_tokenizer
+from unime.miniature.backbone import build_config, build_tokenizer
 from unime.prompts_unime import POINTWISE_INSTRUCTION
 
 

@@ -25,7 +25,7 @@ def peak() -> int:
 def worker(engine: str, options):
     import faiss
 
-    from unime.data.retrieval import exact_top_k
+    from unime.mining.retrieval import exact_top_k
 
     rng = np.random.default_rng(0)
     queries, corpus = (rng.normal(size=(options.rows, options.width)).astype(np.float32) for _ in range(2))

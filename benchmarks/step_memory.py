@@ -22,8 +22,8 @@ def one_step(batch_size: int, token_budget: int) -> dict:
 
     from unime import UniMEModel
     from unime.data.readers import read_mmeb_train
-    from unime.data.shapes import build
-    from unime.examples.backbone import build_config, build_processor, build_tokenizer, world_texts
+    from unime.miniature.backbone import build_config, build_processor, build_tokenizer, world_texts
+    from unime.miniature.world import build
     from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 
     with tempfile.TemporaryDirectory() as folder:

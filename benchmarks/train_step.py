@@ -27,9 +27,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from unime import UniMEModel
 from unime.data.collators import EmbeddingCollator
 from unime.data.schema import Example, Item, to_dataset
-from unime.examples.backbone import build_config, build_tokenizer
-from unime.trainers.adapters import adapted, find_targets
-from unime.trainers.gradient_cache import cached_loss, without_adapter
+from unime.miniature.backbone import build_config, build_tokenizer
+from unime.trainers.adapters import adapted, find_targets, without_adapter
+from unime.trainers.gradient_cache import cached_loss
 from unime.trainers.losses import HardNegativeInfoNCE
 from unime.trainers.stage import plain_attention
 
@@ -86,12 +86,13 @@ def make_repo(folder: Path) -> Path:
     files = {
         "modules.json": [{"idx": 0, "name": "0", "path": "", "type": module}],
         "sentence_bert_config.json": {
-            "transformer_task": "feature-extraction", "modality_config": modalities,
+            "transformer_task": "feature-extraction",
+            "modality_config": modalities,
             "module_output_name": "sentence_embedding",
             "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
         },
         "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
-    }  # fmt: skip
+    }
     for name, content in files.items():
         (folder / "repo" / name).write_text(json.dumps(content))
     return folder / "repo"

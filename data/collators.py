@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..items_unime import plan_chunks
+from ..batching_unime import plan_chunks
 from ..processing_unime import UniMEProcessor
 from .schema import to_example
 

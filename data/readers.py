@@ -16,9 +16,8 @@ from datasets import Dataset
 
 from .images import resolve_image
 from .json_lists import json_list
-from .schema import Example, Item, to_dataset
+from .schema import PLACEHOLDER, Example, Item, to_dataset
 
-PLACEHOLDER = "<|image_1|>"
 HUB = "hf://datasets/"
 _MMEB_TRAIN = {  # column -> other spellings of it in public files
     "qry": ("qry_text",),
@@ -123,9 +122,13 @@ def _limited(rows: Iterable[Located], limit: int | None) -> Iterator[Located]:
 
 # MMEB
 def read_mmeb_train(
-    root, subsets: list[str] | None = None, split: str = "original", image_root=None, limit: int | None = None,
+    root,
+    subsets: list[str] | None = None,
+    split: str = "original",
+    image_root=None,
+    limit: int | None = None,
     found: Findings | None = None,
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     """Reads TIGER-Lab/MMEB-train's layout: `<root>/<subset>/<split>-*.parquet`, images relative to `image_root`.
 
     Args:
@@ -301,9 +304,13 @@ def check_scores(scores: Iterable):
 
 
 def read_rows(
-    path, image_root=None, subsets: list[str] | None = None, split: str = "original", limit: int | None = None,
+    path,
+    image_root=None,
+    subsets: list[str] | None = None,
+    split: str = "original",
+    limit: int | None = None,
     found: Findings | None = None,
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     """Reads training rows of any layout, told apart by the file's kind and its columns.
 
     - a folder of `<subset>/<split>-*.parquet` (MMEB-train) or of `<subset>_hard_negatives.json` (SaHa);
@@ -358,9 +365,14 @@ def _parse_own(located: Located, root: Path, found: Findings) -> Example:
     positive_score = row.get("positive_score")
     check_scores([*scores, *([] if positive_score is None else [positive_score])])
     return Example(
-        item(row["query"]), item(row["positive"]), [item(negative) for negative in negatives], positive_score,
-        list(scores), located.dataset, [item(query) for query in row.get("negative_queries") or []],
-    )  # fmt: skip
+        item(row["query"]),
+        item(row["positive"]),
+        [item(negative) for negative in negatives],
+        positive_score,
+        list(scores),
+        located.dataset,
+        [item(query) for query in row.get("negative_queries") or []],
+    )
 
 
 # files

@@ -9,6 +9,7 @@ from itertools import islice
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
+PLACEHOLDER = "<|image_1|>"  # stands for the image in MMEB's texts
 VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
@@ -30,6 +31,11 @@ class Item:
     def content_hash(self) -> int:
         """A signed 64-bit hash of the content, the same in every process; ranks compare items by it."""
         return content_hash(f"{len(self.text)}:{self.text}{self.image}")
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What makes two candidates one: equal images, and texts equal but for case, spacing and placeholders."""
+        return " ".join(self.text.replace(PLACEHOLDER, " ").split()).casefold(), self.image
 
     def as_input(self) -> dict:
         """The form that `UniMEModel.encode` and `UniMEProcessor.prepare` take."""

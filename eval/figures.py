@@ -69,9 +69,13 @@ def next_tokens(panels: dict[str, list[tuple[Item, list[tuple[str, float]]]]], p
     """
     count = len(next(iter(panels.values())))
     figure, axes = plt.subplots(
-        count, 1 + len(panels), figsize=(2.6 + 3.6 * len(panels), 0.4 + 2.5 * count), constrained_layout=True,
-        squeeze=False, width_ratios=[2.2, *[3.6] * len(panels)],
-    )  # fmt: skip
+        count,
+        1 + len(panels),
+        figsize=(2.6 + 3.6 * len(panels), 0.4 + 2.5 * count),
+        constrained_layout=True,
+        squeeze=False,
+        width_ratios=[2.2, *[3.6] * len(panels)],
+    )
     rows = []
     for column, (title, found) in enumerate(panels.items(), 1):
         for number, (item, words) in enumerate(found):

@@ -15,9 +15,9 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
 
-from ..checkpoints import open_checkpoint
-from ..data.stages import processes
+from ..checkpoints.opening import open_checkpoint
 from ..items_unime import item_key
+from ..jobs.shards import processes
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 
 MODALITIES = ["text", "image"]  # undeclared, mteb takes a model for one of texts and drops images without a word
@@ -34,14 +34,20 @@ def model_meta(model, name: str, loader, revision: str | None = None, **facts) -
     """
     embedder = isinstance(model, UniMEModel)
     known = {
-        "name": name, "revision": revision, "loader": loader, "modalities": MODALITIES,
-        "n_parameters": model.num_parameters(), "max_tokens": model.processor.max_length,
+        "name": name,
+        "revision": revision,
+        "loader": loader,
+        "modalities": MODALITIES,
+        "n_parameters": model.num_parameters(),
+        "max_tokens": model.processor.max_length,
         "memory_usage_mb": round(model.get_memory_footprint() / 2**20),
         "embed_dim": model.config.hidden_size if embedder else None,
         "similarity_fn_name": ScoringFunction.COSINE if embedder else None,
-        "model_type": ["dense"] if embedder else ["cross-encoder"], "framework": ["PyTorch", "Transformers"],
-        "use_instructions": True, "open_weights": True,
-    }  # fmt: skip
+        "model_type": ["dense"] if embedder else ["cross-encoder"],
+        "framework": ["PyTorch", "Transformers"],
+        "use_instructions": True,
+        "open_weights": True,
+    }
     return ModelMeta.create_empty(overwrites=known | facts)
 
 
@@ -70,9 +76,15 @@ class UniMEEncoder(AbsEncoder):
     """
 
     def __init__(
-        self, model_name, revision: str | None = None, device: str | None = None, preset: str | None = None,
-        use_task_instructions: bool = True, default_instruction: str | None = None, **options,
-    ):  # fmt: skip
+        self,
+        model_name,
+        revision: str | None = None,
+        device: str | None = None,
+        preset: str | None = None,
+        use_task_instructions: bool = True,
+        default_instruction: str | None = None,
+        **options,
+    ):
         loaded = isinstance(model_name, UniMEModel)
         model = model_name if loaded else open_checkpoint(model_name, preset)
         self.model = model.eval() if loaded else model.to(device or processes().device).eval()

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from ..data.benchmarks import GROUPS, KINDS, group_means
+from .means import group_means
+from .suites import GROUPS, KINDS
 
 PATH = Path(__file__).parent / "published.yaml"
 SPLITS = ("IND", "OOD")

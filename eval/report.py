@@ -1,47 +1,39 @@
-"""Reports: results beside the published numbers, with confidence intervals and paired comparisons.
+"""Reports: results beside the published numbers, with confidence intervals and paired comparisons."""
 
-    unime eval report outputs/eval --out report
-
-writes `report.md`, `report.html`, and for benchmarks of the Hub `<model>/.eval_results/<benchmark>.yaml`.
-"""
-
-import argparse
-import html
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-from ..data.benchmarks import GROUPS, group_means
-from ..data.stages import write_text
+from .means import group_means, means_of, notes_of
+from .pages import Table
 from .published import contradictions, per_data_set, published
-from .runner import FORMAT, means_of, notes_of
+from .runner import FORMAT
 from .statistics import distributions, interval, p_value
+from .suites import GROUPS
 
 HUB = {  # benchmark, or the first part of a task's name -> its data set on the Hub
-    "mmeb": "TIGER-Lab/MMEB-eval", "mmeb-v2-image": "TIGER-Lab/MMEB-V2", "visdoc": "TIGER-Lab/MMEB-V2",
-    "video": "TIGER-Lab/MMEB-V2", "flickr30k": "royokong/flickr30k_test", "coco": "royokong/coco_test",
-    "urban1k": "BeichenZhang/Urban1k", "sharegpt4v": "Lin-Chen/ShareGPT4V",
-}  # fmt: skip
+    "mmeb": "TIGER-Lab/MMEB-eval",
+    "mmeb-v2-image": "TIGER-Lab/MMEB-V2",
+    "visdoc": "TIGER-Lab/MMEB-V2",
+    "video": "TIGER-Lab/MMEB-V2",
+    "flickr30k": "royokong/flickr30k_test",
+    "coco": "royokong/coco_test",
+    "urban1k": "BeichenZhang/Urban1k",
+    "sharegpt4v": "Lin-Chen/ShareGPT4V",
+}
 TITLES = {
-    "mmeb": "MMEB", "mmeb-v2-image": "MMEB-V2, images", "visdoc": "MMEB-V2, visual documents",
-    "video": "MMEB-V2, videos", "retrieval": "Image-text retrieval", "sugarcrepe": "SugarCrepe",
+    "mmeb": "MMEB",
+    "mmeb-v2-image": "MMEB-V2, images",
+    "visdoc": "MMEB-V2, visual documents",
+    "video": "MMEB-V2, videos",
+    "retrieval": "Image-text retrieval",
+    "sugarcrepe": "SugarCrepe",
     "world": "The miniature world",
-}  # fmt: skip
-
-
-@dataclass
-class Table:
-    """A table of a report: its first column is left-aligned, the others hold numbers."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    notes: list[str] = field(default_factory=list)
+}
 
 
 @dataclass
@@ -82,8 +74,12 @@ def load(paths: list[str], names: list[str] | None = None) -> list[Result]:
     doubled = {result.name for result in results if [r.name for r in results].count(result.name) > 1}
     for number, result in enumerate(results):
         if result.name in doubled and not names:
-            same = [r for r in results[:number] if r.content["model"] == result.content["model"]
-                    and r.content["benchmark"] == result.content["benchmark"]]  # fmt: skip
+            same = [
+                r
+                for r in results[:number]
+                if r.content["model"] == result.content["model"]
+                and r.content["benchmark"] == result.content["benchmark"]
+            ]
             result.name = result.content["model"] + f" ({len(same) + 1})" * bool(same)
     return results
 
@@ -212,14 +208,34 @@ def _reranked(benchmark: str, results: list[Result]) -> list[Table]:
         if "rerank" not in result.content["settings"]:
             continue
         rows = [
-            [name, str(own["queries"]), _percent(own["before"]["precision@1"]), _percent(own["precision@1"]),
-             f"{own['before']['mrr']:.3f}", f"{own['mrr']:.3f}", _three(own["before"]["ndcg@5"]),
-             f"{own['ndcg@5']:.3f}", str(own["gained"]),
-             str(own["lost"]), str(own["not among the candidates"])]
+            [
+                name,
+                str(own["queries"]),
+                _percent(own["before"]["precision@1"]),
+                _percent(own["precision@1"]),
+                f"{own['before']['mrr']:.3f}",
+                f"{own['mrr']:.3f}",
+                _three(own["before"]["ndcg@5"]),
+                f"{own['ndcg@5']:.3f}",
+                str(own["gained"]),
+                str(own["lost"]),
+                str(own["not among the candidates"]),
+            ]
             for name, own in result.tasks.items()
-        ]  # fmt: skip
-        head = ["data set", "queries", "P@1 before", "P@1 after", "MRR before", "MRR after", "nDCG@5 before",
-                "nDCG@5 after", "gained first place", "lost it", "right answer not among the candidates"]  # fmt: skip
+        ]
+        head = [
+            "data set",
+            "queries",
+            "P@1 before",
+            "P@1 after",
+            "MRR before",
+            "MRR after",
+            "nDCG@5 before",
+            "nDCG@5 after",
+            "gained first place",
+            "lost it",
+            "right answer not among the candidates",
+        ]
         tables.append(Table(f"{_title(benchmark)}: reranked by {result.name}", head, rows))
     if tables:
         table = published()["reranking"]
@@ -232,8 +248,11 @@ def _reranked(benchmark: str, results: list[Result]) -> list[Table]:
 def _paired(benchmark: str, first: Result, second: Result) -> list[Table]:
     """How much better the second is than the first, over the tasks that both ran on the same queries."""
     title = f"{_title(benchmark)}: {second.name} minus {first.name}, in points"
-    shared = [name for name in first.tasks if name in second.tasks
-              and first.tasks[name]["queries"] == second.tasks[name]["queries"]]  # fmt: skip
+    shared = [
+        name
+        for name in first.tasks
+        if name in second.tasks and first.tasks[name]["queries"] == second.tasks[name]["queries"]
+    ]
     if not shared or first.content["data"] != second.content["data"]:
         return [Table(title, ["data set"], [], ["Not compared: the two were measured on other data or queries."])]
     own = [Result(r.name, r.path, {**r.content, "tasks": {n: r.tasks[n] for n in shared}}) for r in (first, second)]
@@ -255,52 +274,6 @@ def _paired(benchmark: str, first: Result, second: Result) -> list[Table]:
     return [Table(title, ["data set", "difference", "95 % interval", "p"], rows, notes)]
 
 
-# forms
-def to_markdown(tables: list[Table]) -> str:
-    """The tables in GitHub's Markdown."""
-    parts = ["# Evaluation"]
-    for table in tables:
-        parts.append(f"## {table.title}")
-        if table.rows:
-            lines = [table.head, ["---"] + ["---:"] * (len(table.head) - 1), *table.rows]
-            parts.append(
-                "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-            )
-        parts += ["\n".join(f"- {note}" for note in table.notes)] * bool(table.notes)
-    return "\n\n".join(parts) + "\n"
-
-
-_STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#1b1b1b}
-div{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:13px}
-th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}
-th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:#fff}
-tr.own td{background:#eef4ff;font-weight:600}li{color:#555;font-size:13px}"""
-
-
-def to_html(tables: list[Table]) -> str:
-    """The tables as one page that needs nothing else."""
-
-    def cell(text, tag):
-        return f"<{tag}>{html.escape(text.replace('**', ''))}</{tag}>"
-
-    parts = []
-    for table in tables:
-        parts.append(f"<h2>{html.escape(table.title)}</h2>")
-        if table.rows:
-            head = "".join(cell(text, "th") for text in table.head)
-            rows = ""
-            for row in table.rows:
-                own = " class=own" if row[0].startswith("**") else ""
-                rows += f"<tr{own}>{''.join(cell(text, 'td') for text in row)}</tr>\n"
-            parts.append(f"<div><table><tr>{head}</tr>\n{rows}</table></div>")
-        parts.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in table.notes) + "</ul>")
-    body = "\n".join(parts)
-    return (
-        f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>Evaluation</title>\n<style>{_STYLE}</style>\n"
-        f"<h1>Evaluation</h1>\n{body}\n</html>\n"
-    )
-
-
 def to_eval_results(result: Result) -> list[dict]:
     """The entries of `.eval_results/<benchmark>.yaml` of a model's repository.
 
@@ -318,31 +291,3 @@ def to_eval_results(result: Result) -> list[dict]:
             note = f"{metric}, in percent; strict ties; data {result.content['data']}"
             entries.append(EvalResultEntry(data_set, name, round(100 * value, 2), notes=note))
     return eval_result_entries_to_yaml(entries)
-
-
-def main(arguments=None):
-    """The command `unime eval report`."""
-    parser = argparse.ArgumentParser(
-        prog="unime eval report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("results", nargs="+", help="results.json files, or folders of them; the first is the baseline")
-    parser.add_argument("--names", nargs="+", help="what to call them")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where to write, without .md or .html")
-    options = parser.parse_args(arguments)
-    results = load(options.results, options.names)
-    tables = build(results)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.out.with_name(f"{options.out.name}.md"), to_markdown(tables))
-    write_text(options.out.with_name(f"{options.out.name}.html"), to_html(tables))
-    print(f"{options.out}.md\n{options.out}.html")
-    for result in results:
-        if entries := to_eval_results(result):
-            folder = options.out.parent / re.sub(r"[^\w.-]+", "-", result.name) / ".eval_results"
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{result.content['benchmark']}.yaml"
-            write_text(path, yaml.safe_dump(entries, sort_keys=False))
-            print(path)
-
-
-if __name__ == "__main__":
-    main()

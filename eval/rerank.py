@@ -8,55 +8,14 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from ..checkpoints import open_checkpoint
-from ..data.embedding import checkpoint_fingerprint
-from ..data.stages import fingerprint, processes, read_errors, read_stage, run_stage, write_text
-from ..data.tasks import Task
-from ..modeling_unime import UniMERerankerForCausalLM
+from ..jobs.reranking import Reranker
+from ..jobs.shards import fingerprint, processes, read_errors, read_job, run_job, write_text
+from .means import means_of
 from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
-from .runner import DEPTH, FORMAT, data_fingerprint, means_of, metrics_of
+from .runner import DEPTH, FORMAT, data_fingerprint, metrics_of
+from .tasks import Task
 
 NEVER = 10**9  # the place of what is not there
-STRATEGIES = ("pointwise", "listwise", "fused")
-
-
-class Reranker:
-    """A reranker, loaded when it is first needed.
-
-    Args:
-        source: folder or repository.
-        strategy (`str`): `"pointwise"`, `"listwise"` or `"fused"`, as in [`UniMERerankerForCausalLM.rank`].
-        dtype (`str`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
-        options: for the model's `rank`.
-    """
-
-    def __init__(self, source, strategy: str = "pointwise", dtype: str = "auto", **options):
-        if strategy not in STRATEGIES:
-            raise ValueError(f"the strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
-        self.source, self.strategy, self.dtype, self.options = source, strategy, dtype, options
-        self.model = None
-
-    def settings(self) -> dict:
-        """What decides an order."""
-        own = {"strategy": self.strategy, "dtype": self.dtype, **self.options}
-        return {"reranker": checkpoint_fingerprint(self.source), **own}
-
-    def load(self) -> UniMERerankerForCausalLM:
-        if self.model is None:
-            model = open_checkpoint(self.source, reranker=True, dtype=self.dtype)
-            if not isinstance(model, UniMERerankerForCausalLM):
-                raise ValueError(f"{self.source} is an embedder; a reranker or a stock VLM is needed.")
-            self.model = model.to(processes().device).eval()
-        return self.model
-
-    def scores(self, query, candidates: list, similarity: list[float]) -> list[float]:
-        """One score per candidate."""
-        extra = {"retrieval_scores": similarity} if self.strategy == "fused" else {}
-        found = self.load().rank(
-            query, candidates, strategy=self.strategy, show_progress=False, **extra, **self.options
-        )
-        scores = {entry["index"]: entry["score"] for entry in found}
-        return [scores[i] for i in range(len(candidates))]
 
 
 def saved_result(path) -> Path:
@@ -74,9 +33,14 @@ def _top(path: Path) -> Path:
 
 
 def run_rerank(
-    results, tasks: list[Task], reranker: Reranker, top: int = 10, image_root=None, limit: int | None = None,
+    results,
+    tasks: list[Task],
+    reranker: Reranker,
+    top: int = 10,
+    image_root=None,
+    limit: int | None = None,
     shard_size: int = 16,
-) -> Path:  # fmt: skip
+) -> Path:
     """Reranks the best candidates of every query, going on where it was interrupted, over the processes of a launch.
 
     Args:
@@ -120,28 +84,41 @@ def run_rerank(
             scores[place, : len(best)] = reranker.scores(task.queries[number].as_input(), candidates, similarity)
         return {"scores": scores}
 
-    run_stage(
-        home / "scores", asked, work, settings, keys=lambda row: f"{row[0].name} {row[1]}", shard_size=shard_size,
-        rank=state.process_index, world_size=state.num_processes, description="Reranking", prepare=reranker.load,
+    run_job(
+        home / "scores",
+        asked,
+        work,
+        settings,
+        keys=lambda row: f"{row[0].name} {row[1]}",
+        shard_size=shard_size,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        description="Reranking",
+        prepare=reranker.load,
         retry_failed=True,
-    )  # fmt: skip
+    )
     state.wait_for_everyone()
     if errors := read_errors(home / "scores"):
         raise ValueError(
             f"{len(errors)} queries failed, so there is no result; {errors[0]['key']}: {errors[0]['reason']}"
         )
     if state.is_main_process:
-        scores, found, start = read_stage(home / "scores")["scores"], {}, 0
+        scores, found, start = read_job(home / "scores")["scores"], {}, 0
         for task in tasks:
             count = len(task.queries[:limit])
             best = kept[f"{task.name}/top"][:, :top]
             found[task.name] = _score(task, scores[start : start + count], best, before["tasks"][task.name])
             start += count
         content = {
-            "format": FORMAT, "benchmark": before["benchmark"], "model": f"{before['model']} + {settings['reranker']}",
-            "settings": {**before["settings"], "rerank": settings}, "source": before["source"], "data": data,
-            "means": means_of(before["benchmark"], found), "tasks": found,
-        }  # fmt: skip
+            "format": FORMAT,
+            "benchmark": before["benchmark"],
+            "model": f"{before['model']} + {settings['reranker']}",
+            "settings": {**before["settings"], "rerank": settings},
+            "source": before["source"],
+            "data": data,
+            "means": means_of(before["benchmark"], found),
+            "tasks": found,
+        }
         write_text(home / "results.json", json.dumps(content, indent=1))
     state.wait_for_everyone()
     return home / "results.json"
@@ -170,11 +147,13 @@ def _score(task: Task, scores: np.ndarray, best: np.ndarray, old: dict) -> dict:
     was, partial = old["ranks"][: len(found)], len(found) < len(task.queries)
     changes = {
         "before": {
-            "precision@1": recall_at(was, 1), "mrr": mean_reciprocal_rank(was),
+            "precision@1": recall_at(was, 1),
+            "mrr": mean_reciprocal_rank(was),
             "ndcg@5": fmean(old["values"][: len(found)]) if "values" in old else None,
         },
         "notes": task.notes + [f"the first {len(found)} of {len(task.queries)} queries"] * partial,
-        "lost": sum(a == 1 < b for a, b in zip(was, found)), "gained": sum(b == 1 < a for a, b in zip(was, found)),
+        "lost": sum(a == 1 < b for a, b in zip(was, found)),
+        "gained": sum(b == 1 < a for a, b in zip(was, found)),
         "not among the candidates": absent,
-    }  # fmt: skip
+    }
     return metrics_of(task, found, gained, ties) | changes

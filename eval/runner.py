@@ -11,12 +11,12 @@ import torch
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
-from ..data.benchmarks import GROUPS, group_means
-from ..data.embedding import Embedder, embed, item_name
 from ..data.schema import Item
-from ..data.stages import fingerprint, read_errors, read_stage, write_text, write_whole
-from ..data.tasks import Task
+from ..jobs.embedding import Embedder, embed, item_name
+from ..jobs.shards import fingerprint, read_errors, read_job, write_text, write_whole
+from .means import means_of
 from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
+from .tasks import Task
 
 FORMAT = 1
 DEPTH = 50  # of the rankings that are kept, for a reranker and for pictures
@@ -29,7 +29,7 @@ def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, depth: i
 
     Args:
         queries (`Tensor` `[Q, D]`), corpus (`Tensor` `[N, D]`): unit-norm embeddings.
-        task ([`~unime.data.tasks.Task`]).
+        task ([`~unime.eval.tasks.Task`]).
         depth (`int`): how many of the best candidates to keep.
 
     Returns:
@@ -86,10 +86,19 @@ def metrics_of(task: Task, found: list[int], gained: list[float], ties: int) -> 
     recalls = {f"recall@{k}": recall_at(found, k) for k in (1, 5, 10)}
     sizes = [len(task.corpus)] if task.candidates is None else [len(candidates) for candidates in task.candidates]
     result = {
-        "kind": task.kind, "split": task.split, "queries": len(found), "candidates": max(sizes),
-        "metric": task.metric, "precision@1": recalls["recall@1"], **recalls,
-        "mrr": mean_reciprocal_rank(found), "ndcg@5": fmean(gained), "ties": ties, "notes": task.notes, "ranks": found,
-    }  # fmt: skip
+        "kind": task.kind,
+        "split": task.split,
+        "queries": len(found),
+        "candidates": max(sizes),
+        "metric": task.metric,
+        "precision@1": recalls["recall@1"],
+        **recalls,
+        "mrr": mean_reciprocal_rank(found),
+        "ndcg@5": fmean(gained),
+        "ties": ties,
+        "notes": task.notes,
+        "ranks": found,
+    }
     if task.together:
         result["together"] = task.together[: len(found)]
     if task.metric == "ndcg@5":
@@ -133,9 +142,14 @@ def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: 
 
 # as a job
 def run_benchmark(
-    benchmark: str, tasks: list[Task], embedder: Embedder, out, image_root=None, source: dict | None = None,
+    benchmark: str,
+    tasks: list[Task],
+    embedder: Embedder,
+    out,
+    image_root=None,
+    source: dict | None = None,
     shard_size: int = 1024,
-) -> Path:  # fmt: skip
+) -> Path:
     """Measures a model on a benchmark, going on where it was interrupted, over the processes of a launch.
 
     Everything goes to `<out>/<model>/<benchmark>-<key>`, whose key is made from the model, its settings and the data:
@@ -144,7 +158,7 @@ def run_benchmark(
     Args:
         benchmark (`str`): its name.
         tasks (`list[Task]`): what the readers return.
-        embedder ([`~unime.data.embedding.Embedder`]).
+        embedder ([`~unime.jobs.embedding.Embedder`]).
         out: folder of all results.
         image_root (*optional*): paths below it identify images.
         source (`dict`, *optional*): how the tasks were read, kept for the reranker and the figures.
@@ -170,9 +184,15 @@ def run_benchmark(
             results[task.name], top, similarity = score_task(query, corpus, task, DEPTH)
             kept |= {f"{task.name}/top": top, f"{task.name}/similarity": similarity}
         content = {
-            "format": FORMAT, "benchmark": benchmark, "model": settings["model"], "settings": settings,
-            "source": source or {}, "data": data, "means": means_of(benchmark, results), "tasks": results,
-        }  # fmt: skip
+            "format": FORMAT,
+            "benchmark": benchmark,
+            "model": settings["model"],
+            "settings": settings,
+            "source": source or {},
+            "data": data,
+            "means": means_of(benchmark, results),
+            "tasks": results,
+        }
         write_whole(home / "top.safetensors", lambda draft: save_file(kept, draft))
         write_text(path, json.dumps(content, indent=1))
     embedder.state.wait_for_everyone()
@@ -204,7 +224,7 @@ def _encode(tasks, embedder: Embedder, home: Path, image_root, shard_size: int) 
 
 def _table(stage: Path, rows: list[np.ndarray]):
     """The embeddings of each task's rows, one task after the other."""
-    embeddings = torch.from_numpy(read_stage(stage, ["embeddings"])["embeddings"])
+    embeddings = torch.from_numpy(read_job(stage, ["embeddings"])["embeddings"])
     return (embeddings[torch.from_numpy(own)] for own in rows)
 
 
@@ -216,52 +236,3 @@ def data_fingerprint(tasks: list[Task], image_root=None) -> str:
         lists = json.dumps([task.name, task.metric, task.candidates, task.relevant, task.gains])
         digest.update(fingerprint([*names, lists]).encode())
     return digest.hexdigest()
-
-
-# means
-def means_of(benchmark: str, results: dict[str, dict]) -> dict[str, float | None]:
-    """The means that are published for a benchmark; for another one those of [`summarize`]."""
-    if benchmark in GROUPS:
-        return group_means(benchmark, {name: result["score"] for name, result in results.items()})
-    return summarize(results)
-
-
-def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, float]:
-    """Unweighted means of precision@1 by kind, and `"mean"` over tasks with at least `candidates` candidates.
-
-    Tasks with fewer (ten digit classes, compositional pairs) have a high chance level and would inflate the mean.
-    """
-    kinds: dict[str, list[float]] = {}
-    for result in results.values():
-        kinds.setdefault(result["kind"], []).append(result.get("score", result["precision@1"]))
-    large = [r.get("score", r["precision@1"]) for r in results.values() if r["candidates"] >= candidates]
-    means = {kind: sum(values) / len(values) for kind, values in kinds.items()}
-    return {**means, "mean": sum(large) / len(large)} if large else means
-
-
-def notes_of(tasks: dict[str, dict]) -> dict[str, str]:
-    """What has to be said of results, each note with the names of the tasks that it is about."""
-    found = {}
-    for name, own in tasks.items():
-        for note in own["notes"] + [f"{own['ties']} ties, counted as wrong"] * bool(own["ties"]):
-            found.setdefault(note, []).append(name)
-    return {note: "all" if 1 < len(names) == len(tasks) else ", ".join(names) for note, names in found.items()}
-
-
-def print_table(columns: dict[str, dict[str, dict]], benchmark: str = "world"):
-    """Prints the score of each task, one column a model: `{title: results of `evaluate`}`."""
-    first = next(iter(columns.values()))
-    metrics = sorted({result["metric"] for result in first.values()}, reverse=True)
-    wide = max(max(map(len, first)), 17)
-    print(f"\n{' / '.join(metrics):<{wide}} {'kind':<15}{'candidates':>10}" + _row(columns))
-    for task, result in first.items():
-        values = _row([f"{results[task]['score']:.3f}" for results in columns.values()])
-        print(f"{task:<{wide}} {result['kind']:<15}{result['candidates']:>10}{values}")
-    means = [means_of(benchmark, results) for results in columns.values()]
-    for name in means[0]:
-        values = _row(["-" if own[name] is None else f"{own[name]:.3f}" for own in means])
-        print(f"{f'mean: {name}' if name != 'mean' else 'mean, 100 candidates and more':<{wide + 26}}{values}")
-
-
-def _row(cells) -> str:
-    return "".join(f"{cell:>12}" for cell in cells)

@@ -1,1 +1,1 @@
-"""Whole runs on the miniature world: the backbone and the quickstart."""
+"""Whole runs on the miniature world, for people to start and to read."""

@@ -18,18 +18,20 @@ from pathlib import Path
 
 import torch
 
-from ..data.embedding import Embedder
-from ..data.shapes import build
-from ..data.tasks import read_world_tasks
-from ..eval.rerank import Reranker, run_rerank
-from ..eval.runner import evaluate, run_benchmark, summarize
+from ..eval.means import summarize
+from ..eval.rerank import run_rerank
+from ..eval.runner import evaluate, run_benchmark
+from ..eval.tasks import read_world_tasks
+from ..jobs.embedding import Embedder
+from ..jobs.reranking import Reranker
+from ..miniature.backbone import BackboneConfig, last_checkpoint, pretrain
+from ..miniature.judge import JudgeConfig, train_judge
+from ..miniature.teacher import train_teacher
+from ..miniature.world import build
 from ..modeling_unime import UniMEModel
 from ..trainers import alignment, contrastive, distillation, reranker
-from .backbone import BackboneConfig, last_checkpoint, pretrain
-from .judge import JudgeConfig, train_judge
 from .mining import false_negatives, mine, print_shares
 from .quickstart import load_for_cpu_or_gpu, write_json
-from .teacher import train_teacher
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "shapes"
 KINDS = ("Classification", "VQA", "Retrieval", "Grounding", "Compositional", "mean")
@@ -89,9 +91,16 @@ def run(out: Path, seeds: int, settings: dict):
         here.mkdir(exist_ok=True)
         shared, steps = {"seed": seed}, settings["steps"]
         first = train(
-            distillation, "distillation", backbone, here / "stage-1", **shared, **steps["distillation"],
-            data=world / "nli" / "nli_for_simcse.csv", teacher=teacher, teacher_embeddings=out / "teacher-embeddings",
-        )  # fmt: skip
+            distillation,
+            "distillation",
+            backbone,
+            here / "stage-1",
+            **shared,
+            **steps["distillation"],
+            data=world / "nli" / "nli_for_simcse.csv",
+            teacher=teacher,
+            teacher_embeddings=out / "teacher-embeddings",
+        )
         mmeb = {"data": world / "train", "image_root": world, **shared, **steps["contrastive"]}
         alone = train(contrastive, "contrastive", backbone, here / "stage-2-alone", **mmeb)
         both = train(contrastive, "contrastive", first, here / "stages-1-2", **mmeb)

@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..data.mining import identity
-from ..data.pipeline import Mining, MiningConfig
 from ..data.readers import read_clusters, read_judged, read_mmeb_train
-from ..data.retrieval import exact_top_k
 from ..data.schema import Item, to_example
+from ..mining.pipeline import Mining, MiningConfig
+from ..mining.retrieval import exact_top_k
 from .quickstart import write_json
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "mining" / "shapes.yaml"
@@ -45,18 +44,18 @@ class Truth:
         for path in sorted((world / "truth").glob("*.json")):
             rows = read_mmeb_train(world / "train", [path.stem], image_root=world)
             for positive, content in zip(rows["positive"], json.loads(path.read_text(encoding="utf-8"))):
-                self.contents[path.stem, identity(Item(**positive))] = content
+                self.contents[path.stem, Item(**positive).identity] = content
 
     def same(self, task: str, first: Item, second: Item) -> bool:
-        return self.contents[task, identity(first)] == self.contents[task, identity(second)]
+        return self.contents[task, first.identity] == self.contents[task, second.identity]
 
 
 def false_negatives(world: Path, mining: Mining, batch: int = 64, negatives: int = 8, seed: int = 0) -> dict:
     """Share of false negatives by method and task, over the rows that were mined.
 
     Args:
-        world (`Path`): written by `unime.data.shapes`.
-        mining ([`~unime.data.pipeline.Mining`]): finished, with a pool per data set.
+        world (`Path`): written by `unime.miniature.world`.
+        mining ([`~unime.mining.pipeline.Mining`]): finished, with a pool per data set.
         batch (`int`): rows of one task in a batch, for in-batch top-k.
         negatives (`int`): taken of each row.
 

@@ -17,9 +17,17 @@ def train(model: Path, world: Path, selection: str, steps: int) -> list[dict]:
     """Trains with a selection of negatives, keeps nothing, and returns the log."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = make_trainer(
-            world, model, output_dir=folder, max_steps=steps, selection=selection, num_hard_negatives=8,
-            logging_steps=1, save_strategy="no", lr_scheduler_type="constant_with_warmup", lr_scheduler_kwargs={},
-        )  # fmt: skip
+            world,
+            model,
+            output_dir=folder,
+            max_steps=steps,
+            selection=selection,
+            num_hard_negatives=8,
+            logging_steps=1,
+            save_strategy="no",
+            lr_scheduler_type="constant_with_warmup",
+            lr_scheduler_kwargs={},
+        )
         trainer.train()
     return trainer.state.log_history
 

@@ -19,16 +19,18 @@ import torch
 import yaml
 from transformers import HfArgumentParser
 
-from ..data.readers import PLACEHOLDER, read_mmeb_train
-from ..data.shapes import build
-from ..data.stages import write_text
-from ..data.tasks import read_world_tasks
+from ..data.readers import read_mmeb_train
+from ..data.schema import PLACEHOLDER
 from ..eval.figures import similarity_matrix
-from ..eval.runner import evaluate, print_table, summarize
+from ..eval.means import print_table, summarize
+from ..eval.runner import evaluate
+from ..eval.tasks import read_world_tasks
+from ..jobs.shards import write_text
+from ..miniature.backbone import BackboneConfig, last_checkpoint, pretrain
+from ..miniature.world import build
 from ..modeling_unime import UniMEModel
 from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from ..trainers.stage import plain_attention
-from .backbone import BackboneConfig, last_checkpoint, pretrain
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "shapes" / "contrastive.yaml"
 SEARCH = Path(__file__).parent / "search.py"

@@ -33,7 +33,7 @@ def one_seed():
 
 def save_backbone(path: Path, dropout: float = 0.0, seed: int = 0) -> Path:
     """Writes a stock Qwen2-VL checkpoint with random weights, hidden size 48, in the layout of the Hub."""
-    from unime.examples.backbone import build_config, build_processor, build_tokenizer
+    from unime.miniature.backbone import build_config, build_processor, build_tokenizer
 
     tokenizer = build_tokenizer(TEXTS, vocab_size=400)
     config = build_config(tokenizer, hidden_size=96, layers=2, vision_size=48, vision_layers=2)
@@ -67,7 +67,7 @@ def reranker(backbone):
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> Path:
     """A world of a few rows a task, with fewer than 100 candidates where tasks draw them from the rows."""
-    from unime.data.shapes import build
+    from unime.miniature.world import build
 
     return build(tmp_path_factory.mktemp("world"), train_rows=16, test_rows=12, pretrain_rows=64, show_progress=False)
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import picture
 
-from unime.data.benchmarks import MMEB, SUGARCREPE, VIDEO, VISDOC
+from unime.eval.suites import MMEB, SUGARCREPE, VIDEO, VISDOC
 
 
 def write_parquet(path: Path, columns: dict):
@@ -39,8 +39,9 @@ def write_mmeb(
         columns = {
             "qry_text": [f"query {i}" if instructions else f"<|image_1|>\n{said} query {i}" for i in range(queries)],
             "qry_img_path": [f"images/{name}/{i}.png" for i in range(queries)],
-            "tgt_text": texts, "tgt_img_path": [[""] * candidates] * queries,
-        }  # fmt: skip
+            "tgt_text": texts,
+            "tgt_img_path": [[""] * candidates] * queries,
+        }
         if instructions:
             columns |= {"qry_inst": [f"<|image_1|> {said}"] * queries, "tgt_inst": [""] * queries}
         folder = {"ImageNet-1K": "ImageNet_1K", "Place365": "Places365"}.get(name, name)
@@ -95,13 +96,17 @@ def write_visdoc(root: Path, names=tuple(VISDOC), pages: int = 4) -> Path:
         queries = range(3)
         page = {"bytes": None, "path": None}
         tables = {
-            "corpus": {"corpus-id": [kind(i) for i in range(pages)],
-                       "image": [page | {"bytes": png(i), "path": f"{i}.png"} for i in range(pages)]},
+            "corpus": {
+                "corpus-id": [kind(i) for i in range(pages)],
+                "image": [page | {"bytes": png(i), "path": f"{i}.png"} for i in range(pages)],
+            },
             "queries": {"query-id": [kind(i) for i in queries], "query": [f"question {i}" for i in queries]},
-            "qrels": {"query-id": [kind(i) for i in queries for _ in range(3)],
-                      "corpus-id": [kind((i + j) % pages) for i in queries for j in range(3)],
-                      "score": [score for _ in queries for score in (2.0, 1.0, 0.0)]},
-        }  # fmt: skip
+            "qrels": {
+                "query-id": [kind(i) for i in queries for _ in range(3)],
+                "corpus-id": [kind((i + j) % pages) for i in queries for j in range(3)],
+                "score": [score for _ in queries for score in (2.0, 1.0, 0.0)],
+            },
+        }
         for table, columns in tables.items():
             write_parquet(root / folder / table / f"{split}-00000-of-00001.parquet", columns)
     return root
@@ -124,15 +129,19 @@ def write_video(root: Path) -> Path:
         "qvhighlight": [{"query": "the jump", "video_path": "x/v0.mp4"}],
         "charades_sta": [{"query": "the jump", "video_path": "v0.mp4"}],
         "momentseeker_1k6": [
-            {"query": "the jump", "input_frames": given, "positive_frames": [{"output_path": "a/p.mp4"}],
-             "negative_frames": [{"output_path": "a/n.mp4"}]}
+            {
+                "query": "the jump",
+                "input_frames": given,
+                "positive_frames": [{"output_path": "a/p.mp4"}],
+                "negative_frames": [{"output_path": "a/n.mp4"}],
+            }
             for given in ("", "q.jpg", "a/p.mp4")
         ],
         "video-mme": [{"question": "What?", "videoID": "v0", "options": options, "answer": "B"}],
         "nextqa": [{"video": "v0", "question": "why", "answer": 4, **{f"a{i}": f"reason {i}" for i in range(5)}}],
         "egoschema": [{"video_idx": "v0", "question": "What?", "answer": "1", "option": options}],
         "activitynetqa": [{"video_name": "v0", "question": "is it", "answer": "no"}],
-    }  # fmt: skip
+    }
     (root / "data" / "mvbench").mkdir(parents=True)
     for name, own in rows.items():
         (root / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in own))
@@ -146,8 +155,9 @@ def write_video(root: Path) -> Path:
                 "QVHighlight": ["v0/query", "v0/positive", "v0/negative_1"],
                 "Charades-STA": ["v0/query", "v0/positive", "v0/negative_1"],
                 "MomentSeeker": ["video_frames/a_p", "video_frames/a_n"],
-                "MVBench": ["action/v0.mp4"], "ActivityNetQA": ["v_v0"],
-            }.get(name, folders)  # fmt: skip
+                "MVBench": ["action/v0.mp4"],
+                "ActivityNetQA": ["v_v0"],
+            }.get(name, folders)
             for number, folder in enumerate(folders):
                 for frame in (1, 2, 10):
                     write_picture(home / folder / f"frame_{frame}.jpg", 10 * number + frame)

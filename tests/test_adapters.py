@@ -12,7 +12,9 @@ from tiny_checkpoints import write
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.checkpoints import export, load_adapter, main, open_checkpoint
+from unime.checkpoints.conversion import export
+from unime.checkpoints.opening import load_adapter, open_checkpoint
+from unime.commands.convert import main
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v")
 RENAMED = {

@@ -11,8 +11,8 @@ import pytest
 from conftest import picture, save_backbone
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.apps.index import read_index
 from unime.cli import COMMANDS, main
+from unime.commands.index import read_index
 
 
 @pytest.fixture(scope="module")

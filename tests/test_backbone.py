@@ -3,7 +3,7 @@
 import pyarrow.parquet as pq
 import torch
 
-from unime.examples.backbone import (
+from unime.miniature.backbone import (
     CurriculumSampler,
     GenerativeCollator,
     build_processor,

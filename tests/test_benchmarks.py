@@ -19,24 +19,35 @@ from layouts import (
     write_visdoc,
 )
 
-from unime.data.benchmarks import GROUPS, MMEB, SUGARCREPE, VIDEO, VISDOC, group_means
-from unime.data.embedding import item_name
-from unime.data.mmeb_v2 import read_video, read_visdoc
-from unime.data.retrieval_sets import both_ways, read_captioned, read_retrieval, read_sharegpt4v, read_urban1k
 from unime.data.schema import Item
-from unime.data.tasks import read_mmeb, read_sugarcrepe
+from unime.eval.means import group_means
+from unime.eval.mmeb_v2 import read_video, read_visdoc
 from unime.eval.published import contradictions, per_data_set, published
+from unime.eval.retrieval_sets import both_ways, read_captioned, read_retrieval, read_sharegpt4v, read_urban1k
 from unime.eval.runner import score_task
+from unime.eval.suites import GROUPS, MMEB, SUGARCREPE, VIDEO, VISDOC
+from unime.eval.tasks import read_mmeb, read_sugarcrepe
+from unime.jobs.embedding import item_name
 
 
 # tables
 def test_tables_have_the_published_shape():
     assert {group: len(names) for group, names in GROUPS["mmeb"].items()} == {
-        "Classification": 10, "VQA": 10, "Retrieval": 12, "Grounding": 4, "IND": 20, "OOD": 16, "overall": 36,
-    }  # fmt: skip
+        "Classification": 10,
+        "VQA": 10,
+        "Retrieval": 12,
+        "Grounding": 4,
+        "IND": 20,
+        "OOD": 16,
+        "overall": 36,
+    }
     assert {group: len(names) for group, names in GROUPS["visdoc"].items()} == {
-        "ViDoRe v1": 10, "ViDoRe v2": 4, "VisRAG": 6, "OOD": 4, "overall": 24,
-    }  # fmt: skip
+        "ViDoRe v1": 10,
+        "ViDoRe v2": 4,
+        "VisRAG": 6,
+        "OOD": 4,
+        "overall": 24,
+    }
     assert len(GROUPS["video"]["overall"]) == 18 and sum(SUGARCREPE.values()) == 7511
 
 
@@ -149,15 +160,23 @@ def test_retrieval_sets_are_read_from_their_public_layouts(tmp_path):
     tasks = {task.name: task for task in read_retrieval(tmp_path)}
     sizes = {name: (len(task.queries), len(task.corpus)) for name, task in tasks.items()}
     assert sizes == {
-        "flickr30k_t2i": (20, 4), "flickr30k_i2t": (4, 20), "coco_t2i": (20, 4), "coco_i2t": (4, 20),
-        "sharegpt4v_t2i": (3, 3), "sharegpt4v_i2t": (3, 3), "urban1k_t2i": (3, 3), "urban1k_i2t": (3, 3),
-    }  # fmt: skip
+        "flickr30k_t2i": (20, 4),
+        "flickr30k_i2t": (4, 20),
+        "coco_t2i": (20, 4),
+        "coco_i2t": (4, 20),
+        "sharegpt4v_t2i": (3, 3),
+        "sharegpt4v_i2t": (3, 3),
+        "urban1k_t2i": (3, 3),
+        "urban1k_i2t": (3, 3),
+    }
     assert tasks["coco_i2t"].relevant[1] == [5, 6, 7, 8, 9], "the first five of seven captions"
     assert tasks["urban1k_t2i"].queries[0].text == "street 0", "the first line"
     assert tasks["sharegpt4v_t2i"].queries[2].text == "scene 2 in detail"
     notes = tasks["coco_t2i"].notes + tasks["flickr30k_i2t"].notes
-    assert notes == ["4 images with 20 captions, published with 5000 and 25000",
-                     "4 images with 20 captions, published with 1000 and 5000"]  # fmt: skip
+    assert notes == [
+        "4 images with 20 captions, published with 5000 and 25000",
+        "4 images with 20 captions, published with 1000 and 5000",
+    ]
     assert tasks["coco_t2i"].together == [image for image in range(4) for _ in range(5)]
     again = {task.name: task for task in read_retrieval(tmp_path, ["flickr30k"])}
     assert again["flickr30k_t2i"].corpus == tasks["flickr30k_t2i"].corpus, "pictures are unpacked once"

@@ -10,7 +10,8 @@ from fake_hub import FakeHub
 from PIL import Image
 
 from unime.cli import main as unime
-from unime.data.check import check, main
+from unime.commands.data import main
+from unime.data.check import check
 from unime.data.readers import Findings, read_rows
 from unime.data.schema import Item, to_example
 
@@ -21,9 +22,15 @@ def test_every_layout_and_spelling_gives_the_same_rows(tmp_path, world):
     spelled = [
         {"qry": query, "qry_image_path": image, "pos_text": positive, "pos_image_path": ""},
         {"qry_text": query, "qry_img_path": image, "tgt_text": positive, "tgt_img_path": None},
-        {"qry": query, "qry_image_path": image, "pos_text": positive, "pos_img_path": "", "neg_text": "",
-         "neg_image_path": ""},
-    ]  # fmt: skip
+        {
+            "qry": query,
+            "qry_image_path": image,
+            "pos_text": positive,
+            "pos_img_path": "",
+            "neg_text": "",
+            "neg_image_path": "",
+        },
+    ]
     own = {"query": {"text": query, "image": image}, "positive": positive}
     expected = (Item(query, str(tmp_path / image)), Item(positive))
     for number, row in enumerate([*spelled, own]):
@@ -59,9 +66,14 @@ print(json.dumps([list(whole["dataset"]), list(one["positive"])]))
 
 def test_rows_are_read_from_the_hub(tmp_path, world):
     judged = {
-        "query_text": "q", "query_image": "", "pos_text": "p", "pos_image": "", "query_pos_scores": 0.4,
-        "hard_negatives": [], "hard_negatives_scores": [],
-    }  # fmt: skip
+        "query_text": "q",
+        "query_image": "",
+        "pos_text": "p",
+        "pos_image": "",
+        "query_pos_scores": 0.4,
+        "hard_negatives": [],
+        "hard_negatives_scores": [],
+    }
     with FakeHub() as hub:
         folder = world / "train"
         files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.parquet")}
@@ -151,9 +163,14 @@ def test_images_of_all_kinds_are_opened_and_counted(tmp_path, capsys):
 
 def test_the_report_counts_what_matters(tmp_path, capsys):
     row = {
-        "query_text": "<|image_1|>\nq", "query_image": "", "pos_text": "p", "pos_image": "", "query_pos_scores": 0.4,
-        "hard_negatives": [["n", ""], ["N ", ""], ["p", ""], ["n", ""]], "hard_negatives_scores": [0.1, 0.2, 0.4, 0.1],
-    }  # fmt: skip
+        "query_text": "<|image_1|>\nq",
+        "query_image": "",
+        "pos_text": "p",
+        "pos_image": "",
+        "query_pos_scores": 0.4,
+        "hard_negatives": [["n", ""], ["N ", ""], ["p", ""], ["n", ""]],
+        "hard_negatives_scores": [0.1, 0.2, 0.4, 0.1],
+    }
     other = {**row, "pos_text": "r", "query_pos_scores": 0.9}
     bad = {**row, "query_pos_scores": 2}
     (tmp_path / "rows.json").write_text(json.dumps([row, row, other, bad], indent=1))
@@ -163,9 +180,12 @@ def test_the_report_counts_what_matters(tmp_path, capsys):
     assert "3 rows, and 1 bad ones that are left out" in printed
     report = check(tmp_path / "rows.json")
     assert report["duplicates"] == {
-        "repeated rows": 1, "queries with several positives": 1, "rows that repeat a negative": 3,
-        "rows with negatives equal but for case or spacing": 3, "rows whose positive is among their negatives": 2,
-    }  # fmt: skip
+        "repeated rows": 1,
+        "queries with several positives": 1,
+        "rows that repeat a negative": 3,
+        "rows with negatives equal but for case or spacing": 3,
+        "rows whose positive is among their negatives": 2,
+    }
     assert report["mended"] == {"image placeholders dropped from texts without an image": 3}
     scores = report["scores"]
     assert scores["positives below 0.5"] == 2 and scores["rows with a negative at or above their positive"] == 2

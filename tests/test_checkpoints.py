@@ -108,9 +108,10 @@ def llava_reference(path, stock, kind, prompt, image=None, read=None, tiles=(56,
         size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
         read = read or (LlavaNextImageProcessorPil if next_ else LlavaOnevisionImageProcessorPil)(
             image_grid_pinpoints=PINPOINTS,
-            image_mean=[0.48145466, 0.4578275, 0.40821073], image_std=[0.26862954, 0.26130258, 0.27577711],
+            image_mean=[0.48145466, 0.4578275, 0.40821073],
+            image_std=[0.26862954, 0.26130258, 0.27577711],
             **(size if next_ else {"size": {"height": 28, "width": 28}}),
-        )  # fmt: skip
+        )
         read_images = read(images=[image], return_tensors="pt")
         images = {key: read_images[key] for key in ("pixel_values", "image_sizes")}
         token = tokenizer.convert_tokens_to_ids("<image>")
@@ -384,9 +385,13 @@ def test_mixed_batches_equal_one_by_one(tiny, kind):
     path, _ = tiny(kind)
     model = UniMEModel.from_backbone(path)
     items = [
-        CAPTION, picture(7), {"text": QUESTION, "image": picture(8, (100, 40))}, picture(9, (40, 120)), "short",
+        CAPTION,
+        picture(7),
+        {"text": QUESTION, "image": picture(8, (100, 40))},
+        picture(9, (40, 120)),
+        "short",
         {"text": "Find it", "image": picture(10, (29, 31))},
-    ]  # fmt: skip
+    ]
     together = model.encode(items)
     close(together, torch.stack([model.encode(item) for item in items]))
     assert (together @ together.T).triu(1).max() < 0.9999, "the items differ"
@@ -536,9 +541,13 @@ def test_remote_code_of_every_family_needs_no_package(tiny, tmp_path, kind):
     embedder.save_pretrained(tmp_path / "embedder")
     reranker.save_pretrained(tmp_path / "reranker")
     found = fresh_process(
-        REMOTE, tmp_path / "embedder", tmp_path / "reranker", tmp_path / "a.png",
-        HF_MODULES_CACHE=str(tmp_path / "modules"), PYTHONSAFEPATH="1",
-    )  # fmt: skip
+        REMOTE,
+        tmp_path / "embedder",
+        tmp_path / "reranker",
+        tmp_path / "a.png",
+        HF_MODULES_CACHE=str(tmp_path / "modules"),
+        PYTHONSAFEPATH="1",
+    )
     assert torch.equal(torch.tensor(found[0]), embedder.encode(["a red circle", image]))
     assert torch.equal(torch.tensor(found[1]), reranker.score(image, ["a", "b c"]))
 

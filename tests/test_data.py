@@ -18,7 +18,7 @@ from unime.data.images import resolve_image
 from unime.data.readers import read_clusters, read_judged, read_mmeb_train
 from unime.data.samplers import HomogeneousSampler
 from unime.data.schema import FEATURES, Example, Item, to_dataset, to_example
-from unime.data.tasks import read_mmeb_eval, read_sugarcrepe, read_world_tasks
+from unime.eval.tasks import read_mmeb_eval, read_sugarcrepe, read_world_tasks
 
 
 def test_rows_survive_storage():
@@ -219,11 +219,14 @@ def test_collator_names_the_item_it_cannot_read(embedder, tmp_path):
 
 
 JUDGED = {
-    "query_text": "<|image_1|>\nWhat is it?\n", "query_image": "images/A/Train/q.png",
-    "pos_text": "a cat", "pos_image": "",
-    "query_pos_scores": 0.7, "hard_negatives": [["a dog", ""], ["<|image_1|>\nIt.\n", "images/B/Train/n.png"]],
+    "query_text": "<|image_1|>\nWhat is it?\n",
+    "query_image": "images/A/Train/q.png",
+    "pos_text": "a cat",
+    "pos_image": "",
+    "query_pos_scores": 0.7,
+    "hard_negatives": [["a dog", ""], ["<|image_1|>\nIt.\n", "images/B/Train/n.png"]],
     "hard_negatives_scores": [0.2, 0.1],
-}  # fmt: skip
+}
 
 
 def judged_file(folder, *rows):

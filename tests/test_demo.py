@@ -10,8 +10,8 @@ from conftest import ROOT, picture
 from gradio_client import Client, handle_file
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.apps.demo import main
 from unime.cli import main as unime
+from unime.commands.demo import main
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = ["a.png", "b.png", "c.png", "d.png", "more/e.png"]
@@ -35,9 +35,12 @@ def url(models, backbone):
     command = [sys.executable, "-m", "unime.cli", "demo", "--model", models / "model", "--images", models / "photos"]
     command += ["--reranker", backbone, "--cache", models / "cache", "--no-browser", "--instruction", INSTRUCTION]
     server = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
+    )
     said = []
     for line in server.stdout:
         said.append(line)
@@ -163,10 +166,19 @@ def test_mistakes_end_with_a_message(models, tmp_path):
 def test_the_space_starts_with_what_its_environment_says(models):
     """The same page, built by the file that a Space runs."""
     code = "import runpy; print(type(runpy.run_path('app.py')['blocks']).__name__)"
-    env = {**os.environ, "UNIME_MODEL": str(models / "model"), "UNIME_IMAGES": str(models / "photos"),
-           "HF_HOME": str(models / "home")}  # fmt: skip
+    env = {
+        **os.environ,
+        "UNIME_MODEL": str(models / "model"),
+        "UNIME_IMAGES": str(models / "photos"),
+        "HF_HOME": str(models / "home"),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "examples" / "space", env=env, capture_output=True, text=True,
-        timeout=240, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        cwd=ROOT / "examples" / "space",
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
     assert done.returncode == 0 and done.stdout.split()[-1] == "Blocks", done.stdout + done.stderr

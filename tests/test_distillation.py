@@ -12,7 +12,7 @@ from conftest import fresh_process, launch_stage
 from unime import UniMEModel
 from unime.data.readers import read_text_pairs
 from unime.data.schema import Item
-from unime.data.stages import read_stage, run_stage
+from unime.jobs.shards import read_job, run_job
 from unime.trainers.distillation import DistillationConfig, DistillationTrainer, TeacherTable, distinct_texts
 
 COLOURS, SHAPES = ("red", "blue", "green", "white"), ("circle", "star", "square", "ring")
@@ -45,42 +45,42 @@ def test_a_stopped_job_goes_on_and_gives_the_same_bytes(tmp_path):
         return doubled(part)
 
     with pytest.raises(KeyboardInterrupt):
-        run_stage(tmp_path / "a", rows, stops, {"k": 1}, shard_size=3)
+        run_job(tmp_path / "a", rows, stops, {"k": 1}, shard_size=3)
     with pytest.raises(ValueError, match="is not finished: 2 of 4 shards are missing"):
-        read_stage(tmp_path / "a")
-    run_stage(tmp_path / "a", rows, lambda part: calls.append(part[0]) or doubled(part), {"k": 1}, shard_size=3)
+        read_job(tmp_path / "a")
+    run_job(tmp_path / "a", rows, lambda part: calls.append(part[0]) or doubled(part), {"k": 1}, shard_size=3)
     assert calls == ["0", "3", "6", "6", "9"], "finished shards are not done again"
     for rank in (1, 0):
-        run_stage(tmp_path / "b", rows, doubled, {"k": 1}, shard_size=3, rank=rank, world_size=2)
+        run_job(tmp_path / "b", rows, doubled, {"k": 1}, shard_size=3, rank=rank, world_size=2)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
-    assert read_stage(tmp_path / "a")["values"].tolist() == [[2.0 * i] for i in range(10)]
+    assert read_job(tmp_path / "a")["values"].tolist() == [[2.0 * i] for i in range(10)]
 
 
 def test_another_job_is_refused_with_what_differs(tmp_path):
     rows = ["1", "2"]
-    run_stage(tmp_path, rows, doubled, {"model": "a"})
+    run_job(tmp_path, rows, doubled, {"model": "a"})
     with pytest.raises(ValueError, match="describes another job .settings.model: a there, b now"):
-        run_stage(tmp_path, rows, doubled, {"model": "b"})
+        run_job(tmp_path, rows, doubled, {"model": "b"})
     with pytest.raises(ValueError, match="fingerprint"):
-        run_stage(tmp_path, ["1", "3"], doubled, {"model": "a"})
+        run_job(tmp_path, ["1", "3"], doubled, {"model": "a"})
     with pytest.raises(RuntimeError, match="results for 2 rows from row 0 on"):
-        run_stage(tmp_path / "short", rows, lambda part: doubled(part[:1]), {})
+        run_job(tmp_path / "short", rows, lambda part: doubled(part[:1]), {})
     with pytest.raises(ValueError, match=r"holds no job: it has no manifest\.json"):
-        read_stage(tmp_path / "none")
+        read_job(tmp_path / "none")
 
 
 KILLED = """
 import json, os, signal, sys
 import numpy as np
-from unime.data.stages import read_stage, run_stage
+from unime.jobs.shards import read_job, run_job
 def work(part):
     if sys.argv[2] == "kill" and part[0] == "4":
         os.kill(os.getpid(), signal.SIGKILL)
     return {"values": np.array([len(row) for row in part])}
-run_stage(sys.argv[1], [str(i) for i in range(8)], work, {}, shard_size=2)
-print(json.dumps(read_stage(sys.argv[1])["values"].tolist()))
+run_job(sys.argv[1], [str(i) for i in range(8)], work, {}, shard_size=2)
+print(json.dumps(read_job(sys.argv[1])["values"].tolist()))
 """
 
 
@@ -117,11 +117,21 @@ def test_the_teacher_is_found_by_content():
 
 
 def settings(folder, **changes):
-    return DistillationConfig(**{
-        "output_dir": str(folder), "per_device_train_batch_size": 16, "max_steps": 30, "learning_rate": 3e-3,
-        "token_budget": 100, "bf16": False, "disable_tqdm": True, "logging_steps": 3, "save_strategy": "no",
-        "temperature": 0.1, **changes,
-    })  # fmt: skip
+    return DistillationConfig(
+        **{
+            "output_dir": str(folder),
+            "per_device_train_batch_size": 16,
+            "max_steps": 30,
+            "learning_rate": 3e-3,
+            "token_budget": 100,
+            "bf16": False,
+            "disable_tqdm": True,
+            "logging_steps": 3,
+            "save_strategy": "no",
+            "temperature": 0.1,
+            **changes,
+        }
+    )
 
 
 def test_the_student_comes_to_agree_with_the_teacher(backbone, tmp_path):
@@ -155,21 +165,30 @@ def test_without_a_teacher_only_the_baseline_trains(backbone, tmp_path):
 
 
 def test_the_command_embeds_with_the_teacher_once_and_trains(backbone, tiny, tmp_path):
-    from unime.checkpoints import export
+    from unime.checkpoints.conversion import export
 
     teacher = UniMEModel.from_backbone(tiny("llava_next")[0], "summary")
     teacher.save_pretrained(tmp_path / "unime")
     export(tmp_path / "unime", tmp_path / "teacher", head=tiny("llava_next")[0])
     recipe = {
-        "model_name_or_path": str(backbone), "preset": "summary", "data": str(write_pairs(tmp_path / "nli.csv")),
-        "output_dir": str(tmp_path / "out"), "teacher": str(tmp_path / "teacher"), "max_steps": 2, "bf16": False,
-        "per_device_train_batch_size": 8, "warmup_steps": 1, "save_strategy": "no", "holdout": 4,
-        "eval_strategy": "steps", "eval_steps": 1,
-    }  # fmt: skip
+        "model_name_or_path": str(backbone),
+        "preset": "summary",
+        "data": str(write_pairs(tmp_path / "nli.csv")),
+        "output_dir": str(tmp_path / "out"),
+        "teacher": str(tmp_path / "teacher"),
+        "max_steps": 2,
+        "bf16": False,
+        "per_device_train_batch_size": 8,
+        "warmup_steps": 1,
+        "save_strategy": "no",
+        "holdout": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+    }
     for _ in range(2):
         done = launch_stage("distillation", recipe, tmp_path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    found = read_stage(tmp_path / "out" / "teacher")["embeddings"]
+    found = read_job(tmp_path / "out" / "teacher")["embeddings"]
     expected = teacher.encode([text for pair in PAIRS for text in pair])
     assert np.abs(found - expected.numpy()).max() <= 1e-5
     assert UniMEModel.from_pretrained(tmp_path / "out").processor.preset == "summary"

@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT, picture
 from nbclient import NotebookClient
 
-from unime.cards import read_card
+from unime.checkpoints.cards import read_card
 from unime.cli import COMMANDS
 from unime.cli import main as unime
 from unime.prompts_unime import PRESETS
@@ -60,8 +60,12 @@ SMALL = {
     ],
     "figures": ["--limit", "6"],
 }
-KINDS = {"TianchengGu/UniME-V2-Qwen2VL-2B": "qwen2_vl", "TianchengGu/UniME-V2-reranker-Qwen25VL-7B": "qwen2_5_vl",
-         "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl", "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl"}  # fmt: skip
+KINDS = {
+    "TianchengGu/UniME-V2-Qwen2VL-2B": "qwen2_vl",
+    "TianchengGu/UniME-V2-reranker-Qwen25VL-7B": "qwen2_5_vl",
+    "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl",
+}
 
 
 def blocks(page) -> list[tuple[str, str]]:
@@ -94,6 +98,8 @@ def program(words: list[str]):
     if first in ("python", "accelerate", "torchrun") and "-m" in rest:
         place = rest.index("-m")
         module = rest[place + 1]
+        if module == "unime.cli":
+            return unime, rest[place + 2 :], rest[place + 2]
         if module.startswith("unime."):
             return importlib.import_module(module).main, rest[place + 2 :], module.split(".")[1]
     if first == "python":

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
 from unime.data.schema import Item
-from unime.data.tasks import Task, read_world_tasks
+from unime.eval.means import summarize
 from unime.eval.metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 from unime.eval.runner import evaluate as evaluate_tasks
-from unime.eval.runner import score_task, summarize
+from unime.eval.runner import score_task
 from unime.eval.statistics import interval, p_value, resampled
+from unime.eval.tasks import Task, read_world_tasks
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.data())
@@ -74,9 +75,14 @@ def test_the_evaluate_module_agrees(tmp_path):
     found = module.compute(predictions=scores, references=gains, ks=[1, 2])
     second = (2 / math.log2(3)) / (2 + 1 / math.log2(3))
     assert found == {
-        "precision@1": 0.0, "mrr": 0.5, "recall@1": 0.0, "recall@2": 1.0, "ndcg@1": 0.0,
-        "ndcg@2": pytest.approx((second + 1 / math.log2(3)) / 2), "ties": 1,
-    }  # fmt: skip
+        "precision@1": 0.0,
+        "mrr": 0.5,
+        "recall@1": 0.0,
+        "recall@2": 1.0,
+        "ndcg@1": 0.0,
+        "ndcg@2": pytest.approx((second + 1 / math.log2(3)) / 2),
+        "ties": 1,
+    }
     with pytest.raises(ValueError, match="query 1: score 0 is nan"):
         module.compute(predictions=[[1.0], [float("nan")]], references=[[1], [1]])
 

@@ -26,15 +26,17 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.data.embedding import Embedder
+from unime.commands.evaluate import EvalConfig, main
 from unime.data.schema import Item
-from unime.data.settings import parse_settings
-from unime.data.tasks import Task, read_world_tasks
-from unime.eval.command import STEPS, EvalConfig, main, read
+from unime.eval.catalogue import STEPS, read
 from unime.eval.report import load, to_eval_results
-from unime.eval.rerank import Reranker, run_rerank
+from unime.eval.rerank import run_rerank
 from unime.eval.runner import run_benchmark, score_task
+from unime.eval.tasks import Task, read_world_tasks
 from unime.examples import negatives
+from unime.jobs.embedding import Embedder
+from unime.jobs.reranking import Reranker
+from unime.jobs.settings import parse_settings
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +75,12 @@ LAYOUTS = {
 
 def write_layout(benchmark, root):
     if benchmark == "retrieval":
-        for name, write in (("flickr30k", write_captioned), ("coco", write_captioned),
-                            ("urban1k", write_urban1k), ("sharegpt4v", write_sharegpt4v)):  # fmt: skip
+        for name, write in (
+            ("flickr30k", write_captioned),
+            ("coco", write_captioned),
+            ("urban1k", write_urban1k),
+            ("sharegpt4v", write_sharegpt4v),
+        ):
             (root / name).mkdir(parents=True)
             write(root / name)
         return root
@@ -284,8 +290,10 @@ def test_a_reranker_can_only_win_among_the_candidates_and_losses_are_counted(wor
     tasks = read_world_tasks(world)
     right = {
         (repr(task.queries[i].as_input()), repr(task.corpus[task.options(i)[place]].as_input()))
-        for task in tasks for i in range(len(task.queries)) for place in task.relevant[i]
-    }  # fmt: skip
+        for task in tasks
+        for i in range(len(task.queries))
+        for place in task.relevant[i]
+    }
     before = content(measured["first"])["tasks"]
     best = content(run_rerank(measured["first"], tasks, Oracle(right), 5, world))
     for name, own in best["tasks"].items():
@@ -302,8 +310,21 @@ def test_a_reranker_can_only_win_among_the_candidates_and_losses_are_counted(wor
 
 @pytest.mark.parametrize("strategy", ["pointwise", "listwise", "fused"])
 def test_reranking_follows_the_rerankers_own_scores(strategy, saved, world, measured):
-    main(["rerank", "--results", str(measured["first"]), "--reranker", str(saved / "second-vlm"), "--top", "3",
-          "--strategy", strategy, "--limit", "2"])  # fmt: skip
+    main(
+        [
+            "rerank",
+            "--results",
+            str(measured["first"]),
+            "--reranker",
+            str(saved / "second-vlm"),
+            "--top",
+            "3",
+            "--strategy",
+            strategy,
+            "--limit",
+            "2",
+        ]
+    )
     (path,) = measured["first"].parent.glob(f"second-vlm-{strategy}-top3-*/results.json")
     found, task = content(path)["tasks"]["Shapes_i2t"], {t.name: t for t in read_world_tasks(world)}["Shapes_i2t"]
     before = content(measured["first"])["tasks"]["Shapes_i2t"]
@@ -413,8 +434,22 @@ def opened(path):
 def test_figures_of_models(saved, world, tmp_path):
     def draw(kind, *more):
         path = tmp_path / f"{kind}.png"
-        main(["figures", kind, "--models", str(saved / "first"), str(saved / "second"), "--data", str(world),
-              "--count", "6", "--out", str(path), *more])  # fmt: skip
+        main(
+            [
+                "figures",
+                kind,
+                "--models",
+                str(saved / "first"),
+                str(saved / "second"),
+                "--data",
+                str(world),
+                "--count",
+                "6",
+                "--out",
+                str(path),
+                *more,
+            ]
+        )
         return opened(path)
 
     rows = draw("similarity", "--task", "Shapes_t2i")

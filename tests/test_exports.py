@@ -8,16 +8,21 @@ from conftest import picture
 from jinja2 import TemplateError
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.checkpoints import export
-from unime.exports import judge_template, preset_template
+from unime.checkpoints.conversion import export
+from unime.checkpoints.exports import judge_template, preset_template
 from unime.items_unime import judge_messages
 
 TEXT, IMAGE = 'a "red" {circle}\\n — 🔴', picture(41, (56, 56))
 KINDS = [
-    ("qwen2_vl", "summary"), ("qwen2_vl", "joint"), ("qwen2_vl", "hierarchical"), ("qwen2_vl", "unime-v2-qwen2-vl"),
-    ("llava_next", "unime-llava-1.6"), ("llava_onevision", "unime-v2-llava-onevision"),
-    ("phi3_v", "unime-phi3.5-v"), ("qwen3_vl", "summary"),
-]  # fmt: skip
+    ("qwen2_vl", "summary"),
+    ("qwen2_vl", "joint"),
+    ("qwen2_vl", "hierarchical"),
+    ("qwen2_vl", "unime-v2-qwen2-vl"),
+    ("llava_next", "unime-llava-1.6"),
+    ("llava_onevision", "unime-v2-llava-onevision"),
+    ("phi3_v", "unime-phi3.5-v"),
+    ("qwen3_vl", "summary"),
+]
 
 
 def items():

@@ -14,7 +14,7 @@ import pytest
 from fake_hub import FakeHub
 
 from unime.cli import main
-from unime.data.fetch import SOURCES, describe, download, unpack
+from unime.eval.fetch import SOURCES, describe, download, unpack
 
 
 def test_every_benchmark_says_where_it_comes_from_and_how_large_it_is(capsys):
@@ -41,8 +41,13 @@ def test_a_data_set_of_the_hub_is_downloaded_and_unpacked(tmp_path):
             "Urban1k.zip": zipped({"Urban1k/image/1.jpg": "x", "Urban1k/caption/1.txt": "a street"}),
             "unwanted.bin": b"0",
         }
-        env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0",
-               "HF_HUB_DISABLE_XET": "1"}  # fmt: skip
+        env = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+        }
         command = [sys.executable, "-m", "unime.cli", "data", "fetch", "urban1k", "--out", str(tmp_path / "data")]
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

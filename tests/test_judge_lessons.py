@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unime.data import scenes
-from unime.data.lessons import SINGLE, WHOLE, alter, make_lesson, redraw
-from unime.data.shapes import Digits
-from unime.examples.judge import JudgeTrainer, Lessons, Packed
+from unime.miniature import scenes
+from unime.miniature.judge import JudgeTrainer, Lessons, Packed
+from unime.miniature.lessons import SINGLE, WHOLE, alter, make_lesson, redraw
+from unime.miniature.world import Digits
 
 
 @pytest.fixture(scope="module")

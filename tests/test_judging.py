@@ -13,9 +13,9 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from unime.data.judging import LocalJudge, ServerJudge
 from unime.data.schema import Item
-from unime.data.stages import read_errors, read_stage, run_stage
+from unime.jobs.shards import read_errors, read_job, run_job
+from unime.mining.judging import LocalJudge, ServerJudge
 
 CANDIDATES = [Item("a red circle"), Item("a blue star"), Item("a green ring")]
 
@@ -135,9 +135,14 @@ def test_failures_are_retried_and_refusals_are_not():
 
 @pytest.mark.parametrize(
     ("answer", "reason"),
-    [("rubbish", "JSONDecodeError"), (completion({"x": -1}), "neither answer"), ((500, "down"), "status 500: down"),
-     (completion({"Yes": float("nan"), "No": -1}), "not finite"), ([], "TypeError")],
-)  # fmt: skip
+    [
+        ("rubbish", "JSONDecodeError"),
+        (completion({"x": -1}), "neither answer"),
+        ((500, "down"), "status 500: down"),
+        (completion({"Yes": float("nan"), "No": -1}), "not finite"),
+        ([], "TypeError"),
+    ],
+)
 def test_a_server_without_sense_is_given_up_with_the_reason(answer, reason):
     with Server({"a red circle": [answer]}) as server:
         with pytest.raises(ValueError, match=rf"no usable answer in 2 attempts; the last: .*{reason}"):
@@ -159,8 +164,8 @@ def test_a_row_that_the_server_refuses_is_recorded_and_the_others_are_kept(tmp_p
         def work(part):
             return {"scores": np.stack(mine.score([(Item("q"), [item]) for item in part]))}
 
-        run_stage(tmp_path, CANDIDATES, work, {}, keys=lambda item: item.text, shard_size=3)
-    found = read_stage(tmp_path)
+        run_job(tmp_path, CANDIDATES, work, {}, keys=lambda item: item.text, shard_size=3)
+    found = read_job(tmp_path)
     assert found["row"].tolist() == [0, 2] and found["scores"].tolist() == [[0.5], [0.5]]
     (error,) = read_errors(tmp_path)
     assert error["row"] == 1 and error["key"] == "a blue star" and "status 422" in error["reason"]

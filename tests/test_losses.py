@@ -9,13 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unime.data.schema import content_hash
-from unime.trainers.losses import (
-    DatasetTemperatures,
-    HardNegativeInfoNCE,
-    JudgeAlignment,
-    MatryoshkaLoss,
-    SimilarityDistillation,
-)
+from unime.trainers.losses import HardNegativeInfoNCE, JudgeAlignment, MatryoshkaLoss, SimilarityDistillation
+from unime.trainers.temperatures import DatasetTemperatures
 
 
 def reference(table, query, positive, negatives, temperature, k, margin):
@@ -34,9 +29,12 @@ def reference(table, query, positive, negatives, temperature, k, margin):
 
 
 @given(
-    seed=st.integers(0, 10_000), rows=st.integers(1, 8), k=st.sampled_from([None, 1, 2, 8, 50]),
-    margin=st.sampled_from([None, -0.2, 0.0, 0.1, 0.5]), negatives=st.integers(0, 3),
-)  # fmt: skip
+    seed=st.integers(0, 10_000),
+    rows=st.integers(1, 8),
+    k=st.sampled_from([None, 1, 2, 8, 50]),
+    margin=st.sampled_from([None, -0.2, 0.0, 0.1, 0.5]),
+    negatives=st.integers(0, 3),
+)
 @settings(max_examples=120, deadline=None)
 def test_equals_the_float64_reference(seed, rows, k, margin, negatives):
     generator = torch.Generator().manual_seed(seed)

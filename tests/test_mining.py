@@ -8,17 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unime.data.mining import (
-    Pool,
-    allowed,
-    clusters,
-    cyclic_order,
-    identity,
-    is_label_type,
-    released_margin,
-    select,
-)
 from unime.data.schema import Example, Item
+from unime.mining.saha import clusters, is_label_type
+from unime.mining.selection import Pool, allowed, cyclic_order, released_margin, select
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "unime_v2_rows.json"
 scores = st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=60)
@@ -98,7 +90,7 @@ def test_a_pool_tells_items_apart_by_content():
     assert [pair.item.text for pair in pool.pairs[:2]] == ["A Dog", "a  dog"], "each row keeps its own spelling"
     assert pool.excluded() == [[0, 1], [1, 2], [2]], "own positives of all rows, and the query itself"
     assert pool.by_dataset() == {"x": [0, 2], "y": [1, 2]}
-    assert identity(Item("a", "i")) != identity(Item("a", "j"))
+    assert Item("a", "i").identity != Item("a", "j").identity
 
 
 def unit(*rows):

@@ -202,9 +202,13 @@ def test_fresh_process_without_the_package_gets_the_same_numbers(embedder, reran
     image = picture(6)
     image.save(tmp_path / "a.png")
     found = fresh_process(
-        REMOTE, tmp_path / "embedder", tmp_path / "reranker", tmp_path / "a.png",
-        HF_MODULES_CACHE=str(tmp_path / "modules"), PYTHONSAFEPATH="1",
-    )  # fmt: skip
+        REMOTE,
+        tmp_path / "embedder",
+        tmp_path / "reranker",
+        tmp_path / "a.png",
+        HF_MODULES_CACHE=str(tmp_path / "modules"),
+        PYTHONSAFEPATH="1",
+    )
     assert found["modules"] == ["transformers_modules"] * 3
     expected = embedder.encode(["a red circle", image])
     assert torch.equal(torch.tensor(found["embeddings"]), expected)

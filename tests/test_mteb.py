@@ -18,13 +18,26 @@ class Captions(AbsTaskRetrieval):
     """Four pictures with an instruction look for their captions."""
 
     metadata = TaskMetadata(
-        name="OfflineCaptions", description="pictures and captions", reference=None, type="Any2AnyRetrieval",
-        dataset={"path": "local/none", "revision": "0" * 40}, category="it2t", eval_splits=["test"],
-        eval_langs=["eng-Latn"], main_score="ndcg_at_10", date=("2026-01-01", "2026-01-02"), domains=["Encyclopaedic"],
-        task_subtypes=["Image Text Retrieval"], license="cc0-1.0", annotations_creators="derived", dialect=[],
-        modalities=["text", "image"], sample_creation="found", bibtex_citation="",
+        name="OfflineCaptions",
+        description="pictures and captions",
+        reference=None,
+        type="Any2AnyRetrieval",
+        dataset={"path": "local/none", "revision": "0" * 40},
+        category="it2t",
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+        main_score="ndcg_at_10",
+        date=("2026-01-01", "2026-01-02"),
+        domains=["Encyclopaedic"],
+        task_subtypes=["Image Text Retrieval"],
+        license="cc0-1.0",
+        annotations_creators="derived",
+        dialect=[],
+        modalities=["text", "image"],
+        sample_creation="found",
+        bibtex_citation="",
         prompt={"query": "Find the caption."},
-    )  # fmt: skip
+    )
 
     def load_data(self, **kwargs):
         features = Features({"id": Value("string"), "image": Image(), "text": Value("string")})

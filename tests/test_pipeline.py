@@ -14,25 +14,36 @@ from conftest import fresh_process, picture
 from PIL import Image
 from safetensors.numpy import save_file
 
-from unime.data import pipeline
-from unime.data.embedding import Embedder, checkpoint_fingerprint
-from unime.data.mining import identity
-from unime.data.pipeline import Mining, MiningConfig, main
+from unime.commands.mine import main
 from unime.data.readers import read_clusters, read_judged
 from unime.data.schema import Example, Item, to_example
-from unime.data.stages import read_errors, read_stage, run_stage
-from unime.data.writers import write_judged
+from unime.jobs.embedding import Embedder, checkpoint_fingerprint
+from unime.jobs.shards import read_errors, read_job, run_job
+from unime.mining import pipeline
+from unime.mining.pipeline import Mining, MiningConfig
+from unime.mining.writers import write_judged
 
 SUBSETS = ["Shapes_vqa", "Shapes_t2i", "Shapes_same"]
 
 
 def settings(world, backbone, out, **changes) -> dict:
     found = {
-        "data": str(world / "train"), "image_root": str(world), "out": str(out), "subsets": SUBSETS,
-        "rows_per_subset": 8, "embedder": str(backbone), "embedder_preset": "summary", "judge": str(backbone),
-        "top_k": 6, "num_negatives": 4, "delta": "none", "fallback": "judge_lowest", "embed_shard": 9,
-        "retrieve_shard": 11, "judge_shard": 5,
-    }  # fmt: skip
+        "data": str(world / "train"),
+        "image_root": str(world),
+        "out": str(out),
+        "subsets": SUBSETS,
+        "rows_per_subset": 8,
+        "embedder": str(backbone),
+        "embedder_preset": "summary",
+        "judge": str(backbone),
+        "top_k": 6,
+        "num_negatives": 4,
+        "delta": "none",
+        "fallback": "judge_lowest",
+        "embed_shard": 9,
+        "retrieve_shard": 11,
+        "judge_shard": 5,
+    }
     return found | changes
 
 
@@ -54,11 +65,11 @@ def test_rows_come_out_with_scored_negatives(mined, world, embedder, reranker):
     assert np.allclose(scores, [row.positive_score, *row.negative_scores], atol=1e-5), "scores belong to their items"
     positives = {}
     for row in rows:
-        positives.setdefault(row.query, set()).add(identity(row.positive))
+        positives.setdefault(row.query, set()).add(row.positive.identity)
     for row in rows:
-        negatives = set(map(identity, row.negatives))
-        assert len(row.negatives) == 4 and not negatives & {identity(row.query), *positives[row.query]}
-    near = read_stage(mined.out / "neighbours")
+        negatives = {negative.identity for negative in row.negatives}
+        assert len(row.negatives) == 4 and not negatives & {row.query.identity, *positives[row.query]}
+    near = read_job(mined.out / "neighbours")
     pair = mined.pairs[3]
     vectors = embedder.encode([mined.pool.queries[pair.query].as_input(), pair.item.as_input()])
     assert np.isclose(near["positive_similarity"][3], float(vectors[0] @ vectors[1]), atol=1e-5)
@@ -77,7 +88,7 @@ def test_rules_of_retrieval(mined, world, backbone, tmp_path):
         os.symlink(mined.out / folder, tmp_path / folder)
     own = Mining(MiningConfig(**settings(world, backbone, tmp_path, delta="positive", pool="dataset", top_k=50)))
     own.retrieve()
-    found, pools = read_stage(tmp_path / "neighbours"), own.pool.by_dataset()
+    found, pools = read_job(tmp_path / "neighbours"), own.pool.by_dataset()
     queries, candidates = own.embeddings().values()
     for row, pair in enumerate(own.pairs):
         near = found["neighbours"][row][found["neighbours"][row] >= 0]
@@ -94,7 +105,7 @@ def test_rules_of_retrieval(mined, world, backbone, tmp_path):
         os.symlink(mined.out / folder, same / folder)
     flat = settings(world, backbone, same, delta="positive", pool="dataset", top_k=50, index="flat")
     Mining(MiningConfig(**flat)).retrieve()
-    assert (read_stage(same / "neighbours")["neighbours"] == found["neighbours"]).all()
+    assert (read_job(same / "neighbours")["neighbours"] == found["neighbours"]).all()
 
 
 def test_what_changed_is_refused_by_name(mined, world, backbone, tmp_path):
@@ -134,7 +145,7 @@ KILLED = """
 import json, os, random, signal, sys, time
 import torch
 torch.set_num_threads(1)
-from unime.data.pipeline import Mining, MiningConfig
+from unime.mining.pipeline import Mining, MiningConfig
 import unime, transformers.models.qwen2_vl.modeling_qwen2_vl
 from unime import UniMEModel, UniMERerankerForCausalLM
 settings, seed = json.loads(sys.argv[1]), int(sys.argv[2])
@@ -201,7 +212,7 @@ def test_two_processes_give_the_bytes_of_one(world, backbone, tmp_path):
     wanted = settings(world, backbone, "one")
     (tmp_path / "mine.json").write_text(json.dumps({**wanted, "out": "two"}))
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    module = ["-m", "unime.data.pipeline", "run", "--config", "mine.json"]
+    module = ["-m", "unime.cli", "mine", "run", "--config", "mine.json"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *module]
     for command in (torchrun, [sys.executable, *module, "--out", "one"]):
@@ -259,7 +270,7 @@ def test_saha_writes_clusters_that_the_reader_takes(mined, world):
     rows = [to_example(row) for row in read_clusters(mined.out / "saha", world)]
     assert {row.dataset for row in rows} == set(SUBSETS)
     for row in rows:
-        positives = [identity(member.positive) for member in row.members()]
+        positives = [member.positive.identity for member in row.members()]
         assert 2 <= len(positives) <= 16 and len(set(positives)) == len(positives)
     changed = Mining(MiningConfig(**{**vars(mined.config), "cluster_size": 3}))
     with pytest.raises(ValueError, match="cluster_size: 15 there, 3 now"):
@@ -298,12 +309,19 @@ def test_judged_rows_come_back_as_they_were_written(tmp_path):
     rows = [
         Example(Item("<|image_1|>\nWas ist das?\n", image), Item('"o"'), [Item("", image)], 0.75, [0.125], "X"),
         Example(Item("q"), Item("p", image), [Item("n"), Item("m")], 0.5, [0.25, 0.0], ""),
-    ]  # fmt: skip
+    ]
     write_judged(tmp_path / "rows.json", iter(rows), tmp_path)
     assert [to_example(row) for row in read_judged(tmp_path / "rows.json")] == rows
     first = json.loads((tmp_path / "rows.json").read_text())[0]
-    assert list(first)[:7] == ["query_text", "query_image", "pos_text", "pos_image", "query_pos_scores",
-                               "hard_negatives", "hard_negatives_scores"]  # fmt: skip
+    assert list(first)[:7] == [
+        "query_text",
+        "query_image",
+        "pos_text",
+        "pos_image",
+        "query_pos_scores",
+        "hard_negatives",
+        "hard_negatives_scores",
+    ]
     assert first["hard_negatives"] == [["", "a.png"]]
 
 
@@ -320,13 +338,13 @@ def test_failed_rows_are_done_again_when_asked_for(tmp_path):
         return {"length": np.array([len(row) for row in part])}
 
     rows = list("abcdefg")
-    run_stage(tmp_path / "a", rows, work, {}, shard_size=3)
+    run_job(tmp_path / "a", rows, work, {}, shard_size=3)
     assert [error["key"] for error in read_errors(tmp_path / "a")] == ["b", "e"]
     broken.clear()
-    run_stage(tmp_path / "a", rows, work, {}, shard_size=3)
-    assert len(read_stage(tmp_path / "a")["row"]) == 5, "not done again unasked"
-    run_stage(tmp_path / "a", rows, work, {}, shard_size=3, retry_failed=True)
-    run_stage(tmp_path / "whole", rows, work, {}, shard_size=3)
+    run_job(tmp_path / "a", rows, work, {}, shard_size=3)
+    assert len(read_job(tmp_path / "a")["row"]) == 5, "not done again unasked"
+    run_job(tmp_path / "a", rows, work, {}, shard_size=3, retry_failed=True)
+    run_job(tmp_path / "whole", rows, work, {}, shard_size=3)
     assert contents(tmp_path / "a") == contents(tmp_path / "whole"), "and no errors are left behind"
 
 
@@ -341,8 +359,8 @@ def test_failed_rows_are_tried_twice_and_left_out(tmp_path):
         return {"length": np.array([len(row) for row in part])}
 
     rows = ["a", "bb", "bad", "ccc", "shaky", "dddd"]
-    run_stage(tmp_path, rows, work, {}, shard_size=6)
-    found = read_stage(tmp_path)
+    run_job(tmp_path, rows, work, {}, shard_size=6)
+    found = read_job(tmp_path)
     assert found["row"].tolist() == [0, 1, 3, 4, 5] and found["length"].tolist() == [1, 2, 3, 5, 4]
     assert read_errors(tmp_path) == [{"row": 2, "key": "bad", "reason": "cannot do bad"}]
 
@@ -351,18 +369,18 @@ def test_failed_rows_are_tried_twice_and_left_out(tmp_path):
 
     for size in (16, 3):
         with pytest.raises(ValueError, match=f"all {size} rows from row 0 on failed; .*no such model"):
-            run_stage(tmp_path / f"b{size}", [str(i) for i in range(20)], hopeless, {}, shard_size=size)
+            run_job(tmp_path / f"b{size}", [str(i) for i in range(20)], hopeless, {}, shard_size=size)
     with pytest.raises(OSError, match="no weights"):
-        run_stage(tmp_path / "d", rows, work, {}, prepare=lambda: raise_(OSError("no weights")))
+        run_job(tmp_path / "d", rows, work, {}, prepare=lambda: raise_(OSError("no weights")))
     with pytest.raises(ValueError, match="cannot do"):
-        run_stage(tmp_path / "e", rows, lambda part: raise_(ValueError("cannot do")), {}, failures=())
+        run_job(tmp_path / "e", rows, lambda part: raise_(ValueError("cannot do")), {}, failures=())
     with pytest.raises(ZeroDivisionError):
-        run_stage(tmp_path / "c", rows, lambda part: 1 // 0, {})
+        run_job(tmp_path / "c", rows, lambda part: 1 // 0, {})
 
 
 def test_embedders_of_both_libraries_agree(tiny, tmp_path):
     from unime import UniMEModel
-    from unime.checkpoints import export
+    from unime.checkpoints.conversion import export
 
     path, _ = tiny("llava_next")
     UniMEModel.from_backbone(path, "summary", fusion="joint", anyres_padding="even").save_pretrained(tmp_path / "ours")
@@ -399,5 +417,5 @@ def test_a_fingerprint_sees_weights_of_adapters_bases_and_large_files(tmp_path):
 
 
 def test_submodules_can_be_imported_first():
-    code = "import sys, json\nfrom unime.examples import backbone\nimport unime\n"
+    code = "import sys, json\nfrom unime.miniature import backbone\nimport unime\n"
     assert fresh_process(code + "print(json.dumps(unime.UniMEModel.__name__))") == "UniMEModel"

@@ -12,8 +12,9 @@ from PIL import Image
 from transformers import LlavaOnevisionImageProcessorPil
 
 from unime import UniMEModel
+from unime.batching_unime import plan_chunks
 from unime.images_unime import Resolution, VideoFrame, load_frames, open_image
-from unime.items_unime import item_key, plan_chunks
+from unime.items_unime import item_key
 from unime.processing_unime import UniMEProcessor
 from unime.prompts_unime import PRESETS
 

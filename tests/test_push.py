@@ -9,7 +9,7 @@ from fake_hub import FakeHub
 from huggingface_hub import ModelCard
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.cards import read_card, section
+from unime.checkpoints.cards import read_card, section
 from unime.cli import main
 
 PUSH = """
@@ -31,10 +31,27 @@ print(json.dumps([model.encode("a red circle").tolist(), sentences.encode("a red
 
 
 def result(benchmark="mmeb"):
-    task = {"kind": "VQA", "split": "OOD", "queries": 2, "candidates": 4, "metric": "precision@1", "score": 0.5,
-            "ranks": [1, 2], "notes": [], "ties": 0}  # fmt: skip
-    return {"format": 1, "benchmark": benchmark, "model": "m@0", "settings": {}, "source": {}, "data": "abc",
-            "means": {"VQA": None}, "tasks": {"GQA": task}}  # fmt: skip
+    task = {
+        "kind": "VQA",
+        "split": "OOD",
+        "queries": 2,
+        "candidates": 4,
+        "metric": "precision@1",
+        "score": 0.5,
+        "ranks": [1, 2],
+        "notes": [],
+        "ties": 0,
+    }
+    return {
+        "format": 1,
+        "benchmark": benchmark,
+        "model": "m@0",
+        "settings": {},
+        "source": {},
+        "data": "abc",
+        "means": {"VQA": None},
+        "tasks": {"GQA": task},
+    }
 
 
 def test_a_pushed_model_comes_back_with_its_card_and_its_results(backbone, tmp_path):

@@ -9,8 +9,8 @@ from conftest import ROOT
 from trl import ModelConfig, TrlParser
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.data.judging import ServerJudge
-from unime.data.pipeline import MiningConfig
+from unime.mining.judging import ServerJudge
+from unime.mining.pipeline import MiningConfig
 from unime.trainers.adapters import find_targets
 from unime.trainers.alignment import AlignmentConfig
 from unime.trainers.contrastive import ContrastiveConfig

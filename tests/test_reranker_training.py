@@ -30,10 +30,20 @@ def rows(folder, count=6, negatives=4):
 
 
 def config(folder, **changes):
-    return RerankerConfig(**{
-        "output_dir": str(folder), "per_device_train_batch_size": 6, "max_steps": 2, "token_budget": 10**6,
-        "bf16": False, "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "report_to": [], **changes,
-    })  # fmt: skip
+    return RerankerConfig(
+        **{
+            "output_dir": str(folder),
+            "per_device_train_batch_size": 6,
+            "max_steps": 2,
+            "token_budget": 10**6,
+            "bf16": False,
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": [],
+            **changes,
+        }
+    )
 
 
 def decoded(reranker, batch):
@@ -149,9 +159,11 @@ def test_chunks_and_accumulation_do_not_change_the_gradient(backbone, tmp_path):
     data = rows(tmp_path, 4)
     whole = gradients(backbone, data, tmp_path, per_device_train_batch_size=4)
     scale = max(float(value.abs().max()) for value in whole.values())
-    for changes in ({"per_device_train_batch_size": 4, "token_budget": 150},
-                    {"per_device_train_batch_size": 4, "activation_checkpointing": True},
-                    {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}):  # fmt: skip
+    for changes in (
+        {"per_device_train_batch_size": 4, "token_budget": 150},
+        {"per_device_train_batch_size": 4, "activation_checkpointing": True},
+        {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    ):
         other = gradients(backbone, data, tmp_path, **changes)
         assert whole.keys() == other.keys()
         assert max(float((whole[name] - other[name]).abs().max()) for name in whole) <= 1e-5 * scale
@@ -207,14 +219,29 @@ def test_the_command_trains_and_saves_a_reranker(backbone, tmp_path):
     from unime.trainers.reranker import main
 
     examples = [
-        {"query_text": f"q{i}", "query_image": "", "pos_text": f"p{i}", "pos_image": "", "query_pos_scores": 0.9,
-         "hard_negatives": [["n1", ""], ["n2", ""]], "hard_negatives_scores": [0.2, 0.3]} for i in range(4)
-    ]  # fmt: skip
+        {
+            "query_text": f"q{i}",
+            "query_image": "",
+            "pos_text": f"p{i}",
+            "pos_image": "",
+            "query_pos_scores": 0.9,
+            "hard_negatives": [["n1", ""], ["n2", ""]],
+            "hard_negatives_scores": [0.2, 0.3],
+        }
+        for i in range(4)
+    ]
     (tmp_path / "rows.json").write_text(json.dumps(examples))
     options = {
-        "model_name_or_path": backbone, "data": tmp_path / "rows.json", "output_dir": tmp_path / "out", "max_steps": 2,
-        "per_device_train_batch_size": 2, "bf16": False, "save_strategy": "no", "warmup_steps": 0, "use_cpu": True,
-    }  # fmt: skip
+        "model_name_or_path": backbone,
+        "data": tmp_path / "rows.json",
+        "output_dir": tmp_path / "out",
+        "max_steps": 2,
+        "per_device_train_batch_size": 2,
+        "bf16": False,
+        "save_strategy": "no",
+        "warmup_steps": 0,
+        "use_cpu": True,
+    }
     main([word for key, value in options.items() for word in (f"--{key}", str(value))])
     trained = UniMERerankerForCausalLM.from_pretrained(tmp_path / "out")
     plain = UniMERerankerForCausalLM.from_backbone(backbone)

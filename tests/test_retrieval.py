@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unime.data import retrieval
-from unime.data.retrieval import FaissIndex, exact_top_k
+from unime.mining import retrieval
+from unime.mining.retrieval import FaissIndex, exact_top_k
 
 
 def reference(queries, corpus, k, below=None, excluded=None):
@@ -24,9 +24,14 @@ def reference(queries, corpus, k, below=None, excluded=None):
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(1, 9), st.integers(1, 700), st.integers(1, 12), st.integers(1, 4), st.integers(3, 800), st.booleans(),
+    st.integers(1, 9),
+    st.integers(1, 700),
+    st.integers(1, 12),
+    st.integers(1, 4),
+    st.integers(3, 800),
+    st.booleans(),
     st.integers(0, 99),
-)  # fmt: skip
+)
 def test_every_block_size_gives_the_reference(q, n, k, block, corpus_block, rules, seed):
     """Small integers: scores are exact in float32, and many are equal."""
     rng = np.random.default_rng(seed)

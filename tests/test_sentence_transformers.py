@@ -113,9 +113,16 @@ def test_its_trainer_trains_on_images_and_its_tools_run(saved, tmp_path):
     model = SentenceTransformer(str(saved / "embedder"), trust_remote_code=True, device="cpu")
     rows = Dataset.from_dict({"anchor": [picture(i) for i in range(4)], "positive": ["a", "b", "c", "d"]})
     args = SentenceTransformerTrainingArguments(
-        str(tmp_path), max_steps=6, per_device_train_batch_size=4, learning_rate=1e-3, report_to=[], logging_steps=1,
-        save_strategy="no", use_cpu=True, disable_tqdm=True,
-    )  # fmt: skip
+        str(tmp_path),
+        max_steps=6,
+        per_device_train_batch_size=4,
+        learning_rate=1e-3,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
     loss = MultipleNegativesRankingLoss(model, scale=5.0)
     trainer = SentenceTransformerTrainer(model, args, rows, loss=loss)
     trainer.train()

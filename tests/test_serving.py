@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer, LlavaNextProcessor
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.apps.readings import Readings
-from unime.apps.serve_check import main
-from unime.checkpoints import export
+from unime.checkpoints.conversion import export
+from unime.commands.serve_check import main
+from unime.commands.server_readings import Readings
 
 
 class FakeServer(ThreadingHTTPServer):
@@ -80,9 +80,11 @@ class Stock:
         else:
             turn, images = opened(body["messages"][0]["content"])
             prompt = self.processor.tokenizer.apply_chat_template(
-                [{"role": "user", "content": turn}], chat_template=self.template, tokenize=False,
+                [{"role": "user", "content": turn}],
+                chat_template=self.template,
+                tokenize=False,
                 add_generation_prompt=self.generate,
-            )  # fmt: skip
+            )
             special = self.special
         batch = self.processor(images=images or None, text=[prompt], return_tensors="pt", add_special_tokens=special)
         with torch.inference_mode():
@@ -227,8 +229,10 @@ def test_what_does_not_answer_is_an_error(llava, capsys):
         main([url, "--model", str(llava / "unime")])
     assert "its vectors have 2 dimensions, the model's" in capsys.readouterr().out
     for odd, message in (
-        ([float("nan")] * 96, "gives no vector"), ([0.0] * 96, "gives no vector"), ("abc", "gives another answer"),
-    ):  # fmt: skip
+        ([float("nan")] * 96, "gives no vector"),
+        ([0.0] * 96, "gives no vector"),
+        ("abc", "gives another answer"),
+    ):
         answers = {"/v1/embeddings": lambda _, odd=odd: {"data": [{"embedding": odd}]}}
         with pytest.raises(SystemExit, match=message), FakeServer(answers) as url:
             main([url, "--model", str(llava / "unime")])
@@ -246,8 +250,11 @@ def test_a_chat_without_the_beginning_of_an_answer_is_told_apart(tiny):
     prompt = tokenizer.apply_chat_template(chat, chat_template=model.processor.chat_template, tokenize=False)
     with torch.inference_mode():
         hidden = model.vlm(**tokenizer(prompt, return_tensors="pt")).last_hidden_state[0, -1]
-    found = {reading.deviations[0]: vector for reading, vector in Readings(model, "query").of({"text": "a ring"})
-             if len(reading.deviations) == 1}  # fmt: skip
+    found = {
+        reading.deviations[0]: vector
+        for reading, vector in Readings(model, "query").of({"text": "a ring"})
+        if len(reading.deviations) == 1
+    }
     expected = torch.nn.functional.normalize(hidden, dim=0)
     assert (found["prompt", "own template, unanswered"] - expected).abs().max() < 1e-5
     assert (found["prompt", "own template"] - expected).abs().max() > 1e-3

@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from unime.data import scenes
 from unime.data.readers import read_mmeb_train
-from unime.data.shapes import KINDS, Digits, build, main
-from unime.data.tasks import read_world_tasks
+from unime.eval.tasks import read_world_tasks
+from unime.miniature import scenes
+from unime.miniature.world import KINDS, Digits, build, main
 
 
 def files(root):
@@ -72,7 +72,7 @@ def test_every_kind_of_task_is_there_in_mmebs_columns(world):
 
 
 def test_candidates_number_a_hundred_where_there_are_enough_rows(tmp_path):
-    from unime.data.shapes import Row, with_candidates
+    from unime.miniature.world import Row, with_candidates
 
     rows = [Row(("q", ""), (f"target {i}", ""), str(i)) for i in range(150)]
     lists = with_candidates("Shapes_t2i", rows, random.Random(0))

@@ -74,10 +74,19 @@ def train_all(folder: Path, mode: str):
             AcceleratorState._reset_state()
             settings |= {"deepspeed": zero(int(mode[-1])), "accelerator_config": {"use_configured_state": True}}
         args = config_class(
-            output_dir=str(folder / mode / name), max_steps=3, learning_rate=1e-3, lr_scheduler_type="constant",
-            warmup_steps=0, per_device_train_batch_size=2, save_strategy="no", disable_tqdm=True, logging_steps=1,
-            bf16=False, seed=3, **settings,
-        )  # fmt: skip
+            output_dir=str(folder / mode / name),
+            max_steps=3,
+            learning_rate=1e-3,
+            lr_scheduler_type="constant",
+            warmup_steps=0,
+            per_device_train_batch_size=2,
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1,
+            bf16=False,
+            seed=3,
+            **settings,
+        )
         peft = LoraConfig(r=4, target_modules=r".*language_model.*\.(q_proj|v_proj)") if lora else None
         model = model_class.from_backbone(folder / "backbone")
         data, extra = rows(folder, 12), {}

@@ -39,8 +39,10 @@ def write_judged(world, path):
     name = lambda image: str(Path(image).relative_to(world.resolve())) if image else ""  # noqa: E731
     judged = [
         {
-            "query_text": row["query"]["text"], "query_image": name(row["query"]["image"]),
-            "pos_text": row["positive"]["text"], "pos_image": name(row["positive"]["image"]),
+            "query_text": row["query"]["text"],
+            "query_image": name(row["query"]["image"]),
+            "pos_text": row["positive"]["text"],
+            "pos_image": name(row["positive"]["image"]),
             "query_pos_scores": 0.9 - 0.01 * (i % 7),
             "hard_negatives": [
                 [rows[(i + n) % len(rows)]["positive"]["text"], name(rows[(i + n) % len(rows)]["positive"]["image"])]
@@ -49,7 +51,7 @@ def write_judged(world, path):
             "hard_negatives_scores": [0.5, 0.3, 0.1 + 0.01 * (i % 5)],
         }
         for i, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
     Path(path).write_text(json.dumps(judged))
 
 
@@ -148,10 +150,19 @@ def test_command_reads_the_recipe(backbone, world, tmp_path):
 def test_two_processes_without_a_gpu_train_as_the_docs_say(backbone, world, tmp_path):
     assert "torchrun --nproc_per_node 2 -m unime.trainers.contrastive" in (ROOT / "docs" / "training.md").read_text()
     recipe = {
-        "model_name_or_path": str(backbone), "preset": "joint", "data": str(world / "train"),
-        "image_root": str(world), "output_dir": str(tmp_path / "out"), "max_steps": 2, "save_strategy": "no",
-        "per_device_train_batch_size": 4, "bf16": False, "warmup_steps": 0, "use_peft": True, "lora_r": 2,
-    }  # fmt: skip
+        "model_name_or_path": str(backbone),
+        "preset": "joint",
+        "data": str(world / "train"),
+        "image_root": str(world),
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 4,
+        "bf16": False,
+        "warmup_steps": 0,
+        "use_peft": True,
+        "lora_r": 2,
+    }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     command += ["--rdzv-endpoint", "127.0.0.1:0"]  # any free port

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from test_gradient_cache import EVERYTHING, difference, rows, trained
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.checkpoints import load_adapter
+from unime.checkpoints.opening import load_adapter
 from unime.data.readers import read_mmeb_train
 from unime.trainers.adapters import COMPONENTS, find_targets
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
@@ -50,9 +50,16 @@ def test_qlora_trains_over_four_bits_and_merges_into_whole_weights(backbone, wor
     assert type(model.get_submodule(targets[0])) is Linear4bit
     data = read_mmeb_train(world / "train", ["Shapes_vqa"], image_root=world)
     args = ContrastiveConfig(
-        output_dir=str(tmp_path / "out"), max_steps=4, per_device_train_batch_size=8, learning_rate=1e-2,
-        warmup_steps=0, bf16=False, save_strategy="no", disable_tqdm=True, token_budget=300,
-    )  # fmt: skip
+        output_dir=str(tmp_path / "out"),
+        max_steps=4,
+        per_device_train_batch_size=8,
+        learning_rate=1e-2,
+        warmup_steps=0,
+        bf16=False,
+        save_strategy="no",
+        disable_tqdm=True,
+        token_budget=300,
+    )
     peft = LoraConfig(r=4, target_modules=targets)
     trainer = ContrastiveTrainer(model, args, train_dataset=data, peft_config=peft)
     assert all("lora" in name for name, p in trainer.model.named_parameters() if p.requires_grad)
@@ -69,12 +76,26 @@ def test_qlora_trains_over_four_bits_and_merges_into_whole_weights(backbone, wor
 
 def test_the_command_trains_adapters_on_the_components_it_is_told(backbone, world, tmp_path):
     recipe = {
-        "model_name_or_path": str(backbone), "preset": "joint", "data": str(world / "train"),
-        "image_root": str(world), "subsets": ["Shapes_vqa"], "output_dir": str(tmp_path / "out"), "max_steps": 2,
-        "per_device_train_batch_size": 8, "bf16": False, "warmup_steps": 0, "use_peft": True, "lora_r": 4,
-        "lora_components": ["language_model", "projector"], "holdout": 4, "eval_strategy": "steps", "eval_steps": 1,
-        "save_steps": 1, "load_best_model_at_end": True, "resolution": "32",
-    }  # fmt: skip
+        "model_name_or_path": str(backbone),
+        "preset": "joint",
+        "data": str(world / "train"),
+        "image_root": str(world),
+        "subsets": ["Shapes_vqa"],
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 2,
+        "per_device_train_batch_size": 8,
+        "bf16": False,
+        "warmup_steps": 0,
+        "use_peft": True,
+        "lora_r": 4,
+        "lora_components": ["language_model", "projector"],
+        "holdout": 4,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "resolution": "32",
+    }
     done = launch_stage("contrastive", recipe, tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     again = load_model(tmp_path / "out" / "adapter").state_dict()  # the adapter knows its base

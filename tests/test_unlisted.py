@@ -28,8 +28,13 @@ from transformers import (
 
 from unime import UniMEModel, UniMERerankerForCausalLM
 
-TEXT = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2}  # fmt: skip
+TEXT = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 VISION = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -47,10 +52,12 @@ def tokenizer(special, **named):
     made.train_from_iterator(
         TEXTS,
         trainers.BpeTrainer(
-            vocab_size=400, special_tokens=["<pad>", "<s>", "</s>", *special], initial_alphabet=alphabet,
+            vocab_size=400,
+            special_tokens=["<pad>", "<s>", "</s>", *special],
+            initial_alphabet=alphabet,
             show_progress=False,
         ),
-    )  # fmt: skip
+    )
     options = {"extra_special_tokens": named} if named else {}
     return PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>", **options
@@ -68,22 +75,30 @@ def gemma3():
         )
     )
     config = Gemma3Config(
-        vision_config=SiglipVisionConfig(**VISION, image_size=56), mm_tokens_per_image=4,
-        text_config=Gemma3TextConfig(vocab_size=len(words), head_dim=12, **TEXT), **ids,
-    )  # fmt: skip
+        vision_config=SiglipVisionConfig(**VISION, image_size=56),
+        mm_tokens_per_image=4,
+        text_config=Gemma3TextConfig(vocab_size=len(words), head_dim=12, **TEXT),
+        **ids,
+    )
     return words, config, Gemma3ImageProcessorPil(size={"height": 56, "width": 56}), begin, {"image_seq_length": 4}
 
 
 def internvl():
     """Its processor asks for a video processor, which would need torchvision; images are cut into tiles."""
-    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
-             "video_token": "<video>"}  # fmt: skip
+    named = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
     words = tokenizer(list(named.values()), **named)
     vision = {**VISION, "patch_size": [14, 14], "image_size": [28, 28]}
     config = InternVLConfig(
-        vision_config=InternVLVisionConfig(**vision), text_config=Qwen2Config(vocab_size=len(words), **TEXT),
-        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"), downsample_ratio=0.5,
-    )  # fmt: skip
+        vision_config=InternVLVisionConfig(**vision),
+        text_config=Qwen2Config(vocab_size=len(words), **TEXT),
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        downsample_ratio=0.5,
+    )
     reader = GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, crop_to_patches=True, max_patches=4)
     return words, config, reader, "<IMG_CONTEXT>", {"image_seq_length": 1}
 
@@ -93,9 +108,11 @@ def idefics3():
     tiles = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     words = tokenizer(["<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>", *tiles])
     config = Idefics3Config(
-        vision_config=Idefics3VisionConfig(**VISION, image_size=56), scale_factor=2,
-        text_config=LlamaConfig(vocab_size=len(words), **TEXT), image_token_id=words.convert_tokens_to_ids("<image>"),
-    )  # fmt: skip
+        vision_config=Idefics3VisionConfig(**VISION, image_size=56),
+        scale_factor=2,
+        text_config=LlamaConfig(vocab_size=len(words), **TEXT),
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+    )
     reader = Idefics3ImageProcessorPil(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
     return words, config, reader, "<image>", {"image_seq_len": 4}
 

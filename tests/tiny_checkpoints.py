@@ -47,10 +47,15 @@ PHI_TEMPLATE = (
 )
 PINPOINTS = [[28, 56], [56, 28], [56, 56], [28, 84], [84, 28]]
 NORMALISE = {
-    "do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3,
-    "rescale_factor": 1 / 255, "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_rescale": True,
+    "do_resize": True,
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
-}  # fmt: skip
+}
 
 
 def tokenizer_for(kind: str) -> PreTrainedTokenizerFast:
@@ -70,10 +75,12 @@ def tokenizer_for(kind: str) -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(
         TEXTS,
         trainers.BpeTrainer(
-            vocab_size=400, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            vocab_size=400,
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
-    )  # fmt: skip
+    )
     if kind == "phi3_v":
         tokenizer.add_special_tokens([AddedToken("<|assistant|>", rstrip=True, special=True)])
     bos = None
@@ -88,41 +95,77 @@ def tokenizer_for(kind: str) -> PreTrainedTokenizerFast:
 
 def config_for(kind: str, tokenizer, width: int):
     """The configuration, two layers of four heads (Qwen's vision is 64 wide)."""
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in (
-        ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>"),
-        ("vision_start_token_id", "<|vision_start|>"), ("vision_end_token_id", "<|vision_end|>"),
-    )}  # fmt: skip
+    ids = {
+        name: tokenizer.convert_tokens_to_ids(token)
+        for name, token in (
+            ("image_token_id", "<|image_pad|>"),
+            ("video_token_id", "<|video_pad|>"),
+            ("vision_start_token_id", "<|vision_start|>"),
+            ("vision_end_token_id", "<|vision_end|>"),
+        )
+    }
     text = {
-        "vocab_size": len(tokenizer), "hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096,
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
         "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
+    }
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, width // 8 - 4]}
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
-             "image_size": 28, "patch_size": 14}  # fmt: skip
+    tower = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+    }
     if kind == "qwen2_vl":
         vision = {"depth": 2, "embed_dim": 64, "hidden_size": width, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
         return Qwen2VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **ids)
     if kind == "qwen2_5_vl":
-        vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": width,
-                  "fullatt_block_indexes": [1], "patch_size": 14}  # fmt: skip
+        vision = {
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": width,
+            "fullatt_block_indexes": [1],
+            "patch_size": 14,
+        }
         return Qwen2_5_VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **ids)
     if kind == "qwen3_vl":
-        vision = {"depth": 2, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": width,
-                  "patch_size": 14, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]}  # fmt: skip
+        vision = {
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": width,
+            "patch_size": 14,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        }
         text = {**text, "head_dim": width // 4, "rope_parameters": {**rope, "mrope_interleaved": True}}
         return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
     image = tokenizer.convert_tokens_to_ids("<image>")
     if kind == "llava_next":
         return LlavaNextConfig(
-            vision_config=CLIPVisionConfig(**tower), text_config=LlamaConfig(**text), image_token_index=image,
+            vision_config=CLIPVisionConfig(**tower),
+            text_config=LlamaConfig(**text),
+            image_token_index=image,
             image_grid_pinpoints=PINPOINTS,
-        )  # fmt: skip
+        )
     return LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**tower), text_config=Qwen2Config(**text), image_token_index=image,
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"), image_grid_pinpoints=PINPOINTS,
+        vision_config=SiglipVisionConfig(**tower),
+        text_config=Qwen2Config(**text),
+        image_token_index=image,
+        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
+        image_grid_pinpoints=PINPOINTS,
         vision_aspect_ratio="anyres_max_9",
-    )  # fmt: skip
+    )
 
 
 def old_name(kind: str, name: str) -> str:
@@ -175,20 +218,29 @@ def write(path: Path, kind: str, seed: int = 0, width: int = 48):
     tokenizer.save_pretrained(path)
     if kind.startswith("qwen"):
         write_json(
-            path / "preprocessor_config.json", min_pixels=3136, max_pixels=12845056, patch_size=14,
-            temporal_patch_size=2, merge_size=2, image_processor_type="Qwen2VLImageProcessor",
-            processor_class="Qwen2VLProcessor", **NORMALISE,
-        )  # fmt: skip
+            path / "preprocessor_config.json",
+            min_pixels=3136,
+            max_pixels=12845056,
+            patch_size=14,
+            temporal_patch_size=2,
+            merge_size=2,
+            image_processor_type="Qwen2VLImageProcessor",
+            processor_class="Qwen2VLProcessor",
+            **NORMALISE,
+        )
         write_json(path / "chat_template.json", chat_template=QWEN_TEMPLATE)
         return model
     next_ = kind == "llava_next"
     name = "LlavaNext" if next_ else "LlavaOnevision"
     size = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}, "do_center_crop": True}
     write_json(
-        path / "preprocessor_config.json", image_grid_pinpoints=PINPOINTS,
-        image_processor_type=f"{name}ImageProcessor", processor_class=f"{name}Processor", do_pad=True,
+        path / "preprocessor_config.json",
+        image_grid_pinpoints=PINPOINTS,
+        image_processor_type=f"{name}ImageProcessor",
+        processor_class=f"{name}Processor",
+        do_pad=True,
         **{**NORMALISE, **(size if next_ else {"size": {"height": 28, "width": 28}})},
-    )  # fmt: skip
+    )
     write_json(path / "processor_config.json", processor_class=f"{name}Processor", image_token="<image>")
     write_json(path / "chat_template.json", chat_template=MISTRAL_TEMPLATE if next_ else ONEVISION_TEMPLATE)
     return model
@@ -207,22 +259,49 @@ def write_phi(path: Path, tokenizer, seed: int, width: int):
     from unime.configuration_phi3_v import Phi3VConfig
     from unime.modeling_phi3_v import Phi3VForCausalLM
 
-    factors = {"type": "su", "short_factor": [1.0 + 0.1 * i for i in range(width // 8)],
-               "long_factor": [1.0 + 0.7 * i for i in range(width // 8)]}  # fmt: skip
+    factors = {
+        "type": "su",
+        "short_factor": [1.0 + 0.1 * i for i in range(width // 8)],
+        "long_factor": [1.0 + 0.7 * i for i in range(width // 8)],
+    }
     published = {
-        "architectures": ["Phi3VForCausalLM"], "model_type": "phi3_v", "vocab_size": len(tokenizer),
+        "architectures": ["Phi3VForCausalLM"],
+        "model_type": "phi3_v",
+        "vocab_size": len(tokenizer),
         "hidden_size": width,
-        "intermediate_size": 2 * width, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4,
-        "max_position_embeddings": 4096, "original_max_position_embeddings": 2048, "rope_theta": 10000.0,
-        "sliding_window": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5, "rope_scaling": factors,
-        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": tokenizer.pad_token_id, "torch_dtype": "float32",
-        "auto_map": {"AutoConfig": "configuration_phi3_v.Phi3VConfig",
-                     "AutoModelForCausalLM": "modeling_phi3_v.Phi3VForCausalLM"},
-        "embd_layer": {"embedding_cls": "image", "hd_transform_order": "sub_glb", "projection_cls": "mlp",
-                       "use_hd_transform": True, "with_learnable_separator": True},
-        "img_processor": {"name": "clip_vision_model", "model_name": "openai/clip-vit-large-patch14-336",
-                          "image_dim_out": 64, "num_img_tokens": 144},
-    }  # fmt: skip
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 2048,
+        "rope_theta": 10000.0,
+        "sliding_window": 8192,
+        "tie_word_embeddings": False,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": factors,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "torch_dtype": "float32",
+        "auto_map": {
+            "AutoConfig": "configuration_phi3_v.Phi3VConfig",
+            "AutoModelForCausalLM": "modeling_phi3_v.Phi3VForCausalLM",
+        },
+        "embd_layer": {
+            "embedding_cls": "image",
+            "hd_transform_order": "sub_glb",
+            "projection_cls": "mlp",
+            "use_hd_transform": True,
+            "with_learnable_separator": True,
+        },
+        "img_processor": {
+            "name": "clip_vision_model",
+            "model_name": "openai/clip-vit-large-patch14-336",
+            "image_dim_out": 64,
+            "num_img_tokens": 144,
+        },
+    }
     small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 1}
     options = {
         key: value for key, value in published.items() if key not in ("architectures", "auto_map", "model_type")
@@ -242,10 +321,15 @@ def write_phi(path: Path, tokenizer, seed: int, width: int):
     save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
     write_json(path / "config.json", **published)
     write_json(
-        path / "preprocessor_config.json", num_crops=4, num_img_tokens=144, image_mean=NORMALISE["image_mean"],
-        image_std=NORMALISE["image_std"], image_processor_type="Phi3VImageProcessor", processor_class="Phi3VProcessor",
+        path / "preprocessor_config.json",
+        num_crops=4,
+        num_img_tokens=144,
+        image_mean=NORMALISE["image_mean"],
+        image_std=NORMALISE["image_std"],
+        image_processor_type="Phi3VImageProcessor",
+        processor_class="Phi3VProcessor",
         auto_map={"AutoImageProcessor": "processing_phi3_v.Phi3VImageProcessor"},
-    )  # fmt: skip
+    )
     tokenizer.chat_template = PHI_TEMPLATE
     tokenizer.save_pretrained(path)
     return model

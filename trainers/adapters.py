@@ -3,7 +3,6 @@
 from transformers import set_seed
 
 from ..vlm_unime import vision_parameters
-from .gradient_cache import vlm_of
 
 COMPONENTS = ("language_model", "vision_tower", "projector")
 # what the families call the part between vision tower and language model
@@ -76,3 +75,13 @@ def adapted(model, peft_config, seed: int):
     model = get_peft_model(model, peft_config)
     peft_config.base_model_name_or_path = source and str(source)  # PEFT knows the names of stock models alone
     return model
+
+
+def without_adapter(model):
+    """The embedder or reranker inside an adapter, or itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def vlm_of(model):
+    """The VLM inside an embedder or reranker, which may be wrapped in an adapter."""
+    return without_adapter(model).vlm

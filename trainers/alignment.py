@@ -45,10 +45,15 @@ class AlignmentTrainer(EmbeddingTrainer):
         super().__init__(model, args, **kwargs)
         self.loss = self.at_all_widths(
             JudgeAlignment(
-                args.temperature, args.judge_temperature, args.num_negatives, args.order, args.divergence,
-                args.in_batch_weight, args.unscored,
+                args.temperature,
+                args.judge_temperature,
+                args.num_negatives,
+                args.order,
+                args.divergence,
+                args.in_batch_weight,
+                args.unscored,
             )
-        )  # fmt: skip
+        )
 
     def loss_of(self, embeddings, table):
         return self.loss(

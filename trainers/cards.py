@@ -8,15 +8,27 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
-from ..cards import Card
-from .gradient_cache import without_adapter
+from ..checkpoints.cards import Card
+from .adapters import without_adapter
 
 # what a reader wants to know of `TrainingArguments`, beside all of a stage's own arguments
 _SHARED = (
-    "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "max_steps", "num_train_epochs",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "optim", "weight_decay", "max_grad_norm", "bf16",
-    "fp16", "activation_checkpointing", "seed",
-)  # fmt: skip
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "optim",
+    "weight_decay",
+    "max_grad_norm",
+    "bf16",
+    "fp16",
+    "activation_checkpointing",
+    "seed",
+)
 
 
 def write_card(trainer, folder):
@@ -40,11 +52,16 @@ def write_card(trainer, folder):
     packages = ("torch", "transformers", "peft", "accelerate", "datasets")
     parts.append("Made with " + ", ".join(f"{package} {version(package)}" for package in packages) + ".")
     card = Card(
-        config.model_type, Path(trainer.args.output_dir).name, getattr(config, "backbone", None),
-        trainer.processing_class.preset, (Path(folder) / "adapter_config.json").exists(),
+        config.model_type,
+        Path(trainer.args.output_dir).name,
+        getattr(config, "backbone", None),
+        trainer.processing_class.preset,
+        (Path(folder) / "adapter_config.json").exists(),
         f"'s `{stage}` stage ([{trainer.paper}](https://arxiv.org/abs/{trainer.paper})), at step "
-        f"{trainer.state.global_step}", "\n\n".join(parts), tags=(type(trainer).__name__,),
-    )  # fmt: skip
+        f"{trainer.state.global_step}",
+        "\n\n".join(parts),
+        tags=(type(trainer).__name__,),
+    )
     ModelCard(card.render(trainer.hub_model_id)).save(Path(folder) / "README.md")
 
 

@@ -5,13 +5,10 @@ accelerate launch -m unime.trainers.contrastive --config recipes/shapes/contrast
 
 from dataclasses import dataclass, field
 
-import torch
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
-
 from .embedding_trainer import EmbeddingConfig, EmbeddingTrainer
-from .losses import DatasetTemperatures, HardNegativeInfoNCE
+from .losses import HardNegativeInfoNCE
 from .stage import read_training_rows, run_command
+from .temperatures import DatasetTemperatures, LearnTemperatures
 
 
 @dataclass
@@ -57,10 +54,16 @@ class ContrastiveTrainer(EmbeddingTrainer):
         super().__init__(model, args, **kwargs)
         self.loss = self.at_all_widths(
             HardNegativeInfoNCE(
-                args.temperature, args.num_hard_negatives or None, args.false_negative_margin, args.threshold,
-                args.shortage, args.selection, args.symmetric, args.hardness,
+                args.temperature,
+                args.num_hard_negatives or None,
+                args.false_negative_margin,
+                args.threshold,
+                args.shortage,
+                args.selection,
+                args.symmetric,
+                args.hardness,
             )
-        )  # fmt: skip
+        )
         if args.learn_temperatures:
             if args.fp16:
                 raise ValueError("learn_temperatures does not go with fp16, whose gradients are scaled; take bf16.")
@@ -77,34 +80,6 @@ class ContrastiveTrainer(EmbeddingTrainer):
         if self.args.learn_temperatures:
             logs.update(self.loss.temperatures.values())
         super().log(logs, start_time)
-
-
-class LearnTemperatures(TrainerCallback, ExportableState):
-    """Steps the temperatures with the optimizer. They are no part of the model; they and Adam's state travel in
-    `trainer_state.json`. Every rank has their whole gradient, so nothing is reduced."""
-
-    def __init__(self, temperatures: DatasetTemperatures, learning_rate: float):
-        self.temperatures = temperatures
-        self.optimizer = torch.optim.Adam(temperatures.parameters(), lr=learning_rate)
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        if (saved := state.stateful_callbacks.get(type(self).__name__)) and state.global_step:
-            found = saved["attributes"]
-            with torch.no_grad():
-                self.temperatures.log_temperature.copy_(torch.tensor(found["logs"], dtype=torch.float64))
-            moments = {key: torch.tensor(value, dtype=torch.float64) for key, value in found["moments"].items()}
-            moments["step"] = moments["step"].float()
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: moments} if moments else {}})
-
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def state(self) -> dict:
-        moments = self.optimizer.state_dict()["state"].get(0, {})
-        found = {"logs": self.temperatures.log_temperature.tolist()}
-        found["moments"] = {key: value.tolist() for key, value in moments.items()}
-        return {"args": {}, "attributes": found}
 
 
 def main(arguments=None):

@@ -14,10 +14,10 @@ from datasets import Dataset
 
 from ..data.readers import read_text_pairs
 from ..data.schema import Item
-from ..data.stages import processes, read_stage, run_stage
+from ..jobs.shards import processes, read_job, run_job
 from ..vlm_unime import vision_parameters
+from .adapters import vlm_of
 from .contrastive import ContrastiveConfig, ContrastiveTrainer
-from .gradient_cache import vlm_of
 from .losses import SimilarityDistillation
 from .stage import run_command
 
@@ -93,12 +93,19 @@ def encode_teacher(
         found = loaded[0].encode(list(part), prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
         return {"embeddings": found.astype(np.float32)}
 
-    run_stage(
-        out, texts, work, {"model": str(model), "prompt": prompt}, rank=state.process_index,
-        world_size=state.num_processes, description="Teacher", failures=(), prepare=load,
-    )  # fmt: skip
+    run_job(
+        out,
+        texts,
+        work,
+        {"model": str(model), "prompt": prompt},
+        rank=state.process_index,
+        world_size=state.num_processes,
+        description="Teacher",
+        failures=(),
+        prepare=load,
+    )
     state.wait_for_everyone()
-    return TeacherTable(texts, read_stage(out)["embeddings"])
+    return TeacherTable(texts, read_job(out)["embeddings"])
 
 
 def distinct_texts(rows: Dataset) -> list[str]:
@@ -161,10 +168,14 @@ def main(arguments=None):
                 raise ValueError("name the teacher, a sentence-transformers model (`teacher`), or set `baseline`.")
             options = {"model_kwargs": {"dtype": args.teacher_dtype}} if args.teacher_dtype else {}
             teacher = encode_teacher(
-                args.teacher, distinct_texts(rows), args.teacher_embeddings or f"{args.output_dir}/teacher",
-                args.teacher_prompt, args.teacher_batch_size, trust_remote_code=args.teacher_trust_remote_code,
+                args.teacher,
+                distinct_texts(rows),
+                args.teacher_embeddings or f"{args.output_dir}/teacher",
+                args.teacher_prompt,
+                args.teacher_batch_size,
+                trust_remote_code=args.teacher_trust_remote_code,
                 **options,
-            )  # fmt: skip
+            )
             found.append(teacher)
         return rows
 

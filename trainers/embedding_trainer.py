@@ -3,13 +3,12 @@
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
 from ..data.samplers import HomogeneousSampler
-from ..data.schema import content_hash
 from .adapters import adapted
+from .gathered_table import GatheredTable
 from .gradient_cache import cached_loss
 from .losses import LossOutput, MatryoshkaLoss
 from .metered_trainer import MeteredTrainer
@@ -79,9 +78,16 @@ class EmbeddingTrainer(MeteredTrainer):
     """
 
     def __init__(
-        self, model, args, train_dataset=None, eval_dataset=None, processing_class=None, peft_config=None,
-        max_negatives=None, **kwargs,
-    ):  # fmt: skip
+        self,
+        model,
+        args,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        peft_config=None,
+        max_negatives=None,
+        **kwargs,
+    ):
         if args.n_gpu > 1:
             raise ValueError(
                 "several GPUs in one process are not supported: start with `accelerate launch`, one process a GPU."
@@ -92,9 +98,14 @@ class EmbeddingTrainer(MeteredTrainer):
             processor, args.token_budget, args.max_length, max_negatives, model.config.length_boundary, args.resolution
         )
         super().__init__(
-            model=model, args=args, data_collator=collator, train_dataset=train_dataset, eval_dataset=eval_dataset,
-            processing_class=processor, **kwargs,
-        )  # fmt: skip
+            model=model,
+            args=args,
+            data_collator=collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processor,
+            **kwargs,
+        )
 
     def at_all_widths(self, loss):
         """The loss, or its mean over the Matryoshka widths of the recipe."""
@@ -118,10 +129,17 @@ class EmbeddingTrainer(MeteredTrainer):
             return results[-1].loss
 
         loss = cached_loss(
-            model, self.accelerator.unwrap_model(model), chunks, whole_loss, device,
-            gradient_scale=table.world_size, graph_tokens=self.args.graph_tokens, autocast=self.accelerator.autocast,
-            lockstep=self.is_deepspeed_enabled, parameters=list(self.loss.parameters()),
-        )  # fmt: skip
+            model,
+            self.accelerator.unwrap_model(model),
+            chunks,
+            whole_loss,
+            device,
+            gradient_scale=table.world_size,
+            graph_tokens=self.args.graph_tokens,
+            autocast=self.accelerator.autocast,
+            lockstep=self.is_deepspeed_enabled,
+            parameters=list(self.loss.parameters()),
+        )
         if not torch.isfinite(loss):
             raise ValueError(
                 f"the loss is {loss.item()} after step {self.state.global_step}, on {sorted(set(batch.dataset))}."
@@ -161,80 +179,3 @@ class EmbeddingTrainer(MeteredTrainer):
         seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         block = self._train_batch_size * self.args.world_size
         return HomogeneousSampler(train_dataset["dataset"], block, seed)
-
-
-class GatheredTable:
-    """The tables of all ranks as one: items with equal content share the index of their first copy.
-
-    Every rank computes the same loss over all rows, so the gradient of its own slice is exact and nothing has to be
-    sent back; DDP's averaging is undone by `gradient_scale = world_size`.
-
-    Attributes:
-        query, positive (`[B]`), negatives (`[B, K]`), positive_score (`[B]`), negative_scores (`[B, K]`): as in
-            `Batch`, over all ranks.
-        hashes (`[T]`): of the items and their roles.
-        is_query (`[T]`): 1 where an item is in the role of a query.
-        dataset (`[B]`): hash of the name of each row's data set.
-    """
-
-    def __init__(self, batch: Batch, device: torch.device):
-        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        self.rank = dist.get_rank() if self.world_size > 1 else 0
-        hashes = self._gather(batch.hashes.to(device))
-        offsets = [sum(map(len, hashes[:rank])) for rank in range(self.world_size)]
-        self.hashes = torch.cat(hashes)
-        first = _first_copies(self.hashes)
-
-        def indices(local):
-            parts = self._gather(local.to(device))
-            return _stack(
-                [torch.where(part >= 0, first[(part + o).clamp(min=0)], part) for part, o in zip(parts, offsets)], -1
-            )
-
-        self.query, self.positive, self.negatives = map(indices, (batch.query, batch.positive, batch.negatives))
-        # a copy of a query keeps the role of its first copy, whose hash it has
-        self.is_query = torch.isin(self.hashes, self.hashes[self.query]).long()
-        names = torch.tensor([content_hash(name) for name in batch.dataset], device=device)
-        self.dataset = torch.cat(self._gather(names))
-        self.positive_score, self.negative_scores = (
-            _stack(self._gather(scores.to(device)), float("nan"))
-            for scores in (batch.positive_score, batch.negative_scores)
-        )
-
-    def gather(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """All ranks' embeddings `[T, D]`; only the own slice carries a graph."""
-        if self.world_size == 1:
-            return embeddings
-        parts = self._gather(embeddings.detach())
-        parts[self.rank] = embeddings
-        return torch.cat(parts)
-
-    def _gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """One tensor per rank; shapes may differ in every dimension."""
-        if self.world_size == 1:
-            return [tensor]
-        shape = torch.tensor(tensor.shape, device=tensor.device)
-        shapes = [torch.empty_like(shape) for _ in range(self.world_size)]
-        dist.all_gather(shapes, shape)
-        largest = torch.stack(shapes).amax(dim=0).tolist()
-        padded = tensor.new_zeros(largest)
-        padded[tuple(slice(size) for size in tensor.shape)] = tensor
-        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
-        dist.all_gather(parts, padded)
-        return [part[tuple(slice(size) for size in own.tolist())] for part, own in zip(parts, shapes)]
-
-
-def _stack(parts: list[torch.Tensor], fill) -> torch.Tensor:
-    """The ranks' rows under each other; narrower ones are filled up on the right."""
-    if parts[0].dim() == 1:
-        return torch.cat(parts)
-    width = max(part.shape[1] for part in parts)
-    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1]), value=fill) for part in parts])
-
-
-def _first_copies(hashes: torch.Tensor) -> torch.Tensor:
-    """For each item the index of the first item with the same hash: `[a, b, a]` gives `[0, 1, 0]`."""
-    _, group = hashes.unique(return_inverse=True)
-    positions = torch.arange(len(hashes), device=hashes.device)
-    first = torch.full_like(positions, len(hashes)).scatter_reduce(0, group, positions, "amin")
-    return first[group]

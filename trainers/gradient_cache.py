@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ..vlm_unime import image_inputs, vision_parameters
+from .adapters import vlm_of
 
 
 class RandomState:
@@ -59,16 +60,6 @@ class _Chunk:
     def again(self) -> torch.Tensor:
         with self.state.replayed():
             return self.encode()
-
-
-def without_adapter(model):
-    """The embedder or reranker inside an adapter, or itself."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def vlm_of(model):
-    """The VLM inside an embedder or reranker, which may be wrapped in an adapter."""
-    return without_adapter(model).vlm
 
 
 def frozen_vision(model):

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..data.schema import content_hash
 from ..prompts_unime import one_of
 
 
@@ -164,32 +163,6 @@ class HardNegativeInfoNCE(nn.Module):
             "duplicates_masked": duplicates,
         }
         return LossOutput(loss, metrics)
-
-
-class DatasetTemperatures(nn.Module):
-    """A learnable temperature for each data set, in float64; kept above 0.01, as CLIP (2103.00020) does.
-
-    Args:
-        names (`list[str]`): of the data sets.
-        start (`float`): where all begin.
-    """
-
-    def __init__(self, names: list[str], start: float):
-        super().__init__()
-        self.names = sorted(set(names))
-        self.index = {content_hash(name): row for row, name in enumerate(self.names)}
-        value = math.log(positive_number("temperature", start))
-        self.log_temperature = nn.Parameter(torch.full((len(self.names),), value, dtype=torch.float64))
-
-    def forward(self, datasets: torch.Tensor) -> torch.Tensor:
-        """Temperatures `[B]` of rows, from the hashes `[B]` of the names of their data sets."""
-        rows = torch.tensor([self.index[key] for key in datasets.tolist()])
-        return self.log_temperature[rows].exp().clamp(min=0.01).float().to(datasets.device)
-
-    def values(self) -> dict[str, float]:
-        """The temperatures by the names under which they are logged."""
-        found = self.log_temperature.exp().clamp(min=0.01).tolist()
-        return {f"temperature_{name}": value for name, value in zip(self.names, found)}
 
 
 class MatryoshkaLoss(nn.Module):

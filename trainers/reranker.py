@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from ..batching_unime import plan_chunks
 from ..data.schema import Example, to_example
-from ..items_unime import PreparedItem, plan_chunks
+from ..items_unime import PreparedItem
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_ANSWER
 from .adapters import adapted
@@ -110,9 +111,11 @@ class RerankerCollator:
         """The prompt of a judge's question, and the ids of the answer with which the turn ends."""
         messages = self.processor.rerank_messages(query, candidates, strategy)
         (entry,) = self.processor.prepare(
-            [messages], max_length=max_length or self.args.max_length, names=[str(example.query)],
+            [messages],
+            max_length=max_length or self.args.max_length,
+            names=[str(example.query)],
             resolution=self.args.resolution,
-        )  # fmt: skip
+        )
         return entry, self.processor.answer_ids(answer)
 
 
@@ -135,9 +138,13 @@ class RerankerTrainer(MeteredTrainer):
         processor = processing_class or model.processor
         model = adapted(model, peft_config, args.seed)
         super().__init__(
-            model=model, args=args, train_dataset=train_dataset, processing_class=processor,
-            data_collator=kwargs.pop("data_collator", None) or RerankerCollator(processor, args), **kwargs,
-        )  # fmt: skip
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processor,
+            data_collator=kwargs.pop("data_collator", None) or RerankerCollator(processor, args),
+            **kwargs,
+        )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()

@@ -48,7 +48,7 @@ def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs
     A preset that is not the checkpoint's own is what it will be trained for. Without an accelerator, and unless an
     attention is asked for, text attention runs as plain matrix products, whose backward is faster there.
     """
-    from ..checkpoints import open_checkpoint
+    from ..checkpoints.opening import open_checkpoint
 
     asked = {"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}}
     model = open_checkpoint(path, preset, reranker, change_preset=True, **asked)
@@ -141,9 +141,13 @@ def _prepare(trainer_class, stage: StageArguments, args, options, read_rows, rer
     if args.max_steps > 0:
         resolve_decay(args, args.max_steps)  # a schedule that does not fit should not cost the loading of a model
     source = {
-        "path": options.model_name_or_path, "preset": stage.preset, "reranker": reranker, "dtype": options.dtype,
-        "attn_implementation": options.attn_implementation, "revision": options.model_revision,
-    }  # fmt: skip
+        "path": options.model_name_or_path,
+        "preset": stage.preset,
+        "reranker": reranker,
+        "dtype": options.dtype,
+        "attn_implementation": options.attn_implementation,
+        "revision": options.model_revision,
+    }
     quantization = "nf4" if options.load_in_4bit else "int8" if options.load_in_8bit else None
     if quantization:
         check_quantized(options)
@@ -176,7 +180,7 @@ def save_whole(trainer, source: dict):
     whole = not hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload")
     trainer.save_model(out if whole else f"{out}/adapter", _internal_call=True)  # else it would push by itself
     if trainer.is_world_process_zero() and not whole:
-        from ..checkpoints import load_adapter
+        from ..checkpoints.opening import load_adapter
 
         unset_hf_deepspeed_config()  # this process loads alone; nothing is partitioned any more
         merged = load_adapter(load_model(**source), f"{out}/adapter").merge_and_unload()
@@ -187,8 +191,12 @@ def save_whole(trainer, source: dict):
         write_card(trainer, out)
     if trainer.is_world_process_zero() and trainer.args.push_to_hub:
         upload_folder(
-            repo_id=trainer.hub_model_id, folder_path=out, token=trainer.args.hub_token,
-            revision=trainer.args.hub_revision, commit_message="End of training",
-            ignore_patterns=["_*", "checkpoint-*", "*.part"], delete_patterns=["adapter_*"],
-        )  # fmt: skip
+            repo_id=trainer.hub_model_id,
+            folder_path=out,
+            token=trainer.args.hub_token,
+            revision=trainer.args.hub_revision,
+            commit_message="End of training",
+            ignore_patterns=["_*", "checkpoint-*", "*.part"],
+            delete_patterns=["adapter_*"],
+        )
     trainer.accelerator.wait_for_everyone()

@@ -51,6 +51,9 @@ class RetrievalMetrics(evaluate.Metric):
                 gained[k].append(ndcg_at(found, k, own))
         recalls = {f"recall@{k}": recall_at(ranks, k) for k in ks}
         return {
-            "precision@1": recall_at(ranks, 1), "mrr": mean_reciprocal_rank(ranks), **recalls,
-            **{f"ndcg@{k}": fmean(values) for k, values in gained.items()}, "ties": ties,
-        }  # fmt: skip
+            "precision@1": recall_at(ranks, 1),
+            "mrr": mean_reciprocal_rank(ranks),
+            **recalls,
+            **{f"ndcg@{k}": fmean(values) for k, values in gained.items()},
+            "ties": ties,
+        }

@@ -6,9 +6,9 @@ into `images/`.
 
 import os
 
-from unime.apps.demo import Photos, look, page
-from unime.data.embedding import Embedder
-from unime.eval.rerank import Reranker
+from unime.commands.demo import Photos, look, page
+from unime.jobs.embedding import Embedder
+from unime.jobs.reranking import Reranker
 
 reranker = os.environ.get("UNIME_RERANKER")
 photos = Photos(os.environ.get("UNIME_IMAGES", "images"), Embedder(os.environ["UNIME_MODEL"]))

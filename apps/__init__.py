@@ -1,1 +1,0 @@
-"""What people run on their own texts and images: encode, search, rerank."""

@@ -1,0 +1,1 @@
+"""In and out of repositories: opening any checkpoint, converting and exporting, adapters, model cards."""

@@ -1,0 +1,92 @@
+"""The miniature text teacher: a small sentence-transformers model, trained on the miniature world's sentence pairs.
+
+    python -m unime.miniature.teacher --pairs outputs/world/nli/nli_for_simcse.csv --out outputs/teacher
+
+It stands for NV-Embed-v2: it knows which texts mean the same, and has never seen an image.
+"""
+
+import argparse
+import csv
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from transformers import BertConfig, BertModel, set_seed
+
+from .backbone import build_tokenizer
+
+
+def train_teacher(pairs, out, epochs: float = 8, seed: int = 0) -> Path:
+    """Trains on triplets of a text, one with its meaning and one that is false, unless the result is there.
+
+    Args:
+        pairs (`str` or `Path`): CSV with `sent0`, `sent1`, `hard_neg`.
+        out (`str` or `Path`): folder for the model, written when it is done.
+        epochs (`float`): passes over the pairs.
+        seed (`int`): of weights and order.
+    """
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, losses, models
+    from sentence_transformers.training_args import SentenceTransformerTrainingArguments
+
+    out = Path(out)
+    if out.exists():
+        return out
+    with open(pairs, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    set_seed(seed)
+    tokenizer = build_tokenizer([text for row in rows for text in row.values()], vocab_size=400)
+    tokenizer.add_special_tokens({"cls_token": "<|im_start|>", "sep_token": "<|im_end|>"})
+    tokenizer.padding_side, tokenizer.chat_template = "right", None
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=384,
+        max_position_embeddings=160,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        BertModel(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        transformer = models.Transformer(folder)
+        model = SentenceTransformer(modules=[transformer, models.Pooling(128)], device=_device())
+        triplets = Dataset.from_dict(
+            {name: [row[column] for row in rows] for name, column in zip(("anchor", "positive", "negative"), rows[0])}
+        )
+        args = SentenceTransformerTrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=128,
+            num_train_epochs=epochs,
+            learning_rate=1e-3,
+            warmup_steps=20,
+            save_strategy="no",
+            logging_steps=100,
+            seed=seed,
+            use_cpu=_device() == "cpu",
+        )
+        loss = losses.MultipleNegativesRankingLoss(model)
+        SentenceTransformerTrainer(model=model, args=args, train_dataset=triplets, loss=loss).train()
+        model.save_pretrained(f"{out}.tmp")
+    os.replace(f"{out}.tmp", out)
+    return out
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description="Train the miniature text teacher.")
+    parser.add_argument("--pairs", required=True, help="CSV with sent0, sent1, hard_neg")
+    parser.add_argument("--out", required=True, help="folder for the model")
+    print(train_teacher(**vars(parser.parse_args(arguments))))
+
+
+if __name__ == "__main__":
+    main()

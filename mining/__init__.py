@@ -1,0 +1,1 @@
+"""Hard negatives: retrieval, judging, selection (UniME-V2) and clusters (SaHa)."""
