@@ -4,6 +4,8 @@ import importlib
 import os
 import sys
 
+from .jobs.notices import silence_alarms
+
 COMMANDS = {  # each is commands/<name>.py, with "_" for "-", but for those named beside it
     "encode": "texts and images -> a file of embeddings",
     "search": "answers from such a file",
@@ -51,6 +53,7 @@ def main(arguments=None):
                 return
             raise SystemExit(text)
         name, *rest = f"trainers.{rest[0]}", *rest[1:]
+    silence_alarms()
     module = importlib.import_module(f".{name}", __package__)
     try:
         module.main([command, *rest] if name == "commands.convert" else rest)

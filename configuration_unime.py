@@ -3,6 +3,8 @@
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_phi3_v import Phi3VConfig  # noqa: F401 (registers phi3_v, which `vlm_config` may be)
+
 
 class _VLMWrapperConfig(PreTrainedConfig):
     """What both configs share. The sub-config is called `vlm_config` (`backbone_config` is special-cased for timm)."""
@@ -11,12 +13,6 @@ class _VLMWrapperConfig(PreTrainedConfig):
 
     vlm_config: dict | PreTrainedConfig | None = None
     backbone: str | None = None
-
-    def __post_init__(self, **kwargs):
-        # Registers phi3_v, which `vlm_config` may be. Not at the top: transformers may still be half imported there.
-        from .configuration_phi3_v import Phi3VConfig  # noqa: F401
-
-        super().__post_init__(**kwargs)
 
     def get_text_config(self, *args, **kwargs):
         return self.vlm_config.get_text_config(*args, **kwargs)
@@ -76,5 +72,10 @@ class UniMERerankerConfig(_VLMWrapperConfig):
 
 UniMEConfig.register_for_auto_class()
 UniMERerankerConfig.register_for_auto_class()
+
+# Copies that travel with saved models are found through their `auto_map` instead.
+if __package__ == "unime":
+    AutoConfig.register("unime", UniMEConfig, exist_ok=True)
+    AutoConfig.register("unime_reranker", UniMERerankerConfig, exist_ok=True)
 
 __all__ = ["UniMEConfig", "UniMERerankerConfig"]

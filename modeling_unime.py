@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm, trange
-from transformers import AutoModel, AutoModelForImageTextToText, GenerationMixin
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
@@ -477,5 +477,10 @@ def _penalise(logits, prepared, tokens, penalty: float) -> torch.Tensor:
 
 UniMEModel.register_for_auto_class("AutoModel")
 UniMERerankerForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+# Copies that travel with saved models are found through their `auto_map` instead.
+if __package__ == "unime":
+    AutoModel.register(UniMEConfig, UniMEModel, exist_ok=True)
+    AutoModelForCausalLM.register(UniMERerankerConfig, UniMERerankerForCausalLM, exist_ok=True)
 
 __all__ = ["UniMEModel", "UniMEOutput", "UniMEPreTrainedModel", "UniMERerankerForCausalLM"]

@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import torch
 from PIL import Image
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoProcessor
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .batching_unime import plan_chunks
+from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .items_unime import PreparedItem, is_chat, is_image, judge_messages, read_frames, split_item
 from .native_unime import NativeProcessor, load_parts, load_saved_images
@@ -492,5 +493,10 @@ def _without_leading_breaks(content: list[dict]) -> list[dict]:
 
 
 UniMEProcessor.register_for_auto_class()
+
+# Copies that travel with saved models are found through their `auto_map` instead.
+if __package__ == "unime":
+    AutoProcessor.register(UniMEConfig, UniMEProcessor, exist_ok=True)
+    AutoProcessor.register(UniMERerankerConfig, UniMEProcessor, exist_ok=True)
 
 __all__ = ["SETTINGS", "UniMEProcessor", "open_image", "plan_chunks"]

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from transformers import AutoModel, AutoModelForCausalLM
 from transformers.image_utils import load_image
-
-from .modeling_unime import UniMEModel, UniMERerankerForCausalLM
 
 try:
     from sentence_transformers.base.modality import is_image_url_or_path, is_video_url_or_path
@@ -33,7 +32,7 @@ class _UniMEModule(InputModule):
         model (`UniMEModel` or `UniMERerankerForCausalLM`).
     """
 
-    model_class = None
+    auto_class = None  # the Auto class that builds the model
 
     def __init__(self, model):
         super().__init__()
@@ -42,7 +41,11 @@ class _UniMEModule(InputModule):
     @classmethod
     def load(cls, model_name_or_path, subfolder="", trust_remote_code=False, model_kwargs=None, **kwargs):
         hub = {own: kwargs[name] for name, own in _HUB.items() if kwargs.get(name) is not None}
-        return cls(cls.model_class.from_pretrained(model_name_or_path, **hub, **(model_kwargs or {})))
+        return cls(
+            cls.auto_class.from_pretrained(
+                model_name_or_path, trust_remote_code=trust_remote_code, **hub, **(model_kwargs or {})
+            )
+        )
 
     def save(self, output_path, *args, **kwargs):
         self.model.save_pretrained(output_path)
@@ -89,9 +92,9 @@ def _picture(name: str):
 
 
 class UniMETransformer(_UniMEModule):
-    """[`UniMEModel`] in sentence-transformers; a prompt is the instruction before the text of every item."""
+    """`UniMEModel` in sentence-transformers; a prompt is the instruction before the text of every item."""
 
-    model_class = UniMEModel
+    auto_class = AutoModel
 
     def get_embedding_dimension(self) -> int:
         return self.model.config.hidden_size
@@ -113,9 +116,9 @@ class UniMETransformer(_UniMEModule):
 
 
 class UniMECrossEncoder(_UniMEModule):
-    """[`UniMERerankerForCausalLM`] in sentence-transformers: a pair's score is the log-odds of Yes against No."""
+    """`UniMERerankerForCausalLM` in sentence-transformers: a pair's score is the log-odds of Yes against No."""
 
-    model_class = UniMERerankerForCausalLM
+    auto_class = AutoModelForCausalLM
 
     @cached_property
     def _answers(self) -> tuple[int, int]:
@@ -138,7 +141,7 @@ class UniMECrossEncoder(_UniMEModule):
 
 def write_modules(model, folder):
     """Writes the small files by which sentence-transformers finds its way in a saved model's folder."""
-    folder, embedder = Path(folder), isinstance(model, UniMEModel)
+    folder, embedder = Path(folder), model.config.model_type == "unime"
     name = "UniMETransformer" if embedder else "UniMECrossEncoder"
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(__file__).stem}.{name}"}]
     settings = {"model_type": "SentenceTransformer" if embedder else "CrossEncoder"}

@@ -163,7 +163,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         if kwargs.get("is_main_process", True) and (self._processor is not None or self._processor_source is not None):
             self.processor.save_pretrained(save_directory)
         if kwargs.get("is_main_process", True):
-            from .sentence_transformers_unime import write_modules  # which needs the classes of modeling_unime
+            from .sentence_transformers_unime import write_modules  # so that the file travels with the model
 
             write_modules(self, save_directory)
 
@@ -193,10 +193,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
         finally:
             self.train(training)
 
-    def _batches(self, prepared, token_budget, show_progress, description, side=None):
+    def _batches(self, prepared, batch_tokens, show_progress, description, side=None):
         """Yields (indices, tensors on the model's device); the next chunk is decoded while the model runs this one."""
         boundary = self.config.length_boundary
-        chunks = plan_chunks([entry.length for entry in prepared], token_budget, boundary=boundary)
+        chunks = plan_chunks([entry.length for entry in prepared], batch_tokens, boundary=boundary)
         collate = lambda chunk: self.processor.collate([prepared[i] for i in chunk], side)  # noqa: E731
         bar = tqdm(
             total=len(prepared), desc=description, disable=not wants_progress(show_progress, len(chunks)), unit="item"

@@ -19,7 +19,7 @@ def test_import_loads_neither_torch_nor_transformers():
     assert {"UniMEModel", "UniMEProcessor", "UniMERerankerForCausalLM", "UniMEConfig"} <= set(found["names"])
 
 
-def test_auto_classes_know_the_package_whatever_is_imported_first():
+def test_auto_classes_know_the_package_once_a_model_is_imported():
     check = (
         "\nfrom transformers.models.auto import modeling_auto, configuration_auto, processing_auto\n"
         "from unime import UniMEConfig, UniMERerankerConfig\n"
@@ -29,19 +29,70 @@ def test_auto_classes_know_the_package_whatever_is_imported_first():
         "'processor': UniMEConfig in processing_auto.PROCESSOR_MAPPING}))"
     )
     for first in (
-        "import unime; from transformers import AutoModel",
-        "from transformers import AutoModel, AutoProcessor; import unime",
-        "import unime.processing_unime",
-        "import unime.vlm_unime",
+        "from unime import UniMEModel; from transformers import AutoModel",
+        "from transformers import AutoModel, AutoProcessor; from unime import UniMERerankerForCausalLM",
+        "import unime.modeling_unime",
         "from unime.modeling_unime import UniMEModel",
     ):
         assert all(fresh_process(first + check).values()), first
 
 
-def test_with_the_package_imported_no_trust_is_needed(embedder, tmp_path):
+THIRD_PARTIES = (
+    "from transformers import AutoModel",
+    "from transformers import Qwen2VLForConditionalGeneration",
+    "from transformers import CLIPModel",
+    "from transformers import AutoProcessor, AutoTokenizer",
+    "from transformers import Trainer, TrainingArguments",
+    "from transformers import LlavaOnevisionForConditionalGeneration",
+    "from transformers.modeling_layers import GradientCheckpointingLayer",
+    "from sentence_transformers import SentenceTransformer",
+    "from sentence_transformers import CrossEncoder",
+    "from peft import LoraConfig, get_peft_model",
+    "from trl import ModelConfig, TrlParser",
+    "import accelerate, datasets",
+)
+
+
+# Each pair of imports has a process of its own, forked once torch is there, which most of an import's time goes to.
+IMPORTS = """
+import json, multiprocessing, sys, traceback
+import torch
+
+
+def attempt(code):
+    try:
+        exec(code, {})
+    except Exception:
+        return f"{code!r}: {traceback.format_exc(limit=-3)}"
+
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("fork").Pool(2, maxtasksperchild=1) as pool:
+        print(json.dumps([error for error in pool.map(attempt, json.loads(sys.argv[1]), chunksize=1) if error]))
+"""
+
+
+def test_other_libraries_can_be_imported_before_and_after():
+    orders = []
+    for other in THIRD_PARTIES:
+        orders += [f"import unime; {other}; from unime import UniMEModel", f"from unime import UniMEModel; {other}"]
+    assert fresh_process(IMPORTS, json.dumps(orders)) == []
+
+
+def test_importing_the_package_leaves_the_environment_and_loggers_alone():
+    code = (
+        "import json, logging, os\nbefore = dict(os.environ)\nimport unime\n"
+        "import unime.trainers, unime.jobs, unime.mining, unime.data, unime.eval, unime.checkpoints, unime.commands\n"
+        "level = logging.getLogger('bitsandbytes.backends.cpu.ops').level\n"
+        "print(json.dumps([before == dict(os.environ), level]))"
+    )
+    assert fresh_process(code) == [True, 0]
+
+
+def test_with_a_model_class_imported_no_trust_is_needed(embedder, tmp_path):
     embedder.save_pretrained(tmp_path)
     code = (
-        "import sys, json, unime\nfrom transformers import AutoModel, AutoProcessor\n"
+        "import sys, json\nfrom unime import UniMEModel\nfrom transformers import AutoModel, AutoProcessor\n"
         "model = AutoModel.from_pretrained(sys.argv[1]); processor = AutoProcessor.from_pretrained(sys.argv[1])\n"
         "print(json.dumps([type(model).__module__, type(processor).__module__]))"
     )

@@ -12,6 +12,7 @@ from huggingface_hub import upload_folder
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from ..data.readers import read_rows
+from ..jobs.notices import silence_alarms
 from .adapters import find_targets
 from .cards import write_card
 from .metered_trainer import resolve_decay
@@ -121,6 +122,7 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
         arguments (`list[str]`, *optional*): the command line; `sys.argv` by default.
         reranker (`bool`): train a reranker, not an embedder.
     """
+    silence_alarms()
     from trl import ModelConfig, TrlParser
 
     parser = TrlParser((StageArguments, config_class, ModelConfig))
