@@ -75,7 +75,7 @@ def run_rerank(
     if (home / "results.json").exists():
         return home / "results.json"
 
-    def work(part):
+    def work(part, _):
         scores = np.zeros((len(part), top), np.float32)
         for place, (task, number) in enumerate(part):
             best = [i for i in kept[f"{task.name}/top"][number, :top].tolist() if i >= 0]

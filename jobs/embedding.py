@@ -147,7 +147,7 @@ def embed(
     run_job(
         out,
         items,
-        lambda part: {"embeddings": embedder.encode(part, role)},
+        lambda rows, _: {"embeddings": embedder.encode(rows, role)},
         {"role": role, **embedder.settings()},
         keys=lambda item: item_name(item, image_root),
         shard_size=shard_size,

@@ -42,7 +42,7 @@ def fingerprint(rows: Iterable[str]) -> str:
 def run_job(
     out,
     rows: Sequence,
-    work: Callable[[Sequence], dict[str, np.ndarray]],
+    work: Callable[..., dict[str, np.ndarray]],
     settings: dict,
     keys: Callable[[object], str] = str,
     shard_size: int = 1024,
@@ -62,14 +62,15 @@ def run_job(
     Args:
         out (`str` or `Path`): folder of the job.
         rows (`Sequence`): the inputs.
-        work: maps a slice of the rows to arrays with as many rows each.
+        work: maps a slice of the rows to arrays with as many rows each; called as `work(rows)`, or, where there is a
+            `prepare`, as `work(rows, prepared)`.
         settings (`dict`): whatever else decides the result, for example model and prompt; JSON.
         keys: maps a row to the text that identifies it.
         shard_size (`int`, defaults to 1024): rows of a shard.
         rank, world_size (`int`): this process does every `world_size`-th shard.
         failures (`tuple`): errors of single rows, by default `ValueError` and `OSError`; any other ends the job.
-        prepare (*optional*): called once before `work`, if there is anything left to do: to load a model, whose errors
-            are not a row's.
+        prepare (*optional*): called once, if there is anything left to do: to load a model, whose errors are not a
+            row's. What it returns is handed to `work`.
         retry_failed (`bool`): do shards with failed rows once more.
         spare (`bool`): go on where all rows of a shard fail, which otherwise ends the job.
 
@@ -93,7 +94,7 @@ def run_job(
     done = sum(min(shard_size, len(rows) - start) for start in own if start not in set(todo))
     total = sum(min(shard_size, len(rows) - start) for start in own)
     if todo and prepare is not None:
-        prepare()
+        work = _with_prepared(work, prepare())
     silent = {"disable": True} if rank else {}  # else it is tqdm's, which TQDM_DISABLE can silence
     with tqdm(total=total, initial=done, desc=description, unit="row", **silent) as bar:
         for start in todo:
@@ -107,6 +108,10 @@ def run_job(
                 _errors(out, start).unlink(missing_ok=True)  # of an attempt that was killed, or is repeated
             write_whole(_shard(out, start), lambda path, arrays=arrays: save_file(arrays, path))
             bar.update(len(part))
+
+
+def _with_prepared(work, prepared):
+    return lambda rows: work(rows, prepared)
 
 
 def read_job(out, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

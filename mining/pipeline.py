@@ -293,16 +293,16 @@ class Mining:
     def judge(self):
         """Scores each pair's positive and its potential hard negatives."""
         config, neighbours = self.config, self._neighbours()["neighbours"]
-        rows, judges = list(zip(self.mined, neighbours.tolist())), []
+        rows = list(zip(self.mined, neighbours.tolist()))
 
-        def work(part):
+        def work(part, judge):
             asked = []
             for pair, own in part:
                 candidates = [pair.item, *(self.pool.candidates[i] for i in own if i >= 0)]
                 asked.append((self.pool.queries[pair.query], candidates))
             scores = np.full((len(part), neighbours.shape[1]), np.nan, np.float32)
             positive_scores = np.empty(len(part), np.float32)
-            for row, own in enumerate(judges[0].score(asked)):
+            for row, own in enumerate(judge.score(asked)):
                 positive_scores[row], scores[row, : len(own) - 1] = own[0], own[1:]
             return {"positive_score": positive_scores, "scores": scores}
 
@@ -325,7 +325,7 @@ class Mining:
             self._judged_name,
             config.judge_shard,
             "Judging",
-            prepare=lambda: judges.append(self._judge()),
+            prepare=self._judge,
             retry_failed=config.retry_failed,
         )
         found = self._finished("scores", "judge", map(self._judged_name, rows))

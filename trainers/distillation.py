@@ -82,15 +82,15 @@ def encode_teacher(
         batch_size (`int`): texts of one batch.
         kwargs: for `SentenceTransformer`.
     """
-    state, loaded = processes(), []
+    state = processes()
 
     def load():
         from sentence_transformers import SentenceTransformer
 
-        loaded.append(SentenceTransformer(model, device=str(state.device), **kwargs))
+        return SentenceTransformer(model, device=str(state.device), **kwargs)
 
-    def work(part):
-        found = loaded[0].encode(list(part), prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
+    def work(part, teacher):
+        found = teacher.encode(list(part), prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
         return {"embeddings": found.astype(np.float32)}
 
     run_job(
