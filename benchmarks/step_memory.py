@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 
-def one_step(batch_size: int, token_budget: int) -> dict:
+def one_step(batch_size: int, batch_tokens: int) -> dict:
     import torch
 
     from unime import UniMEModel
@@ -39,7 +39,7 @@ def one_step(batch_size: int, token_budget: int) -> dict:
             output_dir=folder,
             max_steps=1,
             per_device_train_batch_size=batch_size,
-            token_budget=token_budget,
+            batch_tokens=batch_tokens,
             bf16=False,
             save_strategy="no",
             disable_tqdm=True,
@@ -58,22 +58,22 @@ def one_step(batch_size: int, token_budget: int) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 512])
-    parser.add_argument("--token-budget", type=int, default=2048)
+    parser.add_argument("--batch-tokens", type=int, default=2048)
     parser.add_argument("--one", type=int, help="run this batch size here and print JSON")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(one_step(options.one, options.token_budget)))
+        print(json.dumps(one_step(options.one, options.batch_tokens)))
         return
     found = []
     for batch in options.batches:
-        command = [sys.executable, __file__, "--one", str(batch), "--token-budget", str(options.token_budget)]
+        command = [sys.executable, __file__, "--one", str(batch), "--batch-tokens", str(options.batch_tokens)]
         environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
         output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
         found.append(json.loads(output.strip().splitlines()[-1]))
         print(found[-1], flush=True)
     growth = found[-1]["peak_mib"] / found[0]["peak_mib"] - 1
     print(
-        f"peak from batch {found[0]['batch']} to {found[-1]['batch']} at {options.token_budget} tokens: {growth:+.1%}"
+        f"peak from batch {found[0]['batch']} to {found[-1]['batch']} at {options.batch_tokens} tokens: {growth:+.1%}"
     )
 
 

@@ -201,7 +201,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--token-budget", type=int, default=1024, help="ours: padded tokens of a chunk")
+    parser.add_argument("--batch-tokens", type=int, default=1024, help="ours: padded tokens of a chunk")
     parser.add_argument("--graph-tokens", type=int, default=2048, help="ours: tokens whose graph is kept from pass 1")
     parser.add_argument("--mini-batch", type=int, default=16, help="the peer's: sequences of a chunk")
     parser.add_argument("--cases", nargs="+", default=CASES, choices=CASES)
@@ -209,7 +209,7 @@ def main():
     options = parser.parse_args()
     if options.one:
         side, case, folder = options.one
-        size = options.token_budget if side == "unime" else options.mini_batch
+        size = options.batch_tokens if side == "unime" else options.mini_batch
         print(json.dumps(one(side, case, Path(folder), options.rows, size, options.graph_tokens, options.rounds)))
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -218,7 +218,7 @@ def main():
             found = {}
             for side in ("peer", "unime"):
                 command = [sys.executable, __file__, "--rows", str(options.rows), "--rounds", str(options.rounds)]
-                command += ["--token-budget", str(options.token_budget), "--mini-batch", str(options.mini_batch)]
+                command += ["--batch-tokens", str(options.batch_tokens), "--mini-batch", str(options.mini_batch)]
                 command += ["--graph-tokens", str(options.graph_tokens)]
                 output = subprocess.run(
                     [*command, "--one", side, case, folder], check=True, capture_output=True, text=True

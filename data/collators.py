@@ -20,7 +20,7 @@ class Batch:
     """The table of a batch, cut into chunks, and the indices of its rows.
 
     Attributes:
-        chunks (`list[dict]`): tensors of the model's forward, at most `token_budget` padded tokens each.
+        chunks (`list[dict]`): tensors of the model's forward, at most `batch_tokens` padded tokens each.
         order (`LongTensor` `[T]`): table index of each encoded row, in the order of the chunks.
         hashes (`LongTensor` `[T]`): content hash of each item of the table.
         query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): indices into the table.
@@ -49,7 +49,7 @@ class EmbeddingCollator:
 
     Args:
         processor (`UniMEProcessor`): renders and tokenises the items.
-        token_budget (`int`): most padded tokens of one chunk.
+        batch_tokens (`int`): most padded tokens of one chunk.
         max_length (`int`, *optional*): cut longer texts.
         max_negatives (`int`, *optional*): use only the first ones of each row.
         length_boundary (`int`, *optional*): see [`~unime.items_unime.plan_chunks`]; the configuration knows it.
@@ -62,13 +62,13 @@ class EmbeddingCollator:
     def __init__(
         self,
         processor: UniMEProcessor,
-        token_budget: int = 8192,
+        batch_tokens: int = 8192,
         max_length: int | None = None,
         max_negatives: int | None = None,
         length_boundary: int | None = None,
         resolution: str | None = None,
     ):
-        self.processor, self.token_budget = processor, token_budget
+        self.processor, self.batch_tokens = processor, batch_tokens
         self.max_length, self.max_negatives, self.length_boundary = max_length, max_negatives, length_boundary
         self.resolution = resolution
         self._most_members = None if max_negatives is None else max_negatives + 1
@@ -86,7 +86,7 @@ class EmbeddingCollator:
         width = max(map(len, negatives))
         prepared = self._prepare(table)
         lengths = [entry.length for entry in prepared]
-        chunks = plan_chunks(lengths, self.token_budget, boundary=self.length_boundary)[::-1]  # the longest come last
+        chunks = plan_chunks(lengths, self.batch_tokens, boundary=self.length_boundary)[::-1]  # the longest come last
         tensors = [dict(self.processor.collate([prepared[i] for i in chunk])) for chunk in chunks]
         scores = [example.negative_scores[: self.max_negatives] for example in examples]
         batch = Batch(

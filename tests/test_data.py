@@ -159,7 +159,7 @@ def test_collator_lists_every_distinct_item_once(embedder, tmp_path):
         Example(Item("q1"), Item("yes"), [Item("no")], None, [], "A"),
         Example(Item("q0", image), Item("no"), [], None, [], "A"),
     ]
-    collator = EmbeddingCollator(embedder.processor, token_budget=64)
+    collator = EmbeddingCollator(embedder.processor, batch_tokens=64)
     batch = collator(list(to_dataset(examples)))["batch"]
     assert len(batch.hashes) == 5, "two queries and three answers"
     assert batch.query[0] == batch.query[2] != batch.query[1]

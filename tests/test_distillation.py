@@ -123,7 +123,7 @@ def settings(folder, **changes):
             "per_device_train_batch_size": 16,
             "max_steps": 30,
             "learning_rate": 3e-3,
-            "token_budget": 100,
+            "batch_tokens": 100,
             "bf16": False,
             "disable_tqdm": True,
             "logging_steps": 3,

@@ -96,7 +96,7 @@ def trained(backbone, data, folder, lora=False, dropout=0.0, stage="contrastive"
         data = clusters(data)
     if stage == "distillation":
         data, extra["teacher"] = texts_only(data)
-    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "token_budget": 60, **settings}
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "batch_tokens": 60, **settings}
     args = config_class(
         output_dir=str(folder),
         max_steps=2 // settings["gradient_accumulation_steps"],
@@ -129,7 +129,7 @@ def difference(first, second):
     return max(float((first[name] - second[name]).abs().max()) for name in first) / scale
 
 
-EVERYTHING = {"token_budget": 10**6, "graph_tokens": 10**6}
+EVERYTHING = {"batch_tokens": 10**6, "graph_tokens": 10**6}
 
 
 @pytest.mark.parametrize("stage", sorted(STAGES))
@@ -165,7 +165,7 @@ def test_cache_equals_one_forward_written_out_by_hand(backbone, tmp_path):
 def test_dropout_is_replayed(tmp_path, lora):
     """With the same chunks and seed, running chunks again gives what keeping all their graphs gives."""
     backbone, data = save_backbone(tmp_path / "dropout", dropout=0.3), rows(tmp_path)
-    settings = {"lora": lora, "dropout": 0.3, "token_budget": 60}
+    settings = {"lora": lora, "dropout": 0.3, "batch_tokens": 60}
     kept = trained(backbone, data, tmp_path, **settings, graph_tokens=10**6)
     again = trained(backbone, data, tmp_path, **settings)
     assert difference(again, kept) <= 1e-5
@@ -184,7 +184,7 @@ def test_frozen_vision_features_are_computed_once(backbone, tmp_path):
         output_dir=str(tmp_path),
         max_steps=1,
         per_device_train_batch_size=8,
-        token_budget=60,
+        batch_tokens=60,
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,

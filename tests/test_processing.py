@@ -45,7 +45,7 @@ def test_chunks_partition_the_items_within_the_budget(lengths, budget):
 
 def test_equal_lengths_share_chunks_up_to_the_budget():
     assert [len(chunk) for chunk in plan_chunks([10] * 25, 100)] == [5, 10, 10]
-    with pytest.raises(ValueError, match="token_budget"):
+    with pytest.raises(ValueError, match="batch_tokens"):
         plan_chunks([1], 0)
 
 

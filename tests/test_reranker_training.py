@@ -35,7 +35,7 @@ def config(folder, **changes):
             "output_dir": str(folder),
             "per_device_train_batch_size": 6,
             "max_steps": 2,
-            "token_budget": 10**6,
+            "batch_tokens": 10**6,
             "bf16": False,
             "disable_tqdm": True,
             "logging_steps": 1,
@@ -118,7 +118,7 @@ def test_rows_without_negatives_give_a_yes_only(reranker, tmp_path):
 
 
 def test_the_loss_is_the_sum_of_three_means(reranker, tmp_path):
-    data, args = rows(tmp_path, 4), config(tmp_path, per_device_train_batch_size=4, token_budget=200)
+    data, args = rows(tmp_path, 4), config(tmp_path, per_device_train_batch_size=4, batch_tokens=200)
     trainer = RerankerTrainer(reranker, args, train_dataset=data)
     batch = RerankerCollator(reranker.processor, args)(data)["batch"]
     assert len(batch) > 1
@@ -160,7 +160,7 @@ def test_chunks_and_accumulation_do_not_change_the_gradient(backbone, tmp_path):
     whole = gradients(backbone, data, tmp_path, per_device_train_batch_size=4)
     scale = max(float(value.abs().max()) for value in whole.values())
     for changes in (
-        {"per_device_train_batch_size": 4, "token_budget": 150},
+        {"per_device_train_batch_size": 4, "batch_tokens": 150},
         {"per_device_train_batch_size": 4, "activation_checkpointing": True},
         {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
     ):
@@ -178,7 +178,7 @@ import test_reranker_training as t
 backbone, folder = Path(sys.argv[2]), Path(sys.argv[3])
 data = t.rows(folder, 4)
 found = t.gradients(
-    backbone, data, folder / "out", per_device_train_batch_size=2, token_budget=150, ddp_backend="gloo", use_cpu=True
+    backbone, data, folder / "out", per_device_train_batch_size=2, batch_tokens=150, ddp_backend="gloo", use_cpu=True
 )
 assert torch.distributed.get_world_size() == 2
 if torch.distributed.get_rank() == 0:

@@ -16,7 +16,7 @@ from unime import UniMEModel, UniMERerankerForCausalLM
 CASES = {
     "contrastive": {"stage": "contrastive"},
     "contrastive-lora-accumulated": {"stage": "contrastive", "lora": True, "gradient_accumulation_steps": 2},
-    "alignment-cached": {"stage": "alignment", "token_budget": 60, "graph_tokens": 100},
+    "alignment-cached": {"stage": "alignment", "batch_tokens": 60, "graph_tokens": 100},
     "distillation": {"stage": "distillation"},
     "reranker": {"stage": "reranker"},
     "reranker-lora-accumulated": {"stage": "reranker", "lora": True, "gradient_accumulation_steps": 2},
@@ -65,7 +65,7 @@ def train_all(folder: Path, mode: str):
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         PartialState(backend="gloo")
     for name, settings in CASES.items():
-        settings = {"token_budget": 200, **settings}
+        settings = {"batch_tokens": 200, **settings}
         trainer_class, config_class, model_class = stages[settings.pop("stage")]
         lora = settings.pop("lora", False)
         if mode == "ddp":

@@ -24,7 +24,7 @@ SETTINGS = {
     "per_device_train_batch_size": 8,
     "max_steps": 6,
     "learning_rate": 1e-3,
-    "token_budget": 300,
+    "batch_tokens": 300,
     "save_steps": 2,
     "bf16": False,
     "disable_tqdm": True,

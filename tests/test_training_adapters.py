@@ -58,7 +58,7 @@ def test_qlora_trains_over_four_bits_and_merges_into_whole_weights(backbone, wor
         bf16=False,
         save_strategy="no",
         disable_tqdm=True,
-        token_budget=300,
+        batch_tokens=300,
     )
     peft = LoraConfig(r=4, target_modules=targets)
     trainer = ContrastiveTrainer(model, args, train_dataset=data, peft_config=peft)

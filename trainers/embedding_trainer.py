@@ -1,5 +1,6 @@
 """What the embedding stages share: the batch as a table, the gradient cache, one global loss over all ranks."""
 
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -28,9 +29,10 @@ class EmbeddingConfig(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or a share of all steps if below 1."})
     ddp_find_unused_parameters: bool | None = field(default=True, metadata={"help": "See torch's DDP."})
-    token_budget: int = field(
+    batch_tokens: int = field(
         default=8192, metadata={"help": "Most padded tokens of one chunk: bounds the memory of a step."}
     )
+    token_budget: int | None = field(default=None, metadata={"help": "Earlier name of batch_tokens."})
     graph_tokens: int = field(
         default=0,
         metadata={"help": "Padded tokens whose graphs are kept instead of being run again: more memory, less time."},
@@ -51,6 +53,9 @@ class EmbeddingConfig(TrainingArguments):
     dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "Pin host memory."})
 
     def __post_init__(self):
+        if self.token_budget is not None:
+            warnings.warn("`token_budget` is now called `batch_tokens`.", FutureWarning, stacklevel=3)
+            self.batch_tokens, self.token_budget = self.token_budget, None
         self.remove_unused_columns = False
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
@@ -95,7 +100,7 @@ class EmbeddingTrainer(MeteredTrainer):
         processor = processing_class or model.processor
         model = adapted(model, peft_config, args.seed)
         collator = kwargs.pop("data_collator", None) or EmbeddingCollator(
-            processor, args.token_budget, args.max_length, max_negatives, model.config.length_boundary, args.resolution
+            processor, args.batch_tokens, args.max_length, max_negatives, model.config.length_boundary, args.resolution
         )
         super().__init__(
             model=model,

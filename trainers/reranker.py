@@ -60,7 +60,7 @@ class RerankerCollator:
         share = {kind: sum(own == kind for own, _, _ in sequences) for kind in KINDS}
         entries = [replace(entry, written=tuple(answer)) for _, entry, answer in sequences]
         lengths = [entry.length for entry in entries]
-        chunks = plan_chunks(lengths, self.args.token_budget)[::-1]  # the longest, which hold the images, come last
+        chunks = plan_chunks(lengths, self.args.batch_tokens)[::-1]  # the longest, which hold the images, come last
         batch = []
         for chunk in chunks:
             tensors = dict(self.processor.collate([entries[i] for i in chunk], padding_side="left"))
@@ -123,7 +123,7 @@ class RerankerTrainer(MeteredTrainer):
     """Trains a reranker on the sum of three means: "Yes" for positives, "No" for the hardest negatives, and the number
     of the positive in a list. Only the answer, with the token that ends the turn, is trained.
 
-    A step runs its sequences in chunks of at most `token_budget` padded tokens, each forward and backward by itself.
+    A step runs its sequences in chunks of at most `batch_tokens` padded tokens, each forward and backward by itself.
 
     Args:
         model (`UniMERerankerForCausalLM`, possibly wrapped by PEFT).
