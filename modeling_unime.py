@@ -1,10 +1,8 @@
 """UniMEModel (embedder) and UniMERerankerForCausalLM (reranker and judge) on top of any VLM of the library."""
 
 import inspect
-import math
 import re
 import warnings
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .items_unime import is_chat, item_key
+from .processing_unime import Reading
 from .prompts_unime import LISTWISE_ANSWER, POINTWISE, PRESETS, find_preset, one_of
 from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
@@ -61,11 +60,16 @@ class UniMEModel(UniMEPreTrainedModel):
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+
+        # every token, those of images too, has a 1-D position that padding does not move
         if self.config.positions == "flat":
             kwargs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # [N, L]
         outputs = self.vlm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
         hidden = outputs.last_hidden_state  # [N, L, D]
-        last = (attention_mask * torch.arange(attention_mask.shape[1], device=hidden.device)).argmax(dim=1)  # [N]
+
+        # the last attended token, whichever side the padding is on
+        columns = torch.arange(attention_mask.shape[1], device=hidden.device)  # [L]
+        last = (attention_mask * columns).argmax(dim=1)  # [N]
         embeddings = hidden[torch.arange(len(hidden), device=hidden.device), last].float()  # [N, D]
         if self.config.normalize:
             embeddings = F.normalize(embeddings, dim=-1)
@@ -84,6 +88,10 @@ class UniMEModel(UniMEPreTrainedModel):
         fusion: str | None = None,
         precision: str = "float32",
         ranges=None,
+        *,
+        prompt: str | None = None,
+        batch_size: int | None = None,
+        show_progress_bar: bool | None = None,
     ) -> torch.Tensor:
         """Embeds items of any kind, each distinct one once, in batches of at most `batch_tokens` padded tokens.
 
@@ -103,6 +111,10 @@ class UniMEModel(UniMEPreTrainedModel):
                 adds their two embeddings (2504.17432 section 3.2).
             precision (`str`, defaults to `"float32"`): `"int8"` and `"binary"` as in [`~UniMEModel.quantize`].
             ranges (*optional*): for `"int8"`, see [`~UniMEModel.quantize`].
+            prompt (`str`, *optional*): sentence-transformers' name of `instruction`.
+            batch_size (`int`, *optional*): in place of `batch_tokens`, as many tokens as that many of the longest
+                items take.
+            show_progress_bar (`bool`, *optional*): sentence-transformers' name of `show_progress`.
 
         Returns:
             tensor `[N, D]` on the CPU, in the order of `items` (`[D]` for a single item): float32, or int8
@@ -110,38 +122,91 @@ class UniMEModel(UniMEPreTrainedModel):
 
         Raises:
             ValueError: an item is empty, unreadable or too large, or an embedding is not finite; the message names it.
+
+        Example:
+
+        ```python
+        queries = model.encode_query(["a red circle", "a blue star"])
+        documents = model.encode_document([{"image": "photo.jpg"}, {"image": "page.png", "text": "page 3"}])
+        scores = model.similarity(queries, documents)  # [2, 2]
+        ```
         """
-        single = not isinstance(items, (list, tuple)) or is_chat(items)
-        items = [items] if single else list(items)
-        width = self.config.hidden_size
-        if truncate_dim is not None and not 0 < truncate_dim <= width:
-            raise ValueError(f"truncate_dim must be between 1 and {width}, got {truncate_dim}.")
-        distinct = OrderedDict()  # key -> (position among the distinct, first index)
-        positions = []
-        reading = wants_progress(show_progress, len(items) // 512)
-        for i, item in enumerate(tqdm(items, desc="Reading", disable=not reading, unit="item")):
-            key = item_key(item, self.processor.max_image_pixels, f"item {i}")
-            positions.append(distinct.setdefault(key, (len(distinct), i))[0])
-        first = [i for _, i in distinct.values()]
+        instruction = _same_argument(instruction=instruction, prompt=prompt)
+        show_progress = _same_argument(show_progress=show_progress, show_progress_bar=show_progress_bar)
+        if truncate_dim is not None and not 0 < truncate_dim <= self.config.hidden_size:
+            raise ValueError(f"truncate_dim must be between 1 and {self.config.hidden_size}, got {truncate_dim}.")
+        is_single = not isinstance(items, (list, tuple)) or is_chat(items)
+        items = [items] if is_single else list(items)
+        reading = Reading(instruction, role, max_length, resolution, fusion)
+
+        # equal items are embedded once
+        first_copies, places = self._distinct(items, show_progress)
         rows, prepared = self.processor.prepare_parts(
-            [items[i] for i in first], instruction, role, max_length, [f"item {i}" for i in first], resolution, fusion
+            [items[i] for i in first_copies], reading, [f"item {i}" for i in first_copies]
         )
-        rows = torch.tensor(rows, dtype=torch.long)
-        embeddings = torch.zeros(len(first), width)
+        if batch_size is not None:
+            batch_tokens = max(1, batch_size * max((entry.length for entry in prepared), default=1))
+
+        parts = self._embed(prepared, batch_tokens, show_progress)  # [P, D]
+        embeddings = self.sum_parts(parts, torch.tensor(rows, dtype=torch.long))  # [distinct, D]
+        embeddings = self._truncate(embeddings, truncate_dim)
+        embeddings = self.quantize(embeddings[places], precision, ranges)
+        return embeddings[0] if is_single else embeddings
+
+    def _distinct(self, items: list, show_progress) -> tuple[list[int], torch.Tensor]:
+        """The first copies of distinct items, by their numbers, and for each item its place among these."""
+        is_silent = not wants_progress(show_progress, len(items) // 512)
+        place_of = {}
+        first_copies = []
+        places = []
+        for i, item in enumerate(tqdm(items, desc="Reading", disable=is_silent, unit="item")):
+            key = item_key(item, self.processor.max_image_pixels, f"item {i}")
+            if key not in place_of:
+                place_of[key] = len(first_copies)
+                first_copies.append(i)
+            places.append(place_of[key])
+        return first_copies, torch.tensor(places, dtype=torch.long)
+
+    def _embed(self, prepared, batch_tokens: int, show_progress) -> torch.Tensor:
+        """Embeddings `[P, D]` of prepared items, in float32 on the CPU."""
+        embeddings = torch.zeros(len(prepared), self.config.hidden_size)
         with self._inference():
             for chunk, batch in self._batches(prepared, batch_tokens, show_progress, "Encoding"):
-                embeddings.index_add_(0, rows[chunk], self(**batch).embeddings.cpu())
-        finite = torch.isfinite(embeddings).all(dim=1)
-        if not finite.all():
-            self._explain_not_finite(f"item {first[int(finite.logical_not().nonzero()[0])]}")
-        summed = torch.bincount(rows, minlength=len(first)) > 1
-        if self.config.normalize and summed.any():
-            embeddings[summed] = F.normalize(embeddings[summed], dim=-1)
-        if truncate_dim is not None and truncate_dim < width:
-            embeddings = embeddings[:, :truncate_dim]
-            embeddings = F.normalize(embeddings, dim=-1) if self.config.normalize else embeddings
-        embeddings = self.quantize(embeddings[torch.tensor(positions, dtype=torch.long)], precision, ranges)
-        return embeddings[0] if single else embeddings
+                embeddings[chunk] = self(**batch).embeddings.cpu()
+
+        is_finite = torch.isfinite(embeddings).all(dim=1)
+        if not is_finite.all():
+            self._explain_not_finite(prepared[int(is_finite.logical_not().nonzero()[0])].name)
+        return embeddings
+
+    def sum_parts(self, parts: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Adds up the embeddings of each item's parts (2504.17432 section 3.2), which are normalised again.
+
+        Args:
+            parts (`FloatTensor` `[P, D]`): embeddings of parts, from [`~UniMEProcessor.prepare_parts`].
+            rows (`LongTensor` `[P]`): the item of each part; every item has at least one.
+
+        Returns:
+            `[N, D]`; an item of one part keeps its embedding.
+        """
+        if len(rows) == 0:
+            return parts
+        counts = torch.bincount(rows)  # [N]
+        if len(counts) == len(parts):
+            return parts
+
+        embeddings = parts.new_zeros(len(counts), parts.shape[1]).index_add(0, rows, parts)
+        if not self.config.normalize:
+            return embeddings
+        is_sum = (counts > 1)[:, None]
+        return torch.where(is_sum, F.normalize(embeddings, dim=-1), embeddings)
+
+    def _truncate(self, embeddings: torch.Tensor, width: int | None) -> torch.Tensor:
+        """The first dimensions of embeddings, normalised again."""
+        if width is None or width == self.config.hidden_size:
+            return embeddings
+        embeddings = embeddings[:, :width]
+        return F.normalize(embeddings, dim=-1) if self.config.normalize else embeddings
 
     @staticmethod
     def quantize(embeddings, precision: str = "float32", ranges=None) -> torch.Tensor:
@@ -157,22 +222,27 @@ class UniMEModel(UniMEPreTrainedModel):
         Returns:
             float32 `[N, D]`, int8 `[N, D]`, or int8 `[N, D / 8]`.
         """
+        if precision not in ("float32", "int8", "binary"):
+            raise ValueError(f"precision must be 'float32', 'int8' or 'binary', got {precision!r}.")
         if precision == "float32":
             return embeddings
+
         if precision == "binary":
             if embeddings.shape[1] % 8:
                 raise ValueError(f"binary embeddings need a width that 8 divides, got {embeddings.shape[1]}.")
             bits = np.packbits(embeddings.numpy() > 0, axis=1).astype(np.int16)
             return torch.from_numpy((bits - 128).astype(np.int8))
-        if precision != "int8":
-            raise ValueError(f"precision must be 'float32', 'int8' or 'binary', got {precision!r}.")
+
         if ranges is None and len(embeddings) < 100:
             raise ValueError(
                 f"int8 needs `ranges`, or at least 100 embeddings to take them from; got {len(embeddings)}."
             )
-        least, greatest = (embeddings.amin(0), embeddings.amax(0)) if ranges is None else torch.as_tensor(ranges)
-        steps = (greatest - least).clamp(min=torch.finfo(torch.float32).tiny) / 255
-        return ((embeddings - least) / steps - 128).clamp(-128, 127).to(torch.int8)
+        if ranges is None:
+            ranges = (embeddings.amin(0), embeddings.amax(0))
+        lowest, highest = ranges
+        lowest = torch.as_tensor(lowest)
+        steps = (torch.as_tensor(highest) - lowest).clamp(min=torch.finfo(torch.float32).tiny) / 255
+        return ((embeddings - lowest) / steps - 128).clamp(-128, 127).to(torch.int8)
 
     def encode_query(self, items, **kwargs) -> torch.Tensor:
         """[`~UniMEModel.encode`] with `role="query"`."""
@@ -185,7 +255,8 @@ class UniMEModel(UniMEPreTrainedModel):
     @staticmethod
     def similarity(queries, documents) -> torch.Tensor:
         """Cosine similarity `[N, M]` of embeddings `[N, D]` and `[M, D]`."""
-        queries, documents = (torch.atleast_2d(torch.as_tensor(x)).float() for x in (queries, documents))
+        queries = torch.atleast_2d(torch.as_tensor(queries)).float()
+        documents = torch.atleast_2d(torch.as_tensor(documents)).float()
         return F.normalize(queries, dim=-1) @ F.normalize(documents, dim=-1).T
 
 
@@ -266,17 +337,21 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         one_of("answer_format", answer_format, *POINTWISE)
         if not candidates:
             return torch.empty(0)
-        answers = self._answers(POINTWISE[answer_format][1:], sum_variants)
+
         names = [f"candidate {i}" for i in range(len(candidates))]
-        messages = [
-            self.processor.rerank_messages(query, [candidate], "pointwise", [name], answer_format)
-            for candidate, name in zip(candidates, names)
-        ]
+        messages = []
+        for candidate, name in zip(candidates, names):
+            messages.append(self.processor.rerank_messages(query, [candidate], "pointwise", [name], answer_format))
         prepared = self.processor.prepare(messages, names=names, resolution=resolution)
-        tokens = [token for group in answers for token in group]
+
+        yes_tokens, no_tokens = self._answers(POINTWISE[answer_format][1:], sum_variants)
+        tokens = [*yes_tokens, *no_tokens]
         logits = self._next_logits(prepared, tokens, batch_tokens, share_prefix, show_progress)
-        logits = _penalise(logits, prepared, tokens, repetition_penalty)
-        yes, no = (group.logsumexp(dim=1) for group in logits.split([len(group) for group in answers], dim=1))
+        logits = _penalise(logits, prepared, tokens, repetition_penalty)  # [N, yes tokens + no tokens]
+
+        # the logits of all spellings of an answer become one, whose probability is their sum
+        yes = logits[:, : len(yes_tokens)].logsumexp(dim=1)
+        no = logits[:, len(yes_tokens) :].logsumexp(dim=1)
         return torch.stack([yes, no], dim=1).softmax(dim=1)[:, 0]
 
     def rank(
@@ -291,6 +366,9 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         retrieval_scores=None,
         weight: float = 1.0,
         show_progress: bool | None = None,
+        *,
+        top_k: int | None = None,
+        return_documents: bool = False,
         **scoring,
     ) -> list[dict]:
         """Ranks candidates, best first.
@@ -306,44 +384,71 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             seed (`int`): of the shuffling.
             retrieval_scores (`list[float]`): of the candidates, for `"fused"`.
             weight (`float`): of the reranker's score, for `"fused"`.
+            top_k (`int`, *optional*): return the best only.
+            return_documents (`bool`, defaults to `False`): return each candidate too, as `"text"`, whatever its kind.
             scoring: for `"pointwise"` and `"fused"`, the other arguments of `score`.
 
         Returns:
-            list of `{"index": int, "score": float}`; equal scores keep the order of `candidates`. With `"generate"`,
+            list of `{"index": int, "corpus_id": int, "score": float}`, where `"corpus_id"` is `"index"` under the
+            name that sentence-transformers gives it; equal scores keep the order of `candidates`. With `"generate"`,
             which gives no scores, `score` is None; if the answer names no candidate, a warning says so and the order
             is that of `candidates`.
+
+        Example:
+
+        ```python
+        for entry in reranker.rank("a red circle", ["a star", {"image": "photo.jpg"}], top_k=1):
+            print(entry["index"], entry["score"])
+        ```
         """
         if strategy not in ("pointwise", "listwise", "fused", "generate"):
             raise ValueError(f"unknown strategy {strategy!r}; choose 'pointwise', 'listwise', 'fused' or 'generate'.")
         if scoring and strategy in ("listwise", "generate"):
             raise TypeError(f"{', '.join(scoring)} means nothing to the strategy {strategy!r}.")
         _check_candidates(candidates)
+
         if strategy == "generate":
-            return self._rank_by_generation(query, candidates, resolution)
-        if strategy == "listwise":
-            scores = self._listwise_scores(query, candidates, rounds, seed, batch_tokens, resolution, show_progress)
+            order = self._order_by_generation(query, candidates, resolution)
+            scores = [None] * len(candidates)
         else:
-            scores = self.score(query, candidates, batch_tokens, show_progress, resolution, **scoring)
-        if strategy == "fused":
-            if retrieval_scores is None or len(retrieval_scores) != len(candidates):
-                raise ValueError("the strategy 'fused' needs one retrieval score for each candidate.")
-            scores = torch.as_tensor(retrieval_scores, dtype=torch.float32).cpu() + weight * scores
-        order = scores.argsort(descending=True, stable=True).tolist()
-        return [{"index": index, "score": float(scores[index])} for index in order]
+            if strategy == "listwise":
+                scores = self._listwise_scores(
+                    query, candidates, rounds, seed, batch_tokens, resolution, show_progress
+                )
+            else:
+                scores = self.score(query, candidates, batch_tokens, show_progress, resolution, **scoring)
+            if strategy == "fused":
+                scores = _as_retrieval_scores(retrieval_scores, len(candidates)) + weight * scores
+            order = scores.argsort(descending=True, stable=True).tolist()
+            scores = scores.tolist()
+
+        ranking = []
+        for index in order[:top_k]:
+            entry = {"index": index, "corpus_id": index, "score": scores[index]}
+            if return_documents:
+                entry["text"] = candidates[index]
+            ranking.append(entry)
+        return ranking
 
     def _listwise_scores(
         self, query, candidates, rounds, seed, batch_tokens, resolution, show_progress
     ) -> torch.Tensor:
+        """Probability `[N]` that each candidate is the best of all, averaged over rounds."""
         if rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {rounds}.")
-        count, total = len(candidates), torch.zeros(len(candidates))
+        count = len(candidates)
+        total = torch.zeros(count)
+        if not count:
+            return total
+
         generator = torch.Generator().manual_seed(seed)
-        for number in trange(
-            rounds if count else 0, desc="Ranking", disable=not wants_progress(show_progress, rounds), unit="round"
-        ):
+        is_silent = not wants_progress(show_progress, rounds)
+        for number in trange(rounds, desc="Ranking", disable=is_silent, unit="round"):
             order = torch.randperm(count, generator=generator) if number else torch.arange(count)
-            shown = [candidates[i] for i in order.tolist()]
-            entry = self._listwise_prompt(query, shown, [f"candidate {i}" for i in order.tolist()], resolution)
+            order = order.tolist()
+            entry = self._listwise_prompt(
+                query, [candidates[i] for i in order], [f"candidate {i}" for i in order], resolution
+            )
             total[order] += self._number_distribution(entry, count, batch_tokens)
         return total / rounds
 
@@ -361,69 +466,85 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         those that may follow there (another digit, or the closing bracket).
         """
         answers = self._number_tokens(count)
-        followers = {}  # what has been written of a number -> the tokens that may come next
-        for answer in answers:
-            for i in range(len(answer)):
-                followers.setdefault(tuple(answer[:i]), set()).add(answer[i])
-        open_ends = [written for written, tokens in followers.items() if len(tokens) > 1]
-        columns = sorted(set().union(*(followers[written] for written in open_ends)))
-        if not columns:  # a single candidate
+        followers = _followers(answers)
+        open_beginnings = [beginning for beginning, tokens in followers.items() if len(tokens) > 1]
+        if not open_beginnings:  # a single candidate
             return torch.ones(count)
-        prompts = [replace(entry, written=written) for written in open_ends]
+
+        columns = sorted(set().union(*(followers[beginning] for beginning in open_beginnings)))
+        prompts = [replace(entry, written=beginning) for beginning in open_beginnings]
         logits = self._next_logits(prompts, columns, batch_tokens, share_prefix=True, show_progress=False)
+
+        # what has been written of a number -> the probability of each token that may come next
         chances = {}
-        for row, written in enumerate(open_ends):
-            tokens = sorted(followers[written])
-            found = logits[row, [columns.index(token) for token in tokens]].softmax(dim=0)
-            chances[written] = dict(zip(tokens, found.tolist()))
-        return torch.tensor(
-            [math.prod(chances.get(tuple(a[:i]), {}).get(a[i], 1.0) for i in range(len(a))) for a in answers]
-        )
+        for row, beginning in enumerate(open_beginnings):
+            tokens = sorted(followers[beginning])
+            probabilities = logits[row, [columns.index(token) for token in tokens]].softmax(dim=0)
+            chances[beginning] = dict(zip(tokens, probabilities.tolist()))
+        return torch.tensor([_probability(answer, chances) for answer in answers])
 
     def _number_tokens(self, count: int) -> list[list[int]]:
         """Ids of `1)`, `2)`, ... as they stand after the forced prefix."""
         tokenizer = self.processor.tokenizer
-        before = tokenizer(LISTWISE_ANSWER, add_special_tokens=False)["input_ids"]
-        whole = tokenizer([f"{LISTWISE_ANSWER}{i + 1})" for i in range(count)], add_special_tokens=False)["input_ids"]
-        if any(ids[: len(before)] != before for ids in whole):
-            raise ValueError(f"the tokenizer joins {LISTWISE_ANSWER!r} with the number after it; use 'pointwise'.")
-        return [ids[len(before) :] for ids in whole]
+        prefix = tokenizer(LISTWISE_ANSWER, add_special_tokens=False)["input_ids"]
+        texts = [f"{LISTWISE_ANSWER}{number})" for number in range(1, count + 1)]
 
-    def _rank_by_generation(self, query, candidates, resolution) -> list[dict]:
-        entry = self._listwise_prompt(query, candidates, None, resolution, suffix="")
-        with self._inference():
-            batch = self.processor.collate([entry], padding_side="left").to(self.device)
-            named = inspect.signature(self.vlm.forward).parameters  # `generate` refuses what the VLM does not name
-            batch = {key: value for key, value in batch.items() if key in named}
-            written = self.vlm.generate(
-                **batch, generation_config=self.generation_config, max_new_tokens=128, do_sample=False, use_cache=True
-            )
-        answer = self.processor.tokenizer.decode(written[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        answers = []
+        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            if ids[: len(prefix)] != prefix:
+                raise ValueError(f"the tokenizer joins {LISTWISE_ANSWER!r} with the number after it; use 'pointwise'.")
+            answers.append(ids[len(prefix) :])
+        return answers
+
+    def _order_by_generation(self, query, candidates, resolution) -> list[int]:
+        """The candidate that the model names in its answer, then the others in their order."""
+        answer = self._generate(self._listwise_prompt(query, candidates, None, resolution, suffix=""))
         number = re.search(r"\((\d+)\)", answer)
-        chosen = int(number[1]) - 1 if number else -1
+        best = int(number[1]) - 1 if number else -1
+
         order = list(range(len(candidates)))
-        if 0 <= chosen < len(candidates):
-            order.insert(0, order.pop(chosen))
+        if 0 <= best < len(candidates):
+            order.insert(0, order.pop(best))
         else:
             warnings.warn(
                 f"the answer {answer.strip()[:80]!r} names none of {len(candidates)} candidates; their order stays.",
-                stacklevel=3,
+                stacklevel=4,
             )
-        return [{"index": index, "score": None} for index in order]
+        return order
+
+    def _generate(self, entry) -> str:
+        """The model's answer to a prompt."""
+        with self._inference():
+            batch = self.processor.collate([entry], padding_side="left").to(self.device)
+            arguments = inspect.signature(self.vlm.forward).parameters  # `generate` refuses what the VLM does not name
+            batch = {key: value for key, value in batch.items() if key in arguments}
+            token_ids = self.vlm.generate(
+                **batch, generation_config=self.generation_config, max_new_tokens=128, do_sample=False, use_cache=True
+            )
+        answer_ids = token_ids[0, batch["input_ids"].shape[1] :]
+        return self.processor.tokenizer.decode(answer_ids, skip_special_tokens=True)
 
     def _next_logits(self, prepared, tokens, batch_tokens, share_prefix, show_progress) -> torch.Tensor:
         """Logits `[N, len(tokens)]` of the token after each prompt, float32."""
-        columns, progress = torch.tensor(tokens), wants_progress(show_progress, len(prepared) // 8)
-        with self._inference(), tqdm(total=len(prepared), desc="Scoring", disable=not progress, unit="item") as bar:
+        columns = torch.tensor(tokens)
+        is_silent = not wants_progress(show_progress, len(prepared) // 8)
+        with self._inference(), tqdm(total=len(prepared), desc="Scoring", disable=is_silent, unit="item") as bar:
             logits = self._shared_logits(prepared, columns, batch_tokens, bar) if share_prefix else None
             if logits is None:
-                logits = torch.empty(len(prepared), len(tokens))
-                for chunk, batch in self._batches(prepared, batch_tokens, False, "Scoring", side="left"):
-                    last = self(**batch, use_cache=False, **self.keep_last_logits).logits[:, -1].float()
-                    logits[chunk] = last[:, columns.to(last.device)].cpu()
-                    bar.update(len(chunk))
-        if not torch.isfinite(logits).all():
-            self._explain_not_finite(prepared[int(torch.isfinite(logits).all(dim=1).logical_not().nonzero()[0])].name)
+                logits = self._separate_logits(prepared, columns, batch_tokens, bar)
+
+        is_finite = torch.isfinite(logits).all(dim=1)
+        if not is_finite.all():
+            self._explain_not_finite(prepared[int(is_finite.logical_not().nonzero()[0])].name)
+        return logits
+
+    def _separate_logits(self, prepared, columns, batch_tokens, bar) -> torch.Tensor:
+        """Logits `[N, len(columns)]` with every prompt run whole."""
+        logits = torch.empty(len(prepared), len(columns))
+        for chunk, batch in self._batches(prepared, batch_tokens, False, "Scoring", side="left"):
+            last = self(**batch, use_cache=False, **self.keep_last_logits).logits[:, -1].float()  # [n, vocabulary]
+            logits[chunk] = last[:, columns.to(last.device)].cpu()
+            bar.update(len(chunk))
         return logits
 
     def _shared_logits(self, prepared, columns, batch_tokens, bar) -> torch.Tensor | None:
@@ -449,17 +570,63 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     def _answers(self, words: tuple[str, str], sum_variants: bool) -> list[list[int]]:
         """Token ids of each answer: the word itself first, then its other spellings that are one token."""
-        tokenizer, groups = self.processor.tokenizer, []
-        for word in words:
-            spellings = [word, word.lower(), word.upper(), word.capitalize()]
-            spellings = [space + s for space in ("", " ") for s in spellings] if sum_variants else [word]
-            found = [tokenizer(s, add_special_tokens=False)["input_ids"] for s in spellings]
-            if len(found[0]) != 1:
-                raise ValueError(f"the tokenizer does not keep the answer {word!r} as one token: {found[0]}.")
-            groups.append(list(dict.fromkeys(ids[0] for ids in found if len(ids) == 1)))
+        groups = [self._spellings(word, sum_variants) for word in words]
         if set(groups[0]) & set(groups[1]):
             raise ValueError(f"the tokenizer gives the answers {words} the same token.")
         return groups
+
+    def _spellings(self, word: str, sum_variants: bool) -> list[int]:
+        tokenizer = self.processor.tokenizer
+        (first, *others) = tokenizer(word, add_special_tokens=False)["input_ids"]
+        if others:
+            raise ValueError(f"the tokenizer does not keep the answer {word!r} as one token: {[first, *others]}.")
+        if not sum_variants:
+            return [first]
+
+        tokens = {}  # a dict, as it keeps their order
+        for space in ("", " "):
+            for spelling in (word, word.lower(), word.upper(), word.capitalize()):
+                ids = tokenizer(space + spelling, add_special_tokens=False)["input_ids"]
+                if len(ids) == 1:
+                    tokens[ids[0]] = True
+        return list(tokens)
+
+
+def _same_argument(**names):
+    """The value of an argument that has two names.
+
+    Raises:
+        TypeError: it was given under both.
+    """
+    values = {name: value for name, value in names.items() if value is not None}
+    if len(values) > 1:
+        raise TypeError(f"{' and '.join(values)} are two names of one argument; give one of them.")
+    return next(iter(values.values()), None)
+
+
+def _as_retrieval_scores(scores, count: int) -> torch.Tensor:
+    """Retrieval scores `[N]`, one for each candidate."""
+    if scores is None or len(scores) != count:
+        raise ValueError("the strategy 'fused' needs one retrieval score for each candidate.")
+    return torch.as_tensor(scores, dtype=torch.float32).cpu()
+
+
+def _followers(answers: list[list[int]]) -> dict[tuple, set]:
+    """What has been written of an answer -> the tokens that may come next."""
+    followers = {}
+    for answer in answers:
+        for i, token in enumerate(answer):
+            followers.setdefault(tuple(answer[:i]), set()).add(token)
+    return followers
+
+
+def _probability(answer: list[int], chances: dict[tuple, dict]) -> float:
+    """The product of the probabilities of an answer's tokens; a token without a rival is certain."""
+    probability = 1.0
+    for i, token in enumerate(answer):
+        rivals = chances.get(tuple(answer[:i]), {})
+        probability *= rivals.get(token, 1.0)
+    return probability
 
 
 def _check_candidates(candidates):
@@ -471,8 +638,9 @@ def _penalise(logits, prepared, tokens, penalty: float) -> torch.Tensor:
     """Applies `generate`'s repetition penalty to the logits of answers that occur in the prompt."""
     if penalty == 1.0:
         return logits
-    occurs = torch.tensor([[token in set(entry.input_ids) for token in tokens] for entry in prepared])
-    return torch.where(occurs, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
+    occurs = torch.stack([torch.isin(torch.tensor(tokens), torch.tensor(entry.input_ids)) for entry in prepared])
+    penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(occurs, penalised, logits)  # [N, len(tokens)]
 
 
 UniMEModel.register_for_auto_class("AutoModel")

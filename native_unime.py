@@ -1,65 +1,99 @@
-"""What a backbone wants to see: its image processor, its image tokens, and how many of them an image takes."""
+"""What a backbone wants to see: its image processor, its image tokens, and how many of them an image takes.
 
-import warnings
+Two classes with one interface read prompts and images: [`NativeProcessor`] stands on any processor of transformers,
+[`~unime.processing_phi3_v.Phi3VProcessor`] reads Phi-3-vision, which transformers does not know.
+"""
+
+from itertools import chain
 
 import transformers
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoImageProcessor, AutoTokenizer
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
 
-from .processing_phi3_v import Phi3VImageProcessor, Phi3VProcessor
+from .configuration_phi3_v import Phi3VConfig
+from .processing_phi3_v import (
+    Phi3VImageProcessor,
+    Phi3VProcessor,
+    load_phi3_v_images,
+    load_phi3_v_parts,
+    run_length,
+)
 
 _SINGLE_IMAGE = ("LlavaNextProcessor",)  # trained on one image a prompt
 
 
-class NativeProcessor:
-    """A backbone's own processor class, built without a video processor (which would need torchvision).
+def build_native(image_processor, tokenizer, settings: dict, legacy_padding: bool = False):
+    """The native processor of a backbone.
 
     Args:
         image_processor, tokenizer: of the backbone.
         settings (`dict`): `processor_class`, and the keyword arguments of its `__init__`.
         legacy_padding (`bool`): read LLaVA's tiles as transformers 4.4x padded them.
 
+    Returns:
+        [`NativeProcessor`] or [`~unime.processing_phi3_v.Phi3VProcessor`].
+    """
+    if settings["processor_class"] == Phi3VProcessor.__name__:
+        return Phi3VProcessor(image_processor, tokenizer)
+    return NativeProcessor(image_processor, tokenizer, settings, legacy_padding)
+
+
+class NativeProcessor:
+    """A backbone's own processor class, built without a video processor (which would need torchvision).
+
+    Args: as [`build_native`].
+
+    Attributes:
+        image_token (`str`): stands for one image in a prompt.
+        placeholder_id (`int`): the id of that token where the tokenizer reads it in a prompt.
+        image_token_id (`int`), image_token_ids (`list[int]`): ids of the tokens that an image becomes.
+        types_name (`str`): what the model calls the tensor that tells image tokens from others.
+        takes_several_images (`bool`): whether a prompt may hold more than one image.
+
     Raises:
         ValueError: the class does not follow the common interface; the message says what is missing.
     """
 
+    follows_transformers = True
+
     def __init__(self, image_processor, tokenizer, settings: dict, legacy_padding: bool = False):
         self.arguments = (image_processor, tokenizer, settings, legacy_padding)
         self.name = settings["processor_class"]
-        self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.is_phi = self.name == Phi3VProcessor.__name__
-        if self.is_phi:
-            self.processor = Phi3VProcessor(image_processor, tokenizer)
-        else:
-            options = {key: value for key, value in settings.items() if key != "processor_class"}
-            read = _with_legacy_padding(image_processor) if legacy_padding else image_processor
-            self.processor = _without_video(getattr(transformers, self.name))(
-                image_processor=read, tokenizer=tokenizer, **options
-            )
-            wanted = ("image_token", "_get_num_multimodal_tokens", "replace_image_token")
-            missing = [
-                key
-                for key in wanted
-                if getattr(self.processor, key, None) is None
-                or getattr(type(self.processor), key, None) is getattr(ProcessorMixin, key, self)
-            ]
-            if missing:
-                raise ValueError(
-                    f"{self.name} does not follow transformers' interface of image-text-to-text processors: it lacks "
-                    f"{' and '.join(missing)}, by which image tokens are counted and placed."
-                )
-        self.image_token = self.processor.image_token  # stands for one image in a prompt
-        self.image_token_id = self.processor.image_token_id
-        self.image_token_ids = [self.image_token_id] if self.is_phi else self.processor.image_token_ids
-        found = self.image_token_id if self.is_phi else tokenizer.convert_tokens_to_ids(self.image_token)
-        if found is None or found == tokenizer.unk_token_id:
-            raise ValueError(f"the tokenizer has no image token {self.image_token!r}, which {self.name} wants.")
-        self.placeholder_id = found
-        # which tokens are image tokens: M-RoPE asks for it by one name, Gemma's attention by another
-        names = () if self.is_phi else self.processor(text=["a"], return_mm_token_type_ids=True)
-        self.types_name = "token_type_ids" if names and "mm_token_type_ids" not in names else "mm_token_type_ids"
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
         self.takes_several_images = self.name not in _SINGLE_IMAGE
+
+        options = {key: value for key, value in settings.items() if key != "processor_class"}
+        self.processor = _without_video(getattr(transformers, self.name))(
+            image_processor=_with_legacy_padding(image_processor) if legacy_padding else image_processor,
+            tokenizer=tokenizer,
+            **options,
+        )
+        self._check_interface()
+
+        self.image_token = self.processor.image_token
+        self.image_token_id = self.processor.image_token_id
+        self.image_token_ids = self.processor.image_token_ids
+        self.placeholder_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        if self.placeholder_id in (None, tokenizer.unk_token_id):
+            raise ValueError(f"the tokenizer has no image token {self.image_token!r}, which {self.name} needs.")
+
+        # M-RoPE asks for the types of tokens by one name, Gemma's attention by another.
+        outputs = self.processor(text=["a"], return_mm_token_type_ids=True)
+        self.types_name = "mm_token_type_ids" if "mm_token_type_ids" in outputs else "token_type_ids"
+
+    def _check_interface(self):
+        missing = []
+        for name in ("image_token", "_get_num_multimodal_tokens", "replace_image_token"):
+            inherited = getattr(type(self.processor), name, None) is getattr(ProcessorMixin, name, self)
+            if getattr(self.processor, name, None) is None or inherited:
+                missing.append(name)
+        if missing:
+            raise ValueError(
+                f"{self.name} does not follow transformers' interface of image-text-to-text processors: it lacks "
+                f"{' and '.join(missing)}, by which image tokens are counted and placed."
+            )
 
     def __reduce__(self):
         return type(self), self.arguments  # the class made below has no name to be unpickled by
@@ -73,20 +107,15 @@ class NativeProcessor:
 
     def count_tokens(self, sizes: list[tuple[int, int]]) -> list[int]:
         """Tokens of the images, given as (width, height), of one prompt."""
-        if self.is_phi:
-            return self.processor.count_image_tokens(sizes)
-        if self._read_whole(sizes):
+        # LLaVA-OneVision cuts an image into tiles only when it is alone in its prompt.
+        if self.name == "LlavaOnevisionProcessor" and len(sizes) > 1:
             return [self.processor.num_image_tokens + 1] * len(sizes)
-        return list(self.processor._get_num_multimodal_tokens(image_sizes=[(h, w) for w, h in sizes]).num_image_tokens)
 
-    def _read_whole(self, images) -> bool:
-        """LLaVA-OneVision cuts an image into tiles only when it is alone in its prompt."""
-        return self.name == "LlavaOnevisionProcessor" and len(images) > 1
+        counts = self.processor._get_num_multimodal_tokens(image_sizes=[(height, width) for width, height in sizes])
+        return list(counts.num_image_tokens)
 
     def tokenize(self, prompts: list[str]) -> list[list[int]]:
         """Ids of prompts, with one image token per image."""
-        if self.is_phi:
-            return [self.processor.tokenize(prompt) for prompt in prompts]
         return self.tokenizer(prompts)["input_ids"] if prompts else []
 
     def read_images(self, prompts: list[list]) -> tuple[dict, list[str]]:
@@ -95,18 +124,16 @@ class NativeProcessor:
         Args:
             prompts (`list[list[PIL.Image.Image]]`): the images of every prompt that has any.
         """
-        flat = [image for images in prompts for image in images]
-        if self.is_phi:
-            counts = [self.count_tokens([image.size])[0] for image in flat]
-            return dict(self.image_processor(flat)), [self.image_token * count for count in counts]
         options = self.processor._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, return_tensors="pt")
-        inputs, strings = self.processor._process_images(flat if self.grain else prompts, **options["images_kwargs"])
-        return {k: v for k, v in inputs.items() if k not in self.processor.unused_input_names}, strings
+        images = list(chain.from_iterable(prompts)) if self.grain else prompts
+        inputs, strings = self.processor._process_images(images, **options["images_kwargs"])
+        for name in self.processor.unused_input_names:
+            inputs.pop(name, None)
+        return dict(inputs), strings
 
     def run_length(self, string: str) -> int | None:
         """How many image tokens a string consists of; None if it holds anything else."""
-        count = len(string) // len(self.image_token)
-        return count if string == self.image_token * count else None
+        return run_length(string, self.image_token)
 
 
 def _without_video(cls):
@@ -129,10 +156,15 @@ def _with_legacy_padding(image_processor):
 
 
 def load_saved_images(path, saved: dict, hub: dict):
-    """The image processor of a UniME repository: with PIL wherever it runs, so that pixels are always the same."""
+    """The image processor of a UniME repository: with PIL wherever it runs, so that pixels are always the same.
+
+    Args:
+        path: directory or repository.
+        saved (`dict`): settings of the image processor as the repository has them.
+        hub (`dict`): `revision`, `token`, ... for the loader.
+    """
     if saved.get("image_processor_type") == Phi3VImageProcessor.__name__:
-        kept = ("num_crops", "image_mean", "image_std", "crop_size", "num_img_tokens")
-        return Phi3VImageProcessor(**{key: saved[key] for key in kept})
+        return load_phi3_v_images(saved)
     return AutoImageProcessor.from_pretrained(path, backend="pil", **hub)
 
 
@@ -144,19 +176,20 @@ def load_parts(path, config, hub: dict):
         config: configuration of the backbone; what it says about the vision tower goes before what old processor
             files say.
         hub (`dict`): `revision`, `token`, ... for the loaders.
+
+    Raises:
+        ValueError: transformers has no processor for the backbone.
     """
     try:
         saved, _ = ProcessorMixin.get_processor_dict(path, **hub)
-    except OSError:
+    except OSError:  # a checkpoint without processor files: tokenizer and image processor have files of their own
         saved = {}
     template = saved.pop("chat_template", None)
-    if config.model_type == "phi3_v":
-        published, _ = Phi3VImageProcessor.get_image_processor_dict(path, **hub)
-        image_processor = load_saved_images(path, {**Phi3VImageProcessor().to_dict(), **published}, hub)
-        # the Llama class that AutoTokenizer may pick would drop the token between a special token and a newline
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **hub)
-        _warn_of_lost_spaces(tokenizer, path)
+
+    if config.model_type == Phi3VConfig.model_type:
+        image_processor, tokenizer = load_phi3_v_parts(path, hub)
         return image_processor, tokenizer, template, {"processor_class": Phi3VProcessor.__name__}
+
     name = PROCESSOR_MAPPING_NAMES.get(config.model_type)
     if name is None:
         raise ValueError(
@@ -165,38 +198,30 @@ def load_parts(path, config, hub: dict):
         )
     image_processor = AutoImageProcessor.from_pretrained(path, backend="pil", **hub)
     tokenizer = AutoTokenizer.from_pretrained(path, **hub)
-    known = getattr(transformers, name).__init__.__code__.co_varnames
-    settings = {key: value for key, value in saved.items() if key in known}
-    for key in ("image_processor", "tokenizer", "video_processor", "feature_extractor", "chat_template"):
-        settings.pop(key, None)
-    settings.update(_tile_settings(config))
+    settings = {**_processor_settings(name, saved), **_tile_settings(config)}
     return image_processor, tokenizer, template, {"processor_class": name, **settings}
 
 
-def _warn_of_lost_spaces(tokenizer, path):
-    """Phi-3.5-vision's published tokenizer starts every piece after a special token with a space token; copies made by
-    a slow tokenizer do not, and give other embeddings."""
-    ids = tokenizer("<|user|>\n")["input_ids"]
-    if tokenizer.convert_tokens_to_ids("<|user|>") == 32010 and ids != [1, 32010, 29871, 13]:
-        warnings.warn(
-            f"the tokenizer of {path} reads '<|user|>\\n' as {ids}, where that of Phi-3.5-vision gives "
-            "[1, 32010, 29871, 13]; if the model was trained with the latter, pass "
-            "`processor='microsoft/Phi-3.5-vision-instruct'`.",
-            stacklevel=4,
-        )
+def _processor_settings(name: str, saved: dict) -> dict:
+    """Those of the saved settings that the processor class takes, without the parts that it is built from."""
+    arguments = getattr(transformers, name).__init__.__code__.co_varnames
+    parts = ("image_processor", "tokenizer", "video_processor", "feature_extractor", "chat_template")
+    return {key: value for key, value in saved.items() if key in arguments and key not in parts}
 
 
 def _tile_settings(config) -> dict:
     """What LLaVA's processors must know about the vision tower; processor files of 4.4x lack some of it."""
     if config.model_type not in ("llava_next", "llava_onevision"):
         return {}
+
     vision = config.vision_config
     settings = {"vision_feature_select_strategy": config.vision_feature_select_strategy}
     if config.model_type == "llava_next":
-        with_class_token = "clip" in vision.model_type
-        return {**settings, "patch_size": vision.patch_size, "num_additional_image_tokens": int(with_class_token)}
+        has_class_token = "clip" in vision.model_type
+        return {**settings, "patch_size": vision.patch_size, "num_additional_image_tokens": int(has_class_token)}
+
     side = vision.image_size // vision.patch_size
     return {**settings, "num_image_tokens": side * side, "vision_aspect_ratio": config.vision_aspect_ratio}
 
 
-__all__ = ["NativeProcessor", "load_parts", "load_saved_images"]
+__all__ = ["NativeProcessor", "build_native", "load_parts", "load_saved_images"]

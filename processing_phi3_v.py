@@ -2,11 +2,14 @@
 
 import math
 import re
+import warnings
+from itertools import chain
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import PreTrainedTokenizerFast
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 
 from .configuration_phi3_v import IMAGE_TOKEN_ID
@@ -36,74 +39,181 @@ class Phi3VImageProcessor(ImageProcessingMixin):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.num_crops, self.crop_size, self.num_img_tokens = num_crops, crop_size, num_img_tokens
-        self.image_mean, self.image_std = list(image_mean), list(image_std)
+        self.num_crops = num_crops
+        self.crop_size = crop_size
+        self.num_img_tokens = num_img_tokens
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
 
     def canvas(self, width: int, height: int) -> tuple[int, int, int, int]:
         """(resized width, resized height, canvas width, canvas height) of an image."""
+        # An upright image is planned as if it lay on its side.
         if width < height:
-            h, w, canvas_h, canvas_w = self.canvas(height, width)
-            return w, h, canvas_w, canvas_h
-        ratio, scale = width / height, 1
-        while (scale + 1) * math.ceil((scale + 1) / ratio) <= self.num_crops:
-            scale += 1
-        new_width = scale * self.crop_size
+            resized_height, resized_width, canvas_height, canvas_width = self.canvas(height, width)
+            return resized_width, resized_height, canvas_width, canvas_height
+
+        # The most crops side by side whose rows still fit into the number of crops.
+        ratio = width / height
+        columns = 1
+        while (columns + 1) * math.ceil((columns + 1) / ratio) <= self.num_crops:
+            columns += 1
+
+        new_width = columns * self.crop_size
         new_height = int(new_width / ratio)
         return new_width, new_height, new_width, math.ceil(new_height / self.crop_size) * self.crop_size
 
     def count_tokens(self, width: int, height: int) -> int:
         """Tokens of an image: crops and thumbnail, a separator after each row of tokens, and one in between."""
         _, _, canvas_width, canvas_height = self.canvas(width, height)
-        rows, columns = canvas_height // self.crop_size, canvas_width // self.crop_size
+        rows = canvas_height // self.crop_size
+        columns = canvas_width // self.crop_size
         side = math.isqrt(self.num_img_tokens)
         return (rows * columns + 1) * self.num_img_tokens + 1 + (rows + 1) * side
 
-    def _pixels(self, image: Image.Image) -> tuple[torch.Tensor, tuple[int, int]]:
-        crop = self.crop_size
-        turned = image.width < image.height  # upright images are mirrored on the diagonal, padded, and mirrored back
-        if turned:
+    def _read(self, image: Image.Image) -> tuple[torch.Tensor, tuple[int, int]]:
+        """Thumbnail and crops `[num_crops + 1, 3, crop, crop]`, zeros where there are none; size (h, w)."""
+        canvas = self._paint_canvas(image)
+        pixels = self._normalise(canvas)  # [3, H, W]
+        thumbnail = F.interpolate(pixels[None], size=(self.crop_size, self.crop_size), mode="bicubic")
+
+        rows = canvas.height // self.crop_size
+        columns = canvas.width // self.crop_size
+        crops = pixels.unflatten(2, (columns, self.crop_size))
+        crops = crops.unflatten(1, (rows, self.crop_size))  # [3, rows, crop, columns, crop]
+        crops = crops.permute(1, 3, 0, 2, 4).flatten(0, 1)  # [rows * columns, 3, crop, crop]
+
+        padding = crops.new_zeros(max(0, self.num_crops - len(crops)), *crops.shape[1:])
+        return torch.cat([thumbnail, crops, padding]), (canvas.height, canvas.width)
+
+    def _paint_canvas(self, image: Image.Image) -> Image.Image:
+        """The resized image, centred on white."""
+        # As published, upright images are mirrored on the diagonal, padded, and mirrored back.
+        is_upright = image.width < image.height
+        if is_upright:
             image = image.transpose(Image.Transpose.TRANSPOSE)
+
         width, height, canvas_width, canvas_height = self.canvas(*image.size)
         canvas = Image.new("RGB", (canvas_width, canvas_height), "white")
         resized = image.resize((width, height), Image.Resampling.BILINEAR)
         canvas.paste(resized, (0, (canvas_height - height) // 2))
-        if turned:
-            canvas = canvas.transpose(Image.Transpose.TRANSPOSE)
-        mean, std = (torch.tensor(x, dtype=torch.float32).view(3, 1, 1) for x in (self.image_mean, self.image_std))
-        pixels = torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float().div(255).sub(mean).div(std)  # [3, H, W]
-        thumbnail = F.interpolate(pixels[None], size=(crop, crop), mode="bicubic")
-        rows, columns = canvas.height // crop, canvas.width // crop
-        tiles = pixels.unflatten(2, (columns, crop)).unflatten(1, (rows, crop))  # [3, rows, crop, columns, crop]
-        tiles = tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)
-        padding = tiles.new_zeros(max(0, self.num_crops - len(tiles)), *tiles.shape[1:])
-        return torch.cat([thumbnail, tiles, padding]), (canvas.height, canvas.width)
+        return canvas.transpose(Image.Transpose.TRANSPOSE) if is_upright else canvas
+
+    def _normalise(self, image: Image.Image) -> torch.Tensor:
+        mean = torch.tensor(self.image_mean, dtype=torch.float32).view(3, 1, 1)
+        std = torch.tensor(self.image_std, dtype=torch.float32).view(3, 1, 1)
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()  # [3, H, W]
+        return pixels.div(255).sub(mean).div(std)
 
     def __call__(self, images, return_tensors="pt") -> BatchFeature:
         """`pixel_values` `[images, num_crops + 1, 3, 336, 336]` and `image_sizes` `[images, 2]` (height, width)."""
-        pixels, sizes = zip(*(self._pixels(image.convert("RGB")) for image in images))
+        pixels = []
+        sizes = []
+        for image in images:
+            crops, size = self._read(image.convert("RGB"))
+            pixels.append(crops)
+            sizes.append(size)
         return BatchFeature({"pixel_values": torch.stack(pixels), "image_sizes": torch.tensor(sizes)})
 
 
 class Phi3VProcessor:
-    """What [`UniMEProcessor`] asks of a native processor: counting image tokens and tokenising prompts."""
+    """Phi-3-vision's way to read prompts and images, with the interface of [`~unime.native_unime.NativeProcessor`].
 
+    Args:
+        image_processor ([`Phi3VImageProcessor`]).
+        tokenizer (`PreTrainedTokenizerFast`): the published one.
+    """
+
+    follows_transformers = False  # its prompts cannot go through `ProcessorMixin.__call__`
+    takes_several_images = True
+    grain = None  # its tokens are no squares of a fixed size
+    types_name = "mm_token_type_ids"
     image_token = "<|image_1|>"
     image_token_id = IMAGE_TOKEN_ID
+    image_token_ids = [IMAGE_TOKEN_ID]
+    placeholder_id = IMAGE_TOKEN_ID
 
     def __init__(self, image_processor, tokenizer):
-        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.name = type(self).__name__
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
 
-    def count_image_tokens(self, sizes) -> list[int]:
+    def count_tokens(self, sizes: list[tuple[int, int]]) -> list[int]:
         """Tokens of images given as (width, height)."""
         return [self.image_processor.count_tokens(*size) for size in sizes]
 
-    def tokenize(self, prompt: str) -> list[int]:
-        """Ids with one negative id per image; the pieces around images each have their own BOS, as published."""
-        pieces = self.tokenizer(_TAG.split(prompt))["input_ids"]
-        ids = list(pieces[0])
-        for piece in pieces[1:]:
-            ids += [self.image_token_id, *piece]
+    def tokenize(self, prompts: list[str]) -> list[list[int]]:
+        """Ids of prompts, with one negative id per image."""
+        return [self._tokenize_one(prompt) for prompt in prompts]
+
+    def _tokenize_one(self, prompt: str) -> list[int]:
+        # As published, each piece of text around the images has its own BOS.
+        first, *others = self.tokenizer(_TAG.split(prompt))["input_ids"]
+
+        ids = list(first)
+        for piece in others:
+            ids.append(self.image_token_id)
+            ids.extend(piece)
         return ids
 
+    def read_images(self, prompts: list[list[Image.Image]]) -> tuple[dict, list[str]]:
+        """The vision tower's inputs for the images of each prompt, and the string that stands for each image."""
+        images = list(chain.from_iterable(prompts))
+        counts = self.count_tokens([image.size for image in images])
+        return dict(self.image_processor(images)), [self.image_token * count for count in counts]
 
-__all__ = ["Phi3VImageProcessor", "Phi3VProcessor"]
+    def run_length(self, string: str) -> int | None:
+        """How many image tokens a string consists of; None if it holds anything else."""
+        return run_length(string, self.image_token)
+
+
+def run_length(string: str, token: str) -> int | None:
+    """How often a string repeats a token; None if it holds anything else."""
+    count = len(string) // len(token)
+    return count if string == token * count else None
+
+
+def load_phi3_v_images(settings: dict) -> Phi3VImageProcessor:
+    """The image processor from the settings of a saved one."""
+    names = ("num_crops", "image_mean", "image_std", "crop_size", "num_img_tokens")
+    return Phi3VImageProcessor(**{name: settings[name] for name in names})
+
+
+def load_phi3_v_parts(path, hub: dict):
+    """Image processor and tokenizer of a published Phi-3-vision or Phi-3.5-vision checkpoint.
+
+    Args:
+        path: directory or repository.
+        hub (`dict`): `revision`, `token`, ... for the loaders.
+    """
+    published, _ = Phi3VImageProcessor.get_image_processor_dict(path, **hub)
+    image_processor = load_phi3_v_images({**Phi3VImageProcessor().to_dict(), **published})
+
+    # The Llama class that AutoTokenizer may pick would drop the token between a special token and a newline.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **hub)
+    _warn_of_lost_spaces(tokenizer, path)
+    return image_processor, tokenizer
+
+
+def _warn_of_lost_spaces(tokenizer, path):
+    """Warns of a tokenizer that differs from the published one, and so gives other embeddings.
+
+    Phi-3.5-vision's own starts every piece after a special token with a space token; copies made by a slow tokenizer
+    do not.
+    """
+    ids = tokenizer("<|user|>\n")["input_ids"]
+    if tokenizer.convert_tokens_to_ids("<|user|>") == 32010 and ids != [1, 32010, 29871, 13]:
+        warnings.warn(
+            f"the tokenizer of {path} reads '<|user|>\\n' as {ids}, where that of Phi-3.5-vision gives "
+            "[1, 32010, 29871, 13]; if the model was trained with the latter, pass "
+            "`processor='microsoft/Phi-3.5-vision-instruct'`.",
+            stacklevel=5,
+        )
+
+
+__all__ = [
+    "Phi3VImageProcessor",
+    "Phi3VProcessor",
+    "load_phi3_v_images",
+    "load_phi3_v_parts",
+    "run_length",
+]

@@ -7,8 +7,10 @@ processors of most backbones do.
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -20,10 +22,43 @@ from .batching_unime import plan_chunks
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .items_unime import PreparedItem, is_chat, is_image, judge_messages, read_frames, split_item
-from .native_unime import NativeProcessor, load_parts, load_saved_images
-from .prompts_unime import PLACEHOLDER, PRESETS, Preset, Prompts, find_preset, instruct, one_of, strip_placeholders
+from .native_unime import build_native, load_parts, load_saved_images
+from .prompts_unime import PLACEHOLDER, PRESETS, Prompts, find_preset, instruct, one_of, strip_placeholders
 
 SETTINGS = ("max_length", "max_image_pixels", "chat_template", "resolution", "fusion", "anyres_padding", "num_frames")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How items are read: everything beside an item that decides its prompt and its pixels.
+
+    Args:
+        instruction (`str`, *optional*): put before the text of every item (see [`~unime.prompts_unime.instruct`]).
+        role (`str`, defaults to `"query"`): `"query"` or `"document"`, for presets that word them differently.
+        max_length (`int`, *optional*): limit in tokens above which texts are cut; the processor's by default.
+        resolution (*optional*): a policy that [`~unime.images_unime.Resolution`] reads; the processor's by default.
+        fusion (`str`, *optional*): `"joint"` or `"sum"`; the processor's by default.
+        suffix (`str`): appended to every prompt (a forced answer prefix).
+    """
+
+    instruction: str | None = None
+    role: str = "query"
+    max_length: int | None = None
+    resolution: str | int | None = None
+    fusion: str | None = None
+    suffix: str = ""
+
+    def __post_init__(self):
+        if self.role not in ("query", "document"):
+            raise ValueError(f"role must be 'query' or 'document', got {self.role!r}.")
+
+
+class _Part(NamedTuple):
+    """What is embedded for an item, or for a half of it where image and text are added up."""
+
+    row: int  # of the item
+    item: object
+    instruction: str | None
 
 
 class UniMEProcessor(ProcessorMixin):
@@ -75,13 +110,17 @@ class UniMEProcessor(ProcessorMixin):
         self.num_frames = num_frames
         self.backbone = backbone or {"processor_class": "Qwen2VLProcessor"}
         Resolution.parse(self.resolution)  # raises early
-        self._native = NativeProcessor(image_processor, tokenizer, self.backbone, self.anyres_padding == "legacy")
-        self.image_token, self.image_token_id = self._native.image_token, self._native.image_token_id
+
+        self._native = build_native(image_processor, tokenizer, self.backbone, self.anyres_padding == "legacy")
+        self.image_token = self._native.image_token
+        self.image_token_id = self._native.image_token_id
         self.image_token_ids = self._native.image_token_ids
-        fence = ("<|vision_start|>", "<|vision_end|>")  # Qwen-VL puts images between these
-        fenced = not {None, tokenizer.unk_token_id} & set(tokenizer.convert_tokens_to_ids(list(fence)))
-        self._fenced_image = f"{fence[0]}{self.image_token}{fence[1]}" if fenced else self.image_token
-        self._template_takes_strings = None  # found out on first use
+
+        # Qwen-VL puts images between two tokens of its own.
+        fence = ["<|vision_start|>", "<|vision_end|>"]
+        has_fence = not {None, tokenizer.unk_token_id} & set(tokenizer.convert_tokens_to_ids(fence))
+        self._fenced_image = f"{fence[0]}{self.image_token}{fence[1]}" if has_fence else self.image_token
+        self._template_takes_strings = None  # tried out on first use
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     @property
@@ -90,12 +129,13 @@ class UniMEProcessor(ProcessorMixin):
         return self._native.takes_several_images
 
     def to_dict(self):
-        kept = self._native
-        self._native = None  # it holds image processor and tokenizer a second time
+        # It holds image processor and tokenizer a second time.
+        native = self._native
+        self._native = None
         try:
             return super().to_dict()
         finally:
-            self._native = kept
+            self._native = native
 
     @classmethod
     def _get_arguments_from_pretrained(cls, path, processor_dict=None, **kwargs):
@@ -114,33 +154,39 @@ class UniMEProcessor(ProcessorMixin):
                 two checkpoints were trained with those of their stock backbones, which is the default for them.
             kwargs: keyword arguments of `__init__`; the rest (`revision`, `token`, ...) goes to the Hub loaders.
         """
-        own = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
+        settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
         config = AutoConfig.from_pretrained(path_or_repo, **{"trust_remote_code": False, **kwargs})
         preset = find_preset(path_or_repo, config.model_type, preset)
+
+        # A folder has its own files; a published repository may lack those that it was trained with.
         if processor is None and PRESETS[preset].processor and not os.path.isdir(path_or_repo):
             processor = PRESETS[preset].processor
         if processor is not None:
             kwargs.pop("revision", None)  # of the model
+
         source = path_or_repo if processor is None else processor
         image_processor, tokenizer, template, backbone = load_parts(source, config, kwargs)
-        own.setdefault("chat_template", template)
-        return cls(image_processor, tokenizer, preset=preset, backbone=backbone, **own)
+        settings.setdefault("chat_template", template)
+        return cls(image_processor, tokenizer, preset=preset, backbone=backbone, **settings)
 
     # transformers' own path: processor(text=..., images=...), apply_chat_template(...)
     def __call__(self, images=None, text=None, **kwargs):
         """As in transformers: prompts that hold image tokens, and their images in order -> tensors."""
-        if not self._native.is_phi:
+        if self._native.follows_transformers:
             return super().__call__(images=images, text=text, **kwargs)
+
         texts = [text] if isinstance(text, str) else list(text)
-        flat = iter(image for entry in images or [] for image in (entry if isinstance(entry, list) else [entry]))
+        remaining = iter(_flatten(images or []))
         prepared = []
         for number, (prompt, ids) in enumerate(zip(texts, self._native.tokenize(texts))):
-            own = tuple(next(flat, None) for _ in range(ids.count(self._native.placeholder_id)))
-            if None in own:
-                raise ValueError(f"text {number} holds more image tokens than there are images left.")
-            sizes, name = tuple(image.size for image in own), f"text {number}"
-            prepared.append(PreparedItem(name, prompt, ids, own, sizes, self._count_tokens(sizes, name)))
-        if next(flat, None) is not None:
+            name = f"text {number}"
+            placed = [next(remaining, None) for _ in range(ids.count(self._native.placeholder_id))]
+            if None in placed:
+                raise ValueError(f"{name} holds more image tokens than there are images left.")
+            sizes = tuple(image.size for image in placed)
+            prepared.append(PreparedItem(name, prompt, ids, tuple(placed), sizes, self._count_tokens(sizes, name)))
+
+        if next(remaining, None) is not None:
             raise ValueError("there are more images than image tokens.")
         return self.collate(prepared)
 
@@ -161,105 +207,143 @@ class UniMEProcessor(ProcessorMixin):
                 bypass the preset).
             instruction (`str`, *optional*): put before the text, on a line of its own or after a colon.
             role (`str`): `"query"` or `"document"`; presets may word them differently.
+            name (`str`): what errors call the item.
             generate (`bool`): end chat messages with the beginning of an answer.
+
+        Example:
+
+        ```python
+        prompt, images = processor.render({"text": "at night", "image": "photo.jpg"}, role="document")
+        ```
         """
-        if role not in ("query", "document"):
-            raise ValueError(f"role must be 'query' or 'document', got {role!r}.")
+        return self._render(item, Reading(instruction, role), name, generate)
+
+    def _render(self, item, reading: Reading, name: str, generate: bool = True) -> tuple[str, tuple]:
         if is_chat(item):
-            prompt, images = self._apply_template(item, name, generate)
+            prompt, images = self._render_chat(item, name, generate)
         else:
             text, images = split_item(item, name, self.num_frames)
-            prompt = self._prompt(text, len(images), instruction, role, name)
+            prompt = self._prompt(text, len(images), reading, name)
+
         if len(images) > 1 and not self.takes_several_images:
             raise ValueError(f"{name} has {len(images)} images, but {self._native.name} takes one image at a time.")
         return prompt, images
 
-    def _prompt(self, text: str | None, images: int, instruction, role: str, name: str) -> str:
+    def _prompt(self, text: str | None, image_count: int, reading: Reading, name: str) -> str:
+        """The preset's prompt for a text (or None) and a number of images."""
+        preset = PRESETS[self.preset]
+        text = text or ""
+        if reading.instruction or not image_count:
+            text = strip_placeholders(text)
+        if reading.instruction:
+            text = instruct(reading.instruction, text)
+
+        has_text = bool(strip_placeholders(text).strip())
+        if not has_text and not image_count:
+            raise ValueError(f"{name} is empty: its text holds only an image placeholder.")
+
+        turn = self._user_turn(text, has_text, image_count, reading.role, name)
+        is_raw_joint = preset.raw_joint and has_text and image_count > 0
+        return turn if not preset.chat or is_raw_joint else self._wrap(turn)
+
+    def _user_turn(self, text: str, has_text: bool, image_count: int, role: str, name: str) -> str:
+        """What the user says, with an image token for each image."""
         preset = PRESETS[self.preset]
         prompts: Prompts = getattr(preset, role)
-        text = text or ""
-        if instruction or not images:
-            text = strip_placeholders(text)
-        if instruction:
-            text = instruct(instruction, text)
-        places_image = PLACEHOLDER.search(text) is not None
-        has_text = bool(strip_placeholders(text).strip())
-        if not has_text and not images:
-            raise ValueError(f"{name} is empty: its text holds only an image placeholder.")
-        raw = not preset.chat or (preset.raw_joint and has_text and images > 0)
-        image = self._fenced_image if preset.fenced else self.image_token
-        if places_image and has_text:
+
+        if has_text and PLACEHOLDER.search(text):
+            if image_count > 1:
+                raise ValueError(f"{name} places one image in its text but has {image_count}.")
             turn = text if preset.verbatim else _fill(prompts.both.replace("{image}\n", ""), text)
-            if images > 1:
-                raise ValueError(f"{name} places one image in its text but has {images}.")
-            turn = PLACEHOLDER.sub(lambda _: image, turn)
-        else:
-            template = prompts.of(has_text, images > 0).replace("{image}", image * images)
-            turn = _fill(template, text) if has_text else template
-        return turn if raw else self._wrap(turn, preset, image)
+            return PLACEHOLDER.sub(lambda _: self._image_in_prompt, turn)
 
-    def _wrap(self, turn: str, preset: Preset, image: str) -> str:
-        pieces = turn.split(image)
-        content = [self._text_part(pieces[0], preset.strip and len(pieces) > 1)]
-        for piece in pieces[1:]:
-            content += [{"type": "image"}, self._text_part(piece, preset.strip)]
-        messages = [{"role": "user", "content": [part for part in content if part.get("text") != ""]}]
+        template = prompts.of(has_text, image_count > 0).replace("{image}", self._image_in_prompt * image_count)
+        return _fill(template, text) if has_text else template
+
+    @property
+    def _image_in_prompt(self) -> str:
+        """What stands for an image in a prompt of the preset."""
+        return self._fenced_image if PRESETS[self.preset].fenced else self.image_token
+
+    def _wrap(self, turn: str) -> str:
+        """The user's turn in the chat template, behind the preset's system turn."""
+        preset = PRESETS[self.preset]
+        first, *others = turn.split(self._image_in_prompt)
+        content = [_text_part(first, preset.strip and bool(others))]
+        for piece in others:
+            content.append({"type": "image"})
+            content.append(_text_part(piece, preset.strip))
+
+        messages = [{"role": "user", "content": _without_empty_texts(content)}]
         if preset.system:
-            messages.insert(0, {"role": "system", "content": [{"type": "text", "text": preset.system}]})
+            messages.insert(0, {"role": "system", "content": [_text_part(preset.system)]})
         return self._template(messages)
-
-    @staticmethod
-    def _text_part(text: str, strip: bool) -> dict:
-        return {"type": "text", "text": text.strip() if strip else text}
 
     def _template(self, messages, add_generation_prompt: bool = True) -> str:
         """Renders messages whose content is a list of text and image parts."""
-
-        def apply(turns, generate):
-            return self.tokenizer.apply_chat_template(
-                turns, chat_template=self.chat_template, tokenize=False, add_generation_prompt=generate
-            )
-
         if self.chat_template is None:
             raise ValueError(
-                f"the preset {self.preset!r} wants a chat template, and this checkpoint has none; pass "
+                f"the preset {self.preset!r} needs a chat template, and this checkpoint has none; pass "
                 "`chat_template=`, or choose a preset that feeds raw prompts (joint)."
             )
         if self._template_takes_strings is None:
-            probe = "is this text rendered"
-            try:
-                self._template_takes_strings = probe in apply([{"role": "user", "content": probe}], False)
-            except Exception:  # a Jinja template may fail in any way on content it was not written for
-                self._template_takes_strings = False
-        if self._template_takes_strings:
-            messages = [
-                {**m, "content": "".join(part.get("text", self._fenced_image) for part in m["content"])}
-                for m in messages
-            ]
-        else:  # such templates put a line break between image and text themselves
-            messages = [{**m, "content": _without_leading_breaks(m["content"])} for m in messages]
-        return apply(messages, add_generation_prompt)
+            self._template_takes_strings = self._renders_strings()
 
-    def _apply_template(self, messages, name: str, generate: bool):
-        images, turns = [], []
+        turns = []
         for message in messages:
-            content, parts = message.get("content", ""), []
-            for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-                if part.get("type") == "image" and is_image(part.get("image")):
-                    images.append(part["image"])
-                    parts.append({"type": "image"})
-                elif part.get("type") == "video" and part.get("video") is not None:
-                    frames = read_frames(part["video"], name, self.num_frames)
-                    images.extend(frames)
-                    parts.extend([{"type": "image"}] * len(frames))
-                elif part.get("type") == "text" and isinstance(part.get("text"), str):
-                    parts.append({"type": "text", "text": part["text"]})
+            if self._template_takes_strings:
+                content = "".join(part.get("text", self._fenced_image) for part in message["content"])
+            else:  # such templates put a line break between image and text themselves
+                content = _without_leading_breaks(message["content"])
+            turns.append({**message, "content": content})
+        return self._apply_template(turns, add_generation_prompt)
+
+    def _apply_template(self, turns, add_generation_prompt: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            turns,
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def _renders_strings(self) -> bool:
+        """Whether the chat template renders a content that is a string; others take only lists of parts."""
+        probe = "is this text rendered"
+        try:
+            return probe in self._apply_template([{"role": "user", "content": probe}], False)
+        except Exception:  # a Jinja template may fail in any way on content it was not written for
+            return False
+
+    def _render_chat(self, messages, name: str, generate: bool) -> tuple[str, tuple]:
+        """Prompt and images of chat messages."""
+        turns = []
+        images = []
+        for message in messages:
+            content = message.get("content", "")
+            if isinstance(content, str):
+                content = [_text_part(content)]
+
+            parts = []
+            for part in content:
+                part_images = self._images_of(part, name)
+                images.extend(part_images)
+                if part["type"] == "text":
+                    parts.append(_text_part(part["text"]))
                 else:
-                    raise ValueError(
-                        f"{name} has a message part that is neither text, image nor video: {str(part)[:80]!r}."
-                    )
+                    parts.extend([{"type": "image"}] * len(part_images))
             turns.append({"role": message["role"], "content": parts})
         return self._template(turns, generate), tuple(images)
+
+    def _images_of(self, part: dict, name: str) -> Sequence:
+        """The image, or the frames of the video, that a part of a message holds; none for a text."""
+        kind = part.get("type")
+        if kind == "image" and is_image(part.get("image")):
+            return (part["image"],)
+        if kind == "video" and part.get("video") is not None:
+            return read_frames(part["video"], name, self.num_frames)
+        if kind == "text" and isinstance(part.get("text"), str):
+            return ()
+        raise ValueError(f"{name} has a message part that is neither text, image nor video: {str(part)[:80]!r}.")
 
     def rerank_messages(
         self, query, candidates, strategy: str, names=None, answer_format: str = "yes_no"
@@ -269,9 +353,11 @@ class UniMEProcessor(ProcessorMixin):
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an assistant's turn, up to the token that ends it, as they follow the generation prompt."""
-        question = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        before, whole = self._template(question), self._template([*question, turn], add_generation_prompt=False)
+        question = [{"role": "user", "content": [_text_part("?")]}]
+        turn = {"role": "assistant", "content": [_text_part(answer)]}
+        before = self._template(question)
+        whole = self._template([*question, turn], add_generation_prompt=False)
+
         if whole.startswith(before):
             after = whole.removeprefix(before).rstrip("\n")
         else:  # the template writes assistant turns in a way of its own
@@ -279,111 +365,147 @@ class UniMEProcessor(ProcessorMixin):
         return self.tokenizer(after, add_special_tokens=False)["input_ids"]
 
     # prompts -> tensors
-    def prepare(
-        self, items, instruction=None, role="query", max_length=None, suffix="", names=None, resolution=None
-    ) -> list[PreparedItem]:
+    def prepare(self, items, reading: Reading | None = None, names=None, **settings) -> list[PreparedItem]:
         """Tokenises items and counts their image tokens, reading only the headers of image files.
 
         Args:
             items (`list`): what [`~UniMEProcessor.render`] takes.
-            max_length (`int`, *optional*): overrides the processor's own limit.
-            suffix (`str`): appended to every prompt (a forced answer prefix).
-            names (`list[str]`, *optional*): how errors call the items; `item 0`, `item 1`, ... by default.
-            resolution (*optional*): overrides the processor's own policy.
+            reading ([`Reading`], *optional*): how they are read.
+            names (`list[str]`, *optional*): what errors call the items; `item 0`, `item 1`, ... by default.
+            settings: fields of [`Reading`] by name, in place of those of `reading`.
 
         Raises:
             ValueError: an item is empty, an image unreadable or too large, or an image alone exceeds `max_length`.
+
+        Example:
+
+        ```python
+        entries = processor.prepare(["a red circle", {"image": "photo.jpg"}], max_length=512)
+        batch = processor.collate(entries)
+        ```
         """
-        limit = min(max_length or self.max_length, self.tokenizer.model_max_length)
-        policy = Resolution.parse(self.resolution if resolution is None else resolution)
+        reading = replace(reading or Reading(), **settings)
         names = names or [f"item {i}" for i in range(len(items))]
-        rendered = [self.render(item, instruction, role, name) for item, name in zip(items, names)]
-        prompts = [prompt + suffix for prompt, _ in rendered]
-        prepared, cut = [], 0
-        for name, item, prompt, ids, (_, images) in zip(
-            names, items, prompts, self._native.tokenize(prompts), rendered
-        ):
-            placed = ids.count(self._native.placeholder_id)
-            if placed != len(images):
-                raise ValueError(
-                    f"{name} holds {placed} image tokens for {len(images)} images; remove {self.image_token!r} from "
-                    "its text."
-                )
-            sizes = tuple(self._fit(image, policy, name) for image in images)
-            counts = self._count_tokens(sizes, name)
-            entry = PreparedItem(name, prompt, ids, images, sizes, counts, policy)
+        limit = min(reading.max_length or self.max_length, self.tokenizer.model_max_length)
+        resolution = Resolution.parse(self.resolution if reading.resolution is None else reading.resolution)
+
+        rendered = [self._render(item, reading, name) for item, name in zip(items, names)]
+        prompts = [prompt + reading.suffix for prompt, _ in rendered]
+        token_ids = self._native.tokenize(prompts)
+
+        prepared = []
+        cut_count = 0
+        for i, item in enumerate(items):
+            entry = self._plan(names[i], prompts[i], token_ids[i], rendered[i][1], resolution)
             if entry.length > limit:
-                target = len(ids) - (entry.length - limit)
-                shorter = None if is_chat(item) else self._cut(item, images, instruction, role, suffix, target, name)
-                if shorter is None:
-                    raise ValueError(
-                        f"{name} takes {entry.length} tokens ({sum(counts)} of them image tokens), above the limit of "
-                        f"{limit}. Chats and images are not cut: lower the resolution, shorten the text or raise "
-                        "`max_length`."
-                    )
-                entry, cut = replace(entry, prompt=shorter[0], input_ids=shorter[1]), cut + 1
+                entry = self._shorten(entry, item, reading, limit)
+                cut_count += 1
             prepared.append(entry)
-        if cut:
+
+        if cut_count:
             warnings.warn(
-                f"{cut} of {len(items)} items were longer than {limit} tokens; their texts were cut to fit.",
+                f"{cut_count} of {len(items)} items were longer than {limit} tokens; their texts were cut to fit.",
                 stacklevel=3,
             )
         return prepared
 
-    def prepare_parts(
-        self, items, instruction=None, role="query", max_length=None, names=None, resolution=None, fusion=None
-    ) -> tuple[list[int], list[PreparedItem]]:
-        """Prepares what is embedded for each item: itself, or, where the fusion is a sum, its image and its text.
+    def _plan(self, name: str, prompt: str, ids: list[int], images: tuple, resolution: Resolution) -> PreparedItem:
+        """A tokenised item with the sizes at which its images will be read, and the tokens that they take."""
+        placed = ids.count(self._native.placeholder_id)
+        if placed != len(images):
+            raise ValueError(
+                f"{name} holds {placed} image tokens for {len(images)} images; remove {self.image_token!r} from "
+                "its text."
+            )
+        sizes = tuple(self._fit(image, resolution, name) for image in images)
+        return PreparedItem(name, prompt, ids, images, sizes, self._count_tokens(sizes, name), resolution)
 
-        Args:
-            fusion (`str`, *optional*): `"joint"` or `"sum"`; overrides the processor's own.
-            items, instruction, role, max_length, names, resolution: as in [`~UniMEProcessor.prepare`].
+    def _fit(self, image, resolution: Resolution, name: str) -> tuple[int, int]:
+        """(width, height) at which an image is read."""
+        size = read_size(image, name)
+        if resolution == Resolution():
+            return size
 
-        Returns:
-            the number of its item for each part, and the parts; embeddings of one item's parts are added up.
-        """
-        fusion = one_of("fusion", fusion or self.fusion, "joint", "sum")
-        names = names or [f"item {i}" for i in range(len(items))]
-        parts = [(row, *part) for row, item in enumerate(items) for part in _parts(item, fusion, instruction)]
-        prepared = [None] * len(parts)
-        for said in {said for *_, said in parts}:  # the instruction belongs to the text of a sum, not to its image
-            chosen = [number for number, part in enumerate(parts) if part[2] == said]
-            own, named = [parts[number][1] for number in chosen], [names[parts[number][0]] for number in chosen]
-            for number, entry in zip(chosen, self.prepare(own, said, role, max_length, "", named, resolution)):
-                prepared[number] = entry
-        return [row for row, *_ in parts], prepared
+        def count(*candidate):
+            return self._native.count_tokens([candidate])[0]
 
-    def _cut(self, item, images, instruction, role, suffix, target: int, name: str) -> tuple[str, list[int]] | None:
-        """Prompt and ids with the text cut until at most `target` remain; None when no text would be left."""
-        text = item if isinstance(item, str) else item.get("text") if isinstance(item, Mapping) else None
-        ends = [end for _, end in self.tokenizer(text or "", return_offsets_mapping=True)["offset_mapping"]]
-        keep = len(ends) - 1
+        grain = self._native.grain
+        smallest = self.image_processor.size["shortest_edge"] if grain else 1
+        try:
+            return resolution.fit(*size, count, grain, smallest)
+        except ValueError as error:
+            raise ValueError(f"{name}: image of {size[0]} x {size[1]} pixels: {error}") from error
+
+    def _count_tokens(self, sizes, name: str) -> tuple[int, ...]:
+        """Tokens of each image of a prompt."""
+        try:
+            return tuple(self._native.count_tokens(list(sizes))) if sizes else ()
+        except ValueError as error:
+            raise ValueError(f"{name}: image of {sizes[0][0]} x {sizes[0][1]} pixels: {error}") from error
+
+    def _shorten(self, entry: PreparedItem, item, reading: Reading, limit: int) -> PreparedItem:
+        """The item with its text cut so that it has at most `limit` tokens."""
+        shorter = None
+        if not is_chat(item):
+            shorter = self._cut_text(entry, item, reading, len(entry.input_ids) - (entry.length - limit))
+        if shorter is None:
+            raise ValueError(
+                f"{entry.name} takes {entry.length} tokens ({sum(entry.image_tokens)} of them image tokens), above "
+                f"the limit of {limit}. Chats and images are not cut: lower the resolution, shorten the text or raise "
+                "`max_length`."
+            )
+        prompt, ids = shorter
+        return replace(entry, prompt=prompt, input_ids=ids)
+
+    def _cut_text(self, entry: PreparedItem, item, reading: Reading, target: int) -> tuple[str, list[int]] | None:
+        """Prompt and ids with the text cut until at most `target` ids remain; None when no text would be left."""
+        text = item.get("text") if isinstance(item, Mapping) else item
+        text = text if isinstance(text, str) else ""
+        offsets = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+
+        keep = len(offsets) - 1
         while keep > 0:
-            shorter = text[: ends[keep - 1]]
-            if not shorter.strip():
+            _, end = offsets[keep - 1]
+            if not text[:end].strip():
                 return None
-            prompt = self._prompt(shorter, len(images), instruction, role, name) + suffix
+            prompt = self._prompt(text[:end], len(entry.images), reading, entry.name) + reading.suffix
             (ids,) = self._native.tokenize([prompt])
             if len(ids) <= target:
                 return prompt, ids
             keep -= max(1, len(ids) - target)  # tokens may merge differently at the seam, hence a loop
         return None
 
-    def _count_tokens(self, sizes, name: str) -> tuple[int, ...]:
-        try:
-            return tuple(self._native.count_tokens(list(sizes))) if sizes else ()
-        except ValueError as error:
-            raise ValueError(f"{name}: image of {sizes[0][0]} x {sizes[0][1]} pixels: {error}") from error
+    def prepare_parts(
+        self, items, reading: Reading | None = None, names=None, **settings
+    ) -> tuple[list[int], list[PreparedItem]]:
+        """Prepares what is embedded for each item: itself, or, where the fusion is a sum, its image and its text.
 
-    def _fit(self, image, policy: Resolution, name: str) -> tuple[int, int]:
-        size, grain = read_size(image, name), self._native.grain
-        if policy == Resolution():
-            return size
-        smallest = self.image_processor.size["shortest_edge"] if grain else 1
-        try:
-            return policy.fit(*size, lambda *s: self._native.count_tokens([s])[0], grain, smallest)
-        except ValueError as error:
-            raise ValueError(f"{name}: image of {size[0]} x {size[1]} pixels: {error}") from error
+        Args:
+            items, reading, names, settings: as in [`~UniMEProcessor.prepare`].
+
+        Returns:
+            the number of its item for each part, and the parts; embeddings of one item's parts are added up.
+        """
+        reading = replace(reading or Reading(), **settings)
+        fusion = one_of("fusion", reading.fusion or self.fusion, "joint", "sum")
+        names = names or [f"item {i}" for i in range(len(items))]
+
+        parts = []
+        for row, item in enumerate(items):
+            parts.extend(_split_into_parts(row, item, fusion, reading.instruction))
+
+        # The instruction belongs to the text of a sum, not to its image: parts with and without are read apart.
+        prepared = [None] * len(parts)
+        for instruction in dict.fromkeys(part.instruction for part in parts):
+            places = [place for place, part in enumerate(parts) if part.instruction == instruction]
+            entries = self.prepare(
+                [parts[place].item for place in places],
+                replace(reading, instruction=instruction),
+                [names[parts[place].row] for place in places],
+            )
+            for place, entry in zip(places, entries):
+                prepared[place] = entry
+        return [part.row for part in parts], prepared
 
     def read_image(self, entry: PreparedItem, index: int) -> Image.Image:
         """An image of a prepared item, decoded and at the size that was planned."""
@@ -391,9 +513,13 @@ class UniMEProcessor(ProcessorMixin):
             image = open_image(entry.images[index], self.max_image_pixels)
         except ValueError as error:
             raise ValueError(f"{entry.name}: {error}") from error
+
+        # Upstream resizes twice, first to a square where the policy has one.
         side = entry.resolution.side
-        for size in ((side, side) if side else image.size, entry.sizes[index]):  # upstream resizes once for each
-            image = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+        first_size = (side, side) if side else image.size
+        for size in (first_size, entry.sizes[index]):
+            if image.size != size:
+                image = image.resize(size, Image.Resampling.BICUBIC)
         return image
 
     def read_images(self, prepared: Sequence[PreparedItem]) -> tuple[dict, list[list[str]]]:
@@ -402,17 +528,25 @@ class UniMEProcessor(ProcessorMixin):
         Returns:
             The vision tower's inputs, all images in order, and for each item the strings its image tokens become.
         """
-        groups = [[self.read_image(entry, i) for i in range(len(entry.images))] for entry in prepared]
+        groups = []
+        for entry in prepared:
+            groups.append([self.read_image(entry, i) for i in range(len(entry.images))])
         if not any(groups):
             return {}, [[] for _ in prepared]
-        inputs, strings = self._native.read_images([g for g in groups if g])
+
+        inputs, strings = self._native.read_images([group for group in groups if group])
         remaining = iter(strings)
-        return inputs, [[next(remaining) for _ in group] for group in groups]
+        return inputs, [list(islice(remaining, len(group))) for group in groups]
 
     def read_loose_images(self, places, alone: bool) -> tuple[dict, list[str]]:
         """As `read_images`, for single images `(entry, index)` out of prompts in which each is alone, or none is."""
         images = [self.read_image(entry, index) for entry, index in places]
-        groups = [[image] for image in images] if alone else [images if len(images) > 1 else images * 2]
+
+        # A single image that is to be read as one of several is doubled.
+        groups = [images if len(images) > 1 else images * 2]
+        if alone:
+            groups = [[image] for image in images]
+
         inputs, strings = self._native.read_images(groups)
         return inputs, strings[: len(images)]
 
@@ -420,20 +554,29 @@ class UniMEProcessor(ProcessorMixin):
         """The ids of an item with its image tokens repeated as often as the images need.
 
         Args:
+            entry (`PreparedItem`): the item.
             strings (`Sequence[str]`): what each image token becomes, from [`~UniMEProcessor.read_images`].
+
+        Raises:
+            RuntimeError: an image became another number of tokens than was planned.
         """
-        runs = [self._native.run_length(string) for string in strings]
-        if None in runs:  # other tokens stand between the image tokens: the text as a whole decides on its tokens
+        counts = [self._native.run_length(string) for string in strings]
+
+        # Other tokens stand between the image tokens: the text as a whole decides on its tokens.
+        if None in counts:
             pieces = entry.prompt.split(self.image_token)
-            ids = self.tokenizer("".join(a + b for a, b in zip(pieces, [*strings, ""])))["input_ids"]
-            return [*ids, *entry.written]
-        if tuple(runs) != entry.image_tokens:
+            prompt = "".join(chain.from_iterable(zip(pieces, [*strings, ""])))
+            return [*self.tokenizer(prompt)["input_ids"], *entry.written]
+
+        if tuple(counts) != entry.image_tokens:
             raise RuntimeError(
-                f"the images of {entry.name} gave {runs} tokens where {entry.image_tokens} were planned."
+                f"the images of {entry.name} gave {counts} tokens where {entry.image_tokens} were planned."
             )
-        counts, ids = iter(runs), []
+        remaining = iter(counts)
+        ids = []
         for token in entry.input_ids:
-            ids.extend([token] * next(counts) if token == self._native.placeholder_id else [token])
+            repeats = next(remaining) if token == self._native.placeholder_id else 1
+            ids.extend([token] * repeats)
         return [*ids, *entry.written]
 
     def pad(self, sequences: Sequence[list[int]], side: str | None = None) -> dict[str, torch.Tensor]:
@@ -442,54 +585,85 @@ class UniMEProcessor(ProcessorMixin):
         (Gemma calls the last one `token_type_ids`.)
         """
         longest = max(map(len, sequences))
-        left = (side or PRESETS[self.preset].padding_side) == "left"
-        input_ids = torch.full((len(sequences), longest), self.tokenizer.pad_token_id)
+        is_left = (side or PRESETS[self.preset].padding_side) == "left"
+        input_ids = torch.full((len(sequences), longest), self.tokenizer.pad_token_id)  # [N, L]
         attention_mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(sequences):
-            columns = slice(longest - len(ids), longest) if left else slice(0, len(ids))
+            start = longest - len(ids) if is_left else 0
+            columns = slice(start, start + len(ids))
             input_ids[row, columns] = torch.tensor(ids)
             attention_mask[row, columns] = 1
+
         is_image = torch.isin(input_ids, torch.tensor(self._native.image_token_ids)) & attention_mask.bool()
         return {"input_ids": input_ids, "attention_mask": attention_mask, self._native.types_name: is_image.int()}
 
     def collate(self, prepared: Sequence[PreparedItem], padding_side: str | None = None) -> BatchFeature:
         """Decodes the images of prepared items and pads everything.
 
+        Args:
+            prepared (`list[PreparedItem]`): from [`~UniMEProcessor.prepare`].
+            padding_side (`str`, *optional*): `"left"` or `"right"`; the preset's by default.
+
         Returns:
             `BatchFeature` with `input_ids`, `attention_mask`, `mm_token_type_ids` `[N, L]`, and with images what the
             backbone's image processor returns (`pixel_values` and `image_grid_thw` or `image_sizes`).
         """
         inputs, strings = self.read_images(prepared)
-        return BatchFeature(
-            {**self.pad([self.expand(e, s) for e, s in zip(prepared, strings)], padding_side), **inputs}
-        )
+        sequences = [self.expand(entry, texts) for entry, texts in zip(prepared, strings)]
+        return BatchFeature({**self.pad(sequences, padding_side), **inputs})
 
 
-def _parts(item, fusion: str, instruction: str | None) -> list[tuple]:
-    """(item, instruction) pairs whose embeddings add up to an item's: itself, or its image and its text."""
+def _split_into_parts(row: int, item, fusion: str, instruction: str | None) -> list[_Part]:
+    """The parts whose embeddings add up to an item's: the item itself, or its image and its text."""
+    whole = [_Part(row, item, instruction)]
     if fusion == "joint" or is_chat(item) or isinstance(item, str):
-        return [(item, instruction)]
-    picture = {key: item[key] for key in item if key != "text"} if isinstance(item, dict) else {"image": item}
-    text = (item.get("text") if isinstance(item, dict) else None) or ""
+        return whole
+
+    text = ""
+    picture = {"image": item}
+    if isinstance(item, dict):
+        text = item.get("text") or ""
+        picture = {key: value for key, value in item.items() if key != "text"}
     if not any(picture.values()) or PLACEHOLDER.search(text):
-        return [(item, instruction)]
+        return whole
+
     spoken = instruct(instruction, text)
-    return [(picture, None), (spoken, None)] if spoken else [(item, None)]
+    if not spoken:
+        return [_Part(row, item, None)]
+    return [_Part(row, picture, None), _Part(row, spoken, None)]
+
+
+def _flatten(images) -> Iterable:
+    """The images of a batch, given one by one or as a list for each prompt."""
+    for entry in images:
+        yield from entry if isinstance(entry, list) else [entry]
+
+
+def _text_part(text: str, strip: bool = False) -> dict:
+    return {"type": "text", "text": text.strip() if strip else text}
 
 
 def _fill(template: str, text: str) -> str:
     """Puts the text into a prompt; a line break with which it already ends is not written twice."""
     before, _, after = template.partition("{text}")
-    return before + text + (after[1:] if after.startswith("\n") and text.endswith("\n") else after)
+    if text.endswith("\n"):
+        after = after.removeprefix("\n")
+    return before + text + after
 
 
 def _without_leading_breaks(content: list[dict]) -> list[dict]:
-    after_image = [False, *(part["type"] == "image" for part in content)]
-    parts = [
-        {**part, "text": part["text"].removeprefix("\n")} if after and part["type"] == "text" else part
-        for after, part in zip(after_image, content)
-    ]
-    return [part for part in parts if part.get("text") != ""]
+    """The parts of a message without the line break with which a text after an image begins."""
+    parts = []
+    for part in content:
+        follows_image = bool(parts) and parts[-1]["type"] == "image"
+        if follows_image and part["type"] == "text":
+            part = {**part, "text": part["text"].removeprefix("\n")}
+        parts.append(part)
+    return _without_empty_texts(parts)
+
+
+def _without_empty_texts(content: list[dict]) -> list[dict]:
+    return [part for part in content if part.get("text") != ""]
 
 
 UniMEProcessor.register_for_auto_class()
@@ -499,4 +673,4 @@ if __package__ == "unime":
     AutoProcessor.register(UniMEConfig, UniMEProcessor, exist_ok=True)
     AutoProcessor.register(UniMERerankerConfig, UniMEProcessor, exist_ok=True)
 
-__all__ = ["SETTINGS", "UniMEProcessor", "open_image", "plan_chunks"]
+__all__ = ["SETTINGS", "Reading", "UniMEProcessor", "open_image", "plan_chunks"]

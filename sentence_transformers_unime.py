@@ -9,7 +9,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.image_utils import load_image
 
@@ -40,12 +39,14 @@ class _UniMEModule(InputModule):
 
     @classmethod
     def load(cls, model_name_or_path, subfolder="", trust_remote_code=False, model_kwargs=None, **kwargs):
-        hub = {own: kwargs[name] for name, own in _HUB.items() if kwargs.get(name) is not None}
-        return cls(
-            cls.auto_class.from_pretrained(
-                model_name_or_path, trust_remote_code=trust_remote_code, **hub, **(model_kwargs or {})
-            )
+        hub = {}
+        for theirs, ours in _HUB.items():
+            if kwargs.get(theirs) is not None:
+                hub[ours] = kwargs[theirs]
+        model = cls.auto_class.from_pretrained(
+            model_name_or_path, trust_remote_code=trust_remote_code, **hub, **(model_kwargs or {})
         )
+        return cls(model)
 
     def save(self, output_path, *args, **kwargs):
         self.model.save_pretrained(output_path)
@@ -77,9 +78,9 @@ def _as_item(value):
     Addresses and data URIs of images are read here, as a path inside a dict stays a path.
     """
     if isinstance(value, dict):
-        return {
-            key: _picture(part) if key == "image" and isinstance(part, str) else part for key, part in value.items()
-        }
+        if isinstance(value.get("image"), str):
+            return {**value, "image": _picture(value["image"])}
+        return value
     if isinstance(value, str) and is_image_url_or_path(value):
         return {"image": _picture(value)}
     if isinstance(value, str) and is_video_url_or_path(value):
@@ -102,17 +103,15 @@ class UniMETransformer(_UniMEModule):
     def preprocess(self, inputs, prompt: str | None = None, task: str | None = None, **kwargs) -> dict:
         """Features of a batch; `task` is what `encode_query` and `encode_document` set."""
         role = "document" if task == "document" else "query"
-        rows, prepared = self.processor.prepare_parts([_as_item(item) for item in inputs], prompt or None, role)
+        items = [_as_item(item) for item in inputs]
+        rows, prepared = self.processor.prepare_parts(items, instruction=prompt or None, role=role)
         return {**self.processor.collate(prepared), "rows": torch.tensor(rows)}
 
     def forward(self, features: dict, **kwargs) -> dict:
         features = dict(features)
-        rows = features.pop("rows")
-        found = self.model(**features).embeddings
-        if len(rows) > int(rows[-1]) + 1:  # image and text of an item, added up
-            found = found.new_zeros(int(rows[-1]) + 1, found.shape[1]).index_add(0, rows, found)
-            found = F.normalize(found, dim=-1) if self.model.config.normalize else found
-        return {"sentence_embedding": found}
+        rows = features.pop("rows")  # [P], the item of each part
+        parts = self.model(**features).embeddings  # [P, D]
+        return {"sentence_embedding": self.model.sum_parts(parts, rows)}
 
 
 class UniMECrossEncoder(_UniMEModule):
@@ -127,10 +126,10 @@ class UniMECrossEncoder(_UniMEModule):
     def preprocess(self, inputs, prompt: str | None = None, **kwargs) -> dict:
         if prompt:
             raise ValueError("the judge's instruction is fixed; put what you look for into the query.")
-        turns = [
-            self.processor.rerank_messages(_as_item(query), [_as_item(candidate)], "pointwise", [f"pair {number}"])
-            for number, (query, candidate) in enumerate(inputs)
-        ]
+        turns = []
+        for number, (query, candidate) in enumerate(inputs):
+            names = [f"pair {number}"]
+            turns.append(self.processor.rerank_messages(_as_item(query), [_as_item(candidate)], "pointwise", names))
         return dict(self.processor.collate(self.processor.prepare(turns), "left"))
 
     def forward(self, features: dict, **kwargs) -> dict:
@@ -141,13 +140,24 @@ class UniMECrossEncoder(_UniMEModule):
 
 def write_modules(model, folder):
     """Writes the small files by which sentence-transformers finds its way in a saved model's folder."""
-    folder, embedder = Path(folder), model.config.model_type == "unime"
-    name = "UniMETransformer" if embedder else "UniMECrossEncoder"
-    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(__file__).stem}.{name}"}]
-    settings = {"model_type": "SentenceTransformer" if embedder else "CrossEncoder"}
-    if embedder:
-        settings |= {"prompts": {"query": "", "document": ""}, "similarity_fn_name": "cosine"}
+    folder = Path(folder)
+    if model.config.model_type == "unime":
+        name = "UniMETransformer"
+        settings = {
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": "", "document": ""},
+            "similarity_fn_name": "cosine",
+        }
     else:
-        settings |= {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
-    for path, content in (("modules.json", modules), ("config_sentence_transformers.json", settings)):
-        (folder / path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        name = "UniMECrossEncoder"
+        settings = {
+            "model_type": "CrossEncoder",
+            "activation_fn": "torch.nn.modules.activation.Sigmoid",
+        }
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(__file__).stem}.{name}"}]
+    _write_json(folder / "modules.json", modules)
+    _write_json(folder / "config_sentence_transformers.json", settings)
+
+
+def _write_json(path: Path, content):
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What embedder and reranker share: a wrapped VLM, loading without silent losses, and fast vision attention."""
+"""What embedder and reranker share: a wrapped VLM, loading without silent losses, and batches by token budget."""
 
 import copy
 import inspect
@@ -15,37 +15,48 @@ from transformers.modeling_utils import set_zero3_state
 
 from .attention_unime import PACKED_ATTENTION, patches_as_product
 from .batching_unime import plan_chunks
+from .configuration_phi3_v import Phi3VConfig
 from .modeling_phi3_v import complete_config
 from .processing_unime import SETTINGS, UniMEProcessor
 from .prompts_unime import find_preset
 
 _HUB_KEYS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
+_FULL_PRECISION = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "multi_modal_projector", "lm_head")
 
 
 class UniMEPreTrainedModel(PreTrainedModel):
-    """What embedder and reranker share: strict loading, a processor that travels along, batches by token budget."""
+    """What embedder and reranker share: strict loading, a processor that travels along, batches by token budget.
+
+    Attributes:
+        vlm: the wrapped model, as transformers built it.
+        processor ([`~unime.processing_unime.UniMEProcessor`]): how items reach the model.
+        source (`str`, *optional*): the folder or repository that the model was loaded from.
+    """
 
     base_model_prefix = "vlm"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    vision_attention = PACKED_ATTENTION  # the name under which transformers knows our attention
     _no_split_modules = []  # the children's are merged in `post_init`
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _vlm_class = None  # the Auto class that builds the wrapped VLM
+    _dropped_weights = ()  # prefixes of weights of the VLM that the wrapper has no use for
 
     def __init__(self, config):
-        if (vision := _vision_config(config)) is not None and vision._attn_implementation == PACKED_ATTENTION:
-            # transformers builds no model under our name; it is set again below
+        # transformers builds no model under our attention's name; it is set again below
+        vision = _vision_config(config)
+        if vision is not None and vision._attn_implementation == PACKED_ATTENTION:
             vision._attn_implementation = "sdpa"
+
         super().__init__(config)
         self.vlm = self._vlm_class.from_config(config.vlm_config)
         self.post_init()
-        self._processor, self._processor_source = None, None
-        self.source = None  # the folder or repository that it was loaded from
+        self.source = None
+        self._processor = None
+        self._processor_source = None
         self._speed_up_vision()
-
-    vision_attention = PACKED_ATTENTION  # the name under which transformers knows `packed_attention`
 
     def _speed_up_vision(self):
         """Takes attention's loop over images and the patch convolution out of Qwen-VL towers, with equal results.
@@ -55,6 +66,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         vision = _vision_config(self.config)
         if vision is None or not vision.model_type.startswith("qwen"):
             return
+
         tower = next(module for name, module in self.vlm.named_modules() if name.rpartition(".")[2] == "visual")
         convolution = getattr(tower.patch_embed.proj, "base_layer", tower.patch_embed.proj)
         if type(convolution) is torch.nn.Conv3d:
@@ -69,8 +81,18 @@ class UniMEPreTrainedModel(PreTrainedModel):
         """As in transformers, but a missing, unexpected or mis-shaped weight is an error that names it.
 
         Args:
+            pretrained_model_name_or_path (`str` or path): a saved UniME model, folder or repository.
             quantization (`str`, *optional*): `"nf4"` (4 bits) or `"int8"` through bitsandbytes, with the vision tower
                 in full precision; for anything else pass a `quantization_config`.
+
+        Raises:
+            ValueError: the checkpoint is not one of this class, a weight did not land, or a file is damaged.
+
+        Example:
+
+        ```python
+        model = UniMEModel.from_pretrained("outputs/quickstart/model", dtype="bfloat16")
+        ```
         """
         path = pretrained_model_name_or_path
         wants_info = kwargs.pop("output_loading_info", False)
@@ -78,10 +100,12 @@ class UniMEPreTrainedModel(PreTrainedModel):
         hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
         _assert_ours(cls, path, hub)
         _set_quantization(kwargs, quantization)
+
         with _naming_broken_files(path):
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         _assert_all_landed(info, path)
-        model._processor_source, model.source = (path, hub), path
+        model.source = path
+        model._processor_source = (path, hub)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -101,40 +125,53 @@ class UniMEPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: a weight of the checkpoint is missing, unexpected or mis-shaped, a file is broken, or the
                 preset is unknown or for another backbone.
+
+        Example:
+
+        ```python
+        model = UniMEModel.from_backbone("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16", resolution=672)
+        ```
         """
         settings = {key: kwargs.pop(key) for key in (*SETTINGS, "processor") if key in kwargs}
         hub = {key: kwargs[key] for key in (*_HUB_KEYS, "trust_remote_code") if key in kwargs}
         config = AutoConfig.from_pretrained(path_or_repo, **{"trust_remote_code": False, **hub})
         if config.model_type in ("unime", "unime_reranker"):
             raise ValueError(f"{path_or_repo} is a UniME checkpoint already; load it with `from_pretrained`.")
+
         preset = cls._find_preset(path_or_repo, config.model_type, preset)
         processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
         _set_quantization(kwargs, quantization)
-        kwargs["ignore_mismatched_sizes"] = True
-        if config.model_type in ("qwen2_vl", "qwen2_5_vl"):  # files of transformers 5 that `AutoModel` alone misreads
-            kwargs.setdefault("key_mapping", {r"^model\.visual\.": "visual."})
-        if config.model_type == "phi3_v":
-            kwargs["trust_remote_code"] = False  # our classes read these checkpoints, not the code in their repository
-        with _naming_broken_files(path_or_repo):
-            if config.model_type == "phi3_v":
-                kwargs["config"] = complete_config(path_or_repo, config)
-            vlm, info = cls._vlm_class.from_pretrained(path_or_repo, output_loading_info=True, **kwargs)
-            if config.model_type == "phi3_v" and any("embed_tokens.weight" in key for key in info["missing_keys"]):
-                # some tools store the embedding table only where the image embedder refers to it
-                kwargs["key_mapping"] = {r"^(model\.)?vision_embed_tokens\.wte\.": r"\1embed_tokens."}
-                vlm, info = cls._vlm_class.from_pretrained(path_or_repo, output_loading_info=True, **kwargs)
-        _assert_all_landed(info, path_or_repo, ignore=cls._dropped_weights)
-        with set_zero3_state(), torch.device("meta"):  # nothing for ZeRO-3 to partition either
-            # the copy: transformers sets an attention in the configuration it builds from
-            wrapped = copy.deepcopy(vlm.config)
-            model = cls(cls._wrap_config(wrapped, preset, backbone=str(path_or_repo), dtype=vlm.dtype))
-        model.vlm, model.config.vlm_config = vlm, vlm.config
-        model.processor, model.source = processor, path_or_repo
+        vlm = cls._load_vlm(path_or_repo, config, kwargs)
+
+        model = cls._wrap(vlm, preset, path_or_repo)
+        model.processor = processor
+        return model
+
+    @classmethod
+    def _load_vlm(cls, path, config, kwargs: dict):
+        """The VLM of a stock checkpoint, with every weight in its place."""
+        kwargs["ignore_mismatched_sizes"] = True  # so that our own error can name the weights
+        load = _load_phi3_v if config.model_type == Phi3VConfig.model_type else _load_stock
+        with _naming_broken_files(path):
+            vlm, info = load(cls._vlm_class, path, config, kwargs)
+        _assert_all_landed(info, path, ignore=cls._dropped_weights)
+        return vlm
+
+    @classmethod
+    def _wrap(cls, vlm, preset: str, source):
+        """A model of this class around a loaded VLM."""
+        # Built without memory, as the VLM takes the place of the one that is built; ZeRO-3 has nothing to partition
+        # either. From a copy, as transformers sets an attention in the configuration it builds from.
+        with set_zero3_state(), torch.device("meta"):
+            config = copy.deepcopy(vlm.config)
+            model = cls(cls._wrap_config(config, preset, backbone=str(source), dtype=vlm.dtype))
+
+        model.vlm = vlm
+        model.config.vlm_config = vlm.config
+        model.source = source
         _take_over_quantization(model)
         model._speed_up_vision()
         return model.eval()
-
-    _dropped_weights = ()
 
     @classmethod
     def _find_preset(cls, path, model_type, preset):
@@ -156,16 +193,23 @@ class UniMEPreTrainedModel(PreTrainedModel):
                     f"{name} was repacked by bitsandbytes when it ran on the CPU, and would not load again; save "
                     "before the first use, or load the model anew."
                 )
-        if kwargs.get("state_dict") is not None:  # gathered by ZeRO-3, where tied weights are no longer one tensor
-            tied = self.all_tied_weights_keys
-            kwargs["state_dict"] = {key: value for key, value in kwargs["state_dict"].items() if key not in tied}
-        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
-        if kwargs.get("is_main_process", True) and (self._processor is not None or self._processor_source is not None):
-            self.processor.save_pretrained(save_directory)
-        if kwargs.get("is_main_process", True):
-            from .sentence_transformers_unime import write_modules  # so that the file travels with the model
 
-            write_modules(self, save_directory)
+        # Gathered by ZeRO-3, tied weights are no longer one tensor.
+        state_dict = kwargs.get("state_dict")
+        if state_dict is not None:
+            tied = self.all_tied_weights_keys
+            kwargs["state_dict"] = {key: value for key, value in state_dict.items() if key not in tied}
+
+        super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+        if not kwargs.get("is_main_process", True):
+            return
+
+        if self._processor is not None or self._processor_source is not None:
+            self.processor.save_pretrained(save_directory)
+
+        from .sentence_transformers_unime import write_modules  # so that the file travels with the model
+
+        write_modules(self, save_directory)
 
     @property
     def processor(self) -> UniMEProcessor:
@@ -185,22 +229,24 @@ class UniMEPreTrainedModel(PreTrainedModel):
     # batching
     @contextmanager
     def _inference(self):
-        training = self.training
+        is_training = self.training
         self.eval()
         try:
             with torch.inference_mode():
                 yield
         finally:
-            self.train(training)
+            self.train(is_training)
 
     def _batches(self, prepared, batch_tokens, show_progress, description, side=None):
         """Yields (indices, tensors on the model's device); the next chunk is decoded while the model runs this one."""
-        boundary = self.config.length_boundary
-        chunks = plan_chunks([entry.length for entry in prepared], batch_tokens, boundary=boundary)
-        collate = lambda chunk: self.processor.collate([prepared[i] for i in chunk], side)  # noqa: E731
-        bar = tqdm(
-            total=len(prepared), desc=description, disable=not wants_progress(show_progress, len(chunks)), unit="item"
-        )
+        lengths = [entry.length for entry in prepared]
+        chunks = plan_chunks(lengths, batch_tokens, boundary=self.config.length_boundary)
+
+        def collate(chunk):
+            return self.processor.collate([prepared[i] for i in chunk], side)
+
+        is_silent = not wants_progress(show_progress, len(chunks))
+        bar = tqdm(total=len(prepared), desc=description, disable=is_silent, unit="item")
         with bar, ThreadPoolExecutor(1) as pool:
             upcoming = pool.submit(collate, chunks[0]) if chunks else None
             for number, chunk in enumerate(chunks):
@@ -211,18 +257,21 @@ class UniMEPreTrainedModel(PreTrainedModel):
                 bar.update(len(chunk))
 
     def _explain_not_finite(self, name: str):
-        bad = next((key for key, weight in self.named_parameters() if not torch.isfinite(weight).all()), None)
-        cause = f"weight {bad!r} holds NaN or infinity" if bad else f"activations overflowed in {self.dtype}"
+        """Raises the error for an output that is not finite, with its cause."""
+        cause = f"activations overflowed in {self.dtype}"
+        for key, weight in self.named_parameters():
+            if not torch.isfinite(weight).all():
+                cause = f"weight {key!r} holds NaN or infinity"
+                break
         raise ValueError(f"the output for {name} is not finite: {cause}.")
 
 
 def vision_parameters(vlm) -> list[torch.nn.Parameter]:
     """Everything outside the language model: vision tower, projector, and an output head where there is one."""
-    language = {
-        id(parameter)
-        for name, parameter in vlm.get_decoder().named_parameters()
-        if not name.startswith("vision_embed_tokens.")  # Phi-3-vision keeps its tower inside the decoder
-    }
+    language = set()
+    for name, parameter in vlm.get_decoder().named_parameters():
+        if not name.startswith("vision_embed_tokens."):  # Phi-3-vision keeps its tower inside the decoder
+            language.add(id(parameter))
     return [parameter for parameter in vlm.parameters() if id(parameter) not in language]
 
 
@@ -231,24 +280,111 @@ def image_inputs(vlm, inputs: dict) -> dict:
     return {key: inputs[key] for key in inspect.signature(vlm.get_image_features).parameters if key in inputs}
 
 
-def _vision_config(config):
-    return getattr(config.vlm_config, "vision_config", None)
-
-
-def wants_progress(show_progress, steps: int) -> bool:
+def wants_progress(show_progress: bool | None, steps: int) -> bool:
+    """Whether a loop shows a bar: as asked for, and by default where it is long and bars are not switched off."""
     if show_progress is None:
         return steps > 8 and os.environ.get("TQDM_DISABLE", "") in ("", "0")
     return show_progress
 
 
+def _vision_config(config):
+    return getattr(config.vlm_config, "vision_config", None)
+
+
+def _load_stock(auto_class, path, config, kwargs: dict):
+    """A VLM of transformers, and the report on its weights."""
+    if config.model_type in ("qwen2_vl", "qwen2_5_vl"):  # files of transformers 5 that `AutoModel` alone misreads
+        kwargs.setdefault("key_mapping", {r"^model\.visual\.": "visual."})
+    return auto_class.from_pretrained(path, output_loading_info=True, **kwargs)
+
+
+def _load_phi3_v(auto_class, path, config, kwargs: dict):
+    """Phi-3-vision by our own classes, not by the code in its repository, and the report on its weights."""
+    kwargs["trust_remote_code"] = False
+    kwargs["config"] = complete_config(path, config)
+    vlm, info = auto_class.from_pretrained(path, output_loading_info=True, **kwargs)
+
+    # Some tools store the embedding table only where the image embedder refers to it.
+    if any("embed_tokens.weight" in key for key in info["missing_keys"]):
+        kwargs["key_mapping"] = {r"^(model\.)?vision_embed_tokens\.wte\.": r"\1embed_tokens."}
+        vlm, info = auto_class.from_pretrained(path, output_loading_info=True, **kwargs)
+    return vlm, info
+
+
 def _assert_all_landed(info, source, ignore=()):
+    """Raises where weights are missing, unexpected or mis-shaped."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        keys = sorted(str(key) for key in info.get(kind) or () if not str(key).startswith(tuple(ignore)))
+        keys = sorted(str(key) for key in info.get(kind) or ())
+        keys = [key for key in keys if not key.startswith(tuple(ignore))]
         if keys:
             more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
             raise ValueError(
                 f"{source} does not fit this model: {kind.replace('_', ' ')}: {', '.join(keys[:8])}{more}."
             )
+
+
+def _assert_ours(cls, path, hub):
+    """Refuses a stock VLM, which `from_pretrained` would load half; an adapter, without a config, may pass."""
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(path, **hub)
+    except OSError:
+        return
+
+    model_type = settings.get("model_type")
+    if model_type is not None and model_type != cls.config_class.model_type:
+        raise ValueError(
+            f"{path} holds a {model_type}, not a {cls.config_class.model_type}; wrap a stock VLM with "
+            f"`{cls.__name__}.from_backbone`."
+        )
+
+
+@contextmanager
+def _naming_broken_files(path):
+    """Turns the error of an unreadable weight file into one that names the file."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(f"{_broken_file(path) or path} is damaged: {error}") from error
+
+
+def _broken_file(path) -> str | None:
+    """The first weight file of a folder that does not open."""
+    files = sorted(os.listdir(path)) if os.path.isdir(path) else []
+    for name in files:
+        file = os.path.join(path, name)
+        if name.endswith(".safetensors") and not _opens(file):
+            return file
+    return None
+
+
+def _opens(file: str) -> bool:
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
+
+
+def _set_quantization(kwargs: dict, quantization: str | None):
+    """Makes the bitsandbytes configuration, and keeps the vision tower out of any that does not say otherwise."""
+    if quantization is not None and "quantization_config" in kwargs:
+        raise ValueError("give either `quantization` or `quantization_config`, not both.")
+    if quantization not in (None, "nf4", "int8"):
+        raise ValueError(f"quantization must be 'nf4' or 'int8', got {quantization!r}.")
+
+    if quantization == "nf4":
+        kwargs["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        )
+    if quantization == "int8":
+        kwargs["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+
+    # The names are anchored at the start, wherever the VLM hangs.
+    config = kwargs.get("quantization_config")
+    if isinstance(config, BitsAndBytesConfig) and config.llm_int8_skip_modules is None:
+        config.llm_int8_skip_modules = []
+        for prefix in ("", "model.", "vlm.", "vlm.model."):
+            config.llm_int8_skip_modules.extend(prefix + name for name in _FULL_PRECISION)
 
 
 def _take_over_quantization(model):
@@ -261,57 +397,3 @@ def _take_over_quantization(model):
     for note in ("quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(model.vlm, note):
             setattr(model, note, getattr(model.vlm, note))
-
-
-def _assert_ours(cls, path, hub):
-    """A stock VLM handed to `from_pretrained` would load half; an adapter, without a config, is let pass."""
-    try:
-        found = PreTrainedConfig.get_config_dict(path, **hub)[0].get("model_type")
-    except OSError:
-        return
-    if found is not None and found != cls.config_class.model_type:
-        raise ValueError(
-            f"{path} holds a {found}, not a {cls.config_class.model_type}; wrap a stock VLM with "
-            f"`{cls.__name__}.from_backbone`."
-        )
-
-
-@contextmanager
-def _naming_broken_files(path):
-    """Turns the error of an unreadable weight file into one that names the file."""
-    try:
-        yield
-    except SafetensorError as error:
-        files = sorted(os.listdir(path)) if os.path.isdir(path) else []
-        broken = next((f for f in files if f.endswith(".safetensors") and not _opens(os.path.join(path, f))), None)
-        raise ValueError(f"{os.path.join(path, broken) if broken else path} is damaged: {error}") from error
-
-
-def _opens(file: str) -> bool:
-    try:
-        with safe_open(file, framework="pt"):
-            return True
-    except SafetensorError:
-        return False
-
-
-_FULL_PRECISION = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "multi_modal_projector", "lm_head")
-
-
-def _set_quantization(kwargs: dict, quantization: str | None):
-    """Makes the bitsandbytes configuration, and keeps the vision tower out of any that does not say otherwise."""
-    if quantization is not None:
-        if "quantization_config" in kwargs:
-            raise ValueError("give either `quantization` or `quantization_config`, not both.")
-        if quantization not in ("nf4", "int8"):
-            raise ValueError(f"quantization must be 'nf4' or 'int8', got {quantization!r}.")
-        kwargs["quantization_config"] = (
-            BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
-            if quantization == "nf4"
-            else BitsAndBytesConfig(load_in_8bit=True)
-        )
-    config = kwargs.get("quantization_config")
-    if isinstance(config, BitsAndBytesConfig) and config.llm_int8_skip_modules is None:
-        config.llm_int8_skip_modules = [  # the names are anchored at the start, wherever the VLM hangs
-            prefix + name for prefix in ("", "model.", "vlm.", "vlm.model.") for name in _FULL_PRECISION
-        ]

@@ -188,7 +188,7 @@ def test_shuffled_rounds_average_over_positions(judge):
     assert (scores(rounds=4, seed=5) - expected).abs().max() < 1e-6
     assert torch.equal(scores(rounds=4, seed=5), scores(rounds=4, seed=5))
     assert not torch.allclose(scores(rounds=4, seed=5), scores())
-    assert judge.rank("q", candidates[:1], strategy="listwise") == [{"index": 0, "score": 1.0}]
+    assert judge.rank("q", candidates[:1], strategy="listwise") == [{"index": 0, "corpus_id": 0, "score": 1.0}]
     assert judge.rank("q", [], strategy="listwise") == []
 
 
