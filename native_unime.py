@@ -4,10 +4,11 @@ Two classes with one interface read prompts and images: [`NativeProcessor`] stan
 [`~unime.processing_phi3_v.Phi3VProcessor`] reads Phi-3-vision, which transformers does not know.
 """
 
+import warnings
 from itertools import chain
 
 import transformers
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
 
@@ -16,7 +17,6 @@ from .processing_phi3_v import (
     Phi3VImageProcessor,
     Phi3VProcessor,
     load_phi3_v_images,
-    load_phi3_v_parts,
     run_length,
 )
 
@@ -187,7 +187,7 @@ def load_parts(path, config, hub: dict):
     template = saved.pop("chat_template", None)
 
     if config.model_type == Phi3VConfig.model_type:
-        image_processor, tokenizer = load_phi3_v_parts(path, hub)
+        image_processor, tokenizer = _load_phi3_v_parts(path, hub)
         return image_processor, tokenizer, template, {"processor_class": Phi3VProcessor.__name__}
 
     name = PROCESSOR_MAPPING_NAMES.get(config.model_type)
@@ -200,6 +200,38 @@ def load_parts(path, config, hub: dict):
     tokenizer = AutoTokenizer.from_pretrained(path, **hub)
     settings = {**_processor_settings(name, saved), **_tile_settings(config)}
     return image_processor, tokenizer, template, {"processor_class": name, **settings}
+
+
+def _load_phi3_v_parts(path, hub: dict):
+    """Image processor and tokenizer of a published Phi-3-vision or Phi-3.5-vision checkpoint.
+
+    Args:
+        path: directory or repository.
+        hub (`dict`): `revision`, `token`, ... for the loaders.
+    """
+    published, _ = Phi3VImageProcessor.get_image_processor_dict(path, **hub)
+    image_processor = load_phi3_v_images({**Phi3VImageProcessor().to_dict(), **published})
+
+    # The Llama class that AutoTokenizer may pick would drop the token between a special token and a newline.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **hub)
+    _warn_of_lost_spaces(tokenizer, path)
+    return image_processor, tokenizer
+
+
+def _warn_of_lost_spaces(tokenizer, path):
+    """Warns of a tokenizer that differs from the published one, and so gives other embeddings.
+
+    Phi-3.5-vision's own starts every piece after a special token with a space token; copies made by a slow tokenizer
+    do not.
+    """
+    ids = tokenizer("<|user|>\n")["input_ids"]
+    if tokenizer.convert_tokens_to_ids("<|user|>") == 32010 and ids != [1, 32010, 29871, 13]:
+        warnings.warn(
+            f"the tokenizer of {path} reads '<|user|>\\n' as {ids}, where that of Phi-3.5-vision gives "
+            "[1, 32010, 29871, 13]; if the model was trained with the latter, pass "
+            "`processor='microsoft/Phi-3.5-vision-instruct'`.",
+            stacklevel=5,
+        )
 
 
 def _processor_settings(name: str, saved: dict) -> dict:

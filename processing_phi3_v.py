@@ -2,14 +2,12 @@
 
 import math
 import re
-import warnings
 from itertools import chain
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import PreTrainedTokenizerFast
 from transformers.image_processing_base import BatchFeature, ImageProcessingMixin
 
 from .configuration_phi3_v import IMAGE_TOKEN_ID
@@ -178,42 +176,9 @@ def load_phi3_v_images(settings: dict) -> Phi3VImageProcessor:
     return Phi3VImageProcessor(**{name: settings[name] for name in names})
 
 
-def load_phi3_v_parts(path, hub: dict):
-    """Image processor and tokenizer of a published Phi-3-vision or Phi-3.5-vision checkpoint.
-
-    Args:
-        path: directory or repository.
-        hub (`dict`): `revision`, `token`, ... for the loaders.
-    """
-    published, _ = Phi3VImageProcessor.get_image_processor_dict(path, **hub)
-    image_processor = load_phi3_v_images({**Phi3VImageProcessor().to_dict(), **published})
-
-    # The Llama class that AutoTokenizer may pick would drop the token between a special token and a newline.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(path, **hub)
-    _warn_of_lost_spaces(tokenizer, path)
-    return image_processor, tokenizer
-
-
-def _warn_of_lost_spaces(tokenizer, path):
-    """Warns of a tokenizer that differs from the published one, and so gives other embeddings.
-
-    Phi-3.5-vision's own starts every piece after a special token with a space token; copies made by a slow tokenizer
-    do not.
-    """
-    ids = tokenizer("<|user|>\n")["input_ids"]
-    if tokenizer.convert_tokens_to_ids("<|user|>") == 32010 and ids != [1, 32010, 29871, 13]:
-        warnings.warn(
-            f"the tokenizer of {path} reads '<|user|>\\n' as {ids}, where that of Phi-3.5-vision gives "
-            "[1, 32010, 29871, 13]; if the model was trained with the latter, pass "
-            "`processor='microsoft/Phi-3.5-vision-instruct'`.",
-            stacklevel=5,
-        )
-
-
 __all__ = [
     "Phi3VImageProcessor",
     "Phi3VProcessor",
     "load_phi3_v_images",
-    "load_phi3_v_parts",
     "run_length",
 ]
