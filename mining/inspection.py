@@ -4,7 +4,10 @@ import base64
 import html
 import io
 import random
+import textwrap
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +17,15 @@ from ..images_unime import open_image
 from .selection import allowed
 
 SIDE = 112  # pixels of a thumbnail
-KEPT, REFUSED, SPARE = "negative", "left out: judged too close to the positive", "allowed, not needed"
-COLOURS = {KEPT: "#2b6cb0", REFUSED: "#c53030", SPARE: "#718096"}
+SHEET_ROWS = 6  # of the picture
+SHEET_COLUMNS = 8
+
+# what became of a candidate, as the page words it
+NEGATIVE = "negative"
+REFUSED = "left out: judged too close to the positive"
+SPARE = "allowed, not needed"
+COLOURS = {NEGATIVE: "#2b6cb0", REFUSED: "#c53030", SPARE: "#718096"}
+POSITIVE_COLOUR = "#2f855a"
 STYLE = """
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1280px; color: #1a202c }
 section { border-top: 2px solid #cbd5e0; padding: 1em 0 } h2 { font-size: 1em; margin: 0 0 .6em }
@@ -26,12 +36,55 @@ figure img { max-width: 112px; max-height: 112px; display: block } figcaption { 
 """
 
 
-def fate(positive_score: float, scores: np.ndarray, chosen: list[int], margin) -> list[str]:
-    """What became of each candidate: selected, refused by the judge, or allowed but not needed."""
-    free = allowed(positive_score, scores, margin)
-    return [
-        KEPT if place in chosen else SPARE if own else REFUSED for place, own in zip(range(len(scores)), free.tolist())
-    ]
+@dataclass(frozen=True)
+class Candidate:
+    """A retrieved candidate as the page shows it: its rank from 1, and what became of it."""
+
+    item: Item
+    rank: int
+    fate: str
+    score: float
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """A judged row as the page shows it; it is dropped where no candidate became a negative."""
+
+    dataset: str
+    query: Item
+    positive: Item
+    positive_score: float
+    positive_similarity: float
+    dropped: bool
+    candidates: list[Candidate]
+
+    def with_fate(self, fate: str) -> list[Candidate]:
+        """The candidates of one fate, nearest first."""
+        return [candidate for candidate in self.candidates if candidate.fate == fate]
+
+
+def fate(positive_score: float, scores: np.ndarray, selected: Sequence[int], margin: float | str) -> list[str]:
+    """What became of each candidate: selected, refused by the judge, or allowed but not needed.
+
+    Args:
+        positive_score (`float`): the judge's score of the positive.
+        scores (array `[n]`): those of the candidates.
+        selected (`Sequence[int]`): places of the negatives among the candidates.
+        margin (`float` or `"released"`): see [`~unime.mining.selection.allowed`].
+
+    Returns:
+        `NEGATIVE`, `REFUSED` or `SPARE` for each of them.
+    """
+    fates = []
+    for place, is_allowed in enumerate(allowed(positive_score, scores, margin).tolist()):
+        if place in selected:
+            fates.append(NEGATIVE)
+        elif is_allowed:
+            fates.append(SPARE)
+        else:
+            fates.append(REFUSED)
+    return fates
 
 
 def draw(mining, path: Path):
@@ -40,80 +93,100 @@ def draw(mining, path: Path):
     Args:
         mining ([`~unime.mining.pipeline.Mining`]): a folder in which `judge` is finished.
         path (`Path`): the HTML file.
+
+    Raises:
+        ValueError: no row was judged.
     """
-    config, judged = mining.config, mining.judged
+    config = mining.config
+    judged = mining.judged
     if not judged:
-        raise ValueError(f"{mining.out} holds no judged row.")
+        raise ValueError(f"{mining.out} has no judged row: there was no pair to mine.")
+
+    # a sample of the rows, in their order
     places = random.Random(config.seed).sample(range(len(judged)), min(config.count, len(judged)))
     cases = [_case(mining, judged[place]) for place in sorted(places)]
+
+    # what became of all candidates, not only of those shown
     fates = Counter()
     for row in judged:
-        fates.update(fate(row["positive_score"], row["scores"], _places(mining, row), config.margin))
+        fates.update(_fates(mining, row))
+
     path.write_text(_page(path.stem, cases, fates, len(judged)), encoding="utf-8")
-    _sheet(cases[:6], path.with_suffix(".png"))
-    _histograms(judged, fates, config.margin, path.with_suffix(".histograms.png"))
+    _sheet(cases[:SHEET_ROWS], path.with_suffix(".png"))
+    _histograms(judged, config.margin, path.with_suffix(".histograms.png"))
 
 
-def _places(mining, row) -> list[int]:
-    found = mining.choice(row)
-    return [] if found is None else found[0]
+def _selected(mining, row: dict) -> list[int]:
+    """Places of the negatives among a row's candidates."""
+    choice = mining.choice(row)
+    return [] if choice is None else choice[0]
 
 
-def _case(mining, row) -> dict:
+def _fates(mining, row: dict) -> list[str]:
+    """What became of each candidate of a row."""
+    return fate(row["positive_score"], row["scores"], _selected(mining, row), mining.config.margin)
+
+
+def _case(mining, row: dict) -> Case:
     """One row as the page shows it."""
+    candidates = []
+    columns = zip(row["candidates"], _fates(mining, row), row["scores"], row["similarities"])
+    for rank, (number, candidate_fate, score, similarity) in enumerate(columns, start=1):
+        item = mining.pool.candidates[number]
+        candidates.append(Candidate(item, rank, candidate_fate, float(score), float(similarity)))
+
     pair = row["pair"]
-    chosen = _places(mining, row)
-    fates = fate(row["positive_score"], row["scores"], chosen, mining.config.margin)
-    shown = [
-        {
-            "item": mining.pool.candidates[candidate],
-            "fate": own,
-            "score": float(score),
-            "similarity": float(similarity),
-            "rank": rank + 1,
-        }
-        for rank, (candidate, own, score, similarity) in enumerate(
-            zip(row["candidates"], fates, row["scores"], row["similarities"])
-        )
-    ]
-    return {
-        "dataset": pair.dataset,
-        "query": mining.pool.queries[pair.query],
-        "positive": pair.item,
-        "positive_score": row["positive_score"],
-        "positive_similarity": row["positive_similarity"],
-        "dropped": not chosen,
-        "candidates": shown,
-    }
+    return Case(
+        dataset=pair.dataset,
+        query=mining.pool.queries[pair.query],
+        positive=pair.item,
+        positive_score=row["positive_score"],
+        positive_similarity=row["positive_similarity"],
+        dropped=not _selected(mining, row),
+        candidates=candidates,
+    )
 
 
-def _page(title: str, cases: list[dict], fates: Counter, rows: int) -> str:
+def _page(title: str, cases: list[Case], fates: Counter, rows: int) -> str:
+    """The HTML page: a summary, then a section for each row."""
     total = max(sum(fates.values()), 1)
     counts = ", ".join(f"{fates[name]:,} {name} ({fates[name] / total:.0%})" for name in COLOURS)
     body = [f"<h1>{html.escape(title)}</h1><p>{len(cases)} of {rows:,} rows. Of all candidates: {counts}.</p>"]
     for case in cases:
-        fields = f"judge {case['positive_score']:.3f}, similarity {case['positive_similarity']:.3f}"
-        note = " · <b>row dropped: no candidate is allowed</b>" if case["dropped"] else ""
-        body.append(f"<section><h2>{html.escape(case['dataset'])}{note}</h2><div class=row>")
-        body.append(_figure(case["query"], "query", "wide"))
-        body.append(_figure(case["positive"], f"positive: {fields}", "wide positive"))
-        body.append("</div>")
-        for name in COLOURS:
-            own = [candidate for candidate in case["candidates"] if candidate["fate"] == name]
-            if own:
-                body.append(f"<p style='color:{COLOURS[name]}'>{name}</p><div class=row>")
-                body += [_figure(entry["item"], _caption(entry), "", COLOURS[name]) for entry in own]
-                body.append("</div>")
-        body.append("</section>")
+        body += _section(case)
+
     page = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
     return page + "\n".join(body) + "\n"
 
 
-def _caption(entry: dict) -> str:
-    return f"{entry['rank']}. judge {entry['score']:.3f}, similarity {entry['similarity']:.3f}"
+def _section(case: Case) -> list[str]:
+    """Lines of a row: query and positive, then its candidates by what became of them."""
+    note = " · <b>row dropped: no candidate is allowed</b>" if case.dropped else ""
+    caption = f"positive: judge {case.positive_score:.3f}, similarity {case.positive_similarity:.3f}"
+    lines = [
+        f"<section><h2>{html.escape(case.dataset)}{note}</h2><div class=row>",
+        _figure(case.query, "query", "wide"),
+        _figure(case.positive, caption, "wide positive"),
+        "</div>",
+    ]
+
+    for name, colour in COLOURS.items():
+        candidates = case.with_fate(name)
+        if candidates:
+            lines.append(f"<p style='color:{colour}'>{name}</p><div class=row>")
+            lines += [_figure(candidate.item, _caption(candidate), "", colour) for candidate in candidates]
+            lines.append("</div>")
+
+    lines.append("</section>")
+    return lines
+
+
+def _caption(candidate: Candidate) -> str:
+    return f"{candidate.rank}. judge {candidate.score:.3f}, similarity {candidate.similarity:.3f}"
 
 
 def _figure(item: Item, caption: str, kind: str, colour: str | None = None) -> str:
+    """An item with its picture and text; `kind` names its CSS classes."""
     picture = f"<img src='{_thumbnail(item.image)}' alt=''>" if item.image else ""
     style = f" style='border-color:{colour}'" if colour else ""
     words = f"<b>{html.escape(caption)}</b><br>{html.escape(_words(item))}"
@@ -125,6 +198,7 @@ def _words(item: Item) -> str:
 
 
 def _thumbnail(path: str) -> str:
+    """A small copy of an image inside the page, which stays one file."""
     image = open_image(path)
     image.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
@@ -133,6 +207,7 @@ def _thumbnail(path: str) -> str:
 
 
 def _pyplot():
+    """matplotlib, which draws to files without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -141,76 +216,95 @@ def _pyplot():
     return plt
 
 
-def _sheet(cases: list[dict], path: Path, columns: int = 8):
+def _sheet(cases: list[Case], path: Path):
     """The first rows as a picture: query, positive, then candidates framed in the colour of what became of them."""
     plt = _pyplot()
     figure, axes = plt.subplots(
-        len(cases), columns, figsize=(1.9 * columns, 2.5 * len(cases)), squeeze=False, layout="constrained"
+        len(cases),
+        SHEET_COLUMNS,
+        figsize=(1.9 * SHEET_COLUMNS, 2.5 * len(cases)),
+        squeeze=False,
+        layout="constrained",
     )
     for line, case in zip(axes, cases):
-        kept = [entry for entry in case["candidates"] if entry["fate"] == KEPT][: columns - 4]
-        refused = [entry for entry in case["candidates"] if entry["fate"] == REFUSED][: columns - 2 - len(kept)]
-        spare = [entry for entry in case["candidates"] if entry not in (*kept, *refused)]
-        cells = [(case["query"], f"{case['dataset']}\nquery", "black")]
-        cells.append((case["positive"], f"positive\njudge {case['positive_score']:.3f}", "#2f855a"))
-        for entry in (*kept, *refused, *spare)[: columns - 2]:
-            title = f"{entry['fate'].split(':')[0].split(',')[0]}\njudge {entry['score']:.3f}"
-            cells.append((entry["item"], title, COLOURS[entry["fate"]]))
+        cells = [
+            (case.query, f"{case.dataset}\nquery", "black"),
+            (case.positive, f"positive\njudge {case.positive_score:.3f}", POSITIVE_COLOUR),
+        ]
+        for candidate in _sheet_candidates(case, SHEET_COLUMNS - len(cells)):
+            word = candidate.fate.split(":")[0].split(",")[0]  # "negative", "left out" or "allowed"
+            cells.append((candidate.item, f"{word}\njudge {candidate.score:.3f}", COLOURS[candidate.fate]))
+
         for axis, cell in zip(line, cells):
             _cell(axis, *cell)
+
+        # cells for which there is no candidate
         for axis in line[len(cells) :]:
             axis.axis("off")
+
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
 
-def _cell(axis, item: Item, title: str, colour: str):
-    import textwrap
+def _sheet_candidates(case: Case, count: int) -> list[Candidate]:
+    """Negatives, with two places reserved for refused candidates, then the others until the line is full."""
+    negatives = case.with_fate(NEGATIVE)[: count - 2]
+    refused = case.with_fate(REFUSED)[: count - len(negatives)]
+    first = negatives + refused
+    others = [candidate for candidate in case.candidates if candidate not in first]
+    return (first + others)[:count]
 
+
+def _cell(axis, item: Item, title: str, colour: str):
+    """One item of the picture: its image above its text, or its text alone, in a coloured frame."""
     axis.set_title(title, fontsize=8, color=colour, parse_math=False)
     axis.set_xticks([])
     axis.set_yticks([])
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=2)
-    words = "\n".join(textwrap.wrap(_words(item), 24)[:5])
+
+    words = _words(item)
     if item.image:
         axis.imshow(open_image(item.image))
-        axis.set_xlabel(words, fontsize=6, parse_math=False)
+        axis.set_xlabel("\n".join(textwrap.wrap(words, 24)[:5]), fontsize=6, parse_math=False)
     else:
-        axis.text(
-            0.5,
-            0.5,
-            "\n".join(textwrap.wrap(_words(item), 18)[:8]),
-            ha="center",
-            va="center",
-            fontsize=7,
-            parse_math=False,
-        )
+        text = "\n".join(textwrap.wrap(words, 18)[:8])
+        axis.text(0.5, 0.5, text, ha="center", va="center", fontsize=7, parse_math=False)
 
 
-def _histograms(judged: list[dict], fates: Counter, margin, path: Path):
+def _column(judged: list[dict], name: str) -> list:
+    return [row[name] for row in judged]
+
+
+def _histograms(judged: list[dict], margin: float | str, path: Path):
     """Judge scores of positives and candidates, and similarity against judge score."""
     plt = _pyplot()
-    positives = np.array([row["positive_score"] for row in judged])
-    scores = np.concatenate([row["scores"] for row in judged])
-    similar = np.concatenate([row["similarities"] for row in judged])
-    free = np.concatenate([allowed(row["positive_score"], row["scores"], margin) for row in judged])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    figure, (score_axis, similarity_axis) = plt.subplots(1, 2, figsize=(12, 4.6), layout="constrained")
+    positives = np.array(_column(judged, "positive_score"))  # [R]
+    scores = np.concatenate(_column(judged, "scores"))  # [C], of the candidates of all rows
+    is_allowed = np.concatenate([allowed(row["positive_score"], row["scores"], margin) for row in judged])  # [C]
+
+    # there are far more candidates than positives: each kind is drawn as shares of itself
     bins = np.linspace(0, 1, 41)
     for values, label, colour in (
-        (positives, f"positives ({len(positives):,})", "#2f855a"),
-        (scores[free], f"candidates allowed ({free.sum():,})", COLOURS[KEPT]),
-        (scores[~free], f"candidates left out ({(~free).sum():,})", COLOURS[REFUSED]),
+        (positives, "positives", POSITIVE_COLOUR),
+        (scores[is_allowed], "candidates allowed", COLOURS[NEGATIVE]),
+        (scores[~is_allowed], "candidates left out", COLOURS[REFUSED]),
     ):
         weights = np.full(len(values), 1 / max(len(values), 1))
-        left.hist(values, bins, weights=weights, histtype="step", linewidth=2, label=label, color=colour)
-    left.set(xlabel="judge score", ylabel="share", title="Judge scores")
-    left.legend()
-    mesh = right.hexbin(similar, scores, gridsize=40, bins="log", cmap="viridis", mincnt=1)
-    own = [row["positive_similarity"] for row in judged]
-    right.scatter(own, positives, s=4, color="#e53e3e", alpha=0.5, label="positives")
-    right.set(xlabel="similarity to the query", ylabel="judge score", title="Similarity against judge score")
-    right.legend(loc="lower left")
-    figure.colorbar(mesh, ax=right, label="candidates")
+        label = f"{label} ({len(values):,})"
+        score_axis.hist(values, bins, weights=weights, histtype="step", linewidth=2, label=label, color=colour)
+    score_axis.set(xlabel="judge score", ylabel="share", title="Judge scores")
+    score_axis.legend()
+
+    # all candidates as a density, with the positives as dots on top
+    similarities = np.concatenate(_column(judged, "similarities"))  # [C]
+    positive_similarities = _column(judged, "positive_similarity")  # [R]
+    mesh = similarity_axis.hexbin(similarities, scores, gridsize=40, bins="log", cmap="viridis", mincnt=1)
+    similarity_axis.scatter(positive_similarities, positives, s=4, color="#e53e3e", alpha=0.5, label="positives")
+    similarity_axis.set(xlabel="similarity to the query", ylabel="judge score", title="Similarity against judge score")
+    similarity_axis.legend(loc="lower left")
+
+    figure.colorbar(mesh, ax=similarity_axis, label="candidates")
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -17,8 +17,11 @@ from ..images_unime import Resolution, open_image
 from ..items_unime import judge_messages
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..prompts_unime import POINTWISE, one_of
+from .selection import Pair, Pool
 
 Request = tuple[Item, Sequence[Item]]
+RETRIED = (408, 409, 425, 429)  # statuses below 500 after which the same request may succeed later
+TOKEN_SIDE = 28  # pixels of a side of Qwen2-VL's image tokens, of which images sent have whole numbers
 
 
 class LocalJudge:
@@ -27,23 +30,35 @@ class LocalJudge:
     Args:
         model (`UniMERerankerForCausalLM`): any VLM may be one: the judge is a reranker that was not trained.
         options: for [`~unime.modeling_unime.UniMERerankerForCausalLM.score`].
+
+    Example:
+
+    ```python
+    judge = LocalJudge(UniMERerankerForCausalLM.from_backbone("Qwen/Qwen2.5-VL-7B-Instruct"))
+    (scores,) = judge.score([(Item("a dog"), [Item("a puppy"), Item("a car")])])  # float32 [2]
+    ```
     """
 
     def __init__(self, model: UniMERerankerForCausalLM, **options):
-        self.model, self.options = model, options
+        self.model = model
+        self.options = options
 
-    def score(self, asked: Sequence[Request]) -> list[np.ndarray]:
+    def score(self, batch: Sequence[Request]) -> list[np.ndarray]:
         """Scores in [0, 1] of each request's candidates, float32 `[n]`.
 
-        The cache of images seen is emptied first, so that scores do not depend on what was judged before.
+        The cache of images is emptied first, so that scores do not depend on what was judged before.
+
+        Args:
+            batch (`Sequence[Request]`): queries, each with its candidates.
         """
         self.model.vision_cache.entries.clear()
-        return [
-            self.model.score(
-                query.as_input(), [item.as_input() for item in candidates], show_progress=False, **self.options
-            ).numpy()
-            for query, candidates in asked
-        ]
+
+        results = []
+        for query, candidates in batch:
+            inputs = [candidate.as_input() for candidate in candidates]
+            scores = self.model.score(query.as_input(), inputs, show_progress=False, **self.options)  # [n]
+            results.append(scores.numpy())
+        return results
 
 
 class ServerJudge:
@@ -56,15 +71,23 @@ class ServerJudge:
     Args:
         url (`str`): up to and with `/v1`.
         model (`str`): the name under which the server knows the model.
-        answer_format (`str`): `"yes_no"` or `"multiple_choice"`.
-        key_variable (`str`): the environment variable that holds the key, if the server wants one.
+        answer_format (`str`, defaults to `"yes_no"`): `"yes_no"` or `"multiple_choice"`.
+        key_variable (`str`, defaults to `"OPENAI_API_KEY"`): the environment variable that holds the key, if the
+            server requires one.
         concurrency (`int`, defaults to 32): requests in flight.
         timeout (`float`, defaults to 120): seconds for one request.
         attempts (`int`, defaults to 6): tries of one request, with 1, 2, 4, ... seconds between them, or what the
             server asks for.
         top_logprobs (`int`, defaults to 20): how many the server returns.
-        resolution: policy for the images sent; see [`~unime.images_unime.Resolution`].
+        resolution (defaults to `"native"`): policy for the images sent; see [`~unime.images_unime.Resolution`].
         pause (`float`, defaults to 1): seconds before the second try.
+
+    Example:
+
+    ```python
+    judge = ServerJudge("http://localhost:8000/v1", "Qwen/Qwen2.5-VL-7B-Instruct")
+    (scores,) = judge.score([(Item("a dog"), [Item("a puppy"), Item("a car")])])  # float32 [2]
+    ```
     """
 
     def __init__(
@@ -80,48 +103,72 @@ class ServerJudge:
         resolution="native",
         pause: float = 1.0,
     ):
-        self.url, self.model = url.rstrip("/") + "/chat/completions", model
+        self.url = url.rstrip("/") + "/chat/completions"
+        self.model = model
         self.answer_format = one_of("answer_format", answer_format, *POINTWISE)
-        self.concurrency, self.attempts, self.top_logprobs, self.pause = concurrency, attempts, top_logprobs, pause
+        self.concurrency = concurrency
+        self.timeout = timeout
+        self.attempts = attempts
+        self.top_logprobs = top_logprobs
+        self.pause = pause
         self.resolution = Resolution.parse(resolution)
+
+        # one session for all requests keeps its connections open
+        self.client = requests.Session()
         key = os.environ.get(key_variable)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self.client, self.timeout = requests.Session(), timeout
-        self.client.headers.update(headers)
+        if key:
+            self.client.headers["Authorization"] = f"Bearer {key}"
         for scheme in ("http://", "https://"):
             self.client.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
-        self.known: dict[tuple[Item, Item], float] = {}
-        self.wanted: set[tuple[Item, Item]] = set()
 
-    def score(self, asked: Sequence[Request]) -> list[np.ndarray]:
+        # the pairs of the last call, and the scores of those that were answered
+        self.pairs: set[tuple[Item, Item]] = set()
+        self.scores: dict[tuple[Item, Item], float] = {}
+
+    def score(self, batch: Sequence[Request]) -> list[np.ndarray]:
         """Scores in [0, 1] of each request's candidates, float32 `[n]`.
+
+        Args:
+            batch (`Sequence[Request]`): queries, each with its candidates.
 
         Raises:
             ValueError: the server refused a pair, or did not give a usable answer within `attempts`; pairs that were
                 answered are kept for the next call.
         """
-        wanted = {(query, candidate) for query, candidates in asked for candidate in candidates}
-        if not wanted <= self.wanted:  # not a part of the last call, tried again: new pairs
-            self.known = {pair: score for pair, score in self.known.items() if pair in wanted}
-            self.wanted = wanted
-        failures = []
+        pairs = set()
+        for query, candidates in batch:
+            for candidate in candidates:
+                pairs.add((query, candidate))
 
-        def ask(pair):
-            try:
-                self.known[pair] = self._ask(*pair)
-            except ValueError as error:
-                failures.append(error)
+        # a job tries parts of a failed batch again: their answers are still valid; other pairs begin a new batch
+        if not pairs <= self.pairs:
+            self.scores = {pair: score for pair, score in self.scores.items() if pair in pairs}
+            self.pairs = pairs
 
+        # all are asked before an error is raised, so that only what failed is asked again
+        unanswered = [pair for pair in pairs if pair not in self.scores]
         with ThreadPoolExecutor(self.concurrency) as workers:
-            list(workers.map(ask, [pair for pair in wanted if pair not in self.known]))
-        if failures:
-            raise failures[0]
-        return [
-            np.array([self.known[query, candidate] for candidate in candidates], np.float32)
-            for query, candidates in asked
-        ]
+            errors = list(workers.map(self._answer, unanswered))
+        for error in errors:
+            if error is not None:
+                raise error
+
+        results = []
+        for query, candidates in batch:
+            scores = [self.scores[query, candidate] for candidate in candidates]
+            results.append(np.array(scores, np.float32))
+        return results
+
+    def _answer(self, pair: tuple[Item, Item]) -> ValueError | None:
+        """Asks for the score of a pair and keeps it, or returns why there is none."""
+        try:
+            self.scores[pair] = self._ask(*pair)
+        except ValueError as error:
+            return error
+        return None
 
     def _ask(self, query: Item, candidate: Item) -> float:
+        """The score of a pair, asked for until there is a usable answer or no attempt remains."""
         body = {
             "model": self.model,
             "max_tokens": 1,
@@ -130,21 +177,28 @@ class ServerJudge:
             "top_logprobs": self.top_logprobs,
             "messages": self._messages(query, candidate),
         }
+
         for attempt in range(self.attempts):
+            # spread a little, so that requests that failed together do not return together
             wait = self.pause * 2**attempt * random.uniform(0.8, 1.2)
             try:
                 response = self.client.post(self.url, json=body, timeout=self.timeout)
                 if response.ok:
-                    return self._read(response.json())
+                    return self._probability(response.json())
                 reason = f"status {response.status_code}: {response.text[:200]}"
-                if response.status_code not in (408, 409, 425, 429) and response.status_code < 500:
+                if response.status_code not in RETRIED and response.status_code < 500:
                     raise RefusedError(f"{self.url} refused: {reason}")
-                told = response.headers.get("retry-after", "")
-                wait = float(told) if told.replace(".", "", 1).isdigit() else wait
+
+                # a busy server may say how long it will be
+                retry_after = response.headers.get("retry-after", "")
+                if retry_after.replace(".", "", 1).isdigit():
+                    wait = float(retry_after)
             except RefusedError:
                 raise
             except (requests.RequestException, ValueError, LookupError, TypeError, AttributeError) as error:
-                reason = f"{type(error).__name__}: {error}"  # no connection, no answer in time, or no sense in it
+                # no connection, no answer in time, or an answer that is not a completion
+                reason = f"{type(error).__name__}: {error}"
+
             if attempt + 1 < self.attempts:
                 time.sleep(wait)
         raise ValueError(f"{self.url} gave no usable answer in {self.attempts} attempts; the last: {reason}")
@@ -152,29 +206,92 @@ class ServerJudge:
     def _messages(self, query: Item, candidate: Item) -> list[dict]:
         """The judge's prompt as messages of the chat completions API."""
         messages = judge_messages(query.as_input(), [candidate.as_input()], answer_format=self.answer_format)
-        return [{**message, "content": list(map(self._sent, message["content"]))} for message in messages]
+        for message in messages:
+            message["content"] = [self._sent(piece) for piece in message["content"]]
+        return messages
 
-    def _sent(self, part: dict) -> dict:
-        if part["type"] == "text":
-            return part
-        image = open_image(part["image"])
-        if (size := self.resolution.fit(*image.size, None, 28, 28 * 28)) != image.size:
+    def _sent(self, piece: dict) -> dict:
+        """A piece of a message as it is sent: a text as it is, an image in the resolution asked for."""
+        if piece["type"] == "text":
+            return piece
+
+        image = open_image(piece["image"])
+        size = self.resolution.fit(*image.size, None, TOKEN_SIDE, TOKEN_SIDE**2)
+        if size != image.size:
             image = image.resize(size)
         return sent_image(image)
 
-    def _read(self, answer: dict) -> float:
-        listed = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-        found = {entry["token"].strip(): float(entry["logprob"]) for entry in reversed(listed)}  # the likeliest wins
-        yes, no = (found.get(word) for word in POINTWISE[self.answer_format][1:])
+    def _probability(self, completion: dict) -> float:
+        """The probability of the answer yes against the answer no."""
+        entries = completion["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        logprobs = [float(entry["logprob"]) for entry in entries]
+
+        # spellings that differ in spaces are one answer; the likeliest is listed first and written last, so it counts
+        logprob_of = {}
+        for entry, logprob in zip(reversed(entries), reversed(logprobs)):
+            logprob_of[entry["token"].strip()] = logprob
+
+        judgement = POINTWISE[self.answer_format]
+        yes = logprob_of.get(judgement.yes)
+        no = logprob_of.get(judgement.no)
         if yes is None and no is None:
-            raise ValueError(f"neither answer is among the likeliest tokens {[entry['token'] for entry in listed]}")
-        left = 1 - sum(math.exp(float(entry["logprob"])) for entry in listed)
-        least = min(*(float(entry["logprob"]) for entry in listed), math.log(max(left, 1e-9)))
-        gap = (least if no is None else no) - (least if yes is None else yes)
+            tokens = [entry["token"] for entry in entries]
+            raise ValueError(f"neither answer is among the likeliest tokens {tokens}")
+
+        # an answer that is not listed is at most as likely as the least likely one, and as what the list leaves over
+        remainder = 1 - sum(map(math.exp, logprobs))
+        least = min(*logprobs, math.log(max(remainder, 1e-9)))
+        if yes is None:
+            yes = least
+        if no is None:
+            no = least
+
+        # the softmax over the two
+        gap = no - yes
         if not math.isfinite(gap):
-            raise ValueError(f"log-probabilities are not finite: {found}")
-        return 1 / (1 + math.exp(min(gap, 700)))
+            raise ValueError(f"log-probabilities are not finite: {logprob_of}")
+        return 1 / (1 + math.exp(min(gap, 700)))  # the exponential of more overflows
 
 
 class RefusedError(ValueError):
     """The server will not answer this request, however often it is asked."""
+
+
+class JudgingWork:
+    """The work of `unime mine judge`: scores of pairs and of what was retrieved for them.
+
+    Args:
+        pool ([`~unime.mining.selection.Pool`]): the queries and candidates.
+        width (`int`): how many candidates were retrieved for each pair at most.
+    """
+
+    def __init__(self, pool: Pool, width: int):
+        self.pool = pool
+        self.width = width
+
+    def scores(self, rows: Sequence[tuple[Pair, list[int]]], judge: LocalJudge | ServerJudge) -> dict[str, np.ndarray]:
+        """A judge's scores of pairs.
+
+        Args:
+            rows: pairs, each with the numbers of its candidates, nearest first, -1 where there are fewer.
+            judge ([`LocalJudge`] or [`ServerJudge`]): who scores them.
+
+        Returns:
+            `positive_score` `[B]`, and `scores` `[B, width]` of the candidates, NaN where there are fewer.
+        """
+        positive_scores = np.empty(len(rows), np.float32)
+        scores = np.full((len(rows), self.width), np.nan, np.float32)
+
+        batch = [self._request(pair, candidates) for pair, candidates in rows]
+        for row, request_scores in enumerate(judge.score(batch)):
+            positive_scores[row] = request_scores[0]
+            scores[row, : len(request_scores) - 1] = request_scores[1:]
+        return {"positive_score": positive_scores, "scores": scores}
+
+    def _request(self, pair: Pair, candidates: list[int]) -> Request:
+        """The query with the positive, as its row spells it, before the candidates."""
+        items = [pair.item]
+        for candidate in candidates:
+            if candidate >= 0:
+                items.append(self.pool.candidates[candidate])
+        return self.pool.queries[pair.query], items

@@ -1,13 +1,21 @@
-"""Exact top-k by blocks in bounded memory, and FAISS for corpora that are too large for it."""
+"""Which candidates are nearest: exact top-k by blocks in bounded memory, and FAISS for corpora too large for that.
+
+[`exact_top_k`] and [`FaissIndex`] search a whole matrix, [`Corpus`] some rows of one, and [`RetrievalWork`] does the
+work of `unime mine retrieve` with them.
+"""
 
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
 
+from .selection import Pair, Pool
+
 RESULTS = 2**24  # results of FAISS held at once
 GROUP = 16  # scores whose greatest is compared first
+COPY = 1e-5  # similarities of equal embeddings differ by less, depending on the batch they were computed in
 
 
 def exact_top_k(
@@ -33,101 +41,175 @@ def exact_top_k(
         excluded (*optional*): for each query, corpus rows that never count.
         block (`int`, defaults to 4096): queries of one matrix product.
         corpus_block (`int`, defaults to 32768): corpus rows of one matrix product.
-        device: where to compute.
-        screen (`bool`, *optional*): compute a short list in bfloat16 first, and float32 scores of that alone; results
-            are the same (see `_screened`). By default where bfloat16 products are fast: on a CPU with AMX.
+        device (`str` or `torch.device`, defaults to `"cpu"`): where to compute.
+        screen (`bool`, *optional*): compute a short list in bfloat16 first, and float32 scores of that alone; the
+            results are the same (see `_screened`). By default where bfloat16 products are fast: on a CPU with AMX.
 
     Returns:
         indices `[Q, k]` int64 (-1 where there are fewer) and scores `[Q, k]` float32 (-inf there), best first; equal
         scores in the order of the corpus.
 
     Raises:
-        ValueError: widths differ, or a value is not finite.
+        ValueError: widths differ, `k` is not positive, or a value is not finite.
+
+    Example:
+
+    ```python
+    corpus = np.eye(3, dtype=np.float32)
+    indices, scores = exact_top_k(corpus[:1], corpus, k=1)  # [[0]], [[1.0]]
+    ```
     """
-    queries, corpus = (np.asarray(array) for array in (queries, corpus))
+    queries = np.asarray(queries)
+    corpus = np.asarray(corpus)
+    _check_matrices(queries, corpus, k)
+    if screen is None:
+        screen = torch.device(device).type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+    indices = np.full((len(queries), k), -1, dtype=np.int64)
+    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+    for start in range(0, len(queries), block):
+        rows = slice(start, min(start + block, len(queries)))
+        query_block = _on(queries[rows], device)  # [q, D]
+        excluded_of_block = () if excluded is None else excluded[rows]
+        limit = None
+        if below is not None:
+            limit = _on(np.asarray(below, np.float32)[rows], device)[:, None]  # [q, 1]
+
+        # the best so far: no column at first, then up to k, best first
+        best_scores = torch.empty(len(query_block), 0, device=device)
+        best_indices = torch.empty(len(query_block), 0, dtype=torch.long, device=device)
+        for first in range(0, len(corpus), corpus_block):
+            documents = _on(corpus[first : first + corpus_block], device)  # [c, D]
+            excluded_cells = _excluded_cells(excluded_of_block, first, len(documents))
+
+            # a short list is worth its price only where it is much shorter than the block
+            search = _screened if screen and len(documents) > 8 * GROUP * k else _direct
+            block_scores, columns = search(query_block, documents, k, limit, excluded_cells)  # [q, k]
+
+            # earlier blocks stand to the left, so that equal scores keep the order of the corpus
+            best_scores, order = _ordered(torch.cat([best_scores, block_scores], 1), k)
+            best_indices = torch.cat([best_indices, columns + first], 1).gather(1, order)
+
+        best_indices[best_scores == -torch.inf] = -1
+        width = best_scores.shape[1]  # less than k where the corpus is smaller
+        indices[rows, :width] = best_indices.cpu().numpy()
+        scores[rows, :width] = best_scores.cpu().numpy()
+    return indices, scores
+
+
+def _check_matrices(queries: np.ndarray, corpus: np.ndarray, k: int):
+    """Refuses what [`exact_top_k`] cannot search."""
     if queries.ndim != 2 or corpus.ndim != 2 or queries.shape[1] != corpus.shape[1]:
         raise ValueError(f"queries {queries.shape} and corpus {corpus.shape} must be matrices of one width.")
     if k < 1:
         raise ValueError(f"k must be positive, got {k}.")
     for name, array in (("query", queries), ("corpus row", corpus)):
+        # a row's sum is finite only if all its values are, and takes less memory than a mask of them
         if not np.isfinite(array.sum(axis=1, dtype=np.float64)).all():
-            raise ValueError(f"{name} {int(np.argmin(np.isfinite(array).all(axis=1)))} is not finite.")
-    indices = np.full((len(queries), k), -1, dtype=np.int64)
-    scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    screen = torch.device(device).type == "cpu" and torch.cpu._is_amx_tile_supported() if screen is None else screen
-    for start in range(0, len(queries), block):
-        rows = slice(start, min(start + block, len(queries)))
-        part = _on(queries[rows], device)
-        limit = None if below is None else _on(np.asarray(below, np.float32)[rows], device)[:, None]
-        best = torch.empty(len(part), 0, device=device)
-        found = torch.empty(len(part), 0, dtype=torch.long, device=device)
-        for first in range(0, len(corpus), corpus_block):
-            other = _on(corpus[first : first + corpus_block], device)
-            never = _pairs(excluded[rows] if excluded is not None else (), first, len(other))
-            engine = _screened if screen and len(other) > 8 * GROUP * k else _direct
-            values, columns = engine(part, other, k, limit, never)
-            best, chosen = _ordered(torch.cat([best, values], 1), k)
-            found = torch.cat([found, columns + first], 1).gather(1, chosen)
-        found[best == -torch.inf] = -1
-        width = best.shape[1]  # less than k where the corpus is
-        indices[rows, :width], scores[rows, :width] = found.cpu().numpy(), best.cpu().numpy()
-    return indices, scores
+            bad_row = int(np.argmin(np.isfinite(array).all(axis=1)))
+            raise ValueError(f"{name} {bad_row} is not finite.")
 
 
 def _on(array: np.ndarray, device) -> torch.Tensor:
+    """The array as a float32 tensor on a device."""
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(device)
 
 
-def _pairs(excluded, first: int, width: int) -> tuple[list[int], list[int]]:
-    pairs = [(row, i - first) for row, own in enumerate(excluded) for i in own if first <= i < first + width]
-    return [row for row, _ in pairs], [column for _, column in pairs]
+def _excluded_cells(excluded, first: int, width: int) -> tuple[list[int], list[int]]:
+    """Which cells of the scores with corpus rows `first` to `first + width` never count, as rows and columns."""
+    rows = []
+    columns = []
+    for row, corpus_rows in enumerate(excluded):
+        for corpus_row in corpus_rows:
+            if first <= corpus_row < first + width:
+                rows.append(row)
+                columns.append(corpus_row - first)
+    return rows, columns
 
 
-def _direct(part, other, k: int, limit, never) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `k` best columns of `part @ other.T` in each row: float32 values and columns `[q, k]`."""
-    scores = part @ other.T  # [q, c]
-    scores[never] = -torch.inf
+def _direct(queries, corpus, k: int, limit, excluded_cells) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `k` best columns of `queries @ corpus.T` in each row: float32 values and columns `[q, k]`."""
+    scores = queries @ corpus.T  # [q, c]
+    scores[excluded_cells] = -torch.inf
     if limit is not None:
         scores.masked_fill_(scores >= limit, -torch.inf)
     return _top(scores, k)
 
 
-def _screened(part, other, k: int, limit, never) -> tuple[torch.Tensor, torch.Tensor]:
+def _screened(queries, corpus, k: int, limit, excluded_cells) -> tuple[torch.Tensor, torch.Tensor]:
     """As `_direct`, from a short list found in bfloat16.
 
     A rounded score differs from the true one by no more than the rounding errors' norms allow (Cauchy-Schwarz). So no
     column outside the list can be among the best if the list's least rounded score, plus that bound, is below the
     `k`-th best true score inside it. Rows for which this does not hold are computed directly.
     """
-    low, other_low = part.bfloat16(), other.bfloat16()
-    longest, longest_error = other.norm(dim=1).max(), (other - other_low.float()).norm(dim=1).max()
-    bound = (part - low.float()).norm(dim=1) * longest + low.float().norm(dim=1) * longest_error  # [q]
-    bound += 4 * part.shape[1] * 2**-24 * part.norm(dim=1) * longest  # sums of float32 in another order
-    rounded = low @ other_low.T  # [q, c]
-    rounded[never] = -torch.inf
+    rounded_queries = queries.bfloat16()
+    rounded_corpus = corpus.bfloat16()
+    bound = _rounding_bound(queries, rounded_queries, corpus, rounded_corpus)  # [q]
+
+    # the short list, by rounded scores
+    rounded = rounded_queries @ rounded_corpus.T  # [q, c]
+    rounded[excluded_cells] = -torch.inf
     listed, columns = _top(rounded, min(2 * k + 32, rounded.shape[1]))  # [q, m]
-    least = listed.float().amin(1)
-    bound += least + least.abs() / 128  # the product itself is rounded, too
-    rows, count = columns.shape
-    starts = torch.arange(0, rows * count + 1, count)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls its sparse rows a beta
-        places = torch.sparse_csr_tensor(starts, columns.flatten(), torch.zeros(rows * count), (rows, len(other)))
-    scores = torch.sparse.sampled_addmm(places, part, other.T, beta=0.0).values().view(rows, count)
+
+    # what a column outside the list can reach; the product itself is rounded to bfloat16, too
+    least = listed.float().amin(1)  # [q]
+    bound += least + least.abs() / 128
+
+    # the best of the list by true scores
+    scores = _products(queries, corpus, columns)  # [q, m]
     scores.masked_fill_(listed == -torch.inf, -torch.inf)
     if limit is not None:
         scores.masked_fill_(scores >= limit, -torch.inf)
-    values, chosen = scores.topk(k, dim=1)
-    chosen, order = chosen.sort(dim=1)
-    values, columns = values.gather(1, order), columns.gather(1, chosen)
-    open_rows = torch.nonzero(~(values.amin(1) > bound))[:, 0]
-    if len(open_rows):
-        number = {row: place for place, row in enumerate(open_rows.tolist())}
-        own = [(number[row], column) for row, column in zip(*never) if row in number]
-        never = [row for row, _ in own], [column for _, column in own]
-        limit = None if limit is None else limit[open_rows]
-        values[open_rows], columns[open_rows] = _direct(part[open_rows], other, k, limit, never)
+    values, order = scores.topk(k, dim=1)
+
+    # in the order of columns, as `_direct` gives them
+    order, by_column = order.sort(dim=1)
+    values = values.gather(1, by_column)
+    columns = columns.gather(1, order)
+
+    # rows whose list may have left something out
+    unproven = torch.nonzero(~(values.amin(1) > bound))[:, 0]
+    if len(unproven):
+        cells = _cells_of_rows(excluded_cells, unproven.tolist())
+        if limit is not None:
+            limit = limit[unproven]
+        values[unproven], columns[unproven] = _direct(queries[unproven], corpus, k, limit, cells)
     return values, columns
+
+
+def _rounding_bound(queries, rounded_queries, corpus, rounded_corpus) -> torch.Tensor:
+    """By how much a query's score with rounded rows may differ from its true score with any corpus row: `[q]`."""
+    longest = corpus.norm(dim=1).max()
+    longest_error = (corpus - rounded_corpus.float()).norm(dim=1).max()
+    bound = (queries - rounded_queries.float()).norm(dim=1) * longest
+    bound += rounded_queries.float().norm(dim=1) * longest_error
+
+    # float32 sums in another order differ as well
+    bound += 4 * queries.shape[1] * 2**-24 * queries.norm(dim=1) * longest
+    return bound
+
+
+def _products(queries, corpus, columns) -> torch.Tensor:
+    """The inner products of each query with some rows of the corpus only: float32 `[q, m]`, as `columns`."""
+    count, width = columns.shape
+    starts = torch.arange(0, count * width + 1, width)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that its sparse rows are in beta
+        cells = torch.sparse_csr_tensor(starts, columns.flatten(), torch.zeros(count * width), (count, len(corpus)))
+    return torch.sparse.sampled_addmm(cells, queries, corpus.T, beta=0.0).values().view(count, width)
+
+
+def _cells_of_rows(cells, rows: list[int]) -> tuple[list[int], list[int]]:
+    """The cells that lie in some rows, as rows and columns; the rows are numbered by their places in `rows`."""
+    number_of = {row: number for number, row in enumerate(rows)}
+    new_rows = []
+    columns = []
+    for row, column in zip(*cells):
+        if row in number_of:
+            new_rows.append(number_of[row])
+            columns.append(column)
+    return new_rows, columns
 
 
 def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,15 +221,21 @@ def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     if width <= 2 * k * GROUP:
         values, columns = scores.topk(min(k, width), dim=1)
     else:
-        groups = -(-width // GROUP)
+        groups = -(-width // GROUP)  # rounded up
         if groups * GROUP != width:
             scores = torch.nn.functional.pad(scores, (0, groups * GROUP - width), value=-torch.inf)
-        grouped = scores.view(count, GROUP, groups)  # a group is every `groups`-th column: its maximum is a vector's
-        chosen = grouped.amax(1).topk(min(k, groups), dim=1).indices  # [q, k]
-        inside = grouped.gather(2, chosen[:, None].expand(-1, GROUP, -1)).flatten(1)  # [q, GROUP * k]
-        values, places = inside.topk(k, dim=1)
-        columns = places // chosen.shape[1] * groups + chosen.gather(1, places % chosen.shape[1])
-        columns.clamp_(max=width - 1)  # padding, whose values are -inf, is chosen where there is too little else
+
+        # a group is every `groups`-th column: all maxima are then taken at once, vector by vector
+        grouped = scores.view(count, GROUP, groups)
+        best_groups = grouped.amax(1).topk(min(k, groups), dim=1).indices  # [q, k]
+        candidates = grouped.gather(2, best_groups[:, None].expand(-1, GROUP, -1)).flatten(1)  # [q, GROUP * k]
+        values, places = candidates.topk(k, dim=1)
+
+        # from a place among the candidates back to its column
+        row_in_group = places // best_groups.shape[1]
+        columns = row_in_group * groups + best_groups.gather(1, places % best_groups.shape[1])
+        columns.clamp_(max=width - 1)  # padding, whose values are -inf, is taken where there is too little else
+
     columns, order = columns.sort(dim=1)
     return values.gather(1, order), columns
 
@@ -163,9 +251,19 @@ class FaissIndex:
 
     Args:
         corpus: array `[N, D]`.
-        kind (`str`): `"flat"` or `"ivf"`.
+        kind (`str`, defaults to `"flat"`): `"flat"` or `"ivf"`.
         lists (`int`, *optional*): cells; `4 * sqrt(N)` by default.
         probes (`int`, defaults to 32): cells looked into.
+
+    Raises:
+        ImportError: FAISS is not installed.
+        ValueError: `kind` is neither of them.
+
+    Example:
+
+    ```python
+    indices, scores = FaissIndex(corpus, "ivf").top_k(queries, k=50)
+    ```
     """
 
     def __init__(self, corpus, kind: str = "flat", lists: int | None = None, probes: int = 32):
@@ -173,6 +271,7 @@ class FaissIndex:
             import faiss
         except ImportError as error:
             raise ImportError("this index needs FAISS: pip install faiss-cpu.") from error
+
         corpus = np.ascontiguousarray(corpus, dtype=np.float32)
         self.index = faiss.IndexFlatIP(corpus.shape[1])
         if kind == "ivf":
@@ -182,35 +281,56 @@ class FaissIndex:
             self.index.nprobe = min(probes, lists)
         elif kind != "flat":
             raise ValueError(f"the index must be 'exact', 'flat' or 'ivf', got {kind!r}.")
+
         self.index.add(corpus)
 
     def top_k(self, queries, k: int, below=None, excluded=None) -> tuple[np.ndarray, np.ndarray]:
-        """As [`exact_top_k`]; the search goes deeper for queries whose results are not enough after the rules."""
+        """As [`exact_top_k`]; the search goes deeper for queries whose results are not enough after the rules.
+
+        Args:
+            queries: array `[Q, D]`.
+            k (`int`): results of each query.
+            below (*optional*): array `[Q]`; only scores less than that count.
+            excluded (*optional*): for each query, corpus rows that never count.
+
+        Returns:
+            indices `[Q, k]` int64 (-1 where there are fewer) and scores `[Q, k]` float32 (-inf there), best first.
+        """
         queries = np.ascontiguousarray(queries, dtype=np.float32)
         indices = np.full((len(queries), k), -1, dtype=np.int64)
         scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        left, depth = np.arange(len(queries)), min(k, self.index.ntotal)
-        while len(left):
-            open_rows = []
-            for row, own_values, own in self._search(queries, left, depth):
-                keep = own >= 0
+
+        remaining = np.arange(len(queries))
+        depth = min(k, self.index.ntotal)
+        while len(remaining):
+            short_rows = []
+            for row, row_scores, neighbours in self._search(queries, remaining, depth):
+                allowed = neighbours >= 0
                 if below is not None:
-                    keep &= own_values < below[row]
+                    allowed &= row_scores < below[row]
                 if excluded is not None and len(excluded[row]):
-                    keep &= ~np.isin(own, np.asarray(excluded[row]))
-                places = np.flatnonzero(keep)[:k]
-                indices[row, : len(places)], scores[row, : len(places)] = own[places], own_values[places]
-                if len(places) < k and depth < self.index.ntotal and own[-1] >= 0:
-                    open_rows.append(row)
-            left, depth = np.array(open_rows, dtype=np.int64), min(2 * depth, self.index.ntotal)
+                    allowed &= ~np.isin(neighbours, np.asarray(excluded[row]))
+
+                places = np.flatnonzero(allowed)[:k]
+                indices[row, : len(places)] = neighbours[places]
+                scores[row, : len(places)] = row_scores[places]
+
+                # FAISS gives -1 last where the cells it looked into hold no more
+                exhausted = depth >= self.index.ntotal or neighbours[-1] < 0
+                if len(places) < k and not exhausted:
+                    short_rows.append(row)
+
+            remaining = np.array(short_rows, dtype=np.int64)
+            depth = min(2 * depth, self.index.ntotal)
         return indices, scores
 
     def _search(self, queries, rows, depth: int):
-        """Row by row, values and indices `[depth]` of some queries, at most `RESULTS` at a time."""
+        """Yields each row with its values and indices `[depth]`; at most `RESULTS` are held at a time."""
         block = max(1, RESULTS // depth)
         for start in range(0, len(rows), block):
-            part = rows[start : start + block]
-            yield from zip(part, *self.index.search(queries[part], depth))
+            block_rows = rows[start : start + block]
+            values, neighbours = self.index.search(queries[block_rows], depth)  # [b, depth]
+            yield from zip(block_rows, values, neighbours)
 
 
 class Corpus:
@@ -219,22 +339,122 @@ class Corpus:
     Args:
         embeddings: array `[N, D]`.
         rows: array of the row numbers that are searched, in order.
-        index (`str`): `"exact"`, or `"flat"` or `"ivf"` of FAISS.
-        lists, probes: of [`FaissIndex`].
-        device: where exact search computes.
+        index (`str`, defaults to `"exact"`): `"exact"`, or `"flat"` or `"ivf"` of FAISS.
+        lists (`int`, *optional*), probes (`int`, defaults to 32): of [`FaissIndex`].
+        device (`str` or `torch.device`, defaults to `"cpu"`): where exact search computes.
     """
 
     def __init__(self, embeddings, rows, index: str = "exact", lists=None, probes: int = 32, device="cpu"):
-        self.rows, self.device = rows, device
-        self.vectors = embeddings if len(rows) == len(embeddings) else embeddings[rows]
-        self.place = {row: number for number, row in enumerate(rows.tolist())}
-        self.index = None if index == "exact" else FaissIndex(self.vectors, index, lists, probes)
+        self.rows = rows
+        self.device = device
+        self.place = {row: place for place, row in enumerate(rows.tolist())}  # of each row among those searched
+
+        # all rows in order are the matrix itself, which is not copied
+        self.vectors = embeddings  # [n, D]
+        if len(rows) != len(embeddings):
+            self.vectors = embeddings[rows]
+
+        self.index = None
+        if index != "exact":
+            self.index = FaissIndex(self.vectors, index, lists, probes)
 
     def top_k(self, queries, k: int, below=None, excluded=None) -> tuple[np.ndarray, np.ndarray]:
         """As [`exact_top_k`], with `excluded` and the indices in the numbers of the whole."""
-        never = None if excluded is None else [[self.place[i] for i in own if i in self.place] for own in excluded]
+        places = None
+        if excluded is not None:
+            places = [self._places(rows) for rows in excluded]
+
         if self.index is None:
-            found, scores = exact_top_k(queries, self.vectors, k, below, never, device=self.device)
+            neighbours, scores = exact_top_k(queries, self.vectors, k, below, places, device=self.device)
         else:
-            found, scores = self.index.top_k(queries, k, below, never)
-        return np.where(found >= 0, self.rows[found], -1), scores
+            neighbours, scores = self.index.top_k(queries, k, below, places)
+
+        # -1 stands for no row, but as an index it is the last one
+        return np.where(neighbours >= 0, self.rows[neighbours], -1), scores
+
+    def _places(self, rows) -> list[int]:
+        """The places of some rows among those searched; the other rows cannot be retrieved anyway."""
+        return [self.place[row] for row in rows if row in self.place]
+
+
+class RetrievalWork:
+    """The work of `unime mine retrieve`: the potential hard negatives of pairs (UniME-V2, 2510.13515 section 3).
+
+    Args:
+        config ([`~unime.mining.pipeline.MiningConfig`]): `top_k`, `pool`, `delta` and the index.
+        pool ([`~unime.mining.selection.Pool`]): the queries, candidates and pairs.
+        embeddings (`dict`): of the pool's `"queries"` `[Q, D]` and `"candidates"` `[N, D]`.
+        embedded (bool array `[N]`): which candidates have an embedding; the others are never retrieved.
+        device (`str` or `torch.device`): where exact search computes.
+
+    Raises:
+        ValueError: `config.pool` is neither `"global"` nor `"dataset"`.
+    """
+
+    def __init__(self, config, pool: Pool, embeddings: dict[str, np.ndarray], embedded: np.ndarray, device):
+        if config.pool not in ("global", "dataset"):
+            raise ValueError(f"the pool must be 'global' or 'dataset', got {config.pool!r}.")
+
+        self.config = config
+        self.queries = embeddings["queries"]
+        self.candidates = embeddings["candidates"]
+        self.embedded = embedded
+        self.device = device
+        self.excluded = pool.excluded()
+        self.candidates_of_dataset = pool.by_dataset()
+
+        # an index may be large, and the rows of a data set stand together: one is held at a time
+        self.corpus = lru_cache(maxsize=1)(self._corpus)
+
+    def neighbours(self, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
+        """The candidates nearest to each pair's query that its rules allow.
+
+        Returns:
+            `neighbours` `[B, top_k]`, numbers of candidates, best first, -1 where there are fewer; their
+            `similarities` `[B, top_k]`; and the `positive_similarity` `[B]` of each pair.
+        """
+        top_k = self.config.top_k
+        neighbours = np.empty((len(pairs), top_k), np.int64)
+        similarities = np.empty((len(pairs), top_k), np.float32)
+        positive_similarity = np.array(
+            [self.queries[pair.query] @ self.candidates[pair.positive] for pair in pairs], np.float32
+        )
+
+        # pairs that search the same corpus are searched together
+        for name, rows in self._rows_by_corpus(pairs).items():
+            numbers = [pairs[row].query for row in rows]
+            excluded = [self.excluded[number] for number in numbers]
+            below = self._below(positive_similarity[rows])
+            nearest = self.corpus(name).top_k(self.queries[numbers], top_k, below, excluded)
+            neighbours[rows], similarities[rows] = nearest
+
+        return {"neighbours": neighbours, "similarities": similarities, "positive_similarity": positive_similarity}
+
+    def _rows_by_corpus(self, pairs: Sequence[Pair]) -> dict[str, list[int]]:
+        """The pairs' places by the data set whose candidates they search, `""` for the candidates of all."""
+        rows = {}
+        for row, pair in enumerate(pairs):
+            name = "" if self.config.pool == "global" else pair.dataset
+            rows.setdefault(name, []).append(row)
+        return rows
+
+    def _corpus(self, name: str) -> Corpus:
+        """The candidates of a data set, or of all, that have an embedding."""
+        config = self.config
+        if config.pool == "global":
+            rows = np.arange(len(self.candidates))
+        else:
+            rows = np.array(self.candidates_of_dataset[name])
+
+        rows = rows[self.embedded[rows]]
+        return Corpus(self.candidates, rows, config.index, config.ivf_lists, config.ivf_probes, self.device)
+
+    def _below(self, positive_similarity: np.ndarray) -> np.ndarray | list[float] | None:
+        """What the similarities of each pair's candidates must be less than; None for no limit."""
+        if self.config.delta == "none":
+            return None
+
+        # a copy of the positive may seem a little less similar than the positive itself
+        if self.config.delta == "positive":
+            return positive_similarity - COPY
+        return [float(self.config.delta)] * len(positive_similarity)

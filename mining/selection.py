@@ -1,4 +1,4 @@
-"""Which candidates become hard negatives: pools, UniME-V2's selection by judge scores, SaHa's clusters.
+"""Which candidates become hard negatives: pools, and UniME-V2's selection by judge scores.
 
 Everything here is plain arithmetic on arrays; `mining/pipeline.py` feeds it.
 """
@@ -37,42 +37,62 @@ class Pool:
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> "Pool":
-        """The pool of some rows."""
-        queries, known, pool, pairs = {}, {}, cls(), {}
+        """The pool of some rows; their negatives do not count.
+
+        Args:
+            examples (`Iterable[Example]`): the rows, which are read once.
+        """
+        number_of_query = {}
+        number_of_identity = {}
+        candidates = []
+        pairs = {}  # a set that keeps its order
         for example in examples:
-            key = example.positive.identity
-            if key not in known:
-                known[key] = len(known)
-                pool.candidates.append(example.positive)
-            query = queries.setdefault(example.query, len(queries))
-            pairs.setdefault(Pair(query, known[key], example.dataset, example.positive))
-        pool.queries, pool.pairs = list(queries), list(pairs)
-        return pool
+            query = number_of_query.setdefault(example.query, len(number_of_query))
+
+            # of equal candidates the first spelling is embedded
+            identity = example.positive.identity
+            if identity not in number_of_identity:
+                number_of_identity[identity] = len(candidates)
+                candidates.append(example.positive)
+            pair = Pair(query, number_of_identity[identity], example.dataset, example.positive)
+            pairs.setdefault(pair)
+        return cls(list(number_of_query), candidates, list(pairs))
 
     def excluded(self) -> list[list[int]]:
         """For each query, the candidates that cannot be its negatives: all its positives, and the query itself."""
-        known = {candidate.identity: number for number, candidate in enumerate(self.candidates)}
-        found = [{known[key]} if (key := query.identity) in known else set() for query in self.queries]
+        number_of = {candidate.identity: number for number, candidate in enumerate(self.candidates)}
+        excluded = []
+        for query in self.queries:
+            number = number_of.get(query.identity)
+            excluded.append(set() if number is None else {number})
+
         for pair in self.pairs:
-            found[pair.query].add(pair.positive)
-        return [sorted(own) for own in found]
+            excluded[pair.query].add(pair.positive)
+
+        return list(map(sorted, excluded))
 
     def by_dataset(self) -> dict[str, list[int]]:
-        """The candidates of each data set."""
-        found = {}
+        """The candidates of each data set, by their numbers."""
+        numbers_of = {}
         for pair in self.pairs:
-            found.setdefault(pair.dataset, set()).add(pair.positive)
-        return {name: sorted(own) for name, own in found.items()}
+            numbers_of.setdefault(pair.dataset, set()).add(pair.positive)
+        return {name: sorted(numbers) for name, numbers in numbers_of.items()}
 
 
-# UniME-V2: 2510.13515 section 3, and what its released file shows
 def released_margin(positive_score: float) -> float:
     """The margin that all rows of the released file keep: a tenth, a hundredth, ..., by the positive's score.
 
     The paper prints 0.01 for all; the file has no gap below 0.1 where the positive scores above 0.1, below 0.01 where
     it scores above 0.01, and so on.
+
+    Args:
+        positive_score (`float`): the judge's score of the positive.
     """
-    return 0.1 if positive_score > 0.1 else 0.01 if positive_score > 0.01 else 0.001
+    if positive_score > 0.1:
+        return 0.1
+    if positive_score > 0.01:
+        return 0.01
+    return 0.001
 
 
 def allowed(positive_score: float, scores: np.ndarray, margin: float | str = 0.01) -> np.ndarray:
@@ -81,17 +101,36 @@ def allowed(positive_score: float, scores: np.ndarray, margin: float | str = 0.0
     Args:
         positive_score (`float`): the judge's score of the positive.
         scores (array `[n]`): those of the candidates; NaN is never allowed.
-        margin (`float` or `"released"`): beta; the paper's 0.01, or [`released_margin`].
+        margin (`float` or `"released"`, defaults to 0.01): beta; the paper's 0.01, or [`released_margin`].
     """
-    margin = released_margin(positive_score) if margin == "released" else float(margin)
+    if margin == "released":
+        margin = released_margin(positive_score)
+    margin = float(margin)  # it may come as a text, from the command line
     return np.asarray(scores, np.float64) <= positive_score - margin
 
 
 def cyclic_order(count: int, stride: int = 5) -> list[int]:
-    """Every `stride`-th of `count` places, then again from the second place on, and so on, until all are taken."""
+    """Every `stride`-th of `count` places, then again from the second place on, and so on, until all are taken.
+
+    Args:
+        count (`int`): places.
+        stride (`int`, defaults to 5): how far the next place is.
+
+    Raises:
+        ValueError: the stride is not positive.
+
+    Example:
+
+    ```python
+    cyclic_order(7, stride=3)  # [0, 3, 6, 1, 4, 2, 5]
+    ```
+    """
     if stride < 1:
         raise ValueError(f"the stride must be positive, got {stride}.")
-    return [place for offset in range(min(stride, count)) for place in range(offset, count, stride)]
+    order = []
+    for offset in range(min(stride, count)):
+        order.extend(range(offset, count, stride))
+    return order
 
 
 def select(
@@ -105,33 +144,48 @@ def select(
 ) -> tuple[list[int], list[float]] | None:
     """UniME-V2's choice of hard negatives among the retrieved candidates of one query.
 
-    The allowed candidates, in the order of retrieval, are sampled cyclically; fewer than `num_negatives` are repeated.
+    The allowed candidates, in the order of retrieval, are sampled cyclically; fewer than `num_negatives` are repeated
+    (2510.13515 section 3).
 
     Args:
         positive_score (`float`): the judge's score of the positive.
         scores (array `[n]`): those of the candidates, nearest first; NaN where there is none.
-        num_negatives (`int`, defaults to 10).
-        margin, stride: see [`allowed`] and [`cyclic_order`].
-        fallback (`str`): where no candidate is allowed, `"drop"` the row, take those the judge likes least
-            (`"judge_lowest"`), or do as released: a random choice to which the score 1.0 is assigned (`"released"`).
-        seed (`int`): of that choice.
+        num_negatives (`int`, defaults to 10): how many are selected.
+        margin (`float` or `"released"`, defaults to 0.01): see [`allowed`].
+        stride (`int`, defaults to 5): see [`cyclic_order`].
+        fallback (`str`, defaults to `"drop"`): where no candidate is allowed, `"drop"` the row, take those that the
+            judge likes least (`"judge_lowest"`), or do as released: a random choice to which the score 1.0 is
+            assigned (`"released"`).
+        seed (`int`, defaults to 0): of that choice.
 
     Returns:
         places among the candidates and their scores, `num_negatives` of each; None where the row is dropped.
+
+    Raises:
+        ValueError: `fallback` is none of these.
+
+    Example:
+
+    ```python
+    select(0.9, [0.95, 0.2, 0.6], num_negatives=3)  # ([1, 2, 1], [0.2, 0.6, 0.2])
+    ```
     """
-    scores = np.asarray(scores, np.float64)
     if fallback not in ("drop", "judge_lowest", "released"):
         raise ValueError(f"fallback must be 'drop', 'judge_lowest' or 'released', got {fallback!r}.")
+    scores = np.asarray(scores, np.float64)
     places = np.flatnonzero(allowed(positive_score, scores, margin))
-    present = np.flatnonzero(~np.isnan(scores))
+    scored = np.flatnonzero(~np.isnan(scores))
+
     if len(places):
         order = places[cyclic_order(len(places), stride)]
-    elif fallback == "drop" or not len(present):
+    elif fallback == "drop" or not len(scored):
         return None
     elif fallback == "judge_lowest":
-        order = present[np.argsort(scores[present], kind="stable")][:num_negatives]
+        order = scored[np.argsort(scores[scored], kind="stable")][:num_negatives]
     else:
-        order = np.random.default_rng(seed).permutation(present)[:num_negatives]
-        return np.resize(order, num_negatives).tolist(), [1.0] * num_negatives
+        order = np.random.default_rng(seed).permutation(scored)[:num_negatives]
+        scores = np.ones_like(scores)  # what the released file assigns to them
+
+    # fewer than asked for are repeated from the start
     order = np.resize(order, num_negatives)
     return order.tolist(), scores[order].tolist()

@@ -19,7 +19,7 @@ from unime.data.readers import read_clusters, read_judged
 from unime.data.schema import Example, Item, to_example
 from unime.jobs.embedding import Embedder, checkpoint_fingerprint
 from unime.jobs.shards import read_errors, read_job, run_job
-from unime.mining import pipeline
+from unime.mining import pipeline, retrieval
 from unime.mining.pipeline import Mining, MiningConfig
 from unime.mining.writers import write_judged
 
@@ -94,7 +94,7 @@ def test_rules_of_retrieval(mined, world, backbone, tmp_path):
         near = found["neighbours"][row][found["neighbours"][row] >= 0]
         possible = [i for i in pools[pair.dataset] if i not in own.pool.excluded()[pair.query]]
         scores = {i: float(candidates[i] @ queries[pair.query]) for i in possible}
-        limit = found["positive_similarity"][row] - pipeline.COPY
+        limit = found["positive_similarity"][row] - retrieval.COPY
         wanted = sorted((i for i in possible if scores[i] < limit), key=lambda i, scores=scores: -scores[i])
         assert near.tolist() == wanted[:50]
     assert (found["neighbours"] == -1).any() and (found["neighbours"] >= 0).any()
