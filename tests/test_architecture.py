@@ -1,6 +1,8 @@
 """The plan of the house: arrows run one way, no module is in a circle, and the picture of it is the present one."""
 
 import ast
+import pkgutil
+import re
 import runpy
 
 from conftest import ROOT
@@ -58,3 +60,21 @@ def test_editors_see_the_names_that_the_package_resolves():
     for name in unime.__all__:
         assert getattr(unime, name).__name__ == name
     assert set(unime.__all__) <= set(dir(unime))
+
+
+def test_private_names_of_other_libraries_are_where_the_page_says():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_]+(?:\.\w+)+)`.*\| `(\S+\.py)` \|$", page, re.MULTILINE)
+    assert len(rows) > 20
+    for name, file in rows:
+        pkgutil.resolve_name(name)  # raises where there is no such name
+        assert name.rpartition(".")[2] in (ROOT / file).read_text(encoding="utf-8"), f"{file} does not use {name}"
+
+
+def test_every_notion_of_sameness_exists():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("## When are two things the same?")[1].split("\n## ")[0]
+    names = re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)
+    assert len(names) == 9
+    for name in names:
+        assert callable(pkgutil.resolve_name(f"unime.{name}")) or name.endswith(("content_hash", "identity"))
