@@ -239,5 +239,6 @@ def _wrap(text: str, width: int, lines: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without what matplotlib would take for mathematics."""
-    return text.replace("$", r"\$")
+    """Without what matplotlib would take for mathematics, or has no picture for."""
+    printable = "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in text)
+    return printable.replace("$", r"\$")

@@ -157,7 +157,7 @@ def test_cache_equals_one_forward_written_out_by_hand(backbone, tmp_path):
     chunks = [dict(model.processor.collate(prepared[i : i + 3])) for i in range(0, len(prepared), 3)]
     total = cached_loss(model, model, chunks, lambda e: loss(e, index[::2], index[1::2]).loss, torch.device("cpu"))
     total.backward()
-    assert float(total) == pytest.approx(float(whole), abs=1e-5)
+    assert total.item() == pytest.approx(whole.item(), abs=1e-5)
     assert difference({name: p.grad for name, p in model.named_parameters()}, expected) <= 1e-5
 
 

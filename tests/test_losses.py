@@ -204,7 +204,7 @@ def test_temperatures_of_rows_follow_their_data_set():
     loss = HardNegativeInfoNCE(num_hard_negatives=None, false_negative_margin=None)
     each = [HardNegativeInfoNCE(t, None, None)(table, QUERY, POSITIVE).loss for t in (0.3, 0.01)]
     mixed = loss(table, QUERY, POSITIVE, None, found).loss
-    assert min(map(float, each)) < float(mixed) < max(map(float, each))
+    assert min(loss.item() for loss in each) < mixed.item() < max(loss.item() for loss in each)
     by_hand = 0.0
     for row, t in enumerate(found.double().tolist()):
         scores = [float(table[QUERY[row]] @ table[p]) / t for p in POSITIVE]
