@@ -209,7 +209,7 @@ def test_temperatures_of_rows_follow_their_data_set():
     for row, t in enumerate(found.double().tolist()):
         scores = [float(table[QUERY[row]] @ table[p]) / t for p in POSITIVE]
         by_hand += math.log(sum(math.exp(s - scores[row]) for s in scores)) / 4
-    assert float(mixed) == pytest.approx(by_hand, rel=1e-6)
+    assert mixed.item() == pytest.approx(by_hand, rel=1e-6)
     own = torch.tensor([0.3, 0.2, 0.1, 0.4], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda t: loss(table, QUERY, POSITIVE, None, t).loss, (own,))
 
