@@ -195,14 +195,17 @@ class SharedPrefix:
         with tqdm(total=len(missing), desc="Seeing", disable=silent, unit="image", leave=False) as bar:
             for alone in (True, False):  # read differently, hence never in one chunk
                 keys = [key for key in missing if key.alone == alone]
-                places = [missing[key] for key in keys]
-                lengths = [entry.image_tokens[index] for entry, index in places]
+                lengths = []
+                for key in keys:
+                    entry, index = missing[key]
+                    lengths.append(entry.image_tokens[index])
 
                 for chunk in plan_chunks(lengths, self.batch_tokens, max_padding=1.0):
-                    features = self._run_vision_tower([places[i] for i in chunk], alone)
-                    for i, image in zip(chunk, features):
-                        images[keys[i]] = image
-                        cache.put(keys[i], image)
+                    chunk_keys = [keys[i] for i in chunk]
+                    features = self._run_vision_tower([missing[key] for key in chunk_keys], alone)
+                    for key, image in zip(chunk_keys, features):
+                        images[key] = image
+                        cache.put(key, image)
                     bar.update(len(chunk))
         return images
 
@@ -383,9 +386,9 @@ def _vision_state(model) -> tuple:
 
 def _join(images: list[_ImageFeatures]) -> BaseModelOutputWithPooling:
     """The vision tower's output for several images, from what each of them gave."""
+    by_image = [image.deepstack for image in images]  # [images][layers]
     output = BaseModelOutputWithPooling(pooler_output=[image.features for image in images])
-    by_layer = zip(*[image.deepstack for image in images])
-    output.deepstack_features = [list(layer) for layer in by_layer]  # [layers][images]
+    output.deepstack_features = [list(layer) for layer in zip(*by_image)]  # [layers][images]
     return output
 
 
