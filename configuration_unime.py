@@ -55,7 +55,7 @@ class UniMEConfig(_VLMWrapperConfig):
     Example:
 
     ```python
-    config = AutoConfig.from_pretrained("outputs/quickstart/model", trust_remote_code=True)
+    config = UniMEConfig.from_pretrained("outputs/quickstart/model")
     config.hidden_size, config.positions
     ```
     """

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .batching_unime import plan_chunks
-from .images_unime import VideoFrame
+from .images_unime import Resolution, VideoFrame
 from .items_unime import PreparedItem, item_key
 from .vlm_unime import image_inputs, vision_parameters
 
@@ -36,7 +36,7 @@ class _ImageKey(NamedTuple):
 
     content: object
     size: tuple[int, int]
-    resolution: object
+    resolution: Resolution
     alone: bool
 
 
@@ -70,11 +70,11 @@ class VisionCache:
 
     def __init__(self, max_tokens: int = 32_768):
         self.max_tokens = max_tokens
-        self.entries: OrderedDict[tuple, _ImageFeatures] = OrderedDict()  # those used last come last
+        self.entries: OrderedDict[_ImageKey, _ImageFeatures] = OrderedDict()  # those used last come last
         self.weights = None
 
     def open(self, weights: tuple):
-        """Empties the cache unless its features come from these weights; any value that changes with them will do."""
+        """Empties the cache unless it was filled under these weights, or any value that changes with them."""
         if weights != self.weights:
             self.entries.clear()
             self.weights = weights

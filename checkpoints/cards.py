@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import ModelCardData
 
@@ -59,9 +60,19 @@ _ADAPT = """With the package `unime`:
 ```sh
 unime merge {repo} merged  # a whole model, from the adapter and what it was trained on
 ```"""
-_KINDS = {  # model type -> the Hub's pipeline tag, what it is, how it is used
-    "unime": ("feature-extraction", "embedder: texts, images and both become vectors of one space", _EMBED),
-    "unime_reranker": ("text-ranking", "reranker: it judges and ranks texts and images for a query", _RERANK),
+
+
+class _Kind(NamedTuple):
+    """What a card tells of every model of a type: the Hub's pipeline tag, what it is, and code that uses it."""
+
+    pipeline_tag: str
+    description: str
+    use: str
+
+
+_KINDS = {
+    "unime": _Kind("feature-extraction", "embedder: texts, images and both become vectors of one space", _EMBED),
+    "unime_reranker": _Kind("text-ranking", "reranker: it judges and ranks texts and images for a query", _RERANK),
 }
 _LIMITS = (
     "It knows what its base model and its training data know, and shares their biases. Scores and similarities rank "
@@ -121,11 +132,11 @@ class Card:
         Returns:
             `str`: Markdown.
         """
-        _, what, _ = _KINDS[self.kind]
+        description = _KINDS[self.kind].description
         base = self._base_in_words()
         sections = [
             f"# {self.name}",
-            f"A multimodal {what}. Made from {base} with [UniME](https://arxiv.org/abs/2504.17432){self.origin}.",
+            f"A multimodal {description}. Made from {base} with [UniME](https://arxiv.org/abs/2504.17432){self.origin}.",
             "## Use",
             self._use(repo or _THIS_REPOSITORY),
         ]
@@ -156,11 +167,10 @@ class Card:
 
     def _metadata(self) -> str:
         """What the Hub reads, in YAML."""
-        pipeline_tag, _, _ = _KINDS[self.kind]
         kind_tag = "multimodal-embedding" if self.kind == "unime" else "reranker"
         data = ModelCardData(
             library_name="peft" if self.adapter else "sentence-transformers",
-            pipeline_tag=pipeline_tag,
+            pipeline_tag=_KINDS[self.kind].pipeline_tag,
             base_model=self._public_base(),
             license=self.license,
             tags=["unime", "transformers", kind_tag, *self.tags],
@@ -172,7 +182,7 @@ class Card:
         if self.adapter:
             return _ADAPT.format(repo=repo)
 
-        _, _, use = _KINDS[self.kind]
+        use = _KINDS[self.kind].use
         preset = PRESETS.get(self.preset)
         if self.kind == "unime" and preset and preset.positions == "native" and preset.fusion == "joint":
             use += _SERVE  # servers do not know flat positions or sums
