@@ -12,40 +12,69 @@ PACKED_ATTENTION = "unime_packed_flash"  # "flash" makes the Qwen-VL vision towe
 def packed_attention(module, query, key, value, attention_mask=None, scaling=None, cu_seq_lens_q=None, **kwargs):
     """Attention over images packed into one sequence: one call per distinct image length instead of one per image.
 
-    Shapes: query, key, value `[1, heads, patches, head_dim]`; `cu_seq_lens_q` `[images + 1]`; the result is
-    `[1, patches, heads, head_dim]`.
+    Transformers finds it under the name `PACKED_ATTENTION`; the signature is that of its attention functions.
+
+    Args:
+        module: the attention layer; not used.
+        query, key, value (`Tensor` `[1, heads, patches, head_dim]`): of all images, one after the other.
+        attention_mask: not used, as images attend to all of themselves and to nothing else.
+        scaling (`float`): factor of the products of queries and keys.
+        cu_seq_lens_q (`IntTensor` `[images + 1]`): where each image begins, and the number of patches at the end.
+
+    Returns:
+        the attended values `[1, patches, heads, head_dim]`, and `None` for the attention weights.
     """
-    starts = cu_seq_lens_q.tolist()
-    by_length = {}
-    for start, end in pairwise(starts):
-        by_length.setdefault(end - start, []).append(start)
-    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))  # [patches, heads, dim]
-    if len(by_length) == 1:
-        (length,) = by_length
-        q, k, v = (
-            x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value)
-        )  # [images, heads, length, dim]
-        return _attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1).unsqueeze(0), None
-    pieces, rows = [], []
-    for length, begins in by_length.items():
-        index = torch.tensor(begins, device=query.device)[:, None] + torch.arange(
-            length, device=query.device
-        )  # [images, length]
-        q, k, v = (x[index].transpose(1, 2) for x in (query, key, value))
-        pieces.append(_attend(q, k, v, scaling).transpose(1, 2).flatten(0, 1))
-        rows.append(index.flatten())
-    return torch.cat(pieces)[torch.cat(rows).argsort()].unsqueeze(0), None
+    # where the images of each length begin
+    starts_by_length = {}
+    for start, end in pairwise(cu_seq_lens_q.tolist()):
+        starts_by_length.setdefault(end - start, []).append(start)
+
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [patches, heads, head_dim]
+
+    # images of one length lie in the sequence as they are needed: views will do
+    if len(starts_by_length) == 1:
+        (length,) = starts_by_length
+        images = (states.unflatten(0, (-1, length)) for states in (query, key, value))  # [images, length, heads, dim]
+        return _attend_within_images(*images, scaling).unsqueeze(0), None
+
+    # else the images of each length are picked out of the sequence
+    results = []
+    positions = []
+    for length, starts in starts_by_length.items():
+        offsets = torch.arange(length, device=query.device)
+        index = torch.tensor(starts, device=query.device)[:, None] + offsets  # [images, length]
+        results.append(_attend_within_images(query[index], key[index], value[index], scaling))
+        positions.append(index.flatten())
+
+    # back into the order of the sequence
+    order = torch.cat(positions).argsort()  # [patches]
+    return torch.cat(results)[order].unsqueeze(0), None
+
+
+def _attend_within_images(query, key, value, scaling):
+    """Attention within each image: `[images, length, heads, head_dim]` -> `[images * length, heads, head_dim]`."""
+    query, key, value = (states.transpose(1, 2) for states in (query, key, value))  # [images, heads, length, dim]
+    return _attend(query, key, value, scaling).transpose(1, 2).flatten(0, 1)
 
 
 def _attend(query, key, value, scaling):
     """SDPA, or plain matmuls where its backward is several times slower (short sequences on CPU)."""
     if query.device.type == "cpu" and query.requires_grad and query.shape[2] <= 512:
-        return ((query * scaling) @ key.transpose(-1, -2)).softmax(dim=-1).to(value.dtype) @ value
+        weights = ((query * scaling) @ key.transpose(-1, -2)).softmax(dim=-1)  # [images, heads, length, length]
+        return weights.to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value, scale=scaling)
 
 
 def patches_as_product(self, patches):
-    """The forward of a patch convolution: its stride is its kernel, so it is a matrix product, which is faster."""
+    """The forward of a patch convolution: its stride is its kernel, so it is a matrix product, which is faster.
+
+    Args:
+        self (`nn.Conv3d`): the convolution whose `forward` this becomes.
+        patches (`Tensor` `[patches, channels, time, height, width]`): each as large as the kernel.
+
+    Returns:
+        `Tensor` `[patches, width of the tower, 1, 1, 1]`.
+    """
     patches = patches.flatten(1)  # [patches, channels * time * height * width]
     return F.linear(patches, self.weight.flatten(1), self.bias)[:, :, None, None, None]
 

@@ -7,7 +7,10 @@ from .configuration_phi3_v import Phi3VConfig  # noqa: F401 (registers phi3_v, w
 
 
 class _VLMWrapperConfig(PreTrainedConfig):
-    """What both configs share. The sub-config is called `vlm_config` (`backbone_config` is special-cased for timm)."""
+    """What both configurations share.
+
+    The sub-config is called `vlm_config`, as transformers reads `backbone_config` in a way of its own (for timm).
+    """
 
     sub_configs_defaults = {"vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2_vl")}
 
@@ -15,6 +18,7 @@ class _VLMWrapperConfig(PreTrainedConfig):
     backbone: str | None = None
 
     def get_text_config(self, *args, **kwargs):
+        """Configuration of the language model inside the VLM."""
         return self.vlm_config.get_text_config(*args, **kwargs)
 
     @property
@@ -24,9 +28,14 @@ class _VLMWrapperConfig(PreTrainedConfig):
 
     @property
     def length_boundary(self) -> int | None:
-        """Length beyond which a batch's rotary factors change for all its rows (Phi-3's longrope), if there is one."""
+        """Length in tokens beyond which the rotary factors of a whole batch change (Phi-3's longrope), or `None`.
+
+        A prompt on one side of it must not share a batch with a prompt on the other side.
+        """
         rope = getattr(self.get_text_config(), "rope_parameters", None) or {}
-        return rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+        if rope.get("rope_type") != "longrope":
+            return None
+        return rope.get("original_max_position_embeddings")
 
 
 class UniMEConfig(_VLMWrapperConfig):
@@ -39,6 +48,16 @@ class UniMEConfig(_VLMWrapperConfig):
         normalize (`bool`, defaults to `True`): whether embeddings have unit L2 norm.
         positions (`str`, defaults to `"native"`): `"flat"` gives every token, those of images too, a 1-D position;
             UniME-V2's Qwen2-VL checkpoints were trained so.
+
+    Raises:
+        ValueError: `pooling` or `positions` is unknown.
+
+    Example:
+
+    ```python
+    config = UniMEConfig.from_pretrained("outputs/quickstart/model")
+    config.hidden_size, config.positions
+    ```
     """
 
     model_type = "unime"
@@ -67,6 +86,8 @@ class UniMERerankerConfig(_VLMWrapperConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+
+        # transformers looks for it in the outermost configuration
         self.tie_word_embeddings = getattr(self.vlm_config, "tie_word_embeddings", False)
 
 

@@ -15,76 +15,138 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from transformers.video_utils import load_video
 
 MAX_IMAGE_PIXELS = 100_000_000
+
+# Formats that are opened, where this build of Pillow has them: no EPS, which it hands to another program.
+_SAFE = ["AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
 Image.init()
-_KNOWN = ["AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP"]
-FORMATS = [name for name in _KNOWN if name in Image.OPEN]  # no EPS, which Pillow hands to another program
+FORMATS = [name for name in _SAFE if name in Image.OPEN]
 IMAGES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS))
+
 _NUMBER = re.compile(r"(\d+)")
-_NAMED = {"native": None, "high": 1344, "mid": 672, "mid_336": 336, "low": 128}  # upstream's names of square sides
+_NAMED_SIDES = {"native": None, "high": 1344, "mid": 672, "mid_336": 336, "low": 128}  # upstream's names of squares
+_ORIENTATION = 0x0112  # the EXIF tag that says how an image is turned
 
 
 def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Opens a path or takes a PIL image, and returns it upright, in RGB, fully decoded (alpha composed over white).
+    """Opens an image as a model sees it: upright, in RGB, fully decoded, alpha composed over white.
+
+    Args:
+        source (`str`, `os.PathLike`, `PIL.Image.Image` or [`VideoFrame`]): a file, or an image that is open already.
+        max_pixels (`int`, defaults to 100,000,000): images with more pixels are refused before they are decoded.
+
+    Returns:
+        `PIL.Image.Image` in mode `"RGB"`.
 
     Raises:
         ValueError: the file is missing, unreadable or truncated, or the image has more than `max_pixels` pixels.
+
+    Example:
+
+    ```python
+    width, height = open_image("photo.jpg").size
+    ```
     """
     if isinstance(source, VideoFrame):
         return source.read()
-    name = (
-        f"image {str(source)!r}"
-        if isinstance(source, (str, os.PathLike))
-        else f"image of type {type(source).__name__}"
-    )
+
+    if isinstance(source, (str, os.PathLike)):
+        name = f"image {str(source)!r}"
+    else:
+        name = f"image of type {type(source).__name__}"
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
-            image = source if isinstance(source, Image.Image) else Image.open(source, formats=FORMATS)
+        image = source
+        if not isinstance(source, Image.Image):
+            with _without_size_warnings():
+                image = Image.open(source, formats=FORMATS)
+
         width, height = image.size
         if width * height > max_pixels:
             raise ValueError(
                 f"{name} has {width} x {height} = {width * height:,} pixels, above the limit of {max_pixels:,}. "
                 "Resize it, or raise `max_image_pixels`."
             )
+
         image.load()
         image = ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, Image.DecompressionBombError, AttributeError) as error:
         raise ValueError(f"{name} cannot be read: {error or type(error).__name__}") from error
+
+    return _to_rgb(image, name)
+
+
+@contextlib.contextmanager
+def _without_size_warnings():
+    """Silences Pillow's warning of large images, for which we have a limit of our own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        yield
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Converts an image of any mode to RGB."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I;16"):  # 16-bit greyscale would be clipped to white by convert()
         return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if image.mode in ("I", "F"):
         raise ValueError(f"{name} has mode {image.mode!r}, whose range of values is not known; convert it to 8 bits.")
-    if image.mode == "La":
+
+    if image.mode == "La":  # Pillow converts premultiplied alpha to nothing but this
         image = image.convert("LA")
+
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
 
 
 def read_size(image, name: str) -> tuple[int, int]:
-    """(width, height) of a PIL image or of a file, of which only the header is read, as it will stand upright."""
+    """The size at which an image will stand upright; of a file, only the header is read.
+
+    Args:
+        image (`str`, `os.PathLike`, `PIL.Image.Image` or [`VideoFrame`]): a file, or an image that is open already.
+        name (`str`): how an error calls the item.
+
+    Returns:
+        (width, height) in pixels.
+
+    Raises:
+        ValueError: the file is missing or unreadable.
+    """
     if isinstance(image, VideoFrame):
         return image.size
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            loaded = isinstance(image, Image.Image)
-            with contextlib.nullcontext(image) if loaded else Image.open(image, formats=FORMATS) as file:
-                width, height = file.size
-                turned = file.getexif().get(0x0112, 1) >= 5  # orientations 5 to 8 swap the sides
+        with _without_size_warnings():
+            if isinstance(image, Image.Image):
+                return _upright_size(image)
+            with Image.open(image, formats=FORMATS) as file:
+                return _upright_size(file)
     except (OSError, SyntaxError, Image.DecompressionBombError, AttributeError) as error:
         raise ValueError(f"{name}: image {str(image)!r} cannot be read: {error}") from error
-    return (height, width) if turned else (width, height)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) after the turn that the EXIF data ask for."""
+    width, height = image.size
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    if orientation >= 5:  # 5 to 8 swap the sides
+        return height, width
+    return width, height
 
 
 @dataclass(frozen=True)
 class VideoFrame:
-    """One of `count` frames of a video file, at equal distances; decoded when it is opened.
+    """One frame of a video file, out of several at equal distances; decoded when it is opened.
 
-    `size` is (width, height), `stamp` the file's time of change.
+    Args:
+        path (`str`): the file.
+        index (`int`): which of the `count` frames it is, from 0.
+        count (`int`): how many frames are read of the video.
+        size (`tuple[int, int]`): (width, height) in pixels.
+        stamp (`int`): the file's time of change in nanoseconds; a changed file is decoded anew.
     """
 
     path: str
@@ -94,6 +156,7 @@ class VideoFrame:
     stamp: int
 
     def read(self) -> Image.Image:
+        """Decodes the frame, and with it the others of its video, which are kept for a while."""
         return Image.fromarray(_decode(self.path, self.count, self.stamp)[self.index])
 
 
@@ -104,46 +167,82 @@ def load_frames(video, count: int) -> list:
         video: a path (its header is read with PyAV, frames are decoded when they are opened), a folder of frames in
             the order of the numbers in their names, a list of PIL images or arrays, or a uint8 array
             `[frames, height, width, 3]`.
+        count (`int`): most frames.
 
     Returns:
         list of [`VideoFrame`] for a file, of paths for a folder (first and last among them), else of PIL images.
 
     Raises:
         ValueError: the file cannot be decoded, or there is no frame.
+
+    Example:
+
+    ```python
+    frames = [open_image(frame) for frame in load_frames("clip.mp4", count=8)]
+    ```
     """
     if isinstance(video, (str, os.PathLike)):
         path = os.fspath(video)
         if os.path.isdir(path):
-            return _frames_in(path, count)
-        if not os.path.isfile(path):
-            raise ValueError(f"video {path!r} cannot be read: there is no such file.")
-        header = _load(path, lambda metadata: [0])[1]
-        if not header.total_num_frames:
-            raise ValueError(f"video {path!r}: its header names no number of frames; pass the frames themselves.")
-        count, stamp = min(count, header.total_num_frames), os.stat(path).st_mtime_ns
-        return [VideoFrame(path, i, count, (header.width, header.height), stamp) for i in range(count)]
-    frames = [frame if isinstance(frame, Image.Image) else Image.fromarray(np.asarray(frame)) for frame in video]
+            return _frames_in_folder(path, count)
+        return _frames_of_file(path, count)
+
+    frames = []
+    for frame in video:
+        if not isinstance(frame, Image.Image):
+            frame = Image.fromarray(np.asarray(frame))
+        frames.append(frame)
     if not frames:
         raise ValueError("the video has no frame.")
-    return [frames[i] for i in _spread(len(frames), min(count, len(frames)))]
+    return [frames[index] for index in _spread(len(frames), min(count, len(frames)))]
 
 
-def _frames_in(folder: str, count: int) -> list[str]:
-    names = [name for name in os.listdir(folder) if name.lower().endswith((".jpg", ".jpeg", ".png", ".webp"))]
-    names.sort(
-        key=lambda name: [(not part.isdigit(), int(part) if part.isdigit() else part) for part in _NUMBER.split(name)]
-    )
+def _frames_of_file(path: str, count: int) -> list[VideoFrame]:
+    """Frames of a video file, of which only the header is read."""
+    if not os.path.isfile(path):
+        raise ValueError(f"video {path!r} cannot be read: there is no such file.")
+
+    # the loader gives no header without a frame
+    _, header = _load(path, lambda metadata: [0])
+    if not header.total_num_frames:
+        raise ValueError(f"video {path!r}: its header names no number of frames; pass the frames themselves.")
+
+    count = min(count, header.total_num_frames)
+    size = (header.width, header.height)
+    stamp = os.stat(path).st_mtime_ns
+    return [VideoFrame(path, index, count, size, stamp) for index in range(count)]
+
+
+def _frames_in_folder(folder: str, count: int) -> list[str]:
+    """Paths of frames in a folder, the first and the last among them."""
+    suffixes = (".jpg", ".jpeg", ".png", ".webp")
+    names = [name for name in os.listdir(folder) if name.lower().endswith(suffixes)]
     if not names:
-        raise ValueError(f"video {folder!r} is a folder without frames (.jpg, .jpeg, .png, .webp).")
-    chosen = np.linspace(0, len(names) - 1, min(count, len(names)), dtype=int)
-    return [os.path.join(folder, names[i]) for i in chosen]
+        raise ValueError(f"video {folder!r} is a folder without frames ({', '.join(suffixes)}).")
+
+    names.sort(key=_natural_order)
+    positions = np.linspace(0, len(names) - 1, min(count, len(names)), dtype=int)
+    return [os.path.join(folder, names[position]) for position in positions]
+
+
+def _natural_order(name: str) -> list[tuple]:
+    """A sorting key by which `frame10.png` comes after `frame9.png`."""
+    key = []
+    for piece in _NUMBER.split(name):
+        if piece.isdigit():
+            key.append((0, int(piece)))
+        else:
+            key.append((1, piece))
+    return key
 
 
 def _spread(total: int, count: int) -> np.ndarray:
+    """`count` of the numbers below `total`, at equal distances from 0."""
     return np.arange(count) * total // count
 
 
-def _load(path: str, sample):
+def _load(path: str, sample: Callable):
+    """Decoded frames `[frames, height, width, 3]` of a video file and its header; `sample(header)` says which ones."""
     try:
         return load_video(path, backend="pyav", sample_indices_fn=lambda metadata, **_: sample(metadata))
     except (OSError, ValueError, TypeError) as error:
@@ -152,12 +251,14 @@ def _load(path: str, sample):
 
 @lru_cache(maxsize=2)  # the frames of a video are opened one after the other
 def _decode(path: str, count: int, stamp: int) -> np.ndarray:
-    return _load(path, lambda metadata: _spread(metadata.total_num_frames, count))[0]
+    """The frames `[count, height, width, 3]` of a video file; `stamp` keeps apart what the file held earlier."""
+    frames, _ = _load(path, lambda metadata: _spread(metadata.total_num_frames, count))
+    return frames
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """A policy for the size at which the model sees an image; all parts absent means its native size.
+    """A policy for the size at which the model sees an image; without any limit, that is its native size.
 
     Written as `"native"`, a square side (`336`; also upstream's names `"high"` 1344, `"mid"` 672, `"mid_336"`,
     `"low"` 128), `"pixels:N"`, `"tokens:N"`, or several joined by `+`, applied in this order.
@@ -166,6 +267,15 @@ class Resolution:
         side (`int`, *optional*): squash to a square of that many pixels a side, whatever the shape, as upstream does.
         max_pixels (`int`, *optional*): shrink images with more pixels, keeping their shape.
         max_tokens (`int`, *optional*): shrink images until they take at most that many tokens.
+
+    Raises:
+        ValueError: a number is not positive.
+
+    Example:
+
+    ```python
+    Resolution.parse("1344+tokens:300") == Resolution(side=1344, max_tokens=300)
+    ```
     """
 
     side: int | None = None
@@ -173,23 +283,31 @@ class Resolution:
     max_tokens: int | None = None
 
     def __post_init__(self):
-        if any(value is not None and value < 1 for value in (self.side, self.max_pixels, self.max_tokens)):
-            raise ValueError(f"a resolution must be positive, got {self}.")
+        for value in (self.side, self.max_pixels, self.max_tokens):
+            if value is not None and value < 1:
+                raise ValueError(f"a resolution must be positive, got {self}.")
 
     @classmethod
     def parse(cls, value) -> "Resolution":
-        """Reads a policy from any of its spellings, a dict of its fields, or a `Resolution`."""
+        """Reads a policy from any of its spellings, a dict of its fields, or a `Resolution`.
+
+        Raises:
+            ValueError: the spelling is unknown, or a number is not positive.
+        """
         if isinstance(value, cls):
             return value
         if isinstance(value, Mapping):
             return cls(**value)
+
         policy = cls()
-        for part in str(value).split("+"):
-            limit = re.fullmatch(r"(pixels|tokens):(\d+)", part)
+        for term in str(value).split("+"):
+            limit = re.fullmatch(r"(pixels|tokens):(\d+)", term)
             if limit:
                 policy = replace(policy, **{f"max_{limit[1]}": int(limit[2])})
-            elif part in _NAMED or part.isdigit():
-                policy = replace(policy, side=_NAMED[part] if part in _NAMED else int(part))
+            elif term in _NAMED_SIDES:
+                policy = replace(policy, side=_NAMED_SIDES[term])
+            elif term.isdigit():
+                policy = replace(policy, side=int(term))
             else:
                 raise ValueError(
                     f"resolution {value!r} is unknown: give 'native', a square side such as 336, 'pixels:N', "
@@ -198,35 +316,67 @@ class Resolution:
         return policy
 
     def fit(self, width: int, height: int, count: Callable, grain: int | None, smallest: int) -> tuple[int, int]:
-        """(width, height) to resize an image to.
+        """The size to which an image is resized.
 
         Args:
-            count: maps (width, height) to the number of tokens the image will take.
+            width, height (`int`): of the image, in pixels.
+            count (`Callable`): maps (width, height) to the number of tokens the image will take.
             grain (`int`, *optional*): for backbones whose tokens are squares of that many pixels a side.
             smallest (`int`): fewest pixels such a backbone takes.
+
+        Returns:
+            (width, height) in pixels.
+
+        Raises:
+            ValueError: no size of the image takes at most `max_tokens` tokens.
         """
         if self.side is not None:
-            width = height = self.side
+            width = self.side
+            height = self.side
+
         if grain is not None:
-            budgets = [self.max_pixels, self.max_tokens and self.max_tokens * grain**2]
-            budget = min((b for b in budgets if b), default=None)
-            if budget is not None:
-                height, width = smart_resize(height, width, grain, min(smallest, budget), max(budget, grain**2))
-            return width, height
+            return self._fit_squares(width, height, grain, smallest)
+
         if self.max_pixels is not None and width * height > self.max_pixels:
             width, height = _shrink(width, height, math.sqrt(self.max_pixels / (width * height)))
-        full, scale = (width, height), 1.0
-        while self.max_tokens is not None and (tokens := count(width, height)) > self.max_tokens:
+        if self.max_tokens is not None:
+            width, height = self._fit_tokens(width, height, count)
+        return width, height
+
+    def _fit_squares(self, width: int, height: int, grain: int, smallest: int) -> tuple[int, int]:
+        """The size where tokens are squares of pixels, so that a limit of tokens is one of pixels."""
+        limits = []
+        if self.max_pixels is not None:
+            limits.append(self.max_pixels)
+        if self.max_tokens is not None:
+            limits.append(self.max_tokens * grain**2)
+        if not limits:
+            return width, height
+
+        most = min(limits)
+        height, width = smart_resize(height, width, grain, min(smallest, most), max(most, grain**2))
+        return width, height
+
+    def _fit_tokens(self, width: int, height: int, count: Callable) -> tuple[int, int]:
+        """The size where tokens must be counted: smaller by steps of a tenth until they are few enough."""
+        full_width = width
+        full_height = height
+        scale = 1.0
+        tokens = count(width, height)
+
+        while tokens > self.max_tokens:
             scale *= 0.9
-            width, height = _shrink(*full, scale)
+            width, height = _shrink(full_width, full_height, scale)
             if min(width, height) < 28:  # smaller ones would be another shape, or nothing that can be recognised
                 raise ValueError(
                     f"no size of this image takes at most {self.max_tokens} tokens; the least is {tokens}."
                 )
+            tokens = count(width, height)
         return width, height
 
 
 def _shrink(width: int, height: int, scale: float) -> tuple[int, int]:
+    """Both sides times `scale`, rounded down, at least one pixel."""
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 

@@ -16,9 +16,17 @@ from .prompts_unime import LISTWISE_INSTRUCTION, POINTWISE, strip_placeholders
 
 @dataclass(frozen=True)
 class PreparedItem:
-    """A tokenised item: ids with one placeholder per image, its images undecoded, and its length in tokens.
+    """A tokenised item whose images are not decoded yet, only measured.
 
-    `sizes` are the (width, height) at which the images will be read, `image_tokens` what each of them takes.
+    Args:
+        name (`str`): how an error calls the item.
+        prompt (`str`): the text that was tokenised.
+        input_ids (`list[int]`): its tokens, with one placeholder for each image.
+        images (`tuple`): paths, PIL images or [`~unime.images_unime.VideoFrame`]s, in the order of their placeholders.
+        sizes (`tuple`): (width, height) at which each image will be read, in pixels.
+        image_tokens (`tuple[int]`): tokens that each image takes.
+        resolution (`Resolution`): the policy from which the sizes follow.
+        written (`tuple[int]`): ids that follow the prompt, such as the beginning of an answer.
     """
 
     name: str
@@ -28,28 +36,52 @@ class PreparedItem:
     sizes: tuple[tuple[int, int], ...] = ()
     image_tokens: tuple[int, ...] = ()
     resolution: Resolution = field(default_factory=Resolution)
-    written: tuple[int, ...] = ()  # ids that follow the prompt, such as the beginning of an answer
+    written: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
-        return len(self.input_ids) + sum(self.image_tokens) - len(self.images) + len(self.written)
+        """Tokens of the whole sequence, its images unfolded."""
+        text_tokens = len(self.input_ids) - len(self.images)
+        return text_tokens + sum(self.image_tokens) + len(self.written)
 
 
 def is_chat(item) -> bool:
-    return isinstance(item, (list, tuple)) and bool(item) and all(isinstance(m, Mapping) and "role" in m for m in item)
+    """Whether an item is a list of chat messages."""
+    if not isinstance(item, (list, tuple)) or not item:
+        return False
+    return all(isinstance(message, Mapping) and "role" in message for message in item)
 
 
 def is_image(value) -> bool:
+    """Whether a value can stand for an image: a path, a PIL image or a frame of a video."""
     return isinstance(value, (str, os.PathLike, Image.Image, VideoFrame))
 
 
 def split_item(item, name: str = "item", num_frames: int = 8):
-    """Returns text and images of a string, a PIL image, a path, or a dict of "text" with "image" or "video".
+    """Takes an item apart into its text and its images.
 
-    A `str` is always text; a path to an image is an `os.PathLike` or the value of the dict's `"image"` key. A video,
-    given as a path or as its frames, becomes at most `num_frames` images. The text may be None, the images `()`.
+    Args:
+        item: a string, which is always text; a PIL image or an `os.PathLike`, which is always an image; or a dict of
+            `"text"` with `"image"` or `"video"`, where a path may be a string too.
+        name (`str`, defaults to `"item"`): how errors call the item.
+        num_frames (`int`, defaults to 8): most images that a video, a path or its frames, becomes.
+
+    Returns:
+        the text, or `None`, and a tuple of images, which may be empty.
+
+    Raises:
+        TypeError: the item, its text or its image is of another type.
+        ValueError: the item is empty, has both an image and a video, or has unknown keys.
+
+    Example:
+
+    ```python
+    split_item({"text": "at night", "image": "photo.png"})  # ("at night", ("photo.png",))
+    ```
     """
-    text, image, video = None, None, None
+    text = None
+    image = None
+    video = None
     if isinstance(item, str):
         text = item
     elif isinstance(item, (Image.Image, os.PathLike)):
@@ -58,13 +90,17 @@ def split_item(item, name: str = "item", num_frames: int = 8):
         unknown = sorted(item.keys() - {"text", "image", "video"})
         if unknown:
             raise ValueError(f"{name} has unknown keys {unknown}; an item has 'text', 'image' or 'video'.")
-        text, image, video = item.get("text"), item.get("image"), item.get("video")
-        image = None if isinstance(image, str) and not image else image
+        text = item.get("text")
+        image = item.get("image")
+        video = item.get("video")
+        if isinstance(image, str) and not image:  # how tables write that there is no image
+            image = None
     else:
         raise TypeError(
             f"{name} is a {type(item).__name__}; expected a string, a PIL image, a path, a dict with 'text', 'image' "
             "or 'video', or a list of chat messages."
         )
+
     if image is not None and not is_image(image):
         raise TypeError(f"{name} has an image of type {type(image).__name__}; expected a path or a PIL image.")
     if text is not None and not isinstance(text, str):
@@ -73,9 +109,12 @@ def split_item(item, name: str = "item", num_frames: int = 8):
         raise ValueError(f"{name} has both an image and a video; give one of them.")
     if image is None and video is None and not (text and text.strip()):
         raise ValueError(f"{name} is empty: it has neither text nor image.")
+
     if video is not None:
         return text, read_frames(video, name, num_frames)
-    return text, () if image is None else (image,)
+    if image is not None:
+        return text, (image,)
+    return text, ()
 
 
 def judge_messages(
@@ -83,36 +122,68 @@ def judge_messages(
 ) -> list[dict]:
     """The judge's user turn: instruction, `Query:`, the query, `Candidate:` or `Candidates:` and the candidates.
 
-    Images stand before the text of their item; placeholders are stripped from texts (2510.13515, released code).
+    Images stand before the text of their item; placeholders are stripped from texts (UniME-V2, 2510.13515, released
+    code).
 
     Args:
-        query, candidates: items.
-        strategy (`str`): `"pointwise"` shows one candidate, `"listwise"` numbers several.
+        query: an item.
+        candidates (`list`): items.
+        strategy (`str`, defaults to `"pointwise"`): `"pointwise"` shows one candidate, `"listwise"` numbers several.
         names (`list[str]`, *optional*): how errors call the candidates.
-        answer_format (`str`): `"yes_no"` or `"multiple_choice"`.
-        num_frames (`int`): most frames of a video.
+        answer_format (`str`, defaults to `"yes_no"`): `"yes_no"` or `"multiple_choice"`.
+        num_frames (`int`, defaults to 8): most frames of a video.
+
+    Returns:
+        a list of one message, whose content is a list of text and image parts.
+
+    Raises:
+        TypeError: an item is a chat, or is not an item.
+
+    Example:
+
+    ```python
+    judge_messages("a red circle", [{"image": "photo.png"}])
+    ```
     """
-
-    def words(text):
-        return {"type": "text", "text": text}
-
-    def parts(item, item_name):
-        if is_chat(item):
-            raise TypeError(f"{item_name} is a chat; the judge reads texts, images, and dicts of both.")
-        text, images = split_item(item, item_name, num_frames)
-        text = strip_placeholders(text or "")
-        return [{"type": "image", "image": image} for image in images] + [words(text)] * bool(text)
-
     listwise = strategy == "listwise"
-    content = [words(LISTWISE_INSTRUCTION if listwise else POINTWISE[answer_format].instruction), words("Query:")]
-    content += [*parts(query, "query"), words("Candidates:" if listwise else "Candidate:")]
+    instruction = LISTWISE_INSTRUCTION if listwise else POINTWISE[answer_format].instruction
+
+    content = [_text_part(instruction), _text_part("Query:")]
+    content += _item_parts(query, "query", num_frames)
+
+    content.append(_text_part("Candidates:" if listwise else "Candidate:"))
     for index, candidate in enumerate(candidates):
-        content += [words(f"({index + 1}) ")] * listwise
-        content += parts(candidate, names[index] if names else f"candidate {index}")
+        if listwise:
+            content.append(_text_part(f"({index + 1}) "))
+        name = names[index] if names else f"candidate {index}"
+        content += _item_parts(candidate, name, num_frames)
     return [{"role": "user", "content": content}]
 
 
+def _text_part(text: str) -> dict:
+    """A text as a part of a message."""
+    return {"type": "text", "text": text}
+
+
+def _item_parts(item, name: str, num_frames: int) -> list[dict]:
+    """An item as parts of a message, its images first."""
+    if is_chat(item):
+        raise TypeError(f"{name} is a chat; the judge reads texts, images, and dicts of both.")
+    text, images = split_item(item, name, num_frames)
+
+    parts = [{"type": "image", "image": image} for image in images]
+    text = strip_placeholders(text or "")
+    if text:
+        parts.append(_text_part(text))
+    return parts
+
+
 def read_frames(video, name: str, num_frames: int) -> tuple[Image.Image, ...]:
+    """[`~unime.images_unime.load_frames`] with errors that name the item.
+
+    Raises:
+        ValueError: the video cannot be decoded, or has no frame.
+    """
     try:
         return tuple(load_frames(video, num_frames))
     except ValueError as error:
@@ -120,36 +191,59 @@ def read_frames(video, name: str, num_frames: int) -> tuple[Image.Image, ...]:
 
 
 def item_key(item, max_pixels: int = MAX_IMAGE_PIXELS, name: str = "item") -> str:
-    """A key that is equal for items of equal content: texts by value, paths by name, images by what the model sees."""
+    """A key that is equal for items of equal content: texts by value, paths by name, images by what the model sees.
+
+    Args:
+        item: what [`split_item`] takes, chat messages, or a part of either.
+        max_pixels (`int`): images with more pixels are refused before they are decoded.
+        name (`str`, defaults to `"item"`): how errors call the item.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        ValueError: an image is unreadable or too large.
+        TypeError: the item holds something of another kind.
+    """
     digest = hashlib.blake2b(digest_size=16)
-
-    def feed(value):
-        if isinstance(value, Image.Image):
-            try:
-                seen = open_image(value, max_pixels)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            digest.update(f"P{seen.size}".encode() + seen.tobytes())
-        elif isinstance(value, Mapping):
-            digest.update(b"D")
-            for key in sorted(value):
-                feed(key)
-                feed(value[key])
-        elif isinstance(value, (np.ndarray, torch.Tensor)):
-            array = np.asarray(value)
-            digest.update(f"A{array.shape}{array.dtype}".encode() + array.tobytes())
-        elif isinstance(value, (list, tuple)):
-            digest.update(b"L")
-            for element in value:
-                feed(element)
-        elif not isinstance(value, (str, os.PathLike, int, float, type(None))):
-            raise TypeError(f"{name} holds a {type(value).__name__}, which is no part of an item.")
-        else:
-            text = os.fspath(value) if isinstance(value, os.PathLike) else value
-            digest.update(f"{type(text).__name__}{isinstance(value, os.PathLike)}{len(str(text))}:{text}".encode())
-
-    feed(item)
+    _feed(digest, item, max_pixels, name)
     return digest.hexdigest()
+
+
+def _feed(digest, value, max_pixels: int, name: str):
+    """Adds a value to the digest, after a letter for its kind, so that values of two kinds are never equal."""
+    if isinstance(value, Image.Image):
+        try:
+            image = open_image(value, max_pixels)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        digest.update(f"P{image.size}".encode() + image.tobytes())
+
+    elif isinstance(value, Mapping):
+        digest.update(b"D")
+        for key in sorted(value):
+            _feed(digest, key, max_pixels, name)
+            _feed(digest, value[key], max_pixels, name)
+
+    elif isinstance(value, (np.ndarray, torch.Tensor)):
+        array = np.asarray(value)
+        digest.update(f"A{array.shape}{array.dtype}".encode() + array.tobytes())
+
+    elif isinstance(value, (list, tuple)):
+        digest.update(b"L")
+        for element in value:
+            _feed(digest, element, max_pixels, name)
+
+    elif isinstance(value, (str, os.PathLike, int, float, type(None))):
+        is_path = isinstance(value, os.PathLike)
+        plain = os.fspath(value) if is_path else value
+        digest.update(f"{type(plain).__name__}{is_path}{len(str(plain))}:{plain}".encode())
+
+    else:
+        raise TypeError(
+            f"{name} holds a {type(value).__name__}; an item consists of texts, images, paths, numbers, arrays, and "
+            "lists and dicts of them."
+        )
 
 
 __all__ = [

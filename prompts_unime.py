@@ -21,7 +21,13 @@ CHOICE_INSTRUCTION = (
 
 
 class Judgement(NamedTuple):
-    """A way to ask about one candidate: the instruction, and what is answered if it meets the query, or does not."""
+    """A way to ask about one candidate.
+
+    Args:
+        instruction (`str`): what the judge is told to do.
+        yes (`str`): the answer if the candidate meets the query.
+        no (`str`): the answer if it does not.
+    """
 
     instruction: str
     yes: str
@@ -41,14 +47,23 @@ LISTWISE_ANSWER = "Ans: ("  # the forced answer prefix; the next token begins th
 
 
 class Prompts(NamedTuple):
-    """The user turn by kind of item. `{image}` stands where the image goes, `{text}` where the text goes."""
+    """The user turn by kind of item. `{image}` stands where the image goes, `{text}` where the text goes.
+
+    Args:
+        text (`str`): of an item that is a text.
+        image (`str`): of an item that is an image.
+        both (`str`): of an item with both.
+    """
 
     text: str
     image: str
     both: str
 
     def of(self, has_text: bool, has_image: bool) -> str:
-        return self.both if has_text and has_image else self.image if has_image else self.text
+        """The turn of an item that has a text, an image, or both."""
+        if not has_image:
+            return self.text
+        return self.both if has_text else self.image
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,7 @@ class Preset:
 
 
 def _same(prompts: Prompts, **settings) -> Preset:
+    """A preset that words queries and documents alike."""
     return Preset(query=prompts, document=prompts, **settings)
 
 
@@ -210,22 +226,39 @@ def find_preset(name, model_type: str, preset: str | None = None, strict: bool =
         name (`str` or path): repository or folder.
         model_type (`str`): of the backbone.
         preset (`str`, *optional*): asked for by name.
-        strict (`bool`): refuse UniME checkpoints that are not in the table.
+        strict (`bool`, defaults to `True`): refuse UniME checkpoints that are not in the table.
+
+    Returns:
+        a key of `PRESETS`.
 
     Raises:
         ValueError: the preset is unknown or for another backbone, or the repository is a UniME one without a known
             preset; the message lists the presets that fit.
+
+    Example:
+
+    ```python
+    find_preset("TianchengGu/UniME-V2-Qwen2VL-2B", "qwen2_vl")  # "unime-v2-qwen2-vl"
+    ```
     """
-    fitting = [key for key, value in PRESETS.items() if not value.model_types or model_type in value.model_types]
+    fitting = []
+    for key, settings in PRESETS.items():
+        if not settings.model_types or model_type in settings.model_types:
+            fitting.append(key)
+
     if preset is None:
-        names = _names(name)
-        known = {_plain(key.split("/")[1]): value for key, value in CHECKPOINTS.items()}
-        preset = next((known[_plain(part)] for part in names if _plain(part) in known), "summary")
-        if strict and preset == "summary" and any("unime" in part.lower() for part in names):
+        names = _possible_names(name)
+        preset = _published_preset(names)
+
+        # a wrong prompt gives no error, only worse embeddings
+        if preset is None and strict and any("unime" in candidate.lower() for candidate in names):
             raise ValueError(
-                f"{name} is no published checkpoint we know, and its name says it was trained with prompts of its "
-                f"own; pass `preset=`, one of {', '.join(fitting)}."
+                f"{name} is not a published checkpoint that UniME knows, but its name says that it was trained with "
+                f"its own prompts; pass `preset=`, one of {', '.join(fitting)}."
             )
+        if preset is None:
+            preset = "summary"
+
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}.")
     if preset not in fitting:
@@ -236,13 +269,32 @@ def find_preset(name, model_type: str, preset: str | None = None, strict: bool =
     return preset
 
 
-def _names(path) -> list[str]:
-    """Names under which a folder or repository may be known: its own, and those of the Hub's cache around it."""
-    parts = os.path.normpath(str(path)).split(os.sep)
-    names = parts[-1:]
-    if len(parts) > 1 and parts[-1].startswith("checkpoint-"):
-        names.append(parts[-2])
-    return names + [part.split("--")[-1] for part in parts if part.startswith("models--")]
+def _possible_names(path) -> list[str]:
+    """Names under which a folder or repository may be known: its last part, and those of the Hub's cache around it."""
+    levels = os.path.normpath(str(path)).split(os.sep)
+    names = [levels[-1]]
+
+    # a trainer's checkpoint has the name of the folder around it
+    if len(levels) > 1 and levels[-1].startswith("checkpoint-"):
+        names.append(levels[-2])
+
+    # the Hub's cache: models--owner--name/snapshots/commit
+    for level in levels:
+        if level.startswith("models--"):
+            names.append(level.split("--")[-1])
+    return names
+
+
+def _published_preset(names: list[str]) -> str | None:
+    """The preset of the published checkpoint that has one of these names."""
+    presets_by_name = {}
+    for repository, preset in CHECKPOINTS.items():
+        presets_by_name[_plain(repository.split("/")[1])] = preset
+
+    for name in names:
+        if _plain(name) in presets_by_name:
+            return presets_by_name[_plain(name)]
+    return None
 
 
 def _plain(name: str) -> str:
@@ -251,23 +303,41 @@ def _plain(name: str) -> str:
 
 
 def one_of(name: str, value: str, *allowed: str) -> str:
-    """The value, or an error that lists what is allowed."""
+    """The value of a setting, if it is one of those allowed.
+
+    Raises:
+        ValueError: it is not; the message lists what is allowed.
+    """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
     return value
 
 
 def strip_placeholders(text: str) -> str:
-    """Removes image placeholders and one newline after each (a space is kept, as upstream does)."""
+    """Removes image placeholders and one newline after each (a space stays, as upstream leaves it)."""
     return re.sub(PLACEHOLDER.pattern + "\n?", "", text)
 
 
 def instruct(instruction: str | None, text: str | None) -> str:
-    """A text with its instruction on a line before it, or, as MMEB words it, on the same line after a colon."""
-    parts = [part for part in (instruction, text) if part and part.strip()]
-    if len(parts) == 2 and instruction.rstrip().endswith(":"):
+    """A text with its instruction on a line before it, or, as MMEB words it, on the same line after a colon.
+
+    Args:
+        instruction (`str`, *optional*): what the text is to be read as.
+        text (`str`, *optional*): the text itself.
+
+    Returns:
+        `str`: both, the one that is not blank, or an empty string.
+
+    Example:
+
+    ```python
+    instruct("Find the caption:", "a ring")  # "Find the caption: a ring"
+    ```
+    """
+    lines = [line for line in (instruction, text) if line and line.strip()]
+    if len(lines) == 2 and instruction.rstrip().endswith(":"):
         return f"{instruction.rstrip()} {text}"
-    return "\n".join(parts)
+    return "\n".join(lines)
 
 
 __all__ = ["CHECKPOINTS", "PRESETS", "Preset", "Prompts", "find_preset", "instruct", "one_of", "strip_placeholders"]

@@ -54,6 +54,7 @@ setup(
     cmdclass={"build_py": BuildPackage},
     package_data={
         "unime": ["recipes/*/*.yaml", "accelerate_configs/*.yaml"],
+        "unime.checkpoints": ["chat_template.jinja"],
         "unime.eval": ["published.yaml", "retrieval_metrics/*.py"],
     },
     install_requires=[

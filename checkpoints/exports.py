@@ -1,6 +1,7 @@
 """The small files by which sentence-transformers and inference servers know how an exported checkpoint is meant."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -11,7 +12,12 @@ from ..items_unime import judge_messages
 from ..modeling_unime import UniMEModel
 from ..prompts_unime import PRESETS
 
-_TEXT = ("\x02query\x02", "\x02candidate\x02")  # stand for the texts while a prompt is turned into a template
+_MACROS = Path(__file__).with_name("chat_template.jinja")  # what all templates share
+
+# These stand for the texts while a prompt is turned into a template.
+_QUERY = "\x02query\x02"
+_DOCUMENT = "\x02document\x02"
+
 _CLASSES = "sentence_transformers."
 _TRANSFORMER = ("", f"{_CLASSES}base.modules.transformer.Transformer")
 
@@ -21,51 +27,73 @@ def write_exports(model, out: Path):
 
     `templates/query.jinja` and `templates/document.jinja` render what `encode_query` and `encode_document` feed the
     model, `templates/judge.jinja` what a reranker's `score` does; a server takes one with `--chat-template`.
+
+    Args:
+        model ([`UniMEModel`] or [`UniMERerankerForCausalLM`]): the model that was exported.
+        out (`Path`): folder of the stock checkpoint.
+
+    Warns:
+        UserWarning: sentence-transformers cannot read items as this model does; its files are left out.
     """
-    (out / "templates").mkdir(exist_ok=True)
     if isinstance(model, UniMEModel):
-        templates = {role: preset_template(model.processor, role) for role in ("query", "document")}
+        templates = {
+            "query": preset_template(model.processor, "query"),
+            "document": preset_template(model.processor, "document"),
+        }
         _write_embedder(model, templates["query"], out)
     else:
         templates = {"judge": judge_template(model.processor)}
         _write_reranker(model, templates["judge"], out)
+
+    (out / "templates").mkdir(exist_ok=True)
     for name, template in templates.items():
         (out / "templates" / f"{name}.jinja").write_text(template, encoding="utf-8")
 
 
-def _untold(model) -> list[str]:
-    """What sets an embedder's vectors apart from those of its exported checkpoint with its template."""
-    processor, preset = model.processor, PRESETS[model.processor.preset]
-    found = {
-        "flat positions": model.config.positions != "native",
-        "the sum of two embeddings": processor.fusion == "sum",
-        f"the resolution {processor.resolution}": Resolution.parse(processor.resolution) != Resolution(),
-        "legacy tile padding": processor.anyres_padding == "legacy",
-        "prompts that differ by role": preset.query != preset.document,
-        "a backbone it does not know": model.config.vlm_config.model_type == "phi3_v",
-    }
-    return [reason for reason, holds in found.items() if holds]
-
-
 def _write_embedder(model, template: str, out: Path):
-    if reasons := _untold(model):
+    """The files of a `SentenceTransformer`, where it gives the same vectors."""
+    differences = _differences(model)
+    if differences:
         warnings.warn(
             f"sentence-transformers cannot be told all of the preset {model.processor.preset!r} "
-            f"({', '.join(reasons)}): its files are left out.",
+            f"({', '.join(differences)}): its files are left out.",
             stacklevel=4,
         )
         return
+
     modules = [_TRANSFORMER, ("1_Pooling", f"{_CLASSES}sentence_transformer.modules.pooling.Pooling")]
     if model.config.normalize:
         modules.append(("2_Normalize", f"{_CLASSES}sentence_transformer.modules.normalize.Normalize"))
-    pooling = {"embedding_dimension": model.config.hidden_size, "pooling_mode": "lasttoken", "include_prompt": True}
     _write_modules(out, modules, "feature-extraction", "last_hidden_state", "token_embeddings", template)
+
+    pooling = {"embedding_dimension": model.config.hidden_size, "pooling_mode": "lasttoken", "include_prompt": True}
     write_json(out / "1_Pooling" / "config.json", pooling)
     settings = {"similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
     write_json(out / "config_sentence_transformers.json", settings)
 
 
+def _differences(model) -> list[str]:
+    """Why an embedder's vectors are not those of its exported checkpoint with its template."""
+    processor = model.processor
+    preset = PRESETS[processor.preset]
+    differences = []
+    if model.config.positions != "native":
+        differences.append("flat positions")
+    if processor.fusion == "sum":
+        differences.append("the sum of two embeddings")
+    if Resolution.parse(processor.resolution) != Resolution():
+        differences.append(f"the resolution {processor.resolution}")
+    if processor.anyres_padding == "legacy":
+        differences.append("legacy tile padding")
+    if preset.query != preset.document:
+        differences.append("prompts that differ by role")
+    if model.config.vlm_config.model_type == "phi3_v":
+        differences.append("a backbone it does not know")
+    return differences
+
+
 def _write_reranker(model, template: str, out: Path):
+    """The files of a `CrossEncoder`, where it gives the same scores."""
     policy = Resolution.parse(model.processor.resolution)
     if policy != Resolution() or model.config.vlm_config.model_type == "phi3_v":
         warnings.warn(
@@ -74,9 +102,11 @@ def _write_reranker(model, template: str, out: Path):
             stacklevel=4,
         )
         return
-    yes, no = model.yes_no_tokens
+
     modules = [_TRANSFORMER, ("1_LogitScore", f"{_CLASSES}cross_encoder.modules.logit_score.LogitScore")]
     _write_modules(out, modules, "any-to-any", "logits", "causal_logits", template)
+
+    yes, no = model.yes_no_tokens
     score = {"true_token_id": yes, "false_token_id": no, "module_input_name": "causal_logits"}
     write_json(out / "1_LogitScore" / "config.json", score)
     settings = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.activation.Sigmoid"}
@@ -84,15 +114,31 @@ def _write_reranker(model, template: str, out: Path):
 
 
 def _write_modules(out: Path, modules, task: str, output: str, name: str, template: str):
-    entries = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)]
+    """`modules.json`, the folders of the modules, and how the first of them reads messages and runs the model.
+
+    Args:
+        out (`Path`): folder of the checkpoint.
+        modules (`list[tuple[str, str]]`): folder and class of each module.
+        task (`str`): by which the first module chooses the model's class.
+        output (`str`): which of the model's outputs is used.
+        name (`str`): what the next module calls it.
+        template (`str`): the chat template.
+    """
+    entries = []
+    for number, (folder, class_path) in enumerate(modules):
+        entries.append({"idx": number, "name": str(number), "path": folder, "type": class_path})
+        (out / folder).mkdir(exist_ok=True)
     write_json(out / "modules.json", entries)
-    for path, _ in modules[1:]:
-        (out / path).mkdir(exist_ok=True)
+
     method = {"method": "forward", "method_output_name": output}
-    kinds = dict.fromkeys(("text", "image", "image+text"), method)
     settings = {
         "transformer_task": task,
-        "modality_config": {**kinds, "message": {**method, "format": "structured"}},
+        "modality_config": {
+            "text": method,
+            "image": method,
+            "image+text": method,
+            "message": {**method, "format": "structured"},
+        },
         "module_output_name": name,
         "processing_kwargs": {"chat_template": {"add_generation_prompt": True, "chat_template": template}},
     }
@@ -100,90 +146,85 @@ def _write_modules(out: Path, modules, task: str, output: str, name: str, templa
 
 
 def write_json(path: Path, content):
+    """Writes JSON that people can read."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def preset_template(processor, role: str = "query") -> str:
     """A chat template that renders a conversation, whoever speaks in it, as the preset words one item.
 
-    The item is a text, an image, or both; more than one image is an error of the template.
+    The item is a text, an image, or both. The template raises an error for more than one image, for other parts of a
+    message, and for texts that place their image by themselves.
+
+    Args:
+        processor ([`UniMEProcessor`]): whose preset it is.
+        role (`str`, defaults to `"query"`): `"query"` or `"document"`.
+
+    Returns:
+        `str`: the content of one file, which needs no other.
     """
-    preset, cases = PRESETS[processor.preset], []
-    for kind, item in _samples(0).items():
-        value = "item.text"
+    preset = PRESETS[processor.preset]
+    prompts = {}
+    for kind, item in _sample_items(_QUERY).items():
+        # a text is inserted as `UniMEProcessor.render` does it
+        words = getattr(getattr(preset, role), kind)
         if preset.strip and kind == "both":
-            value = "item.text | trim"
-        elif "{text}\n" in getattr(getattr(preset, role), kind):  # a break that the text has already is not doubled
-            value = "item.text[:-1] if item.text.endswith('\\n') else item.text"
-        cases.append((_is("item", kind), _expression(processor, processor.render(item, role=role)[0], [value])))
-    return _gather("item", "messages") + _choose(cases)
+            text = "trimmed_text"
+        elif "{text}\n" in words:  # a line break with which the text already ends is not written twice
+            text = "text_without_last_break"
+        else:
+            text = "text"
+
+        prompt, _ = processor.render(item, role=role)
+        prompts[kind] = _pieces(processor.tokenizer, prompt, {_QUERY: text})
+    return _template(prompts, "item_prompt")
 
 
 def judge_template(processor) -> str:
-    """A chat template that renders messages of the roles `query` and `document` as the judge's question about them."""
-    cases = []
-    for kind, query in _samples(0).items():
-        for other, candidate in _samples(1).items():
-            if "image" in query and "image" in candidate and not processor.takes_several_images:
+    """A chat template that renders messages of the roles `query` and `document` as the judge's question about them.
+
+    Args:
+        processor ([`UniMEProcessor`]): of a reranker.
+
+    Returns:
+        `str`: the content of one file, which needs no other.
+    """
+    prompts = {}
+    for query_kind, query in _sample_items(_QUERY).items():
+        for document_kind, document in _sample_items(_DOCUMENT).items():
+            several_images = "image" in query and "image" in document
+            if several_images and not processor.takes_several_images:
                 continue
-            prompt, _ = processor.render(judge_messages(query, [candidate]))
-            condition = f"{_is('query', kind)} and {_is('document', other)}"
-            cases.append((condition, _expression(processor, prompt, ["query.text", "document.text"])))
-    roles = [_gather(role, f"messages if message['role'] == '{role}'") for role in ("query", "document")]
-    return "".join(roles) + _choose(cases)
+            prompt, _ = processor.render(judge_messages(query, [document]))
+            inserts = {_QUERY: "query", _DOCUMENT: "document"}
+            prompts[f"{query_kind}, {document_kind}"] = _pieces(processor.tokenizer, prompt, inserts)
+    return _template(prompts, "judge_prompt")
 
 
-def _samples(number: int) -> dict:
+def _sample_items(mark: str) -> dict[str, dict]:
     """An item of each kind whose text is a mark."""
-    text, image = _TEXT[number], Image.new("RGB", (64, 64))
-    return {"text": {"text": text}, "image": {"image": image}, "both": {"text": text, "image": image}}
+    image = Image.new("RGB", (64, 64))
+    return {"text": {"text": mark}, "image": {"image": image}, "both": {"text": mark, "image": image}}
 
 
-def _is(name: str, kind: str) -> str:
-    """Whether what was gathered under a name is of a kind."""
-    has_text, has_image = f"{name}.text | trim", f"{name}.images"
-    return {
-        "text": f"not {has_image}",
-        "image": f"({has_image} and not ({has_text}))",
-        "both": f"({has_image} and ({has_text}))",
-    }[kind]
+def _pieces(tokenizer, prompt: str, inserts: dict[str, str]) -> list:
+    """A prompt as the templates have it: strings, and the names of texts in the place of their marks."""
+    # a server adds nothing to a rendered prompt, so that it begins with what the tokenizer puts before every text
+    beginning = tokenizer.bos_token or ""
+    if not prompt.startswith(beginning) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        prompt = beginning + prompt
+
+    pieces = []
+    for piece in re.split(f"({'|'.join(inserts)})", prompt):
+        if piece in inserts:
+            pieces.append({"insert": inserts[piece]})
+        elif piece:
+            pieces.append(piece)
+    return pieces
 
 
-def _expression(processor, prompt: str, values: list[str]) -> str:
-    """The prompt as a Jinja expression, beginning with what the tokenizer puts before every text."""
-    bos = processor.tokenizer.bos_token or ""
-    if (
-        bos
-        and not prompt.startswith(bos)
-        and processor.tokenizer("a")["input_ids"][0] == processor.tokenizer.bos_token_id
-    ):
-        prompt = bos + prompt
-    literal = json.dumps(prompt, ensure_ascii=False)
-    for mark, value in zip(_TEXT, values):
-        literal = literal.replace(json.dumps(mark)[1:-1], f'" ~ ({value}) ~ "')
-    return literal
-
-
-def _gather(name: str, messages: str) -> str:
-    """Puts the texts and the number of images of some messages under a name."""
-    return (
-        f"{{%- set {name} = namespace(text='', images=0) -%}}{{%- for message in {messages} -%}}"
-        f"{{%- if message['content'] is string -%}}{{%- set {name}.text = {name}.text ~ message['content'] -%}}"
-        "{%- else -%}{%- for part in message['content'] -%}{%- if part['type'] == 'text' -%}"
-        f"{{%- set {name}.text = {name}.text ~ part['text'] -%}}"
-        "{%- elif part['type'] in ('image', 'image_url') -%}"
-        f"{{%- set {name}.images = {name}.images + 1 -%}}"
-        "{%- else -%}{{- raise_exception('an item has a text, an image, or both') -}}"
-        "{%- endif -%}{%- endfor -%}{%- endif -%}{%- endfor -%}"
-        f"{{%- if '<image>' in {name}.text or '<|image_' in {name}.text -%}}"
-        "{{- raise_exception('a text does not place its image by itself here') -}}{%- endif -%}"
-        f"{{%- if {name}.images > 1 -%}}{{{{- raise_exception('an item has at most one image') -}}}}{{%- endif -%}}"
-    )
-
-
-def _choose(cases: list[tuple[str, str]]) -> str:
-    conditions = [
-        f"{{%- {'elif' if i else 'if'} {condition} -%}}{{{{- {text} -}}}}" for i, (condition, text) in enumerate(cases)
-    ]
-    refused = "{{- raise_exception('this model takes one image at a time') -}}"
-    return f"{''.join(conditions)}{{%- else -%}}{refused}{{%- endif -%}}"
+def _template(prompts: dict[str, list], macro: str) -> str:
+    """A whole template: the prompts, the macros, and the call of one of them."""
+    literal = json.dumps(prompts, ensure_ascii=False, indent=2)  # a dict of strings and lists is the same in Jinja
+    macros = _MACROS.read_text(encoding="utf-8")
+    return "{%- set prompts = " + literal + " -%}\n\n" + macros + "\n{{- " + macro + "(messages, prompts) -}}\n"

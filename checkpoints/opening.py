@@ -1,4 +1,4 @@
-"""Checkpoints in and out: adapters, and the commands `unime convert`, `unime export` and `unime merge`."""
+"""Opening any checkpoint: UniME models, stock VLMs, and adapters over either, which are merged."""
 
 import json
 import re
@@ -10,8 +10,10 @@ from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from ..prompts_unime import find_preset
 
 HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # among them the base class of whichever httpx it uses
-UNIME_TYPES = ("unime", "unime_reranker")
-_RENAMED = (  # module paths of transformers 4.4x, and of the wrappers adapters were trained in
+UNIME_MODEL_TYPES = ("unime", "unime_reranker")  # what `config.json` calls our models
+
+# Module paths of transformers 4.4x, and of the wrappers adapters were trained in: pattern -> present name
+_EARLIER_NAMES = (
     (r"^(?:encoder|vlm|model)\.", ""),
     (r"^language_model\.model\.", "language_model."),
     (r"^vision_tower\.vision_model\.", "vision_tower."),
@@ -20,16 +22,25 @@ _RENAMED = (  # module paths of transformers 4.4x, and of the wrappers adapters 
 
 
 def local_folder(source, revision: str | None = None) -> Path:
-    """The folder of a checkpoint, downloaded if it is a repository."""
+    """The folder of a checkpoint, downloaded if it is a repository.
+
+    Args:
+        source (`str` or `Path`): folder, or repository on the Hub.
+        revision (`str`, *optional*): branch, tag or commit of the repository.
+
+    Raises:
+        ValueError: there is no such folder, and the Hub does not give such a repository.
+    """
     if Path(source).is_dir():
         return Path(source)
+
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(str(source), revision=revision))
     except (*HUB_ERRORS, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{source} is no folder here, and cannot be had from the Hub: {reason}") from error
+        raise ValueError(f"{source} is not a folder here, and is not available from the Hub: {reason}") from error
 
 
 def open_checkpoint(
@@ -38,25 +49,40 @@ def open_checkpoint(
     """Opens a UniME checkpoint, a stock VLM, or an adapter over either, which is merged into it.
 
     Args:
-        source: folder or repository.
-        preset (`str`, *optional*): for a stock VLM.
-        reranker (`bool`): whether a stock VLM becomes a reranker; else it becomes an embedder.
+        source (`str` or `Path`): folder or repository.
+        preset (`str`, *optional*): prompts, for a stock VLM.
+        reranker (`bool`, defaults to `False`): whether a stock VLM becomes a reranker; else it becomes an embedder.
         base (*optional*): what an adapter was trained on; by default what its own file says.
-        change_preset (`bool`): give a UniME checkpoint the prompts of another preset, because it is to be trained on.
+        change_preset (`bool`, defaults to `False`): give a UniME checkpoint the prompts of another preset, because it
+            is to be trained on.
         kwargs: for `from_pretrained`.
+
+    Returns:
+        [`UniMEModel`] or [`UniMERerankerForCausalLM`].
 
     Raises:
         ValueError: `preset` does not fit the checkpoint, or a weight did not land.
+
+    Example:
+
+    ```python
+    model = open_checkpoint("Qwen/Qwen2-VL-2B-Instruct", preset="summary")
+    ```
     """
     folder = local_folder(source, kwargs.get("revision"))
+
     if (folder / "adapter_config.json").exists():
-        kwargs.pop("revision", None)
-        model = open_checkpoint(base or base_of(folder), preset, reranker, change_preset=change_preset, **kwargs)
+        kwargs.pop("revision", None)  # of the adapter, not of its base
+        model = open_checkpoint(base or base_model_of(folder), preset, reranker, change_preset=change_preset, **kwargs)
         return load_adapter(model, folder).merge_and_unload()
+
     model_type = model_type_of(folder)
-    if model_type not in UNIME_TYPES:
-        return (UniMERerankerForCausalLM if reranker else UniMEModel).from_backbone(source, preset, **kwargs)
-    model = (UniMEModel if model_type == "unime" else UniMERerankerForCausalLM).from_pretrained(source, **kwargs)
+    if model_type not in UNIME_MODEL_TYPES:
+        model_class = UniMERerankerForCausalLM if reranker else UniMEModel
+        return model_class.from_backbone(source, preset, **kwargs)
+
+    model_class = UniMEModel if model_type == "unime" else UniMERerankerForCausalLM
+    model = model_class.from_pretrained(source, **kwargs)
     if change_preset and preset is not None:
         model.processor.preset = find_preset(source, model.config.vlm_config.model_type, preset)
     elif preset not in (None, model.processor.preset):
@@ -67,13 +93,25 @@ def open_checkpoint(
 
 
 def model_type_of(folder: Path) -> str | None:
+    """What the `config.json` of a checkpoint calls its model: one of `UNIME_MODEL_TYPES`, `"qwen2_vl"`, ...
+
+    Raises:
+        ValueError: there is no `config.json`.
+    """
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is no checkpoint: it has no config.json.")
-    return json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        raise ValueError(f"{folder} is not a checkpoint: it has no config.json.")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config.get("model_type")
 
 
-def base_of(adapter: Path) -> str:
-    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+def base_model_of(adapter: Path) -> str:
+    """The folder or repository of the model that an adapter was trained on, as its `adapter_config.json` says.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{adapter} does not say which model it is an adapter of; name it with `base`.")
     return base
@@ -83,7 +121,7 @@ def load_adapter(model, path):
     """Puts a LoRA or DoRA adapter on a model, whichever key layout it was saved in, and checks that it landed.
 
     Args:
-        model (`UniMEModel` or `UniMERerankerForCausalLM`).
+        model ([`UniMEModel`] or [`UniMERerankerForCausalLM`]): what the adapter was trained on.
         path: folder of the adapter.
 
     Returns:
@@ -92,31 +130,32 @@ def load_adapter(model, path):
     Raises:
         ValueError: a weight of the adapter has no place in the model, or has another shape: it was trained on another
             base.
+
+    Example:
+
+    ```python
+    model = load_adapter(UniMEModel.from_pretrained("me/my-embedder"), "outputs/adapter").merge_and_unload()
+    ```
     """
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-    from peft.utils import load_peft_weights
 
-    config = PeftConfig.from_pretrained(path)
     modules = dict(model.named_modules())
-    targets, weights = set(), {}
-    for key, weight in load_peft_weights(path, device="cpu").items():
-        found = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_.+)", key)
-        place = found and _place(found[1], modules)
-        if place is None:
-            raise ValueError(f"the adapter {path} was trained on another base: {key} has no place in this model.")
-        targets.add(place)
-        weights[f"base_model.model.{place}.{found[2]}"] = weight
-    if not targets:
-        raise ValueError(f"the adapter {path} holds no weight.")
-    config.target_modules, config.task_type = sorted(targets), None
-    for pattern in ("rank_pattern", "alpha_pattern"):
-        renamed = {_place(key, modules) or key: value for key, value in (getattr(config, pattern) or {}).items()}
-        setattr(config, pattern, renamed)
+    weights, targets = _renamed_weights(path, modules)
+
+    # settings of single modules follow the names of their modules
+    config = PeftConfig.from_pretrained(path)
+    config.target_modules = sorted(targets)
+    config.task_type = None
+    for name in ("rank_pattern", "alpha_pattern"):
+        pattern = getattr(config, name) or {}
+        setattr(config, name, {_present_name(key, modules) or key: value for key, value in pattern.items()})
+
     adapted = PeftModel(model, config)
     try:
         result = set_peft_model_state_dict(adapted, weights)
     except RuntimeError as error:
         raise ValueError(f"the adapter {path} was trained on another base: {error}") from error
+
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
         raise ValueError(
@@ -125,13 +164,37 @@ def load_adapter(model, path):
     return adapted.eval()
 
 
-def _place(path: str, modules: dict) -> str | None:
-    """The module that an adapter's path means, by its present or an earlier name."""
-    forms = [path]
-    for form in forms:  # grows while it is read
-        for pattern, replacement in _RENAMED:
-            renamed = re.sub(pattern, replacement, form)
-            if renamed not in forms:
-                forms.append(renamed)
-    names = (prefix + form for form in forms for prefix in ("", "vlm.", "vlm.model."))
-    return next((name for name in names if name in modules), None)
+def _renamed_weights(path, modules: dict) -> tuple[dict, set[str]]:
+    """An adapter's weights under the names of the model's own modules, and the names of these modules."""
+    from peft.utils import load_peft_weights
+
+    weights = {}
+    targets = set()
+    for key, weight in load_peft_weights(path, device="cpu").items():
+        match = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_.+)", key)
+        name = _present_name(match[1], modules) if match else None
+        if name is None:
+            raise ValueError(f"the adapter {path} was trained on another base: {key} has no place in this model.")
+        targets.add(name)
+        weights[f"base_model.model.{name}.{match[2]}"] = weight
+
+    if not targets:
+        raise ValueError(f"the adapter {path} has no weights.")
+    return weights, targets
+
+
+def _present_name(path: str, modules: dict) -> str | None:
+    """The name of the module that an adapter's path means, by its present or an earlier name."""
+    # every name that the rules lead to, applied once or one after the other
+    candidates = [path]
+    for candidate in candidates:  # grows while it is read
+        for pattern, replacement in _EARLIER_NAMES:
+            renamed = re.sub(pattern, replacement, candidate)
+            if renamed not in candidates:
+                candidates.append(renamed)
+
+    for candidate in candidates:
+        for prefix in ("", "vlm.", "vlm.model."):
+            if prefix + candidate in modules:
+                return prefix + candidate
+    return None

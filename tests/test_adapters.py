@@ -80,7 +80,7 @@ def test_merge_command_and_adapters_of_the_wrappers(tiny, tmp_path, capsys):
     merged = UniMEModel.from_pretrained(tmp_path / "merged")
     assert merged.processor.preset == "joint" and (merged.encode(ITEMS) - expected).abs().max() <= 1e-5
     assert "written to" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="is no adapter"):
+    with pytest.raises(SystemExit, match="is not an adapter"):
         main(["merge", str(path), str(tmp_path / "x")])
 
 
@@ -218,9 +218,9 @@ def test_stock_library_reads_the_export(tiny, tmp_path):
 
 
 def test_only_unime_repositories_are_exported(tiny, tmp_path):
-    with pytest.raises(SystemExit, match="is no UniME repository but a qwen2_vl; there is nothing to export"):
+    with pytest.raises(SystemExit, match="is not a UniME repository but a qwen2_vl; there is nothing to export"):
         main(["export", str(tiny("qwen2_vl")[0]), str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="is no checkpoint: it has no config.json"):
+    with pytest.raises(SystemExit, match="is not a checkpoint: it has no config.json"):
         main(["export", str(tmp_path), str(tmp_path / "out")])
 
 

@@ -147,9 +147,9 @@ def test_what_cannot_be_embedded_is_left_out_and_named(saved, photos, capsys):
             "no row of .*has negatives with judge",
         ),
         (["mine", "run"], "unime mine: `data` is missing"),
-        (["convert", "owner/none", "{}/out"], "owner/none is no folder here, and cannot be had from the Hub"),
-        (["eval", "world", "--model", "owner/none", "--data", "{}"], "owner/none is no folder here"),
-        (["demo", "--model", "owner/none", "--images", "{}/photos"], "owner/none is no folder here"),
+        (["convert", "owner/none", "{}/out"], "owner/none is not a folder here, and is not available from the Hub"),
+        (["eval", "world", "--model", "owner/none", "--data", "{}"], "owner/none is not a folder here"),
+        (["demo", "--model", "owner/none", "--images", "{}/photos"], "owner/none is not a folder here"),
         (["fly"], "usage: unime COMMAND"),
     ],
 )

@@ -452,10 +452,10 @@ def test_presets_are_for_their_backbone_and_their_repositories(tiny, tmp_path):
     judge = shutil.copytree(tiny("qwen2_5_vl")[0], tmp_path / "UniME-v2-rerank_qwen25VL_7B")
     assert UniMERerankerForCausalLM.from_backbone(judge).processor.resolution == "1344+tokens:300"
     shutil.copytree(qwen, tmp_path / "UniME-tuned" / "checkpoint-50")
-    with pytest.raises(ValueError, match="checkpoint-50 is no published checkpoint we know"):
+    with pytest.raises(ValueError, match="checkpoint-50 is not a published checkpoint"):
         UniMEModel.from_backbone(tmp_path / "UniME-tuned" / "checkpoint-50")
     shutil.copytree(qwen, tmp_path / "My-UniME")
-    with pytest.raises(ValueError, match="My-UniME is no published checkpoint .* pass `preset=`, one of summary"):
+    with pytest.raises(ValueError, match="My-UniME is not a published checkpoint .* pass `preset=`, one of summary"):
         UniMEModel.from_backbone(tmp_path / "My-UniME")
     with pytest.raises(
         ValueError, match="holds a qwen2_vl, not a unime; wrap a stock VLM with `UniMEModel.from_backbone`"

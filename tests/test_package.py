@@ -130,4 +130,17 @@ def test_setup_lists_every_package_and_recipe():
     for init in ROOT.glob("*/__init__.py"):
         assert f'"{init.parent.name}"' in text
     assert "recipes/*/*.yaml" in text and "accelerate_configs/*.yaml" in text
+    assert '"unime.checkpoints": ["chat_template.jinja"]' in text
     assert json.dumps("Apache-2.0") in text
+
+
+def test_an_installed_package_holds_the_files_it_reads(tmp_path):
+    copy = tmp_path / "checkout"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "outputs", "*.egg-info", "build", "__pycache__"))
+    command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path / "installed")]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    installed = tmp_path / "installed" / "unime"
+    template = (installed / "checkpoints" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert template == (ROOT / "checkpoints" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert (installed / "eval" / "published.yaml").exists() and list(installed.glob("recipes/*/*.yaml"))

@@ -371,7 +371,7 @@ def test_clips_of_any_kind_are_told_apart(embedder):
     together = embedder.encode([{"video": clip} for clip in clips])
     assert (together[0] - together[1]).abs().max() > 1e-4
     assert torch.equal(embedder.encode({"video": clips[0].numpy()}), embedder.encode({"video": clips[0]}))
-    with pytest.raises(TypeError, match="item 0 holds a set, which is no part of an item"):
+    with pytest.raises(TypeError, match="item 0 holds a set; an item consists of texts"):
         embedder.encode([{"text": "a", "image": {1, 2}}])
 
 
