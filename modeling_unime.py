@@ -140,12 +140,11 @@ class UniMEModel(UniMEPreTrainedModel):
         reading = Reading(instruction, role, max_length, resolution, fusion)
 
         # equal items are embedded once
-        first_copies, places = self._distinct(items, show_progress)
-        rows, prepared = self.processor.prepare_parts(
-            [items[i] for i in first_copies], reading, [f"item {i}" for i in first_copies]
-        )
+        distinct, names, places = self._distinct(items, show_progress)
+        rows, prepared = self.processor.prepare_parts(distinct, reading, names)
         if batch_size is not None:
-            batch_tokens = max(1, batch_size * max((entry.length for entry in prepared), default=1))
+            longest = max((entry.length for entry in prepared), default=1)
+            batch_tokens = batch_size * longest
 
         parts = self._embed(prepared, batch_tokens, show_progress)  # [P, D]
         embeddings = self.sum_parts(parts, torch.tensor(rows, dtype=torch.long))  # [distinct, D]
@@ -153,19 +152,21 @@ class UniMEModel(UniMEPreTrainedModel):
         embeddings = self.quantize(embeddings[places], precision, ranges)
         return embeddings[0] if is_single else embeddings
 
-    def _distinct(self, items: list, show_progress) -> tuple[list[int], torch.Tensor]:
-        """The first copies of distinct items, by their numbers, and for each item its place among these."""
+    def _distinct(self, items: list, show_progress) -> tuple[list, list[str], torch.Tensor]:
+        """The distinct items with their names, and for each item its place `[N]` among these."""
         is_silent = not wants_progress(show_progress, len(items) // 512)
         place_of = {}
-        first_copies = []
+        distinct = []
+        names = []
         places = []
         for i, item in enumerate(tqdm(items, desc="Reading", disable=is_silent, unit="item")):
             key = item_key(item, self.processor.max_image_pixels, f"item {i}")
             if key not in place_of:
-                place_of[key] = len(first_copies)
-                first_copies.append(i)
+                place_of[key] = len(distinct)
+                distinct.append(item)
+                names.append(f"item {i}")
             places.append(place_of[key])
-        return first_copies, torch.tensor(places, dtype=torch.long)
+        return distinct, names, torch.tensor(places, dtype=torch.long)
 
     def _embed(self, prepared, batch_tokens: int, show_progress) -> torch.Tensor:
         """Embeddings `[P, D]` of prepared items, in float32 on the CPU."""
@@ -446,9 +447,8 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         for number in trange(rounds, desc="Ranking", disable=is_silent, unit="round"):
             order = torch.randperm(count, generator=generator) if number else torch.arange(count)
             order = order.tolist()
-            entry = self._listwise_prompt(
-                query, [candidates[i] for i in order], [f"candidate {i}" for i in order], resolution
-            )
+            shown = [candidates[i] for i in order]
+            entry = self._listwise_prompt(query, shown, [f"candidate {i}" for i in order], resolution)
             total[order] += self._number_distribution(entry, count, batch_tokens)
         return total / rounds
 
@@ -466,31 +466,29 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         those that may follow there (another digit, or the closing bracket).
         """
         answers = self._number_tokens(count)
-        followers = _followers(answers)
-        open_beginnings = [beginning for beginning, tokens in followers.items() if len(tokens) > 1]
-        if not open_beginnings:  # a single candidate
+        rivals = _rival_tokens(answers)
+        if not rivals:  # a single candidate
             return torch.ones(count)
 
-        columns = sorted(set().union(*(followers[beginning] for beginning in open_beginnings)))
-        prompts = [replace(entry, written=beginning) for beginning in open_beginnings]
+        # one prompt for each beginning of a number after which several tokens may come
+        prompts = [replace(entry, written=beginning) for beginning in rivals]
+        columns = sorted(set().union(*rivals.values()))
         logits = self._next_logits(prompts, columns, batch_tokens, share_prefix=True, show_progress=False)
 
-        # what has been written of a number -> the probability of each token that may come next
+        # beginning of a number -> the probability of each token that may come next
         chances = {}
-        for row, beginning in enumerate(open_beginnings):
-            tokens = sorted(followers[beginning])
-            probabilities = logits[row, [columns.index(token) for token in tokens]].softmax(dim=0)
-            chances[beginning] = dict(zip(tokens, probabilities.tolist()))
+        for row, (beginning, tokens) in zip(logits, rivals.items()):
+            is_rival = torch.isin(torch.tensor(columns), torch.tensor(tokens))
+            chances[beginning] = dict(zip(tokens, row[is_rival].softmax(dim=0).tolist()))
         return torch.tensor([_probability(answer, chances) for answer in answers])
 
     def _number_tokens(self, count: int) -> list[list[int]]:
         """Ids of `1)`, `2)`, ... as they stand after the forced prefix."""
         tokenizer = self.processor.tokenizer
         prefix = tokenizer(LISTWISE_ANSWER, add_special_tokens=False)["input_ids"]
-        texts = [f"{LISTWISE_ANSWER}{number})" for number in range(1, count + 1)]
-
         answers = []
-        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+        for number in range(1, count + 1):
+            ids = tokenizer(f"{LISTWISE_ANSWER}{number})", add_special_tokens=False)["input_ids"]
             if ids[: len(prefix)] != prefix:
                 raise ValueError(f"the tokenizer joins {LISTWISE_ANSWER!r} with the number after it; use 'pointwise'.")
             answers.append(ids[len(prefix) :])
@@ -570,10 +568,10 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     def _answers(self, words: tuple[str, str], sum_variants: bool) -> list[list[int]]:
         """Token ids of each answer: the word itself first, then its other spellings that are one token."""
-        groups = [self._spellings(word, sum_variants) for word in words]
-        if set(groups[0]) & set(groups[1]):
+        yes, no = (self._spellings(word, sum_variants) for word in words)
+        if set(yes) & set(no):
             raise ValueError(f"the tokenizer gives the answers {words} the same token.")
-        return groups
+        return [yes, no]
 
     def _spellings(self, word: str, sum_variants: bool) -> list[int]:
         tokenizer = self.processor.tokenizer
@@ -598,10 +596,10 @@ def _same_argument(**names):
     Raises:
         TypeError: it was given under both.
     """
-    values = {name: value for name, value in names.items() if value is not None}
-    if len(values) > 1:
-        raise TypeError(f"{' and '.join(values)} are two names of one argument; give one of them.")
-    return next(iter(values.values()), None)
+    (first, first_value), (second, second_value) = names.items()
+    if first_value is not None and second_value is not None:
+        raise TypeError(f"{first} and {second} are two names of one argument; give one of them.")
+    return second_value if first_value is None else first_value
 
 
 def _as_retrieval_scores(scores, count: int) -> torch.Tensor:
@@ -611,13 +609,13 @@ def _as_retrieval_scores(scores, count: int) -> torch.Tensor:
     return torch.as_tensor(scores, dtype=torch.float32).cpu()
 
 
-def _followers(answers: list[list[int]]) -> dict[tuple, set]:
-    """What has been written of an answer -> the tokens that may come next."""
+def _rival_tokens(answers: list[list[int]]) -> dict[tuple, list[int]]:
+    """Beginnings of answers after which several tokens may come -> these tokens, sorted."""
     followers = {}
     for answer in answers:
         for i, token in enumerate(answer):
             followers.setdefault(tuple(answer[:i]), set()).add(token)
-    return followers
+    return {beginning: sorted(tokens) for beginning, tokens in followers.items() if len(tokens) > 1}
 
 
 def _probability(answer: list[int], chances: dict[tuple, dict]) -> float:
@@ -638,7 +636,8 @@ def _penalise(logits, prepared, tokens, penalty: float) -> torch.Tensor:
     """Applies `generate`'s repetition penalty to the logits of answers that occur in the prompt."""
     if penalty == 1.0:
         return logits
-    occurs = torch.stack([torch.isin(torch.tensor(tokens), torch.tensor(entry.input_ids)) for entry in prepared])
+    tokens = torch.tensor(tokens)
+    occurs = torch.stack([torch.isin(tokens, torch.tensor(entry.input_ids)) for entry in prepared])
     penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(occurs, penalised, logits)  # [N, len(tokens)]
 

@@ -64,7 +64,8 @@ class NativeProcessor:
         self.tokenizer = tokenizer
         self.takes_several_images = self.name not in _SINGLE_IMAGE
 
-        options = {key: value for key, value in settings.items() if key != "processor_class"}
+        options = dict(settings)
+        options.pop("processor_class")
         self.processor = _without_video(getattr(transformers, self.name))(
             image_processor=_with_legacy_padding(image_processor) if legacy_padding else image_processor,
             tokenizer=tokenizer,
@@ -138,7 +139,9 @@ class NativeProcessor:
 
 def _without_video(cls):
     """The class with an `__init__` that asks for no video processor."""
-    attributes = [name for name in cls.get_attributes() if name != "video_processor"]
+    attributes = list(cls.get_attributes())
+    if "video_processor" in attributes:
+        attributes.remove("video_processor")
     return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: attributes)})
 
 
@@ -147,8 +150,9 @@ def _with_legacy_padding(image_processor):
 
     class Legacy(type(image_processor)):
         def _get_padding_size(self, original_resolution, target_resolution):
-            halves = [(target - size) // 2 for size, target in zip(original_resolution, target_resolution)]
-            return tuple((half, half) for half in halves)
+            height = (target_resolution[0] - original_resolution[0]) // 2
+            width = (target_resolution[1] - original_resolution[1]) // 2
+            return (height, height), (width, width)
 
     legacy = Legacy.__new__(Legacy)
     legacy.__dict__.update(image_processor.__dict__)

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -51,14 +50,6 @@ class Reading:
     def __post_init__(self):
         if self.role not in ("query", "document"):
             raise ValueError(f"role must be 'query' or 'document', got {self.role!r}.")
-
-
-class _Part(NamedTuple):
-    """What is embedded for an item, or for a half of it where image and text are added up."""
-
-    row: int  # of the item
-    item: object
-    instruction: str | None
 
 
 class UniMEProcessor(ProcessorMixin):
@@ -180,11 +171,12 @@ class UniMEProcessor(ProcessorMixin):
         prepared = []
         for number, (prompt, ids) in enumerate(zip(texts, self._native.tokenize(texts))):
             name = f"text {number}"
-            placed = [next(remaining, None) for _ in range(ids.count(self._native.placeholder_id))]
-            if None in placed:
+            placed_count = ids.count(self._native.placeholder_id)
+            placed = tuple(islice(remaining, placed_count))
+            if len(placed) < placed_count:
                 raise ValueError(f"{name} holds more image tokens than there are images left.")
             sizes = tuple(image.size for image in placed)
-            prepared.append(PreparedItem(name, prompt, ids, tuple(placed), sizes, self._count_tokens(sizes, name)))
+            prepared.append(PreparedItem(name, prompt, ids, placed, sizes, self._count_tokens(sizes, name)))
 
         if next(remaining, None) is not None:
             raise ValueError("there are more images than image tokens.")
@@ -292,7 +284,7 @@ class UniMEProcessor(ProcessorMixin):
         turns = []
         for message in messages:
             if self._template_takes_strings:
-                content = "".join(part.get("text", self._fenced_image) for part in message["content"])
+                content = "".join(entry.get("text", self._fenced_image) for entry in message["content"])
             else:  # such templates put a line break between image and text themselves
                 content = _without_leading_breaks(message["content"])
             turns.append({**message, "content": content})
@@ -319,31 +311,32 @@ class UniMEProcessor(ProcessorMixin):
         turns = []
         images = []
         for message in messages:
-            content = message.get("content", "")
-            if isinstance(content, str):
-                content = [_text_part(content)]
+            entries = message.get("content", "")
+            if isinstance(entries, str):
+                entries = [_text_part(entries)]
 
-            parts = []
-            for part in content:
-                part_images = self._images_of(part, name)
-                images.extend(part_images)
-                if part["type"] == "text":
-                    parts.append(_text_part(part["text"]))
+            # a video becomes as many images as it has frames
+            content = []
+            for entry in entries:
+                entry_images = self._images_of(entry, name)
+                images.extend(entry_images)
+                if entry["type"] == "text":
+                    content.append(_text_part(entry["text"]))
                 else:
-                    parts.extend([{"type": "image"}] * len(part_images))
-            turns.append({"role": message["role"], "content": parts})
+                    content.extend([{"type": "image"}] * len(entry_images))
+            turns.append({"role": message["role"], "content": content})
         return self._template(turns, generate), tuple(images)
 
-    def _images_of(self, part: dict, name: str) -> Sequence:
-        """The image, or the frames of the video, that a part of a message holds; none for a text."""
-        kind = part.get("type")
-        if kind == "image" and is_image(part.get("image")):
-            return (part["image"],)
-        if kind == "video" and part.get("video") is not None:
-            return read_frames(part["video"], name, self.num_frames)
-        if kind == "text" and isinstance(part.get("text"), str):
+    def _images_of(self, entry: dict, name: str) -> Sequence:
+        """The image, or the frames of the video, in an entry of a message's content; none for a text."""
+        kind = entry.get("type")
+        if kind == "image" and is_image(entry.get("image")):
+            return (entry["image"],)
+        if kind == "video" and entry.get("video") is not None:
+            return read_frames(entry["video"], name, self.num_frames)
+        if kind == "text" and isinstance(entry.get("text"), str):
             return ()
-        raise ValueError(f"{name} has a message part that is neither text, image nor video: {str(part)[:80]!r}.")
+        raise ValueError(f"{name} has a message part that is neither text, image nor video: {str(entry)[:80]!r}.")
 
     def rerank_messages(
         self, query, candidates, strategy: str, names=None, answer_format: str = "yes_no"
@@ -385,27 +378,34 @@ class UniMEProcessor(ProcessorMixin):
         ```
         """
         reading = replace(reading or Reading(), **settings)
-        names = names or [f"item {i}" for i in range(len(items))]
-        limit = min(reading.max_length or self.max_length, self.tokenizer.model_max_length)
-        resolution = Resolution.parse(self.resolution if reading.resolution is None else reading.resolution)
+        return self._prepare(items, [reading] * len(items), names or _numbered("item", len(items)))
 
-        rendered = [self._render(item, reading, name) for item, name in zip(items, names)]
-        prompts = [prompt + reading.suffix for prompt, _ in rendered]
+    def _prepare(self, items, readings: list[Reading], names: list[str]) -> list[PreparedItem]:
+        """Items tokenised and measured, each by a reading of its own."""
+        prompts = []
+        images = []
+        for item, reading, name in zip(items, readings, names):
+            prompt, item_images = self._render(item, reading, name)
+            prompts.append(prompt + reading.suffix)
+            images.append(item_images)
+
+        # all prompts are tokenised at once, which a fast tokenizer does on several threads
         token_ids = self._native.tokenize(prompts)
-
         prepared = []
         cut_count = 0
-        for i, item in enumerate(items):
-            entry = self._plan(names[i], prompts[i], token_ids[i], rendered[i][1], resolution)
+        for i, reading in enumerate(readings):
+            resolution = Resolution.parse(self.resolution if reading.resolution is None else reading.resolution)
+            limit = min(reading.max_length or self.max_length, self.tokenizer.model_max_length)
+            entry = self._plan(names[i], prompts[i], token_ids[i], images[i], resolution)
             if entry.length > limit:
-                entry = self._shorten(entry, item, reading, limit)
+                entry = self._shorten(entry, items[i], reading, limit)
                 cut_count += 1
             prepared.append(entry)
 
         if cut_count:
             warnings.warn(
                 f"{cut_count} of {len(items)} items were longer than {limit} tokens; their texts were cut to fit.",
-                stacklevel=3,
+                stacklevel=4,
             )
         return prepared
 
@@ -488,24 +488,17 @@ class UniMEProcessor(ProcessorMixin):
         """
         reading = replace(reading or Reading(), **settings)
         fusion = one_of("fusion", reading.fusion or self.fusion, "joint", "sum")
-        names = names or [f"item {i}" for i in range(len(items))]
+        names = names or _numbered("item", len(items))
 
+        rows = []
         parts = []
+        readings = []
         for row, item in enumerate(items):
-            parts.extend(_split_into_parts(row, item, fusion, reading.instruction))
-
-        # The instruction belongs to the text of a sum, not to its image: parts with and without are read apart.
-        prepared = [None] * len(parts)
-        for instruction in dict.fromkeys(part.instruction for part in parts):
-            places = [place for place, part in enumerate(parts) if part.instruction == instruction]
-            entries = self.prepare(
-                [parts[place].item for place in places],
-                replace(reading, instruction=instruction),
-                [names[parts[place].row] for place in places],
-            )
-            for place, entry in zip(places, entries):
-                prepared[place] = entry
-        return [part.row for part in parts], prepared
+            for part, instruction in _split_into_parts(item, fusion, reading.instruction):
+                rows.append(row)
+                parts.append(part)
+                readings.append(replace(reading, instruction=instruction))
+        return rows, self._prepare(parts, readings, [names[row] for row in rows])
 
     def read_image(self, entry: PreparedItem, index: int) -> Image.Image:
         """An image of a prepared item, decoded and at the size that was planned."""
@@ -530,13 +523,14 @@ class UniMEProcessor(ProcessorMixin):
         """
         groups = []
         for entry in prepared:
-            groups.append([self.read_image(entry, i) for i in range(len(entry.images))])
-        if not any(groups):
-            return {}, [[] for _ in prepared]
+            images = [self.read_image(entry, i) for i in range(len(entry.images))]
+            if images:
+                groups.append(images)
 
-        inputs, strings = self._native.read_images([group for group in groups if group])
+        # the strings come back in one list; each item takes as many as it has images
+        inputs, strings = self._native.read_images(groups) if groups else ({}, [])
         remaining = iter(strings)
-        return inputs, [list(islice(remaining, len(group))) for group in groups]
+        return inputs, [list(islice(remaining, len(entry.images))) for entry in prepared]
 
     def read_loose_images(self, places, alone: bool) -> tuple[dict, list[str]]:
         """As `read_images`, for single images `(entry, index)` out of prompts in which each is alone, or none is."""
@@ -613,9 +607,9 @@ class UniMEProcessor(ProcessorMixin):
         return BatchFeature({**self.pad(sequences, padding_side), **inputs})
 
 
-def _split_into_parts(row: int, item, fusion: str, instruction: str | None) -> list[_Part]:
-    """The parts whose embeddings add up to an item's: the item itself, or its image and its text."""
-    whole = [_Part(row, item, instruction)]
+def _split_into_parts(item, fusion: str, instruction: str | None) -> list[tuple]:
+    """(item, instruction) of each part whose embeddings add up to an item's: itself, or its image and its text."""
+    whole = [(item, instruction)]
     if fusion == "joint" or is_chat(item) or isinstance(item, str):
         return whole
 
@@ -627,10 +621,16 @@ def _split_into_parts(row: int, item, fusion: str, instruction: str | None) -> l
     if not any(picture.values()) or PLACEHOLDER.search(text):
         return whole
 
+    # the instruction belongs to the text of a sum, not to its image
     spoken = instruct(instruction, text)
     if not spoken:
-        return [_Part(row, item, None)]
-    return [_Part(row, picture, None), _Part(row, spoken, None)]
+        return [(item, None)]
+    return [(picture, None), (spoken, None)]
+
+
+def _numbered(kind: str, count: int) -> list[str]:
+    """Names by which errors call things: `item 0`, `item 1`, ..."""
+    return [f"{kind} {number}" for number in range(count)]
 
 
 def _flatten(images) -> Iterable:
@@ -653,17 +653,17 @@ def _fill(template: str, text: str) -> str:
 
 def _without_leading_breaks(content: list[dict]) -> list[dict]:
     """The parts of a message without the line break with which a text after an image begins."""
-    parts = []
-    for part in content:
-        follows_image = bool(parts) and parts[-1]["type"] == "image"
-        if follows_image and part["type"] == "text":
-            part = {**part, "text": part["text"].removeprefix("\n")}
-        parts.append(part)
-    return _without_empty_texts(parts)
+    entries = []
+    for entry in content:
+        follows_image = bool(entries) and entries[-1]["type"] == "image"
+        if follows_image and entry["type"] == "text":
+            entry = {**entry, "text": entry["text"].removeprefix("\n")}
+        entries.append(entry)
+    return _without_empty_texts(entries)
 
 
 def _without_empty_texts(content: list[dict]) -> list[dict]:
-    return [part for part in content if part.get("text") != ""]
+    return [entry for entry in content if entry.get("text") != ""]
 
 
 UniMEProcessor.register_for_auto_class()

@@ -314,9 +314,12 @@ def _load_phi3_v(auto_class, path, config, kwargs: dict):
 def _assert_all_landed(info, source, ignore=()):
     """Raises where weights are missing, unexpected or mis-shaped."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        keys = sorted(str(key) for key in info.get(kind) or ())
-        keys = [key for key in keys if not key.startswith(tuple(ignore))]
+        keys = []
+        for key in info.get(kind) or ():
+            if not str(key).startswith(tuple(ignore)):
+                keys.append(str(key))
         if keys:
+            keys.sort()
             more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
             raise ValueError(
                 f"{source} does not fit this model: {kind.replace('_', ' ')}: {', '.join(keys[:8])}{more}."
