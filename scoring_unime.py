@@ -163,7 +163,7 @@ class SharedPrefix:
         """The shared prefix of several prompts; `None` where sharing would change results or is not supported.
 
         The VLM must take features of images that were computed before, and no prompt may cross the length at which
-        rotary factors change.
+        rotary factors change. Arguments are those of the class.
         """
         boundary = model.config.length_boundary
         if "mm_encoder_outputs" not in inspect.signature(model.vlm.forward).parameters:

@@ -23,7 +23,7 @@ _TRANSFORMER = ("", f"{_CLASSES}base.modules.transformer.Transformer")
 
 
 def write_exports(model, out: Path):
-    """Writes its prompts as chat templates (`templates/`) and sentence-transformers' files beside a stock checkpoint.
+    """Writes a model's chat templates (`templates/`) and sentence-transformers' files beside its stock checkpoint.
 
     `templates/query.jinja` and `templates/document.jinja` render what `encode_query` and `encode_document` feed the
     model, `templates/judge.jinja` what a reranker's `score` does; a server takes one with `--chat-template`.
