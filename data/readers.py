@@ -259,7 +259,7 @@ def _parse_mmeb(located: Located, root: Path, findings: Findings) -> Example:
     # a negative of nothing but a placeholder stands where there is none
     negatives = []
     if row.get("neg_image_path") or (row.get("neg_text") or "").replace(PLACEHOLDER, "").strip():
-        negatives = [item_of(row["neg_text"], row["neg_image_path"], root, findings)]
+        negatives = [item_of(row.get("neg_text"), row.get("neg_image_path"), root, findings)]
 
     query, positive = _mmeb_pair(row, root, findings)
     return Example(query, positive, negatives, dataset=located.dataset)
@@ -363,8 +363,10 @@ def _parse_text_pair(located: Located, root: Path, findings: Findings) -> Exampl
 
     negatives = []
     if row.get("hard_neg"):
-        negatives = [Item(row["hard_neg"])]
-    return Example(Item(row["sent0"] or ""), Item(row["sent1"] or ""), negatives, dataset=located.dataset)
+        negatives = [Item(_valid_text(row["hard_neg"]))]
+    query = Item(_valid_text(row["sent0"]))
+    positive = Item(_valid_text(row["sent1"]))
+    return Example(query, positive, negatives, dataset=located.dataset)
 
 
 # rows with mined negatives
@@ -515,17 +517,22 @@ def item_of(text: str | None, image: str | None, root: Path, findings: Findings 
             missing or outside `root`.
     """
     findings = findings or Findings()
-    for value in (text, image):
-        if not isinstance(value, (str, type(None))):
-            raise ValueError(f"a text or an image path must be a string, not {value!r}.")
-    text = text or ""
-    text.encode()  # a UnicodeError, which is a ValueError, where it holds half a character
-    image = resolve_image(root, image or "", must_exist=findings.images_must_exist)
+    text = _valid_text(text)
+    image = resolve_image(root, _valid_text(image), must_exist=findings.images_must_exist)
 
     if not image and PLACEHOLDER in text:
         text = text.replace(PLACEHOLDER + "\n", "").replace(PLACEHOLDER, "")
         findings.notes["image placeholders dropped from texts without an image"] += 1
     return Item(text, image)
+
+
+def _valid_text(value: str | None) -> str:
+    """A text or an image path of a data file, empty if there is none."""
+    if not isinstance(value, (str, type(None))):
+        raise ValueError(f"a text or an image path must be a string, not {value!r}.")
+    value = value or ""
+    value.encode()  # a UnicodeError, which is a ValueError, where it holds half a character
+    return value
 
 
 def check_scores(scores: Iterable):

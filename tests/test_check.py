@@ -125,6 +125,19 @@ def test_bad_rows_are_kept_with_their_place_and_the_rest_is_read(tmp_path):
         read_rows(tmp_path / "cut.json", findings=Findings())
 
 
+def test_sentences_and_negatives_of_mmeb_are_checked_like_other_texts(tmp_path):
+    pairs = [{"sent0": "a", "sent1": "b"}, {"sent0": 5, "sent1": "b"}, {"sent0": "a", "sent1": "half \ud83d"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    findings = Findings()
+    assert len(read_rows(tmp_path / "pairs.jsonl", findings=findings)) == 1
+    assert "must be a string, not 5" in findings.problems[0].reason
+    assert "surrogates not allowed" in findings.problems[1].reason
+
+    row = {"qry": "q", "qry_image_path": "", "pos_text": "p", "pos_image_path": "", "neg_text": "n"}
+    (tmp_path / "mmeb.jsonl").write_text(json.dumps(row))  # without a column for the negative's image
+    assert read_rows(tmp_path / "mmeb.jsonl")[0]["negatives"] == [{"text": "n", "image": ""}]
+
+
 def odd_images(folder):
     """Images of every kind that training meets, and some that it must not meet."""
     plain = Image.effect_noise((40, 30), 90).convert("RGB")
