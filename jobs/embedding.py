@@ -182,9 +182,9 @@ class Embedder:
         if self.library == "unime":
             return self.load().encode(inputs, role=role, show_progress=False, **self.options).numpy()  # [N, D]
 
-        # where there is no image, sentence-transformers takes a plain text
+        # where there is nothing but a text, sentence-transformers takes it as it is
         for number, entry in enumerate(inputs):
-            if "image" not in entry:
+            if entry.keys() == {"text"}:
                 inputs[number] = entry["text"]
         model = self.load()
         encode = model.encode_query if role == "query" else model.encode_document
