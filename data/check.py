@@ -63,7 +63,7 @@ def check(path, image_root=None, split: str = "original", images: bool = True) -
 
 
 class _Tally:
-    """Counts over rows."""
+    """Counts over rows, added to one row at a time."""
 
     def __init__(self):
         self.rows = Counter()  # of each data set
@@ -109,6 +109,7 @@ class _Tally:
     def _note_scores(self, row: Example):
         if row.positive_score is None:
             return
+
         self.positive_scores.append(row.positive_score)
         self.negative_scores += row.negative_scores
         if row.negative_scores:
@@ -127,19 +128,23 @@ class _Tally:
 
     def duplicates(self) -> dict:
         # distinct pairs with the same query: more than one means several positives
-        positives = Counter()
+        queries = set()
+        repeated = set()
         for dataset, query, _ in self.pairs:
-            positives[dataset, query] += 1
-        several = sum(count > 1 for count in positives.values())
+            if (dataset, query) in queries:
+                repeated.add((dataset, query))
+            queries.add((dataset, query))
+
         return {
             "repeated rows": self.pairs.total() - len(self.pairs),
-            "queries with several positives": several,
+            "queries with several positives": len(repeated),
             **self.oddities,
         }
 
     def scores(self) -> dict:
         if not self.positive_scores:
             return {}
+
         return {
             "positive": _spread(self.positive_scores),
             "negative": _spread(self.negative_scores),

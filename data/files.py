@@ -136,6 +136,7 @@ def parquet_rows(path: Path, names: dict[str, tuple[str, ...]] | None = None) ->
         present = file.schema_arrow.names
         if names is None:
             names = dict.fromkeys(present, ())
+
         columns = find_columns(present, names)
         missing = [key for key, column in columns.items() if column is None]
         if missing:
@@ -153,6 +154,7 @@ def find_columns(present: list[str], names: dict[str, tuple[str, ...]]) -> dict[
     columns = {}
     for name, others in names.items():
         columns[name] = None
+
         for spelling in (name, *others):
             if spelling in present:
                 columns[name] = spelling
@@ -191,6 +193,7 @@ def _json_lines(path: Path, findings: Findings | None) -> Iterator[Located]:
 def _csv_rows(path: Path) -> Iterator[Located]:
     with open(path, encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
+
         line = 2  # the first is the header, and a row with line breaks in quotes takes several
         for number, row in enumerate(reader):
             # a column without a name is an index, and cells beyond the header are under None

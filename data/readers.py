@@ -104,6 +104,7 @@ def read_rows(
     rows = read_rows("pairs.jsonl", image_root="photos")
     ```
     """
+    # folders and lists have readers of their own
     if is_folder(path):
         return _read_folder(path, image_root, subsets, split, limit, findings)
 
@@ -111,6 +112,7 @@ def read_rows(
     if path.suffix == ".json":
         return read_judged(path, image_root, subsets, limit, findings)
 
+    # of a table, each row says by its columns which layout it has
     rows = _of_subsets(_with_named_datasets(table_rows(path, findings)), subsets)
     examples = _examples(_limited(rows, limit), _parse_any, image_root or path.parent, findings)
     return _not_empty(path, to_dataset(examples), subsets)
@@ -161,6 +163,7 @@ def _parse_own(located: Located, root: Path, findings: Findings) -> Example:
     for name in ("negatives", "negative_scores", "negative_queries"):
         if not isinstance(row.get(name) or [], list):
             raise ValueError(f"{name!r} must be a list, got {row[name]!r}.")
+
     negatives = row.get("negatives") or []
     negative_scores = row.get("negative_scores") or []
     negative_queries = row.get("negative_queries") or []
@@ -188,6 +191,7 @@ def _own_item(value, root: Path, findings: Findings) -> Item:
     """An item of our own layout: a text, or `{"text", "image"}` with at least one of the two."""
     if isinstance(value, str):
         value = {"text": value}
+
     if not isinstance(value, dict) or value.keys() - {"text", "image"}:
         raise ValueError(f"an item is a text or has 'text' and 'image', got {value!r}.")
     return item_of(value.get("text"), value.get("image"), root, findings)
@@ -416,6 +420,7 @@ def _judged_dataset(row) -> str:
     if "dataset" in row:
         return row["dataset"]
 
+    # released rows have no name, but the paths of their images do
     images = [row.get("query_image"), row.get("pos_image")]
     negatives = row.get("hard_negatives")
     if isinstance(negatives, list):
@@ -436,11 +441,13 @@ def _parse_judged(located: Located, root: Path, findings: Findings) -> Example:
     row = as_object(located.row)
     _require(row, _JUDGED)
 
+    # the file has one score for the positive, and one for each negative
     pairs = row["hard_negatives"]
     scores = row["hard_negatives_scores"]
     if len(pairs) != len(scores):
         raise ValueError(f"{len(pairs)} negatives for {len(scores)} scores.")
     check_scores([row["query_pos_scores"], *scores])
+
     for pair in pairs:
         if len(pair) != 2:
             raise ValueError(f"a negative must be a pair of text and image, not {pair!r}.")
@@ -457,6 +464,7 @@ def _examples(
 ) -> Iterator[Example]:
     """The examples of raw rows."""
     root = Path(root)
+
     notes = findings or Findings()  # a parser notes what it mends, whether anybody reads it or not
     for located in rows:
         try:
@@ -488,6 +496,7 @@ def _of_subsets(rows: Iterable[Located], subsets: list[str] | None) -> Iterator[
 def _not_empty(path: Path, rows: Dataset, subsets: list[str] | None = None) -> Dataset:
     if len(rows):
         return rows
+
     if subsets:
         raise ValueError(f"{path} holds no row of {subsets}; are these the names of its data sets?")
     raise ValueError(f"{path} holds no row that can be used.")

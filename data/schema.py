@@ -60,6 +60,7 @@ class Item:
         if self.image:
             kind = "video" if self.is_video else "image"
             fields[kind] = self.image
+
         return fields
 
     @property
@@ -106,6 +107,7 @@ class Example:
         """
         if not self.negative_queries:
             return [self]
+
         if len(self.negative_queries) != len(self.negatives):
             raise ValueError(
                 f"{self.query}: a cluster has {len(self.negative_queries)} queries for "
@@ -180,14 +182,16 @@ def to_example(row: dict) -> Example:
     Args:
         row (`dict`): a row as [`to_dataset`] stores it.
     """
-    # rows of older data sets lack the column
-    negative_queries = row.get("negative_queries") or []
     return Example(
         query=Item(**row["query"]),
         positive=Item(**row["positive"]),
-        negatives=[Item(**negative) for negative in row["negatives"]],
+        negatives=_items(row["negatives"]),
         positive_score=row["positive_score"],
         negative_scores=row["negative_scores"],
         dataset=row["dataset"],
-        negative_queries=[Item(**query) for query in negative_queries],
+        negative_queries=_items(row.get("negative_queries") or []),  # a column that older data sets lack
     )
+
+
+def _items(columns: list[dict]) -> list[Item]:
+    return [Item(**entry) for entry in columns]

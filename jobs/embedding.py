@@ -165,6 +165,7 @@ class Embedder:
         if self.library == "unime":
             preset = PRESETS[self.load().processor.preset]
             return preset.query != preset.document
+
         prompts = self.load().prompts
         return prompts.get("query") != prompts.get("document")
 
@@ -186,6 +187,7 @@ class Embedder:
         for number, entry in enumerate(inputs):
             if entry.keys() == {"text"}:
                 inputs[number] = entry["text"]
+
         model = self.load()
         encode = model.encode_query if role == "query" else model.encode_document
         with torch.inference_mode():
@@ -260,6 +262,8 @@ def item_name(item: Item, image_root=None) -> str:
     """
     if not item.image:
         return item.text
+
+    # the size tells a file apart that was replaced by another of the same name
     return f"{item.text}\x00{image_name(item, image_root)}\x00{_size(item.image)}"
 
 

@@ -100,6 +100,8 @@ def run_job(
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+
+    # what decides the result; a folder that was made from something else is refused
     manifest = {
         "rows": len(rows),
         "fingerprint": fingerprint(map(keys, rows)),
@@ -111,6 +113,8 @@ def run_job(
     # a shard is named by the number of its first row; processes take turns
     starts = range(0, len(rows), shard_size)[rank::world_size]
     todo = [start for start in starts if _is_due(out, start, retry_failed)]
+
+    # a model is loaded only if there is anything left to do
     if todo and prepare is not None:
         work = _with_prepared(work, prepare())
     worker = _Worker(work, keys, failures)
@@ -121,8 +125,11 @@ def run_job(
         for start in todo:
             shard_rows = rows[start : start + shard_size]
             results, errors = worker.run(shard_rows, start)
+
+            # a model or server that is at fault would leave a folder full of errors
             if not results and not spare and _is_hopeless(len(shard_rows), shard_size):
                 raise ValueError(f"{description}: all {len(shard_rows)} rows from row {start} on failed; {errors[0]}")
+
             _write_shard(out, start, _concatenated(results), errors)
             bar.update(len(shard_rows))
 
@@ -185,6 +192,7 @@ class _Worker:
 
         if len(rows) == 1:
             return self._run_again(rows, start, reason)
+
         half = len(rows) // 2
         results, errors = self.run(rows[:half], start)
         more_results, more_errors = self.run(rows[half:], start + half)
@@ -205,11 +213,13 @@ class _Worker:
         """What `work` makes of the rows, and their numbers."""
         arrays = {"row": np.arange(start, start + len(rows))}
         for name, array in self.work(rows).items():
-            arrays[name] = np.ascontiguousarray(array)  # safetensors writes nothing else
-
-        lengths = {name: len(array) for name, array in arrays.items() if len(array) != len(rows)}
-        if lengths:
-            raise RuntimeError(f"{lengths} results for {len(rows)} rows from row {start} on.")
+            array = np.ascontiguousarray(array)  # safetensors writes nothing else
+            if len(array) != len(rows):
+                raise RuntimeError(
+                    f"{len(array)} results for {len(rows)} rows from row {start} on, in the array {name!r}; "
+                    "there must be one for each row."
+                )
+            arrays[name] = array
         return arrays
 
 
@@ -239,7 +249,7 @@ def read_job(out, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
 def read_errors(out) -> list[dict]:
     """The rows of a job that failed so far: `row`, its `key`, and the `reason`."""
     errors = []
-    for path in sorted(Path(out).glob("rows-*.errors.json")):
+    for path in sorted(Path(out).glob("rows-*.errors.json")):  # in the order of the rows
         errors += json.loads(path.read_text(encoding="utf-8"))
     return errors
 
@@ -252,6 +262,7 @@ def _finished_shards(out: Path) -> list[Path]:
 
     shards = [_shard_path(out, start) for start in range(0, manifest["rows"], manifest["shard_size"])]
     missing = [shard for shard in shards if not shard.exists()]
+
     if missing:
         raise ValueError(
             f"{out} is not finished: {len(missing)} of {len(shards)} shards are missing; run the job again."
@@ -316,6 +327,7 @@ def check_manifest(path: Path, manifest: dict):
 
 def _difference(name: str, previous, current) -> str:
     """What differs, in words, down to the single setting."""
+    # a setting that only one side has is None on the other
     if not isinstance(previous, dict) or not isinstance(current, dict):
         return f"{name}: {previous} there, {current} now"
 
@@ -334,6 +346,7 @@ def write_whole(path: Path, writer: Callable[[Path], object]):
         path (`Path`): the file.
         writer: called with the path that it is to write to.
     """
+    # the name is of this process alone, in the same folder: a move within a disk is all or nothing
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     writer(draft)
     os.replace(draft, path)
