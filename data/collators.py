@@ -29,7 +29,7 @@ class Batch:
         query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): indices into the table.
         positive_score (`FloatTensor` `[B]`), negative_scores (`[B, K]`): judge scores, NaN where there are none.
         dataset (`list[str]`): name of the data set of each row.
-        tokens (`int`), padded_tokens (`int`): without and with padding.
+        tokens (`int`), padded_tokens (`int`): of all chunks, without and with padding.
     """
 
     chunks: list
@@ -106,6 +106,7 @@ class EmbeddingCollator:
             dataset.append(example.dataset)
         width = max(map(len, negatives))  # K
 
+        # items of about equal length share a forward pass
         prepared = self._prepare(table)
         lengths = [entry.length for entry in prepared]
         chunks = plan_chunks(lengths, self.batch_tokens, boundary=self.length_boundary)
@@ -173,15 +174,19 @@ class EmbeddingCollator:
 
 
 def _index(table: dict, role: str, item: Item) -> int:
-    """Where an item stands in the table; a new one is put at its end."""
+    """Where an item stands in the table; a new one is added at its end."""
     return table.setdefault((role, item), len(table))
 
 
 def _hashes(table: dict) -> torch.Tensor:
+    """Content hashes `[T]` of a table, which ranks compare."""
     hashes = []
     for role, item in table:
-        # one item as a query and as a document has two embeddings, and two hashes: they differ in the last bit
-        hashes.append(item.content_hash ^ (role == "query"))
+        content_hash = item.content_hash
+        # one item as a query and as a document has two embeddings, so it has two hashes
+        if role == "query":
+            content_hash ^= 1
+        hashes.append(content_hash)
     return torch.tensor(hashes)
 
 

@@ -137,14 +137,15 @@ def _read_config(path: str, config_class) -> dict:
         raise ValueError(f"the recipe {path} must hold `setting: value` lines, got {str(settings)[:60]!r}.")
 
     # a mistyped name would otherwise be a setting that does nothing
-    unknown = sorted(settings.keys() - config_class.__dataclass_fields__.keys())
+    unknown = sorted(map(str, settings.keys() - config_class.__dataclass_fields__.keys()))
     if unknown:
         raise ValueError(f"{path} has unknown settings {unknown}")
 
     # argparse checks the choices of what is typed, but not those of defaults
     for field in fields(config_class):
         choices = field.metadata.get("choices")
-        if choices and field.name in settings and settings[field.name] not in choices:
+        value = settings.get(field.name, field.default)
+        if choices and value != field.default and value not in choices:
             allowed = ", ".join(map(str, choices))
-            raise ValueError(f"{path}: `{field.name}` is {settings[field.name]!r}; choose from {allowed}.")
+            raise ValueError(f"{path}: `{field.name}` is {value!r}; choose from {allowed}.")
     return settings
