@@ -2,9 +2,11 @@
 
 import statistics
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -20,27 +22,40 @@ def check(path, image_root=None, split: str = "original", images: bool = True) -
     """Examines a data file of any layout that [`~unime.data.readers.read_rows`] reads.
 
     Args:
-        path: file, folder, or `hf://datasets/...`.
-        image_root (*optional*): where image paths start; the file's folder by default.
-        split (`str`): for a folder of MMEB-train.
-        images (`bool`): open every image, rather than only look whether it is there.
+        path (`str` or `Path`): file, folder, or `hf://datasets/...`.
+        image_root (`str` or `Path`, *optional*): where image paths start; the file's folder by default.
+        split (`str`, defaults to `"original"`): for a folder of MMEB-train.
+        images (`bool`, defaults to `True`): open every image, rather than only look whether it is there.
 
     Returns:
-        the report, of plain values: `rows`, `bad_rows`, `datasets`, `modalities`, `mended`, `duplicates`, `scores`,
-        `images`.
+        `dict`: the report, of plain values: `file`, `rows`, `bad_rows`, `datasets`, `modalities`, `mended`,
+        `duplicates`, `scores` and `images`.
+
+    Raises:
+        ValueError: the file cannot be read at all, or has no good row.
+
+    Example:
+
+    ```python
+    report = check("pairs.jsonl", image_root="photos")
+    print(report["rows"], "good rows,", len(report["bad_rows"]), "bad ones")
+    ```
     """
-    found = Findings(images_must_exist=False)
-    rows = read_rows(path, image_root, split=split, found=found)
+    # a missing image is counted with the images, once, rather than with every row that names it
+    findings = Findings(images_must_exist=False)
+    rows = read_rows(path, image_root, split=split, findings=findings)
+
     tally = _Tally()
     for row in tqdm(rows, desc="Rows", unit="row", delay=1):
         tally.add(to_example(row))
+
     return {
         "file": str(path),
         "rows": len(rows),
-        "bad_rows": [{"where": problem.where, "reason": problem.reason} for problem in found.problems],
+        "bad_rows": [problem._asdict() for problem in findings.problems],
         "datasets": tally.datasets(),
         "modalities": dict(tally.modalities.most_common()),
-        "mended": dict(found.notes),
+        "mended": dict(findings.notes),
         "duplicates": tally.duplicates(),
         "scores": tally.scores(),
         "images": check_images(tally.images, images),
@@ -48,59 +63,88 @@ def check(path, image_root=None, split: str = "original", images: bool = True) -
 
 
 class _Tally:
-    """Counts over rows."""
+    """Counts over rows, added to one row at a time."""
 
     def __init__(self):
-        self.rows, self.modalities, self.odd, self.images = Counter(), Counter(), Counter(), {}
-        self.queries, self.positives, self.pairs = {}, {}, Counter()
-        self.positive_scores, self.negative_scores, self.gaps, self.lengths = [], [], [], {}
+        self.rows = Counter()  # of each data set
+        self.modalities = Counter()
+        self.oddities = Counter()
+        self.images = {}  # paths in the order of their first use; the values are not used
+
+        # for each data set
+        self.queries = defaultdict(set)
+        self.positives = defaultdict(set)
+        self.lengths = defaultdict(list)
+        self.pairs = Counter()  # of data set, query and positive
+
+        # of all rows with scores
+        self.positive_scores = []
+        self.negative_scores = []
+        self.gaps = []
 
     def add(self, row: Example):
         self.rows[row.dataset] += 1
         self.modalities[f"{_modality(row.query)} -> {_modality(row.positive)}"] += 1
-        self.queries.setdefault(row.dataset, set()).add(row.query)
-        self.positives.setdefault(row.dataset, set()).add(row.positive.identity)
+        self.queries[row.dataset].add(row.query)
+        self.positives[row.dataset].add(row.positive.identity)
+        self.lengths[row.dataset].append(len(row.query.text) + len(row.positive.text))
         self.pairs[row.dataset, row.query, row.positive] += 1
-        self.lengths.setdefault(row.dataset, []).append(len(row.query.text) + len(row.positive.text))
+
         for item in (row.query, row.positive, *row.negatives, *row.negative_queries):
             if item.image:
                 self.images.setdefault(item.image)
+
+        self._count_oddities(row)
+        self._note_scores(row)
+
+    def _count_oddities(self, row: Example):
         distinct = set(row.negatives)
-        self.odd["rows that repeat a negative"] += len(distinct) < len(row.negatives)
-        self.odd["rows with negatives equal but for case or spacing"] += len(
-            {negative.identity for negative in distinct}
-        ) < len(distinct)
-        self.odd["rows whose positive is among their negatives"] += row.positive.identity in {
-            negative.identity for negative in distinct
-        }
-        if row.positive_score is not None:
-            self.positive_scores.append(row.positive_score)
-            self.negative_scores += row.negative_scores
-            if row.negative_scores:
-                self.gaps.append(row.positive_score - max(row.negative_scores))
+        identities = {negative.identity for negative in distinct}
+
+        # a count of zero is reported too, so each is added to in every row
+        self.oddities["rows that repeat a negative"] += len(distinct) < len(row.negatives)
+        self.oddities["rows with negatives equal but for case or spacing"] += len(identities) < len(distinct)
+        self.oddities["rows whose positive is among their negatives"] += row.positive.identity in identities
+
+    def _note_scores(self, row: Example):
+        if row.positive_score is None:
+            return
+
+        self.positive_scores.append(row.positive_score)
+        self.negative_scores += row.negative_scores
+        if row.negative_scores:
+            self.gaps.append(row.positive_score - max(row.negative_scores))
 
     def datasets(self) -> dict:
-        return {
-            name or "(unnamed)": {
+        report = {}
+        for name, count in self.rows.most_common():
+            report[name or "(unnamed)"] = {
                 "rows": count,
                 "distinct queries": len(self.queries[name]),
                 "distinct positives": len(self.positives[name]),
                 "characters": round(statistics.mean(self.lengths[name]), 1),
             }
-            for name, count in self.rows.most_common()
-        }
+        return report
 
     def duplicates(self) -> dict:
-        owners = Counter((dataset, query) for dataset, query, _ in self.pairs)
+        # distinct pairs with the same query: more than one means several positives
+        queries = set()
+        repeated = set()
+        for dataset, query, _ in self.pairs:
+            if (dataset, query) in queries:
+                repeated.add((dataset, query))
+            queries.add((dataset, query))
+
         return {
-            "repeated rows": sum(count - 1 for count in self.pairs.values()),
-            "queries with several positives": sum(count > 1 for count in owners.values()),
-            **self.odd,
+            "repeated rows": self.pairs.total() - len(self.pairs),
+            "queries with several positives": len(repeated),
+            **self.oddities,
         }
 
     def scores(self) -> dict:
         if not self.positive_scores:
             return {}
+
         return {
             "positive": _spread(self.positive_scores),
             "negative": _spread(self.negative_scores),
@@ -111,54 +155,93 @@ class _Tally:
 
 
 def _modality(item: Item) -> str:
-    return " + ".join(["image"] * bool(item.image) + ["text"] * bool(item.text.strip()))
+    if not item.image:
+        return "text"
+    return "image + text" if item.text.strip() else "image"
 
 
 def _spread(values) -> dict:
     """Least, quartiles and greatest."""
+    # there are no quartiles of a single value
     if len(values) < 2:
         return {"values": len(values)}
+
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    found = {"least": min(values), "quarter": low, "median": middle, "three quarters": high, "greatest": max(values)}
-    return {name: round(value, 4) for name, value in found.items()}
+    return {
+        "least": round(min(values), 4),
+        "quarter": round(low, 4),
+        "median": round(middle, 4),
+        "three quarters": round(high, 4),
+        "greatest": round(max(values), 4),
+    }
 
 
-def check_images(paths, thoroughly: bool = True) -> dict:
+def check_images(paths: Iterable[str], thoroughly: bool = True) -> dict:
     """Opens images the way training will, and counts what is odd about them.
 
+    Args:
+        paths (`Iterable[str]`): distinct paths of image files.
+        thoroughly (`bool`, defaults to `True`): open them, rather than only look whether they are there.
+
     Returns:
-        `{"distinct", "missing", "unreadable": [{"image", "reason"}], "kinds", "pixels"}`
+        `dict`: `distinct` and `missing` counts, the `first missing` paths, and what is `unreadable`, as
+        `{"image", "reason"}`; where images are opened, also how many are of which odd `kinds`, and the spread of
+        their `pixels`.
     """
-    there = [path for path in paths if Path(path).is_file()]
-    known = set(there)
-    missing = [path for path in paths if path not in known]
-    found = {"distinct": len(paths), "missing": len(missing), "first missing": missing[:SHOWN], "unreadable": []}
+    paths = list(paths)
+    present = []
+    missing = []
+    for path in paths:
+        if Path(path).is_file():
+            present.append(path)
+        else:
+            missing.append(path)
+
+    report = {"distinct": len(paths), "missing": len(missing), "first missing": missing[:SHOWN], "unreadable": []}
     if not thoroughly:
-        return found
-    kinds, pixels = Counter(), []
+        return report
+
+    kinds = Counter()
+    pixels = []
     with ThreadPoolExecutor() as workers:
-        looked = workers.map(_look, there)
-        for path, (reason, odd, size) in zip(
-            there, tqdm(looked, total=len(there), desc="Images", unit="image", delay=1)
-        ):
-            kinds.update(odd)
-            if reason:
-                found["unreadable"].append({"image": path, "reason": reason})
+        looks = tqdm(workers.map(_look, present), total=len(present), desc="Images", unit="image", delay=1)
+        for path, look in zip(present, looks):
+            kinds.update(look.oddities)
+            if look.reason:
+                report["unreadable"].append({"image": path, "reason": look.reason})
             else:
-                pixels.append(size[0] * size[1])
-    return {**found, "kinds": dict(kinds.most_common()), "pixels": _spread(pixels) if pixels else {}}
+                pixels.append(look.pixels)
+
+    report["kinds"] = dict(kinds.most_common())
+    report["pixels"] = _spread(pixels) if pixels else {}
+    return report
 
 
-def _look(path: str) -> tuple[str, list[str], tuple[int, int]]:
-    """Why an image cannot be read, what is odd about it, and its size."""
+class _Look(NamedTuple):
+    """What there is to say of an image: why it cannot be read, what is odd about it, and its width times height."""
+
+    reason: str
+    oddities: list[str]
+    pixels: int
+
+
+def _look(path: str) -> _Look:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
-                odd = [f"mode {file.mode}"]
-                odd += ["animated: the first frame counts"] * (getattr(file, "n_frames", 1) > 1)
-                alpha = "A" in file.getbands() or "transparency" in file.info
-                odd += ["transparent: put on white"] * alpha
-        return "", odd, open_image(path).size
+                oddities = _oddities(file)
+        width, height = open_image(path).size
+        return _Look("", oddities, width * height)
     except Exception as error:  # a damaged file makes its decoder raise anything
-        return str(error) or type(error).__name__, [], (0, 0)
+        return _Look(str(error) or type(error).__name__, [], 0)
+
+
+def _oddities(file: Image.Image) -> list[str]:
+    """The mode of an image, and what training will do to it without a word."""
+    oddities = [f"mode {file.mode}"]
+    if getattr(file, "n_frames", 1) > 1:
+        oddities.append("animated: the first frame counts")
+    if "A" in file.getbands() or "transparency" in file.info:
+        oddities.append("transparent: put on white")
+    return oddities

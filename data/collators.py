@@ -1,23 +1,26 @@
 """A batch is a table of distinct items plus indices.
 
-The collator lists every distinct item of a batch once, whatever its role, and `query`, `positive` and `negatives`
-point into that table. A label that occurs forty times is encoded once, and a copy of the positive can never be taken
-for a negative, because it has the same index.
+The collator lists every distinct query of a batch once, and every distinct positive or negative once; `query`,
+`positive` and `negatives` point into that table. A label that occurs forty times is encoded once, and a copy of the
+positive can never be taken for a negative, because it has the same index.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
 from ..batching_unime import plan_chunks
 from ..processing_unime import UniMEProcessor
-from .schema import to_example
+from .schema import Example, Item, to_example
 
 
 @dataclass
 class Batch:
     """The table of a batch, cut into chunks, and the indices of its rows.
+
+    Shapes: a table of T items, B rows, at most K negatives each.
 
     Attributes:
         chunks (`list[dict]`): tensors of the model's forward, at most `batch_tokens` padded tokens each.
@@ -26,7 +29,7 @@ class Batch:
         query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): indices into the table.
         positive_score (`FloatTensor` `[B]`), negative_scores (`[B, K]`): judge scores, NaN where there are none.
         dataset (`list[str]`): name of the data set of each row.
-        tokens (`int`), padded_tokens (`int`): without and with padding.
+        tokens (`int`), padded_tokens (`int`): of all chunks, without and with padding.
     """
 
     chunks: list
@@ -43,20 +46,29 @@ class Batch:
 
 
 class EmbeddingCollator:
-    """Turns rows (or [`~unime.data.schema.Example`] dicts) into a [`Batch`], clusters into one anchor a member.
+    """Turns rows (dicts with the columns of [`~unime.data.schema.Example`]) into a [`Batch`].
 
-    Queries are rendered with the preset's query prompts, all other items with its document prompts.
+    A cluster becomes one row of the batch for each of its members. Queries are rendered with the preset's query
+    prompts, all other items with its document prompts.
 
     Args:
         processor (`UniMEProcessor`): renders and tokenises the items.
-        batch_tokens (`int`): most padded tokens of one chunk.
-        max_length (`int`, *optional*): cut longer texts.
-        max_negatives (`int`, *optional*): use only the first ones of each row.
-        length_boundary (`int`, *optional*): see [`~unime.items_unime.plan_chunks`]; the configuration knows it.
+        batch_tokens (`int`, defaults to 8192): most padded tokens of one chunk.
+        max_length (`int`, *optional*): cut longer texts to so many tokens.
+        max_negatives (`int`, *optional*): use only so many negatives of each row, the first ones.
+        length_boundary (`int`, *optional*): the configuration's, see [`~unime.batching_unime.plan_chunks`].
         resolution (`str`, *optional*): policy for the size of images; the processor's by default.
 
     Raises:
-        ValueError: an item has text and image, but the processor embeds those as a sum of two embeddings.
+        ValueError: an item cannot be read, or has text and image while the processor embeds those as a sum of two
+            embeddings; the message names the item.
+
+    Example:
+
+    ```python
+    collator = EmbeddingCollator(model.processor, max_negatives=4)
+    batch = collator([rows[0], rows[1]])["batch"]
+    ```
     """
 
     def __init__(
@@ -68,67 +80,123 @@ class EmbeddingCollator:
         length_boundary: int | None = None,
         resolution: str | None = None,
     ):
-        self.processor, self.batch_tokens = processor, batch_tokens
-        self.max_length, self.max_negatives, self.length_boundary = max_length, max_negatives, length_boundary
+        self.processor = processor
+        self.batch_tokens = batch_tokens
+        self.max_length = max_length
+        self.max_negatives = max_negatives
+        self.length_boundary = length_boundary
         self.resolution = resolution
-        self._most_members = None if max_negatives is None else max_negatives + 1
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Batch]:
-        examples = [member for row in rows for member in to_example(row).members()[: self._most_members]]
-        table: dict = {}  # (role, item) -> index
+        examples = self._anchors(rows)
 
-        def index(role, item):
-            return table.setdefault((role, item), len(table))
+        # all queries stand first in the table, then all positives, then what is left of the negatives
+        table = {}  # (role, item) -> index
+        query = [_index(table, "query", example.query) for example in examples]
+        positive = [_index(table, "document", example.positive) for example in examples]
+        negatives = []
+        positive_score = []
+        negative_scores = []
+        dataset = []
+        for example in examples:
+            items = example.negatives[: self.max_negatives]
+            negatives.append([_index(table, "document", item) for item in items])
+            positive_score.append(_or_nan(example.positive_score))
+            negative_scores.append(example.negative_scores[: self.max_negatives])
+            dataset.append(example.dataset)
+        width = max(map(len, negatives))  # K
 
-        query = [index("query", example.query) for example in examples]
-        positive = [index("document", example.positive) for example in examples]
-        negatives = [[index("document", n) for n in example.negatives[: self.max_negatives]] for example in examples]
-        width = max(map(len, negatives))
+        # items of about equal length share a forward pass
         prepared = self._prepare(table)
         lengths = [entry.length for entry in prepared]
-        chunks = plan_chunks(lengths, self.batch_tokens, boundary=self.length_boundary)[::-1]  # the longest come last
-        tensors = [dict(self.processor.collate([prepared[i] for i in chunk])) for chunk in chunks]
-        scores = [example.negative_scores[: self.max_negatives] for example in examples]
+        chunks = plan_chunks(lengths, self.batch_tokens, boundary=self.length_boundary)
+        chunks.reverse()  # the longest come last
+        tensors = [self._collate(prepared, chunk) for chunk in chunks]
+
         batch = Batch(
             chunks=tensors,
-            order=torch.tensor([i for chunk in chunks for i in chunk]),
-            hashes=torch.tensor([item.content_hash ^ (role == "query") for role, item in table]),
-            query=torch.tensor(query),
-            positive=torch.tensor(positive),
-            negatives=_pad(negatives, width, -1, torch.long),
-            positive_score=torch.tensor([_or_nan(example.positive_score) for example in examples]),
-            negative_scores=_pad(scores, width, float("nan"), torch.float),
-            dataset=[example.dataset for example in examples],
-            tokens=sum(entry.length for entry in prepared),
+            order=torch.tensor(list(chain.from_iterable(chunks))),  # [T]
+            hashes=_hashes(table),  # [T]
+            query=torch.tensor(query),  # [B]
+            positive=torch.tensor(positive),  # [B]
+            negatives=_pad(negatives, width, -1, torch.long),  # [B, K]
+            positive_score=torch.tensor(positive_score),  # [B]
+            negative_scores=_pad(negative_scores, width, float("nan"), torch.float),  # [B, K]
+            dataset=dataset,
+            tokens=sum(lengths),
             padded_tokens=sum(chunk["input_ids"].numel() for chunk in tensors),
         )
         return {"batch": batch}
 
-    def _prepare(self, table):
-        entries = [None] * len(table)
+    def _anchors(self, rows: Sequence[dict]) -> list[Example]:
+        """The rows of the batch: an example, or the members of a cluster."""
+        # a cluster has one member more than its row has negatives
+        limit = None
+        if self.max_negatives is not None:
+            limit = self.max_negatives + 1
+
+        examples = []
+        for row in rows:
+            examples += to_example(row).members()[:limit]
+        return examples
+
+    def _prepare(self, table: dict) -> list:
+        """Token ids and pixels of every item of the table, in its order."""
+        prepared = [None] * len(table)
         for role in ("query", "document"):
-            chosen = [(i, item) for (r, item), i in table.items() if r == role]
-            inputs, names = [item.as_input() for _, item in chosen], [str(item) for _, item in chosen]
-            if self.processor.fusion == "sum" and (
-                mixed := [n for (_, i), n in zip(chosen, names) if i.text and i.image]
-            ):
-                raise ValueError(
-                    f"{mixed[0]} has text and image, which the preset {self.processor.preset!r} embeds apart and adds "
-                    "up; training reads one prompt: load the model with fusion='joint'."
-                )
-            found = self.processor.prepare(
+            indices = []
+            inputs = []
+            names = []
+            for (item_role, item), index in table.items():
+                if item_role == role:
+                    self._refuse_sum(item)
+                    indices.append(index)
+                    inputs.append(item.as_input())
+                    names.append(str(item))  # for messages
+
+            entries = self.processor.prepare(
                 inputs, role=role, max_length=self.max_length, names=names, resolution=self.resolution
             )
-            for (i, _), entry in zip(chosen, found):
-                entries[i] = entry
-        return entries
+            for index, entry in zip(indices, entries):
+                prepared[index] = entry
+        return prepared
+
+    def _refuse_sum(self, item: Item):
+        """An error if the item would need two prompts."""
+        if self.processor.fusion == "sum" and item.text and item.image:
+            raise ValueError(
+                f"{item} has text and image, which the preset {self.processor.preset!r} embeds apart and adds up; "
+                "training reads one prompt: load the model with fusion='joint'."
+            )
+
+    def _collate(self, prepared: list, chunk: list[int]) -> dict:
+        return dict(self.processor.collate([prepared[index] for index in chunk]))
 
 
-def _or_nan(value) -> float:
+def _index(table: dict, role: str, item: Item) -> int:
+    """Where an item stands in the table; a new one is added at its end."""
+    return table.setdefault((role, item), len(table))
+
+
+def _hashes(table: dict) -> torch.Tensor:
+    """Content hashes `[T]` of a table, which ranks compare."""
+    hashes = []
+    for role, item in table:
+        content_hash = item.content_hash
+        # one item as a query and as a document has two embeddings, so it has two hashes
+        if role == "query":
+            content_hash ^= 1
+        hashes.append(content_hash)
+    return torch.tensor(hashes)
+
+
+def _or_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _pad(rows, width, fill, dtype) -> torch.Tensor:
-    return torch.tensor([list(row) + [fill] * (width - len(row)) for row in rows], dtype=dtype).reshape(
-        len(rows), width
-    )
+def _pad(rows: list[list], width: int, fill: float, dtype: torch.dtype) -> torch.Tensor:
+    """The rows as a tensor `[B, width]`, the shorter ones filled up."""
+    filled = []
+    for row in rows:
+        filled.append([*row, *[fill] * (width - len(row))])
+    return torch.tensor(filled, dtype=dtype).reshape(len(rows), width)  # of width 0 too

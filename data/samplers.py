@@ -16,17 +16,32 @@ class HomogeneousSampler(Sampler[int]):
     Args:
         datasets (`Sequence[str]`): name of the data set of each row.
         block_size (`int`): rows in a block.
-        seed (`int`): the order is a function of seed and epoch.
+        seed (`int`, defaults to 0): the order is a function of seed and epoch.
+
+    Raises:
+        ValueError: `block_size` is not positive.
+
+    Example:
+
+    ```python
+    sampler = HomogeneousSampler(rows["dataset"], block_size=1024)
+    sampler.set_epoch(1)
+    loader = DataLoader(rows, batch_size=1024, sampler=sampler)
+    ```
     """
 
     def __init__(self, datasets: Sequence[str], block_size: int, seed: int = 0):
         if block_size < 1:
             raise ValueError(f"block_size must be positive, got {block_size}.")
-        self.block_size, self.seed, self.epoch, self.length = block_size, seed, 0, len(datasets)
-        rows = {}
+        self.block_size = block_size
+        self.seed = seed
+        self.epoch = 0
+        self.length = len(datasets)
+
+        indices = {}  # name -> rows of that data set
         for index, name in enumerate(datasets):
-            rows.setdefault(name, []).append(index)
-        self.rows = [torch.tensor(indices) for indices in rows.values()]
+            indices.setdefault(name, []).append(index)
+        self.rows_by_dataset = list(map(torch.tensor, indices.values()))
 
     def set_epoch(self, epoch: int):
         self.epoch = epoch
@@ -40,12 +55,19 @@ class HomogeneousSampler(Sampler[int]):
         def shuffled(rows):
             return rows[torch.randperm(len(rows), generator=generator)]
 
-        blocks, rest = [], []
-        for rows in self.rows:
-            *full, last = (*shuffled(rows).split(self.block_size),)
-            (blocks if len(last) == self.block_size else rest).append(last)
-            blocks.extend(full)
-        order = [blocks[i] for i in torch.randperm(len(blocks), generator=generator).tolist()] if blocks else []
-        if rest:
-            order.append(shuffled(torch.cat(rest)))
-        yield from (index for block in order for index in block.tolist())
+        full_blocks = []
+        remainders = []
+        for rows in self.rows_by_dataset:
+            *pieces, last = shuffled(rows).split(self.block_size)
+
+            # what does not fill a block waits for the mixed blocks at the end of the epoch
+            if len(last) < self.block_size:
+                remainders.append(last)
+            else:
+                full_blocks.append(last)  # before the others: the order of every epoch rests on it
+            full_blocks.extend(pieces)
+
+        for number in torch.randperm(len(full_blocks), generator=generator).tolist():
+            yield from full_blocks[number].tolist()
+        if remainders:
+            yield from shuffled(torch.cat(remainders)).tolist()

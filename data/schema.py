@@ -1,9 +1,9 @@
-"""The one row every reader yields and every stage eats, and how its columns are stored in a `datasets.Dataset`."""
+"""The one row that every reader yields and every trainer reads, and its columns in a `datasets.Dataset`."""
 
 import hashlib
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 
 import pyarrow as pa
@@ -18,6 +18,20 @@ class Item:
     """A text, an image path, or both. Items are equal, and hash alike, when both parts are equal.
 
     In the place of an image there may be a video: a file, or a folder of its frames.
+
+    Args:
+        text (`str`): the text; empty if there is none.
+        image (`str`): path of an image or a video; empty if there is none.
+
+    Raises:
+        ValueError: there is neither a text nor an image.
+
+    Example:
+
+    ```python
+    query = Item("What is in the picture?", "photos/dog.jpg")
+    answer = Item("a dog")
+    ```
     """
 
     text: str = ""
@@ -30,6 +44,7 @@ class Item:
     @property
     def content_hash(self) -> int:
         """A signed 64-bit hash of the content, the same in every process; ranks compare items by it."""
+        # the length keeps text and image apart: ("a", "b") is not ("ab", "")
         return content_hash(f"{len(self.text)}:{self.text}{self.image}")
 
     @property
@@ -39,10 +54,14 @@ class Item:
 
     def as_input(self) -> dict:
         """The form that `UniMEModel.encode` and `UniMEProcessor.prepare` take."""
-        parts = {"text": self.text} if self.text else {}
+        fields = {}
+        if self.text:
+            fields["text"] = self.text
         if self.image:
-            parts["video" if self.is_video else "image"] = self.image
-        return parts
+            kind = "video" if self.is_video else "image"
+            fields[kind] = self.image
+
+        return fields
 
     @property
     def is_video(self) -> bool:
@@ -54,8 +73,22 @@ class Item:
 class Example:
     """A query with its positive, its mined negatives, and judge scores in [0, 1] where there are any.
 
-    Where the negatives are the positives of other queries (SaHa's clusters), `negative_queries` holds these, one for
-    each negative: every member of the cluster is then an anchor of its own.
+    Args:
+        query (`Item`): what is asked.
+        positive (`Item`): the right answer.
+        negatives (`list[Item]`): wrong answers, the hardest first; may be empty.
+        positive_score (`float`, *optional*): the judge's score of the positive.
+        negative_scores (`list[float]`): the judge's scores of the negatives; empty, or one for each.
+        dataset (`str`): name of the data set that the row is from.
+        negative_queries (`list[Item]`): for SaHa's clusters, where the negatives are the positives of other queries,
+            these queries, one for each negative: every member of the cluster is then an anchor of its own.
+
+    Example:
+
+    ```python
+    example = Example(Item("a dog", ""), Item(image="dog.jpg"), [Item(image="cat.jpg")], dataset="pets")
+    rows = to_dataset([example])
+    ```
     """
 
     query: Item
@@ -67,14 +100,20 @@ class Example:
     negative_queries: list[Item] = field(default_factory=list)
 
     def members(self) -> list["Example"]:
-        """The anchors of this row: itself, or every member of its cluster."""
+        """The anchors of this row: itself, or every member of its cluster.
+
+        Raises:
+            ValueError: the cluster does not have as many queries as negatives.
+        """
         if not self.negative_queries:
             return [self]
+
         if len(self.negative_queries) != len(self.negatives):
             raise ValueError(
                 f"{self.query}: a cluster has {len(self.negative_queries)} queries for "
                 f"{len(self.negatives)} negatives."
             )
+
         pairs = [(self.query, self.positive), *zip(self.negative_queries, self.negatives)]
         return [Example(query, positive, dataset=self.dataset) for query, positive in pairs]
 
@@ -99,26 +138,60 @@ FEATURES = Features(
 
 
 def to_dataset(examples: Iterable[Example], block: int = 10_000) -> Dataset:
-    """Stores examples as a `datasets.Dataset` with the columns of `Example`, block by block."""
-    tables, rows = [], iter(examples)
-    while part := list(islice(rows, block)):
-        columns = {name: [getattr(example, name) for example in part] for name in FEATURES}
-        for name in ("query", "positive"):
-            columns[name] = [asdict(item) for item in columns[name]]
-        for name in ("negatives", "negative_queries"):
-            columns[name] = [[asdict(item) for item in items] for items in columns[name]]
-        tables.append(pa.table(columns, schema=FEATURES.arrow_schema))
+    """Stores examples as a `datasets.Dataset` with the columns of `Example`.
+
+    Args:
+        examples (`Iterable[Example]`): the rows; they may be read while they are stored.
+        block (`int`, defaults to 10,000): how many of them are Python objects at a time.
+
+    Returns:
+        `datasets.Dataset`: a row for each example, in order; [`to_example`] reads one back.
+    """
+    tables = []
+    for rows in _blocks(examples, block):
+        tables.append(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
     return Dataset(pa.concat_tables(tables or [FEATURES.arrow_schema.empty_table()]))
 
 
+def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[dict]]:
+    """The examples as dicts, so many at a time."""
+    iterator = iter(examples)
+    while block := list(islice(iterator, size)):
+        yield list(map(_as_row, block))
+
+
+def _as_row(example: Example) -> dict:
+    return {
+        "query": _as_columns(example.query),
+        "positive": _as_columns(example.positive),
+        "negatives": list(map(_as_columns, example.negatives)),
+        "positive_score": example.positive_score,
+        "negative_scores": example.negative_scores,
+        "dataset": example.dataset,
+        "negative_queries": list(map(_as_columns, example.negative_queries)),
+    }
+
+
+def _as_columns(item: Item) -> dict:
+    return {"text": item.text, "image": item.image}
+
+
 def to_example(row: dict) -> Example:
-    """Reads one row of such a data set back."""
+    """Reads one row of such a data set back.
+
+    Args:
+        row (`dict`): a row as [`to_dataset`] stores it.
+    """
     return Example(
         query=Item(**row["query"]),
         positive=Item(**row["positive"]),
-        negatives=[Item(**negative) for negative in row["negatives"]],
+        negatives=_items(row["negatives"]),
         positive_score=row["positive_score"],
         negative_scores=row["negative_scores"],
         dataset=row["dataset"],
-        negative_queries=[Item(**query) for query in row.get("negative_queries") or []],
+        negative_queries=_items(row.get("negative_queries") or []),  # a column that older data sets lack
     )
+
+
+def _items(columns: list[dict]) -> list[Item]:
+    return [Item(**entry) for entry in columns]

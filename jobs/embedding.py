@@ -1,4 +1,4 @@
-"""Embeddings of many items as a resumable stage, with any embedder, and what identifies a checkpoint."""
+"""Embeddings of many items as a resumable job, with any embedder, and what identifies a checkpoint."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import struct
 from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -16,86 +17,147 @@ from ..data.schema import Item
 from ..prompts_unime import PRESETS
 from .shards import fingerprint, processes, read_job, run_job
 
-SMALL, PLACES, SAMPLE = 2**18, 8, 1024  # of larger files, so many places of so many bytes in each tensor are read
-_OTHER = ("README.md", "trainer_state.json", "all_results.json")  # files that do not change what a model computes
+# of files above SMALL bytes, each tensor is read in so many PLACES, SAMPLE bytes at each
+SMALL = 2**18
+PLACES = 8
+SAMPLE = 1024
+
 _KINDS = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin")
+_OTHER = ("README.md", "trainer_state.json", "all_results.json")  # files that do not change what a model computes
 
 
+# checkpoints
 def checkpoint_fingerprint(source) -> str:
     """Name and digest of a checkpoint: its small files, and samples of every tensor, those of an adapter's base too.
 
     Seconds for 15 GB; two trainings of one model differ in nearly every weight they trained, so samples tell them
     apart. Folders of sentence-transformers' modules (`1_Pooling`) count.
+
+    Args:
+        source (`str` or `Path`): folder or repository.
+
+    Returns:
+        `str`: such as `"my-model@0123456789abcdef"`.
     """
     folder = local_folder(source)
     digest = hashlib.blake2b(digest_size=8)
-    files = [*folder.iterdir(), *folder.glob("[0-9]*_*/*")]
-    for path in sorted(p for p in files if p.suffix in _KINDS and p.name not in _OTHER):
+    for path in _model_files(folder):
         digest.update(f"{path.relative_to(folder)}:{path.stat().st_size}:".encode())
         with open(path, "rb") as file:
             for start, size in _samples(path, file):
                 file.seek(start)
                 digest.update(file.read(size))
+
+    # an adapter computes nothing without the model that it was trained on
     adapter = folder / "adapter_config.json"
-    if adapter.exists() and (base := json.loads(adapter.read_text())["base_model_name_or_path"]):
-        digest.update(checkpoint_fingerprint(base).encode())
+    if adapter.exists():
+        base = json.loads(adapter.read_text())["base_model_name_or_path"]
+        if base:
+            digest.update(checkpoint_fingerprint(base).encode())
     return f"{Path(str(source)).name}@{digest.hexdigest()}"
 
 
-def _samples(path: Path, file):
-    """(start, size) of what is read of a file: all of a small one, else its head and places in each tensor."""
+def _model_files(folder: Path) -> list[Path]:
+    """The files that decide what a checkpoint computes, in order."""
+    files = []
+    for path in (*folder.iterdir(), *folder.glob("[0-9]*_*/*")):
+        if path.suffix in _KINDS and path.name not in _OTHER:
+            files.append(path)
+    return sorted(files)
+
+
+def _samples(path: Path, file: BinaryIO) -> list[tuple[int, int]]:
+    """`(start, size)` of what is read of a file: all of a small one, else its head and places in each tensor."""
     size = path.stat().st_size
     if size <= SMALL:
         return [(0, size)]
-    spans = [(0, size)]
-    if path.suffix == ".safetensors":
-        (header,) = struct.unpack("<Q", file.read(8))
-        tensors = json.loads(file.read(header))
-        spans = [tensor["data_offsets"] for name, tensor in tensors.items() if name != "__metadata__"]
-        spans = [(8 + header + start, 8 + header + end) for start, end in spans]
-    found = [(0, SAMPLE)]
-    for start, end in spans:
+
+    samples = [(0, SAMPLE)]
+    for start, end in _tensor_spans(path, file, size):
         last = max(start, end - SAMPLE)
-        found += [
-            (start + number * (last - start) // (PLACES - 1), min(SAMPLE, end - start)) for number in range(PLACES)
-        ]
-    return found
+        for number in range(PLACES):
+            place = start + number * (last - start) // (PLACES - 1)
+            samples.append((place, min(SAMPLE, end - start)))
+    return samples
 
 
+def _tensor_spans(path: Path, file: BinaryIO, size: int) -> list[tuple[int, int]]:
+    """`(start, end)` of each tensor of a safetensors file; any other file counts as one tensor."""
+    if path.suffix != ".safetensors":
+        return [(0, size)]
+
+    # eight bytes with the length of the header, the header, and the tensors, whose offsets start after it
+    (length,) = struct.unpack("<Q", file.read(8))
+    header = json.loads(file.read(length))
+    spans = []
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            start, end = tensor["data_offsets"]
+            spans.append((8 + length + start, 8 + length + end))
+    return spans
+
+
+# embedders
 class Embedder:
     """A UniME model or a sentence-transformers model, loaded when it is first needed.
 
     Args:
-        source: folder or repository.
-        library (`str`): `"unime"` (which also opens stock VLMs and adapters) or `"sentence-transformers"`.
+        source (`str` or `Path`): folder or repository.
+        library (`str`, defaults to `"unime"`): `"unime"` (which also opens stock VLMs and adapters) or
+            `"sentence-transformers"`.
         preset (`str`, *optional*): prompts, for a stock VLM.
-        dtype (`str`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
-        options: for the model's `encode_query` and `encode_document`.
+        dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
+        options: for the model's `encode` (UniME), or its `encode_query` and `encode_document`.
+
+    Raises:
+        ValueError: the library is unknown.
+
+    Example:
+
+    ```python
+    embedder = Embedder("outputs/quickstart/model", batch_tokens=4096)
+    embeddings = embedder.encode([Item("a dog"), Item(image="photos/dog.jpg")], "document")  # [2, D]
+    ```
     """
 
     def __init__(self, source, library: str = "unime", preset: str | None = None, dtype: str = "auto", **options):
         if library not in ("unime", "sentence-transformers"):
             raise ValueError(f"the library must be 'unime' or 'sentence-transformers', got {library!r}.")
-        self.source, self.library, self.preset, self.dtype, self.options = source, library, preset, dtype, options
-        self.model, self.state = None, processes()
+        self.source = source
+        self.library = library
+        self.preset = preset
+        self.dtype = dtype
+        self.options = options
+        self.model = None
+        self.state = processes()
 
     def settings(self) -> dict:
-        """What decides an embedding."""
-        own = {"library": self.library, "preset": self.preset, "dtype": self.dtype, **self.options}
-        return {"model": self._fingerprint, **own}
+        """What decides an embedding, as JSON; a job with other settings is another job."""
+        return {
+            "model": self._fingerprint,
+            "library": self.library,
+            "preset": self.preset,
+            "dtype": self.dtype,
+            **self.options,
+        }
 
     @cached_property
     def _fingerprint(self) -> str:
         return checkpoint_fingerprint(self.source)
 
     def load(self):
-        if self.model is None and self.library == "unime":
+        """The model, on this process's device."""
+        if self.model is not None:
+            return self.model
+
+        if self.library == "unime":
             self.model = open_checkpoint(self.source, self.preset, dtype=self.dtype).to(self.state.device).eval()
-        elif self.model is None:
+        else:
             from sentence_transformers import SentenceTransformer
 
-            options = {"dtype": self.dtype}
-            self.model = SentenceTransformer(str(self.source), device=str(self.state.device), model_kwargs=options)
+            self.model = SentenceTransformer(
+                str(self.source), device=str(self.state.device), model_kwargs={"dtype": self.dtype}
+            )
         return self.model
 
     def words_roles_differently(self) -> bool:
@@ -103,19 +165,34 @@ class Embedder:
         if self.library == "unime":
             preset = PRESETS[self.load().processor.preset]
             return preset.query != preset.document
+
         prompts = self.load().prompts
         return prompts.get("query") != prompts.get("document")
 
     def encode(self, items: Sequence[Item], role: str) -> np.ndarray:
-        """Embeddings `[N, D]` in float32; `role` is `"query"` or `"document"`."""
+        """Embeds items.
+
+        Args:
+            items (`Sequence[Item]`): N texts, images, or both.
+            role (`str`): `"query"` or `"document"`.
+
+        Returns:
+            `np.ndarray` `[N, D]` in float32.
+        """
         inputs = [item.as_input() for item in items]
         if self.library == "unime":
-            return self.load().encode(inputs, role=role, show_progress=False, **self.options).numpy()
-        inputs = [entry if "image" in entry else entry["text"] for entry in inputs]
-        encode = self.load().encode_query if role == "query" else self.load().encode_document
+            return self.load().encode(inputs, role=role, show_progress=False, **self.options).numpy()  # [N, D]
+
+        # where there is nothing but a text, sentence-transformers takes it as it is
+        for number, entry in enumerate(inputs):
+            if entry.keys() == {"text"}:
+                inputs[number] = entry["text"]
+
+        model = self.load()
+        encode = model.encode_query if role == "query" else model.encode_document
         with torch.inference_mode():
-            found = encode(inputs, normalize_embeddings=True, show_progress_bar=False, **self.options)
-        return np.asarray(found, dtype=np.float32)
+            embeddings = encode(inputs, normalize_embeddings=True, show_progress_bar=False, **self.options)
+        return np.asarray(embeddings, dtype=np.float32)  # [N, D]
 
 
 def embed(
@@ -129,19 +206,32 @@ def embed(
     description: str | None = None,
     spare: bool = False,
 ) -> int:
-    """Embeds items as a stage (see [`~unime.jobs.shards.run_job`]) split over the processes of a launch.
+    """Embeds items as a job (see [`~unime.jobs.shards.run_job`]) split over the processes of a launch.
 
     Args:
-        out: folder of the stage.
+        out (`str` or `Path`): folder of the job.
         items (`Sequence[Item]`): distinct items.
-        embedder ([`Embedder`]).
+        embedder ([`Embedder`]): embeds them.
         role (`str`): `"query"` or `"document"`.
-        image_root (*optional*): paths below it identify images, so that the data may be moved.
-        shard_size (`int`, defaults to 1024), retry_failed, spare (`bool`): of the stage.
+        image_root (`str` or `Path`, *optional*): paths below it identify images, so that the data may be moved.
+        shard_size (`int`, defaults to 1024): items of a shard.
+        retry_failed (`bool`, defaults to `False`): do shards with failed items once more.
         description (`str`, *optional*): what the progress bar says, by default the folder's name.
+        spare (`bool`, defaults to `False`): go on where all items of a shard fail.
 
     Returns:
-        how many items could be embedded; the stage's arrays are `embeddings` `[n, D]` in float32 and `row` `[n]`.
+        `int`: how many items could be embedded. `read_job(out)` has their arrays: `embeddings` `[n, D]` in float32 and
+        `row` `[n]`, the number of each item.
+
+    Raises:
+        ValueError: the folder holds another job, or every item of a shard failed.
+
+    Example:
+
+    ```python
+    items = [Item("a dog"), Item(image="photos/dog.jpg")]
+    embed("outputs/embeddings", items, Embedder("outputs/quickstart/model"), "document")
+    ```
     """
     state = processes()
     run_job(
@@ -158,10 +248,13 @@ def embed(
         retry_failed=retry_failed,
         spare=spare,
     )
+
+    # only when all processes have finished does the job have all its shards
     state.wait_for_everyone()
     return len(read_job(out, ())["row"])
 
 
+# names of items
 def item_name(item: Item, image_root=None) -> str:
     """A text that identifies an item: its text, and its image's path below `image_root` and size in bytes.
 
@@ -169,15 +262,25 @@ def item_name(item: Item, image_root=None) -> str:
     """
     if not item.image:
         return item.text
+
+    # the size tells a file apart that was replaced by another of the same name
     return f"{item.text}\x00{image_name(item, image_root)}\x00{_size(item.image)}"
 
 
 def image_name(item: Item, image_root=None) -> str:
-    """The image's path below `image_root`, as data files write it; an item without an image has an empty one.
+    """The image's path below `image_root`, as data files write it.
 
-    `image_root` may be several folders; the first that holds the image counts.
+    Args:
+        item ([`~unime.data.schema.Item`]): without an image, its name is empty.
+        image_root (`str`, `Path` or a tuple of these, *optional*): the first of several folders that holds the image
+            counts; an image outside of them keeps its whole path.
     """
-    roots = image_root if isinstance(image_root, tuple) else () if image_root is None else (image_root,)
+    roots = image_root
+    if image_root is None:
+        roots = ()
+    elif not isinstance(image_root, tuple):
+        roots = (image_root,)
+
     for root in roots:
         start = f"{_resolved(str(root))}{os.sep}"
         if item.image.startswith(start):
@@ -191,13 +294,11 @@ def _resolved(root: str) -> str:
 
 
 def _size(path: str) -> int | str | None:
+    """Bytes of a file, or a digest of the files of a folder; `None` of what does not exist."""
     try:
         if os.path.isdir(path):
-            return fingerprint(f"{entry.name}:{entry.stat().st_size}" for entry in _sorted(path))
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+            return fingerprint(f"{entry.name}:{entry.stat().st_size}" for entry in entries)
         return os.stat(path).st_size
     except FileNotFoundError:
         return None
-
-
-def _sorted(folder: str):
-    return sorted(os.scandir(folder), key=lambda entry: entry.name)

@@ -5,7 +5,7 @@ import os
 
 
 def silence_alarms():
-    """Keeps a command free of two notices that read like failures, and are none, on a machine without a GPU.
+    """Keeps a command free of two notices that read like failures on a machine without a GPU, but are not.
 
     For programs only: a library must not change its user's environment or loggers.
     """

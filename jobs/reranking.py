@@ -12,24 +12,43 @@ class Reranker:
     """A reranker, loaded when it is first needed.
 
     Args:
-        source: folder or repository.
-        strategy (`str`): `"pointwise"`, `"listwise"` or `"fused"`, as in [`UniMERerankerForCausalLM.rank`].
-        dtype (`str`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
+        source (`str` or `Path`): folder or repository of a reranker, or of a stock VLM.
+        strategy (`str`, defaults to `"pointwise"`): `"pointwise"`, `"listwise"` or `"fused"`, as in
+            [`UniMERerankerForCausalLM.rank`].
+        dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
         options: for the model's `rank`.
+
+    Raises:
+        ValueError: the strategy is unknown.
+
+    Example:
+
+    ```python
+    reranker = Reranker("outputs/quickstart/reranker", strategy="fused", weight=0.5)
+    scores = reranker.scores("a dog", [{"image": "cat.jpg"}, {"image": "dog.jpg"}], similarity=[0.5, 0.4])
+    ```
     """
 
     def __init__(self, source, strategy: str = "pointwise", dtype: str = "auto", **options):
         if strategy not in STRATEGIES:
             raise ValueError(f"the strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
-        self.source, self.strategy, self.dtype, self.options = source, strategy, dtype, options
+        self.source = source
+        self.strategy = strategy
+        self.dtype = dtype
+        self.options = options
         self.model = None
 
     def settings(self) -> dict:
-        """What decides an order."""
-        own = {"strategy": self.strategy, "dtype": self.dtype, **self.options}
-        return {"reranker": checkpoint_fingerprint(self.source), **own}
+        """What decides an order, as JSON; a job with other settings is another job."""
+        return {
+            "reranker": checkpoint_fingerprint(self.source),
+            "strategy": self.strategy,
+            "dtype": self.dtype,
+            **self.options,
+        }
 
     def load(self) -> UniMERerankerForCausalLM:
+        """The model, on this process's device."""
         if self.model is None:
             model = open_checkpoint(self.source, reranker=True, dtype=self.dtype)
             if not isinstance(model, UniMERerankerForCausalLM):
@@ -38,10 +57,21 @@ class Reranker:
         return self.model
 
     def scores(self, query, candidates: list, similarity: list[float]) -> list[float]:
-        """One score per candidate."""
-        extra = {"retrieval_scores": similarity} if self.strategy == "fused" else {}
-        found = self.load().rank(
-            query, candidates, strategy=self.strategy, show_progress=False, **extra, **self.options
-        )
-        scores = {entry["index"]: entry["score"] for entry in found}
-        return [scores[i] for i in range(len(candidates))]
+        """Scores candidates for a query.
+
+        Args:
+            query: a text, or a dict of `text` and `image`.
+            candidates (`list`): C of the same.
+            similarity (`list[float]`): the embedder's C similarities, which the strategy `"fused"` adds to.
+
+        Returns:
+            `list[float]`: C scores in the order of `candidates`, the greater the better.
+        """
+        options = dict(self.options)
+        if self.strategy == "fused":
+            options["retrieval_scores"] = similarity
+        ranking = self.load().rank(query, candidates, strategy=self.strategy, show_progress=False, **options)
+
+        # a ranking has its own order
+        scores = {entry["index"]: entry["score"] for entry in ranking}
+        return [scores[index] for index in range(len(candidates))]

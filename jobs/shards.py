@@ -4,6 +4,9 @@ Every shard is written whole or not at all, under a name that says which rows it
 fingerprint of inputs and settings, so that a changed job is refused instead of mixed with old shards. Processes (of
 `accelerate launch`, on one machine or several with a shared disk) take shards in turn. A row that fails twice is left
 out of the results and kept, with the reason, beside its shard.
+
+A job's folder holds `manifest.json`, `rows-<number of the first row>.safetensors` for each shard, and beside it
+`rows-<number>.errors.json` where rows failed.
 """
 
 import hashlib
@@ -11,6 +14,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,11 +27,14 @@ from tqdm.auto import tqdm
 
 MANIFEST = "manifest.json"
 FAILURES = (ValueError, OSError)  # what bad input and a server that does not answer raise; anything else ends the job
-HOPELESS = 16  # if none of so many rows of a shard succeeds, or of a full shard, the fault is not in the rows
+HOPELESS = 16  # if so many rows of a shard fail and none succeeds, the fault is not in the rows
 
 
 def processes() -> PartialState:
-    """The processes of this launch, on GPUs or not; they wait for each other for weeks rather than minutes."""
+    """The processes of this launch, on GPUs or not.
+
+    They wait for each other for weeks rather than minutes: one may finish its shards long before another.
+    """
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=60))
 
 
@@ -65,21 +72,36 @@ def run_job(
         work: maps a slice of the rows to arrays with as many rows each; called as `work(rows)`, or, where there is a
             `prepare`, as `work(rows, prepared)`.
         settings (`dict`): whatever else decides the result, for example model and prompt; JSON.
-        keys: maps a row to the text that identifies it.
+        keys (defaults to `str`): maps a row to the text that identifies it.
         shard_size (`int`, defaults to 1024): rows of a shard.
-        rank, world_size (`int`): this process does every `world_size`-th shard.
+        rank (`int`, defaults to 0), world_size (`int`, defaults to 1): this process does every `world_size`-th shard,
+            from number `rank` on.
+        description (`str`): what the progress bar and errors call the job.
         failures (`tuple`): errors of single rows, by default `ValueError` and `OSError`; any other ends the job.
         prepare (*optional*): called once, if there is anything left to do: to load a model, whose errors are not a
             row's. What it returns is handed to `work`.
-        retry_failed (`bool`): do shards with failed rows once more.
-        spare (`bool`): go on where all rows of a shard fail, which otherwise ends the job.
+        retry_failed (`bool`, defaults to `False`): do shards with failed rows once more.
+        spare (`bool`, defaults to `False`): go on where all rows of a shard fail, which otherwise ends the job.
 
     Raises:
-        ValueError: the folder holds another job (the message says what differs), `work` returned too few rows, or
-            every row of a shard failed (the message gives the first reason).
+        ValueError: the folder holds another job (the message says what differs), or every row of a shard failed (the
+            message gives the first reason).
+        RuntimeError: `work` returned arrays with too few or too many rows.
+
+    Example:
+
+    ```python
+    def lengths(texts):
+        return {"length": np.array([len(text) for text in texts])}
+
+    run_job("outputs/lengths", ["a", "bb", "ccc"], lengths, settings={"unit": "characters"}, shard_size=2)
+    read_job("outputs/lengths")["length"]  # array([1, 2, 3])
+    ```
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+
+    # what decides the result; a folder that was made from something else is refused
     manifest = {
         "rows": len(rows),
         "fingerprint": fingerprint(map(keys, rows)),
@@ -87,69 +109,244 @@ def run_job(
         "settings": settings,
     }
     check_manifest(out / MANIFEST, manifest)
-    starts = range(0, len(rows), shard_size)
-    own = [start for number, start in enumerate(starts) if number % world_size == rank]
-    again = {start for start in own if retry_failed and _errors(out, start).exists()}
-    todo = [start for start in own if start in again or not _shard(out, start).exists()]
-    done = sum(min(shard_size, len(rows) - start) for start in own if start not in set(todo))
-    total = sum(min(shard_size, len(rows) - start) for start in own)
+
+    # a shard is named by the number of its first row; processes take turns
+    starts = range(0, len(rows), shard_size)[rank::world_size]
+    todo = [start for start in starts if _is_due(out, start, retry_failed)]
+
+    # a model is loaded only if there is anything left to do
     if todo and prepare is not None:
         work = _with_prepared(work, prepare())
-    silent = {"disable": True} if rank else {}  # else it is tqdm's, which TQDM_DISABLE can silence
-    with tqdm(total=total, initial=done, desc=description, unit="row", **silent) as bar:
+    worker = _Worker(work, keys, failures)
+
+    total = _count_rows(starts, shard_size, len(rows))
+    done = total - _count_rows(todo, shard_size, len(rows))
+    with _progress_bar(total, done, description, rank) as bar:
         for start in todo:
-            part, errors = rows[start : start + shard_size], []
-            arrays = _collect(_survivors(part, start, work, keys, errors, failures))
-            if not spare and not len(arrays["row"]) and (len(part) >= HOPELESS or 1 < len(part) == shard_size):
-                raise ValueError(f"{description}: all {len(part)} rows from row {start} on failed; {errors[0]}")
-            if errors:  # before the shard, whose presence means that all is said
-                write_text(_errors(out, start), json.dumps(errors, indent=1, ensure_ascii=False))
-            else:
-                _errors(out, start).unlink(missing_ok=True)  # of an attempt that was killed, or is repeated
-            write_whole(_shard(out, start), lambda path, arrays=arrays: save_file(arrays, path))
-            bar.update(len(part))
+            shard_rows = rows[start : start + shard_size]
+            results, errors = worker.run(shard_rows, start)
+
+            # a model or server that is at fault would leave a folder full of errors
+            if not results and not spare and _is_hopeless(len(shard_rows), shard_size):
+                raise ValueError(f"{description}: all {len(shard_rows)} rows from row {start} on failed; {errors[0]}")
+
+            _write_shard(out, start, _concatenated(results), errors)
+            bar.update(len(shard_rows))
 
 
-def _with_prepared(work, prepared):
+def _is_due(out: Path, start: int, retry_failed: bool) -> bool:
+    if retry_failed and _errors_path(out, start).exists():
+        return True
+    return not _shard_path(out, start).exists()
+
+
+def _with_prepared(work: Callable, prepared) -> Callable:
     return lambda rows: work(rows, prepared)
 
 
-def read_job(out, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-    """The results of a finished job in the order of its rows; the array `row` numbers the rows that did not fail.
+def _count_rows(starts: Iterable[int], shard_size: int, rows: int) -> int:
+    """How many rows the shards have; the last of all is shorter than the others."""
+    return sum(min(shard_size, rows - start) for start in starts)
 
-    `names` are the arrays wanted, all by default.
+
+def _progress_bar(total: int, done: int, description: str, rank: int) -> tqdm:
+    # in the first process `disable` stays unset, so that the environment's TQDM_DISABLE counts
+    options = {}
+    if rank > 0:
+        options["disable"] = True
+    return tqdm(total=total, initial=done, desc=description, unit="row", **options)
+
+
+def _is_hopeless(failed: int, shard_size: int) -> bool:
+    """Whether a shard of nothing but so many failures is the fault of a model or a server, not of its rows."""
+    if failed == shard_size and failed > 1:
+        return True
+    return failed >= HOPELESS
+
+
+def _write_shard(out: Path, start: int, arrays: dict[str, np.ndarray], errors: list[dict]):
+    # the errors come first: a shard that is present says that its rows are done with
+    if errors:
+        write_text(_errors_path(out, start), json.dumps(errors, indent=1, ensure_ascii=False))
+    else:
+        # there may be some of an attempt that was killed, or is repeated
+        _errors_path(out, start).unlink(missing_ok=True)
+    write_whole(_shard_path(out, start), lambda path: save_file(arrays, path))
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """Does the rows of a shard, and finds out which of them cannot be done."""
+
+    work: Callable[..., dict[str, np.ndarray]]
+    keys: Callable[[object], str]
+    failures: tuple
+
+    def run(self, rows: Sequence, start: int) -> tuple[list[dict], list[dict]]:
+        """The arrays of the rows that succeed, in order and in as few calls of `work` as that takes, and the errors of
+        those that fail; `start` is the number of the first row."""
+        try:
+            return [self._arrays(rows, start)], []
+        except self.failures as error:
+            reason = str(error)
+
+        if len(rows) == 1:
+            return self._run_again(rows, start, reason)
+
+        half = len(rows) // 2
+        results, errors = self.run(rows[:half], start)
+        more_results, more_errors = self.run(rows[half:], start + half)
+        return results + more_results, errors + more_errors
+
+    def _run_again(self, rows: Sequence, start: int, first_reason: str) -> tuple[list[dict], list[dict]]:
+        """A second try of a single row, which may have met a server that did not answer."""
+        try:
+            return [self._arrays(rows, start)], []
+        except self.failures as error:
+            reason = str(error)
+            if reason != first_reason:
+                reason = f"{first_reason}; tried again: {reason}"
+            reason = reason or repr(error)
+        return [], [{"row": start, "key": self.keys(rows[0]), "reason": reason}]
+
+    def _arrays(self, rows: Sequence, start: int) -> dict[str, np.ndarray]:
+        """What `work` makes of the rows, and their numbers."""
+        arrays = {"row": np.arange(start, start + len(rows))}
+        for name, array in self.work(rows).items():
+            array = np.ascontiguousarray(array)  # safetensors writes nothing else
+            if len(array) != len(rows):
+                raise RuntimeError(
+                    f"{len(array)} results for {len(rows)} rows from row {start} on, in the array {name!r}; "
+                    "there must be one for each row."
+                )
+            arrays[name] = array
+        return arrays
+
+
+# what a job has written
+def read_job(out, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """The results of a finished job in the order of its rows.
+
+    Args:
+        out (`str` or `Path`): folder of the job.
+        names (`Sequence[str]`, *optional*): which arrays to read; all by default.
+
+    Returns:
+        `dict[str, np.ndarray]`: the arrays `[n, ...]` of the n rows that did not fail, and `row` `[n]`, their numbers.
+        If all rows failed there is only `row`.
 
     Raises:
         ValueError: there is no job, or it is not finished; the message says how far it came.
     """
-    parts = [part for part in (_load(shard, names) for shard in _shards(out)) if len(part["row"])]
-    return _collect(parts)
+    results = []
+    for path in _finished_shards(Path(out)):
+        arrays = _read_shard(path, names)
+        if len(arrays["row"]):
+            results.append(arrays)
+    return _concatenated(results)
 
 
 def read_errors(out) -> list[dict]:
     """The rows of a job that failed so far: `row`, its `key`, and the `reason`."""
-    found = sorted(Path(out).glob("rows-*.errors.json"))
-    return [error for path in found for error in json.loads(path.read_text(encoding="utf-8"))]
+    errors = []
+    for path in sorted(Path(out).glob("rows-*.errors.json")):  # in the order of the rows
+        errors += json.loads(path.read_text(encoding="utf-8"))
+    return errors
 
 
+def _finished_shards(out: Path) -> list[Path]:
+    """All shards of a finished job."""
+    if not (out / MANIFEST).exists():
+        raise ValueError(f"{out} holds no job: it has no {MANIFEST}.")
+    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+
+    shards = [_shard_path(out, start) for start in range(0, manifest["rows"], manifest["shard_size"])]
+    missing = [shard for shard in shards if not shard.exists()]
+
+    if missing:
+        raise ValueError(
+            f"{out} is not finished: {len(missing)} of {len(shards)} shards are missing; run the job again."
+        )
+    return shards
+
+
+def _read_shard(path: Path, names: Sequence[str] | None) -> dict[str, np.ndarray]:
+    arrays = {}
+    with safe_open(path, "numpy") as file:
+        for name in file.keys():  # noqa: SIM118
+            if names is None or name == "row" or name in names:
+                arrays[name] = file.get_tensor(name)
+    return arrays
+
+
+def _concatenated(results: list[dict]) -> dict[str, np.ndarray]:
+    """The arrays of several results, each as one; of none there is an empty `row`."""
+    if not results:
+        return {"row": np.zeros(0, np.int64)}
+
+    arrays = {}
+    for name in results[0]:
+        arrays[name] = np.concatenate([result[name] for result in results])
+    return arrays
+
+
+def _shard_path(out: Path, start: int) -> Path:
+    return out / f"rows-{start:09d}.safetensors"
+
+
+def _errors_path(out: Path, start: int) -> Path:
+    return _shard_path(out, start).with_suffix(".errors.json")
+
+
+# manifests
 def check_manifest(path: Path, manifest: dict):
     """Writes what a job is made from, or, where that was written before, makes sure that it is the same.
 
+    Args:
+        path (`Path`): the manifest's file.
+        manifest (`dict`): whatever decides the result; JSON.
+
     Raises:
-        ValueError: it is not; the message says what differs.
+        ValueError: it is not the same; the message says what differs.
     """
     if not path.exists():
         write_text(path, json.dumps(manifest, indent=1))
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
-    manifest = json.loads(json.dumps(manifest))  # as it would be read back
-    differs = [_difference(key, found.get(key), manifest[key]) for key in manifest if found.get(key) != manifest[key]]
-    if differs:
-        raise ValueError(f"{path} describes another job ({'; '.join(differs)}); choose another place or remove it.")
+
+    previous = json.loads(path.read_text(encoding="utf-8"))
+    current = json.loads(json.dumps(manifest))  # as it would be read back: tuples are lists
+    differences = []
+    for key in current:
+        if previous.get(key) != current[key]:
+            differences.append(_difference(key, previous.get(key), current[key]))
+    if differences:
+        raise ValueError(
+            f"{path} describes another job ({'; '.join(differences)}); choose another place or remove it."
+        )
 
 
+def _difference(name: str, previous, current) -> str:
+    """What differs, in words, down to the single setting."""
+    # a setting that only one side has is None on the other
+    if not isinstance(previous, dict) or not isinstance(current, dict):
+        return f"{name}: {previous} there, {current} now"
+
+    differences = []
+    for key in {**previous, **current}:
+        if previous.get(key) != current.get(key):
+            differences.append(_difference(f"{name}.{key}", previous.get(key), current.get(key)))
+    return "; ".join(differences)
+
+
+# files
 def write_whole(path: Path, writer: Callable[[Path], object]):
-    """Lets `writer` write beside the file and moves the result into place: no reader ever sees half a file."""
+    """Lets `writer` write beside the file and moves the result into place: no reader ever sees half a file.
+
+    Args:
+        path (`Path`): the file.
+        writer: called with the path that it is to write to.
+    """
+    # the name is of this process alone, in the same folder: a move within a disk is all or nothing
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     writer(draft)
     os.replace(draft, path)
@@ -158,73 +355,3 @@ def write_whole(path: Path, writer: Callable[[Path], object]):
 def write_text(path: Path, text: str):
     """As [`write_whole`], for a text."""
     write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))
-
-
-def _survivors(part, start: int, work, keys, errors: list[dict], failures: tuple) -> Iterable[dict]:
-    """Results of the rows that do not fail, in order, in as few calls of `work` as that takes."""
-    try:
-        yield _checked(part, start, work)
-        return
-    except failures as error:
-        if len(part) > 1:
-            half = len(part) // 2
-            yield from _survivors(part[:half], start, work, keys, errors, failures)
-            yield from _survivors(part[half:], start + half, work, keys, errors, failures)
-            return
-        first = error
-    try:
-        yield _checked(part, start, work)
-    except failures as error:
-        reason = str(error) if str(error) == str(first) else f"{first}; tried again: {error}"
-        errors.append({"row": start, "key": keys(part[0]), "reason": reason or repr(error)})
-
-
-def _checked(part, start: int, work) -> dict[str, np.ndarray]:
-    arrays = {name: np.ascontiguousarray(array) for name, array in work(part).items()}
-    short = {name: len(array) for name, array in arrays.items() if len(array) != len(part)}
-    if short:
-        raise RuntimeError(f"{short} results for {len(part)} rows from row {start} on.")
-    return {"row": np.arange(start, start + len(part)), **arrays}
-
-
-def _collect(parts: Iterable[dict]) -> dict[str, np.ndarray]:
-    parts = list(parts)
-    if not parts:
-        return {"row": np.zeros(0, np.int64)}
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def _load(shard: Path, names) -> dict[str, np.ndarray]:
-    with safe_open(shard, "numpy") as file:
-        wanted = [name for name in file.keys() if names is None or name in (*names, "row")]  # noqa: SIM118
-        return {name: file.get_tensor(name) for name in wanted}
-
-
-def _shards(out) -> list[Path]:
-    """All shards of a finished job."""
-    out = Path(out)
-    if not (out / MANIFEST).exists():
-        raise ValueError(f"{out} holds no job: it has no {MANIFEST}.")
-    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-    shards = [_shard(out, start) for start in range(0, manifest["rows"], manifest["shard_size"])]
-    missing = [shard.name for shard in shards if not shard.exists()]
-    if missing:
-        raise ValueError(
-            f"{out} is not finished: {len(missing)} of {len(shards)} shards are missing; run the job again."
-        )
-    return shards
-
-
-def _shard(out: Path, start: int) -> Path:
-    return out / f"rows-{start:09d}.safetensors"
-
-
-def _errors(out: Path, start: int) -> Path:
-    return _shard(out, start).with_suffix(".errors.json")
-
-
-def _difference(name: str, found, wanted) -> str:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]
-        return "; ".join(_difference(f"{name}.{key}", found.get(key), wanted.get(key)) for key in keys)
-    return f"{name}: {found} there, {wanted} now"

@@ -91,39 +91,51 @@ def test_bad_rows_are_kept_with_their_place_and_the_rest_is_read(tmp_path):
         ({**good, "query": " "}, "an item needs a text"),
         ({**good, "query": {"text": "q", "image": "no.png"}}, "'no.png' does not exist"),
         ({**good, "query": {"image": "../x.png"}}, "leaves the image root"),
-        ({**good, "negative_scores": [1.5]}, r"1.5 is no number in [0, 1]"),
-        ({**good, "positive_score": float("nan")}, "nan is no number in [0, 1]"),
+        ({**good, "negative_scores": [1.5]}, r"1.5 is not a number in [0, 1]"),
+        ({**good, "positive_score": float("nan")}, "nan is not a number in [0, 1]"),
         ({**good, "positive": ["p"]}, "an item is a text or has 'text' and 'image'"),
         ({"positive": "p"}, "lacks"),
-        ({**good, "query": {"text": 5}}, "is a string, not 5"),
-        ({**good, "negative_scores": 3}, "is a list, got 3"),
-        ({**good, "dataset": 5}, "the data set's name is a string"),
+        ({**good, "query": {"text": 5}}, "must be a string, not 5"),
+        ({**good, "negative_scores": 3}, "must be a list, got 3"),
+        ({**good, "dataset": 5}, "the data set's name must be a string"),
         ({**good, "query": "half \ud83d"}, "surrogates not allowed"),
-        ("no object", "is no object but 'no object'"),
+        ("no object", "is not an object but 'no object'"),
     ]
     lines = [json.dumps(row) for row in (good, *(row for row, _ in bad), good)]
     lines[2:2] = ["{broken"]
     bad.insert(1, (None, "Expecting property name"))
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    found = Findings()
-    assert len(read_rows(tmp_path / "rows.jsonl", found=found)) == 2
-    assert [f"row {n} (line {n + 1})" in problem.where for n, problem in enumerate(found.problems, 1)] == [True] * len(
-        bad
-    )
-    for problem, (_, reason) in zip(found.problems, bad):
+    findings = Findings()
+    assert len(read_rows(tmp_path / "rows.jsonl", findings=findings)) == 2
+    assert len(findings.problems) == len(bad)
+    assert all(f"row {n} (line {n + 1})" in problem.where for n, problem in enumerate(findings.problems, 1))
+    for problem, (_, reason) in zip(findings.problems, bad):
         assert reason in problem.reason
     odd = [{"hard_negatives": 5}, {"query_image": 3, "hard_negatives": [3]}, 7, {"dataset": [1]}]
     (tmp_path / "odd.json").write_text(json.dumps(odd))
-    found = Findings()
+    findings = Findings()
     with pytest.raises(ValueError, match="odd.json holds no row"):
-        read_rows(tmp_path / "odd.json", found=found)
-    assert len(found.problems) == 4
+        read_rows(tmp_path / "odd.json", findings=findings)
+    assert len(findings.problems) == 4
     (tmp_path / "cut.json").write_text('[\n{"query_text": "a"},\n{"query_te')
     with pytest.raises(ValueError, match=r"cut.json, row 1 \(line 3\): the file is broken off"):
-        read_rows(tmp_path / "cut.json", found=Findings())
+        read_rows(tmp_path / "cut.json", findings=Findings())
     (tmp_path / "cut.json").write_text('[{"query_text": "a"} {"b": 1}]')
     with pytest.raises(ValueError, match="the list is broken off after this row"):
-        read_rows(tmp_path / "cut.json", found=Findings())
+        read_rows(tmp_path / "cut.json", findings=Findings())
+
+
+def test_sentences_and_negatives_of_mmeb_are_checked_like_other_texts(tmp_path):
+    pairs = [{"sent0": "a", "sent1": "b"}, {"sent0": 5, "sent1": "b"}, {"sent0": "a", "sent1": "half \ud83d"}]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    findings = Findings()
+    assert len(read_rows(tmp_path / "pairs.jsonl", findings=findings)) == 1
+    assert "must be a string, not 5" in findings.problems[0].reason
+    assert "surrogates not allowed" in findings.problems[1].reason
+
+    row = {"qry": "q", "qry_image_path": "", "pos_text": "p", "pos_image_path": "", "neg_text": "n"}
+    (tmp_path / "mmeb.jsonl").write_text(json.dumps(row))  # without a column for the negative's image
+    assert read_rows(tmp_path / "mmeb.jsonl")[0]["negatives"] == [{"text": "n", "image": ""}]
 
 
 def odd_images(folder):
@@ -191,7 +203,7 @@ def test_the_report_counts_what_matters(tmp_path, capsys):
     assert scores["positives below 0.5"] == 2 and scores["rows with a negative at or above their positive"] == 2
     assert scores["positive"]["greatest"] == 0.9 and report["modalities"] == {"text -> text": 3}
     (problem,) = report["bad_rows"]
-    assert problem["where"].endswith("rows.json, row 3 (line 95)") and "2 is no number" in problem["reason"]
+    assert problem["where"].endswith("rows.json, row 3 (line 95)") and "2 is not a number" in problem["reason"]
 
 
 def test_the_released_sample_is_reported(capsys):

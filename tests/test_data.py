@@ -252,7 +252,7 @@ def test_judged_rows_keep_scores_and_name_their_data_set(tmp_path):
     ("change", "message"),
     [
         ({"hard_negatives_scores": [0.2]}, r"row 1 \(line 1\): 2 negatives for 1 scores"),
-        ({"query_pos_scores": 1.2}, r"row 1 \(line 1\): the judge score 1.2 is no number in \[0, 1\]"),
+        ({"query_pos_scores": 1.2}, r"row 1 \(line 1\): the judge score 1.2 is not a number in \[0, 1\]"),
         ({"query_pos_scores": None}, r"row 1 \(line 1\): the judge score None"),
         ({"pos_text": ""}, r"row 1 \(line 1\): an item needs a text"),
         ({"query_image": "images/none.png"}, r"row 1 \(line 1\): image 'images/none.png' does not exist"),

@@ -396,6 +396,23 @@ def test_embedders_of_both_libraries_agree(tiny, tmp_path):
         Embedder("x", "faiss")
 
 
+def test_sentence_transformers_get_texts_images_and_videos(tmp_path):
+    class Model:
+        def encode_document(self, inputs, **options):
+            self.inputs = inputs
+            return np.zeros((len(inputs), 2))
+
+    embedder = Embedder("x", "sentence-transformers")
+    embedder.model = Model()
+    embedder.encode([Item("a"), Item("b", "b.png"), Item("", "c.mp4"), Item("d", "d.mp4")], "document")
+    assert embedder.model.inputs == [
+        "a",
+        {"text": "b", "image": "b.png"},
+        {"video": "c.mp4"},
+        {"text": "d", "video": "d.mp4"},
+    ]
+
+
 def test_a_fingerprint_sees_weights_of_adapters_bases_and_large_files(tmp_path):
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     for folder in (base, adapter):
