@@ -413,7 +413,7 @@ def test_report_of_retrieval_and_sugarcrepe_has_the_papers_columns(saved, tmp_pa
 
 def test_files_that_are_no_results_are_refused(measured, tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"x.json is no results file of format"):
+    with pytest.raises(ValueError, match=r"x.json is not a results file of format"):
         load([str(tmp_path / "x.json")])
     with pytest.raises(ValueError, match="there is no results.json in"):
         load([str(tmp_path)])
