@@ -196,7 +196,7 @@ def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: 
 
     ```python
     model = UniMEModel.from_pretrained("outputs/quickstart/model")
-    results = evaluate(model, read_world_tasks("outputs/quickstart/world"))
+    results = evaluate(model, read_world_tasks("outputs/world"))
     print_table({"precision@1": results})
     ```
     """
