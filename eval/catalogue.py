@@ -54,9 +54,12 @@ def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
     if benchmark == "video":
         return read_video(data, names, source["partial"]), data
     if benchmark == "retrieval":
-        roots = (data, cache, image_root) if image_root else (data, cache)
-        return read_retrieval(data, names, cache, image_root), roots
+        roots = [data, cache]
+        if image_root:
+            roots.append(image_root)
+        return read_retrieval(data, names, cache, image_root), tuple(roots)
 
+    # these read all of their tasks, which is quick
     if benchmark == "sugarcrepe":
         tasks = read_sugarcrepe(data, image_root or Path(data) / "images" / "val2017")
     else:
@@ -67,7 +70,7 @@ def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
 def _selected(tasks: list[Task], names: list[str] | None, data) -> list[Task]:
     if not names:
         return tasks
-    by_name = {task.name: task for task in tasks}
-    if unknown := sorted(set(names) - by_name.keys()):
-        raise ValueError(f"{data} has no data sets {unknown}; it has {', '.join(by_name)}.")
+    available = [task.name for task in tasks]
+    if unknown := sorted(set(names) - set(available)):
+        raise ValueError(f"{data} has no data sets {unknown}; it has {', '.join(available)}.")
     return [task for task in tasks if task.name in names]

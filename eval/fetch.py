@@ -47,7 +47,9 @@ def _visdoc_repos() -> tuple:
 
 
 def _sugarcrepe_urls() -> tuple:
-    urls = [(f"{_SUGARCREPE}/{subset}.json", "") for subset in SUGARCREPE]
+    urls = []
+    for subset in SUGARCREPE:
+        urls.append((f"{_SUGARCREPE}/{subset}.json", ""))
     urls.append((_COCO, "images"))
     return tuple(urls)
 
@@ -116,11 +118,15 @@ def describe(name: str) -> str:
         name (`str`): one of `SOURCES`.
     """
     source = SOURCES[name]
-    places = [f"https://huggingface.co/datasets/{repo}" for repo, _, _ in source.repos]
-    places += [url for url, _ in source.urls]
+    places = []
+    for repo, _, _ in source.repos:
+        places.append(f"https://huggingface.co/datasets/{repo}")
+    for url, _ in source.urls:
+        places.append(url)
 
     lines = [f"{name}: {source.size}; license: {source.license}"]
-    lines += [f"  {place}" for place in places[:SHOWN]]
+    for place in places[:SHOWN]:
+        lines.append(f"  {place}")
     if len(places) > SHOWN:
         lines.append(f"  ... and {len(places) - SHOWN} more")
     if source.note:
@@ -151,6 +157,8 @@ def fetch(name: str, out) -> Path:
         raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(SOURCES)}.")
     source = SOURCES[name]
     root = Path(out) / name
+
+    # both go on where an earlier call was interrupted
     for repo, patterns, folder in source.repos:
         try:
             snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_dir=root / folder)
@@ -184,11 +192,15 @@ def download(url: str, folder: Path) -> Path:
     if path.exists():
         return path
 
+    # ask for the bytes after those that an earlier call left
     partial = path.with_name(f"{path.name}.part")
-    size = partial.stat().st_size if partial.exists() else 0
+    size = 0
+    if partial.exists():
+        size = partial.stat().st_size
     headers = {"Accept-Encoding": "identity"}  # sizes are those of the file, not of a compressed answer
     if size:
         headers["Range"] = f"bytes={size}-"
+
     try:
         with requests.get(url, headers=headers, stream=True, timeout=60) as response:
             if response.status_code == 416:
@@ -198,6 +210,7 @@ def download(url: str, folder: Path) -> Path:
                 _append(response, url, partial, size)
     except requests.RequestException as error:
         raise ValueError(f"{url} is not available: {error}") from error
+
     partial.rename(path)
     return path
 
@@ -211,13 +224,17 @@ def _check_complete(response: requests.Response, url: str, partial: Path, size: 
 
 def _append(response: requests.Response, url: str, partial: Path, size: int):
     """Writes an answer behind the bytes that are there, or over them, if the server sends the whole file again."""
-    if response.status_code != 206:
+    mode = "ab"
+    if response.status_code != 206:  # not a part of the file
+        mode = "wb"
         size = 0
-    total = size + int(response.headers.get("Content-Length") or 0)
+    total = size + int(response.headers.get("Content-Length") or 0)  # 0 if the server does not say
+
     bar = tqdm(total=total or None, initial=size, desc=partial.stem, unit="B", unit_scale=True)
-    with bar, open(partial, "ab" if size else "wb") as file:
+    with bar, open(partial, mode) as file:
         for block in response.iter_content(2**20):
             bar.update(file.write(block))
+
     written = partial.stat().st_size
     if written < total:
         raise ValueError(f"{url} broke off after {written:,} bytes; run the command again.")
@@ -236,6 +253,7 @@ def unpack(path: Path):
     if done.exists():
         return
     print(f"unpacking {path}", flush=True)
+
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -245,4 +263,5 @@ def unpack(path: Path):
                 archive.extractall(path.parent, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}; remove it and fetch it again.") from error
+
     write_text(done, "")

@@ -56,10 +56,13 @@ def similarity_matrix(
     ```
     """
     matrices = {}
+    low = np.inf
+    high = -np.inf
     for title, (rows, columns) in panels.items():
-        matrices[title] = (rows @ columns.T).float().numpy()  # [N, N]
-    low = min(matrix.min() for matrix in matrices.values())
-    high = max(matrix.max() for matrix in matrices.values())
+        matrix = (rows @ columns.T).float().numpy()  # [N, N]
+        matrices[title] = matrix
+        low = min(low, matrix.min())
+        high = max(high, matrix.max())
 
     figure, axes = plt.subplots(
         1, len(matrices), figsize=(5.2 * len(matrices) + 0.8, 5), constrained_layout=True, squeeze=False
@@ -118,13 +121,18 @@ def next_tokens(panels: dict[str, list[tuple[Item, list[tuple[str, float]]]]], p
                 _draw_item(axes[number][0], item, PLAIN)
             for word, probability in words:
                 rows.append([title, number, _words(item), word, f"{probability:.6f}"])
+
     return _save(figure, path, ["model", "item", "text", "word", "probability"], rows)
 
 
 def _draw_words(axis, words: list[tuple[str, float]], colour: str):
     """A bar for the probability of each word, the most probable on top."""
-    probabilities = [probability for _, probability in words]
-    labels = [_plain(word.strip() or repr(word)) for word, _ in words]  # a space or line break alone is quoted
+    labels = []
+    probabilities = []
+    for word, probability in words:
+        labels.append(_plain(word.strip() or repr(word)))  # a space or line break alone is quoted
+        probabilities.append(probability)
+
     axis.barh(range(len(words)), probabilities, color=colour)
     axis.set_yticks(range(len(words)), labels, fontsize=8)
     axis.invert_yaxis()
@@ -174,10 +182,14 @@ def training_curves(runs: dict[str, list[dict]], path) -> Path:
 
 
 def _draw_curve(axis, entries: list[dict], key: str, name: str, colour: str):
-    steps = [entry["step"] for entry in entries]
-    values = np.array([float(entry[key]) for entry in entries])
+    steps = []
+    values = []
+    for entry in entries:
+        steps.append(entry["step"])
+        values.append(float(entry[key]))
+
     width = max(1, len(values) // 8)
-    mean = np.convolve(values, np.ones(width) / width, "valid")
+    mean = np.convolve(values, np.ones(width) / width, "valid")  # [S - width + 1]
     axis.plot(steps, values, color=colour, alpha=0.2)
     axis.plot(steps[width - 1 :], mean, color=colour, label=name)  # a mean stands at the last of its steps
 
@@ -269,11 +281,17 @@ def stage_bars(stages: dict[str, dict[str, float]], path, title: str = "") -> Pa
     rows = []
     for number, (stage, means) in enumerate(stages.items()):
         values = []
+        labels = []
         for group in groups:
             mean = means.get(group)
-            values.append(np.nan if mean is None else 100 * mean)
             rows.append([stage, group, mean])
-        labels = ["" if np.isnan(value) else f"{value:.0f}" for value in values]
+            if mean is None or np.isnan(mean):  # no bar
+                values.append(np.nan)
+                labels.append("")
+            else:
+                values.append(100 * mean)
+                labels.append(f"{100 * mean:.0f}")
+
         places = np.arange(len(groups)) + (number - (len(stages) - 1) / 2) * width  # centred on each group's tick
         bars = axis.bar(places, values, width * 0.94, color=colours[number], label=stage)
         axis.bar_label(bars, labels, fontsize=7, padding=1)
@@ -328,6 +346,7 @@ def contact_sheet(rows: list[tuple[Item, list[tuple[Item, float, bool]]]], path,
             _draw_item(line[place], candidate, RIGHT if right else WRONG, f"{place}: {score:.2f}")
             image = Path(candidate.image).name
             cells.append([number, _words(query), place, f"{score:.5f}", int(right), _words(candidate), image])
+
     figure.suptitle(title, fontsize=11)
     figure.get_layout_engine().set(h_pad=0.12)
     return _save(figure, path, ["row", "query", "place", "similarity", "right", "text", "image"], cells)
@@ -341,8 +360,15 @@ def _draw_item(axis, item: Item, colour: str, title: str = ""):
         side.set(color=colour, linewidth=2.5)
     axis.set_title(title, fontsize=8, color=colour)
 
-    words = _wrap(_words(item), width=34, lines=6) if item.image else _wrap(_words(item), width=24, lines=9)
-    words = _plain(words)
+    # below a picture there is room for fewer and longer lines
+    width = 24
+    lines = 9
+    if item.image:
+        width = 34
+        lines = 6
+    words = _plain(_wrap(_words(item), width, lines))
+
+    # a video is not opened: its words, or that it is one, stand for it
     if item.image and not item.is_video:
         axis.imshow(open_image(item.image))
         axis.set_xlabel(words, fontsize=5.5)

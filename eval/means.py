@@ -1,5 +1,7 @@
 """Means over the tasks of a benchmark, and the table that is printed of them."""
 
+from collections.abc import Iterable, Sequence
+
 from .suites import GROUPS, KINDS
 
 COLUMN = 12  # characters
@@ -16,8 +18,7 @@ def means_of(benchmark: str, results: dict[str, dict]) -> dict[str, float | None
         `{group: mean}`; see [`group_means`] for what is None.
     """
     if benchmark in GROUPS:
-        scores = {name: result["score"] for name, result in results.items()}
-        return group_means(benchmark, scores)
+        return group_means(benchmark, {name: result["score"] for name, result in results.items()})
     return summarize(results)
 
 
@@ -41,16 +42,21 @@ def group_means(benchmark: str, scores: dict[str, float]) -> dict[str, float | N
     """
     means = {}
     for group, names in GROUPS[benchmark].items():
-        means[group] = _complete_mean([scores.get(name) for name in names])
+        means[group] = _complete_mean(scores, names)
+
+    # the papers' other average is a mean of means
     if benchmark.startswith("mmeb"):
-        means["four kinds"] = _complete_mean([means[kind] for kind in KINDS])
+        means["four kinds"] = _complete_mean(means, KINDS)
     return means
 
 
-def _complete_mean(values: list) -> float | None:
-    """The mean of numbers (or of arrays, element by element), of which none may be missing."""
-    if any(value is None for value in values):
-        return None
+def _complete_mean(scores: dict, names: Sequence[str]) -> float | None:
+    """The mean of numbers (or of arrays, element by element); None if one of them is missing."""
+    values = []
+    for name in names:
+        if scores.get(name) is None:
+            return None
+        values.append(scores[name])
     return sum(values) / len(values)
 
 
@@ -74,7 +80,9 @@ def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, floa
         if result["candidates"] >= candidates:
             large.append(score)
 
-    means = {kind: sum(scores) / len(scores) for kind, scores in by_kind.items()}
+    means = {}
+    for kind, scores in by_kind.items():
+        means[kind] = sum(scores) / len(scores)
     if large:
         means["mean"] = sum(large) / len(large)
     return means
@@ -97,10 +105,12 @@ def notes_of(tasks: dict[str, dict]) -> dict[str, str]:
         for note in notes:
             names_by_note.setdefault(note, []).append(name)
 
+    # what is true of all of several tasks does not list them
     texts = {}
     for note, names in names_by_note.items():
-        concerns_all = 1 < len(names) == len(tasks)
-        texts[note] = "all" if concerns_all else ", ".join(names)
+        texts[note] = ", ".join(names)
+        if 1 < len(names) == len(tasks):
+            texts[note] = "all"
     return texts
 
 
@@ -112,24 +122,30 @@ def print_table(columns: dict[str, dict[str, dict]], benchmark: str = "world"):
         benchmark (`str`, defaults to `"world"`): whose means are printed.
     """
     tasks = next(iter(columns.values()))
-    metrics = sorted({result["metric"] for result in tasks.values()}, reverse=True)
+    metrics = {result["metric"] for result in tasks.values()}
     width = max(17, *map(len, tasks))
 
-    print(f"\n{' / '.join(metrics):<{width}} {'kind':<15}{'candidates':>10}" + _row(columns))
+    # one line a task
+    heading = " / ".join(sorted(metrics, reverse=True))
+    print(f"\n{heading:<{width}} {'kind':<15}{'candidates':>10}{_cells(columns)}")
     for task, result in tasks.items():
-        scores = [f"{results[task]['score']:.3f}" for results in columns.values()]
-        print(f"{task:<{width}} {result['kind']:<15}{result['candidates']:>10}" + _row(scores))
+        scores = [results[task]["score"] for results in columns.values()]
+        print(f"{task:<{width}} {result['kind']:<15}{result['candidates']:>10}{_cells(map(_three_digits, scores))}")
 
+    # one line a mean
     means = [means_of(benchmark, results) for results in columns.values()]
     for group in means[0]:
-        title = f"mean: {group}" if group != "mean" else "mean, 100 candidates and more"
-        values = [_three_digits(model_means[group]) for model_means in means]
-        print(f"{title:<{width + 26}}" + _row(values))
+        title = "mean, 100 candidates and more"
+        if group != "mean":
+            title = f"mean: {group}"
+        values = [model_means[group] for model_means in means]
+        print(f"{title:<{width + 26}}{_cells(map(_three_digits, values))}")
 
 
 def _three_digits(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _row(cells) -> str:
-    return "".join(f"{cell:>{COLUMN}}" for cell in cells)
+def _cells(texts: Iterable[str]) -> str:
+    """Texts in columns, on their right sides."""
+    return "".join(f"{text:>{COLUMN}}" for text in texts)

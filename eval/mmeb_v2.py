@@ -41,8 +41,10 @@ def read_visdoc(root, names: Iterable[str] | None = None, cache=None, partial: b
     """
     root = Path(root)
     cache = Path(cache or root / "images")
-    names = select_tasks(root, names, VISDOC, lambda name: (root / VISDOC[name].folder).is_dir(), partial)
-    return [_read_documents(name, root / VISDOC[name].folder, cache / name) for name in names]
+    tasks = []
+    for name in select_tasks(root, names, VISDOC, lambda name: (root / VISDOC[name].folder).is_dir(), partial):
+        tasks.append(_read_documents(name, root / VISDOC[name].folder, cache / name))
+    return tasks
 
 
 def _read_documents(name: str, root: Path, cache: Path) -> Task:
@@ -50,6 +52,8 @@ def _read_documents(name: str, root: Path, cache: Path) -> Task:
     items = Items(cache)
     pages = _read_pages(root, split, cache, items)
     relevance = _read_relevance(root, split, pages)
+
+    # every query has all pages as candidates
     task = Task(
         name,
         VISDOC[name].group,
@@ -64,15 +68,17 @@ def _read_documents(name: str, root: Path, cache: Path) -> Task:
     left_out = 0
     for path in parquet_files(root / "queries", split):
         for number, row in parquet_rows(path, {"query-id": (), "query": ()}):
+            where = f"{path}, row {number}"
             gains = relevance.get(str(row["query-id"]))
             if gains is None:
                 left_out += 1
                 continue
             if not (row["query"] or "").strip():
-                raise ValueError(f"{path}, row {number}: the query is empty.")
-            task.queries.append(items.get(f"{DOCUMENT_QUERY} {row['query']}", "", f"{path}, row {number}"))
+                raise ValueError(f"{where}: the query is empty.")
+            task.queries.append(items.get(f"{DOCUMENT_QUERY} {row['query']}", "", where))
             task.relevant.append(list(gains))
             task.gains.append(list(gains.values()))
+
     if left_out and task.queries:
         task.notes.append(f"{left_out} queries without a relevant document left out")
     return not_empty(task, root)
@@ -270,19 +276,31 @@ class _Builder:
         """An item of a row: a text, a video (its folder below that of the task), or both."""
         return self.items.get(text, video, row.where)
 
+    def text_items(self, row: _Row, texts: list[str]) -> list[Item]:
+        """Several texts of a row."""
+        return [self.item(row, text) for text in texts]
+
+    def clip_items(self, row: _Row, instruction: str, clips: list[str]) -> list[Item]:
+        """Several videos of a row, with an instruction."""
+        return [self.item(row, instruction, clip) for clip in clips]
+
     def add(self, query: Item, candidates: list[Item], right: list[int]):
         """Adds a query with candidates of its own, of which those at the places `right` are right.
 
         Equal candidates count once.
         """
+        # a candidate's place among the distinct ones
         places: dict[Item, int] = {}
         for candidate in candidates:
             places.setdefault(candidate, len(places))
+
+        right_places = {places[candidates[place]] for place in right}
         self.task.queries.append(query)
-        self.task.candidates.append([self.items.number(candidate) for candidate in places])
-        self.task.relevant.append(sorted({places[candidates[place]] for place in right}))
+        self.task.candidates.append(list(map(self.items.number, places)))
+        self.task.relevant.append(sorted(right_places))
 
     def finish(self) -> Task:
+        """The task, with all candidates as its corpus."""
         self.task.corpus = list(self.items.numbers)
         return not_empty(self.task, self.path)
 
@@ -292,13 +310,13 @@ def _read_classification(builder: _Builder):
     rows = list(builder.rows())
     labels = _labels(builder, rows)
     for row in rows:
-        # this task alone has other candidates for every query
-        texts = [row["pos_text"], *row["neg_text"]] if builder.name == "SmthSmthV2" else labels
+        texts = labels
+        if builder.name == "SmthSmthV2":  # alone has other candidates for every query
+            texts = [row["pos_text"], *row["neg_text"]]
         if row["pos_text"] not in texts:
             raise ValueError(f"{row.where}: {row['pos_text']!r} is not one of the classes.")
         query = builder.item(row, _CLASSIFY[builder.name], str(row["video_id"]))
-        candidates = [builder.item(row, text) for text in texts]
-        builder.add(query, candidates, [texts.index(row["pos_text"])])
+        builder.add(query, builder.text_items(row, texts), [texts.index(row["pos_text"])])
 
 
 def _labels(builder: _Builder, rows: list[_Row]) -> list[str]:
@@ -310,6 +328,8 @@ def _labels(builder: _Builder, rows: list[_Row]) -> list[str]:
     if not labels:
         labels = [row["pos_text"] for row in rows]
     labels = list(dict.fromkeys(labels))
+
+    # fewer classes than all are easier
     if not path.exists() and builder.name != "SmthSmthV2":
         builder.task.notes.append(f"{len(labels)} classes, those that occur")
     return labels
@@ -318,17 +338,21 @@ def _labels(builder: _Builder, rows: list[_Row]) -> list[str]:
 # retrieval
 def _read_captions(builder: _Builder):
     layout = _RETRIEVE[builder.name]
-    builder.task.candidates = None
+    builder.task.candidates = None  # every query has all videos
     for row in builder.rows():
         # of several captions the first counts
         caption = row[layout.caption]
         if isinstance(caption, list):
             caption = caption[0]
+
         video = str(row[layout.video])
         if builder.name == "DiDeMo":  # whose column is a file's name
             video = Path(video).stem
-        builder.task.queries.append(builder.item(row, f"{layout.instruction} {caption}"))
-        builder.task.relevant.append([builder.items.number(builder.item(row, _UNDERSTAND, video))])
+
+        query = builder.item(row, f"{layout.instruction} {caption}")
+        answer = builder.item(row, _UNDERSTAND, video)
+        builder.task.queries.append(query)
+        builder.task.relevant.append([builder.items.number(answer)])
 
 
 # moments
@@ -343,25 +367,30 @@ def _read_moments(builder: _Builder):
 def _add_moment(builder: _Builder, row: _Row):
     """Adds a query with the clips of its video: folders beside the query's own, of which `positive*` are right."""
     video = Path(row["video_path"]).stem
-    folders = [path.name for path in (builder.folder / video).glob("*") if path.is_dir()]
-    clips = sorted(set(folders) - {"query"})
-    right = [place for place, clip in enumerate(clips) if clip.startswith("positive")]
+    clips = []
+    right = []
+    for path in sorted((builder.folder / video).glob("*")):
+        if not path.is_dir() or path.name == "query":
+            continue
+        if path.name.startswith("positive"):
+            right.append(len(clips))
+        clips.append(f"{video}/{path.name}")
     _require_right_clip(builder, row, right)
 
     query = builder.item(row, f"{_CLIP} {row['query']}", f"{video}/query")
-    candidates = [builder.item(row, _UNDERSTAND, f"{video}/{clip}") for clip in clips]
-    builder.add(query, candidates, right)
+    builder.add(query, builder.clip_items(row, _UNDERSTAND, clips), right)
 
 
 def _add_seeker_moment(builder: _Builder, row: _Row):
     """Adds a query of MomentSeeker with the clips that its row lists, the right ones first."""
-    clips = [*row["positive_frames"], *row["negative_frames"]]
+    clips = []
+    for clip in (*row["positive_frames"], *row["negative_frames"]):
+        clips.append(_seeker_folder(clip["output_path"]))
     right = list(range(len(row["positive_frames"])))
     _require_right_clip(builder, row, right)
 
     query = _seeker_query(builder, row)
-    candidates = [builder.item(row, _UNDERSTAND_CLIP, _seeker_folder(clip["output_path"])) for clip in clips]
-    builder.add(query, candidates, right)
+    builder.add(query, builder.clip_items(row, _UNDERSTAND_CLIP, clips), right)
 
 
 def _seeker_query(builder: _Builder, row: _Row) -> Item:
@@ -408,8 +437,8 @@ def _read_questions(builder: _Builder):
         if not 0 <= question.right < len(question.answers):
             raise ValueError(f"{row.where}: the answer {row['answer']!r} is not one of the options.")
         query = builder.item(row, f"{_ANSWER} {question.text}", question.video)
-        candidates = [builder.item(row, str(answer)) for answer in question.answers]
-        builder.add(query, candidates, [question.right])
+        answers = list(map(str, question.answers))
+        builder.add(query, builder.text_items(row, answers), [question.right])
 
 
 def _video_mme(row: _Row) -> _Question:
@@ -446,7 +475,9 @@ def _lettered(options: list[str]) -> list[str]:
 
 def _place(value, options: list) -> int:
     """Where a value stands among options; -1 if it does not."""
-    return options.index(value) if value in options else -1
+    if value not in options:
+        return -1
+    return options.index(value)
 
 
 _QUESTIONS: dict[str, Callable[[_Row], _Question]] = {

@@ -49,6 +49,8 @@ def model_meta(model, name: str, loader, revision: str | None = None, **facts) -
         "use_instructions": True,
         "open_weights": True,
     }
+
+    # what an embedder has and a reranker has not
     if isinstance(model, UniMEModel):
         fields["embed_dim"] = model.config.hidden_size
         fields["similarity_fn_name"] = ScoringFunction.COSINE
@@ -68,10 +70,13 @@ def _items(loader: Iterable[dict]) -> list[dict]:
     """The items of a data loader of mteb: texts, images, or both; a batch has a list for each modality."""
     items = []
     for batch in loader:
-        modalities = [modality for modality in MODALITIES if modality in batch]
-        for values in zip(*(batch[modality] for modality in modalities)):
-            item = dict(zip(modalities, values))
-            items.append({modality: value for modality, value in item.items() if value})
+        columns = {modality: batch[modality] for modality in MODALITIES if modality in batch}
+        for values in zip(*columns.values()):
+            item = {}
+            for modality, value in zip(columns, values):
+                if value:  # a batch may hold items without a text or without an image
+                    item[modality] = value
+            items.append(item)
     return items
 
 
@@ -127,10 +132,13 @@ class UniMEEncoder(AbsEncoder):
         if not self.use_task_instructions:
             return None
         prompt = task_metadata.prompt
+
+        # a single text is for queries only
         if prompt_type == PromptType.document:
             if not isinstance(prompt, dict):
                 return None
             return prompt.get("document") or prompt.get("passage") or None
+
         if isinstance(prompt, dict):
             prompt = prompt.get("query")
         return prompt or self.default_instruction

@@ -36,7 +36,7 @@ def to_markdown(tables: list[Table]) -> str:
         if table.rows:
             blocks.append(_markdown_table(table))
         if table.notes:
-            blocks.append("\n".join(f"- {note}" for note in table.notes))
+            blocks.append("- " + "\n- ".join(table.notes))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -44,6 +44,7 @@ def _markdown_table(table: Table) -> str:
     rule = ["---"] + ["---:"] * (len(table.head) - 1)
     lines = []
     for cells in (table.head, rule, *table.rows):
+        # a bar inside a cell would end it
         escaped = [cell.replace("|", "\\|") for cell in cells]
         lines.append("| " + " | ".join(escaped) + " |")
     return "\n".join(lines)
@@ -63,8 +64,11 @@ def to_html(tables: list[Table]) -> str:
         blocks.append(f"<h2>{html.escape(table.title)}</h2>")
         if table.rows:
             blocks.append(_html_table(table))
-        notes = [f"<li>{html.escape(note)}</li>" for note in table.notes]
-        blocks.append(f"<ul>{''.join(notes)}</ul>")
+        notes = ""
+        for note in table.notes:
+            notes += f"<li>{html.escape(note)}</li>"
+        blocks.append(f"<ul>{notes}</ul>")
+
     body = "\n".join(blocks)
     return (
         f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>Evaluation</title>\n<style>{_STYLE}</style>\n"
@@ -76,7 +80,9 @@ def _html_table(table: Table) -> str:
     lines = [f"<div><table><tr>{_html_cells(table.head, 'th')}</tr>"]
     for row in table.rows:
         # our own results stand out by colour; the stars that mark them are Markdown
-        opening = "<tr class=own>" if row[0].startswith("**") else "<tr>"
+        opening = "<tr>"
+        if row[0].startswith("**"):
+            opening = "<tr class=own>"
         lines.append(f"{opening}{_html_cells(row, 'td')}</tr>")
     lines.append("</table></div>")
     return "\n".join(lines)

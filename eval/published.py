@@ -31,7 +31,10 @@ def published() -> dict[str, dict]:
 
 def rows_of(table: dict) -> dict[str, dict[str, float | None]]:
     """The rows of a published table with its columns by name: `{row: {column: value}}`."""
-    return {name: dict(zip(table["columns"], values)) for name, values in table["rows"].items()}
+    rows = {}
+    for name, values in table["rows"].items():
+        rows[name] = dict(zip(table["columns"], values))
+    return rows
 
 
 def per_data_set() -> dict[str, dict[str, float]]:
@@ -58,6 +61,8 @@ def contradictions() -> dict[str, list[str]]:
     """
     means = rows_of(published()["mmeb_means"])
     messages: dict[str, list[str]] = {}
+
+    # the data sets of a few models are printed, the means of all of them
     for model, scores in per_data_set().items():
         if differences := _against_data_sets(means[model], scores):
             messages[model] = differences
@@ -88,19 +93,25 @@ def _against_groups(row: dict) -> list[str]:
     messages = []
     if not _equal(by_kinds, by_splits):
         messages.append(f"the 36 data sets have {by_kinds:.1f} by the kinds, {by_splits:.1f} by IND and OOD")
+
+    # if it is neither, it may be the papers' other average
     if not _equal(by_kinds, overall) and not _equal(by_splits, overall):
+        what = "is printed"
         four_kinds = sum(row[kind] for kind in KINDS) / len(KINDS)
-        what = "is the mean of the four kinds" if _equal(four_kinds, overall) else "is printed"
+        if _equal(four_kinds, overall):
+            what = "is the mean of the four kinds"
         messages.append(f"overall, {overall}, {what}; that of the 36 data sets is {by_kinds:.1f}")
     return messages
 
 
 def _weighted(row: dict, groups: tuple[str, ...]) -> float | None:
     """The mean of the 36 data sets from those of the groups they fall into."""
-    if any(row[group] is None for group in groups):
-        return None
-    total = sum(len(GROUPS["mmeb"][group]) * row[group] for group in groups)
-    return total / len(GROUPS["mmeb"]["overall"])
+    sums = []
+    for group in groups:
+        if row[group] is None:
+            return None
+        sums.append(len(GROUPS["mmeb"][group]) * row[group])
+    return sum(sums) / len(GROUPS["mmeb"]["overall"])
 
 
 def _equal(first: float, second: float) -> bool:

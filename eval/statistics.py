@@ -76,10 +76,11 @@ def distributions(
         `{task or "mean: <group>": [M, draws]}`; a group without a mean is left out.
     """
     first = results[0]
+
+    # each task has a seed of its own, so that its draws do not depend on the tasks before it
     by_task = {}
     for number, name in enumerate(first):
-        values = [tasks[name] for tasks in results]
-        values = [values_of(result) for result in values]
+        values = [values_of(tasks[name]) for tasks in results]
         by_task[name] = resampled(values, first[name].get("together"), seed + number)
 
     by_group = {}

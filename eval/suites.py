@@ -170,11 +170,10 @@ VIDEO = {
 
 # groups of tasks whose unweighted mean is published
 def _mmeb_groups() -> dict[str, list[str]]:
-    groups = {}
-    for kind in KINDS:
-        groups[kind] = [data_set.name for data_set in _DATA_SETS if data_set.kind == kind]
-    for split in SPLITS:
-        groups[split] = [data_set.name for data_set in _DATA_SETS if data_set.split == split]
+    groups: dict[str, list[str]] = {group: [] for group in (*KINDS, *SPLITS)}
+    for data_set in _DATA_SETS:
+        groups[data_set.kind].append(data_set.name)
+        groups[data_set.split].append(data_set.name)
     groups["overall"] = list(MMEB)
     return groups
 
@@ -198,9 +197,10 @@ def _video_groups() -> dict[str, list[str]]:
 
 
 def _sugarcrepe_groups() -> dict[str, list[str]]:
-    groups = {}
-    for change in ("replace", "swap", "add"):
-        groups[change.capitalize()] = [subset for subset in SUGARCREPE if subset.startswith(change)]
+    groups: dict[str, list[str]] = {"Replace": [], "Swap": [], "Add": []}
+    for subset in SUGARCREPE:
+        change, _ = subset.split("_")
+        groups[change.capitalize()].append(subset)
     return groups
 
 

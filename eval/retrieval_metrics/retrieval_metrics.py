@@ -42,12 +42,18 @@ class RetrievalMetrics(evaluate.Metric):
             if len(scores) != len(gains):
                 raise ValueError(f"query {number}: {len(scores)} scores for {len(gains)} gains.")
             scores = torch.tensor(scores, dtype=torch.float64)  # [C]
-            relevant = [i for i, gain in enumerate(gains) if gain > 0]
-            relevant_gains = [gains[i] for i in relevant]
+            relevant = []
+            relevant_gains = []
+            for candidate, gain in enumerate(gains):
+                if gain > 0:
+                    relevant.append(candidate)
+                    relevant_gains.append(gain)
+
             try:
                 relevant_ranks = places(scores, relevant, relevant_gains)
             except ValueError as error:
                 raise ValueError(f"query {number}: {error}") from error
+
             ranks.append(min(relevant_ranks))
             ties += tied(scores, relevant)
             for k in ks:
