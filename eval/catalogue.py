@@ -41,6 +41,7 @@ def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
     """
     if missing := set(SOURCE) - source.keys():
         raise ValueError(f"it is not known how {benchmark} was read: {sorted(missing)} are missing.")
+
     data = source["data"]
     image_root = source["image_root"]
     names = source["tasks"]

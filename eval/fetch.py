@@ -127,8 +127,11 @@ def describe(name: str) -> str:
     lines = [f"{name}: {source.size}; license: {source.license}"]
     for place in places[:SHOWN]:
         lines.append(f"  {place}")
+
+    # visual documents are two dozen repositories
     if len(places) > SHOWN:
         lines.append(f"  ... and {len(places) - SHOWN} more")
+
     if source.note:
         lines.append(f"  note: {source.note}")
     return "\n".join(lines)

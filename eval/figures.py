@@ -69,6 +69,7 @@ def similarity_matrix(
     )
     for axis, (title, matrix) in zip(axes[0], matrices.items()):
         picture = axis.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
+
         axis.set_title(f"{title}\nmatch is the best of {len(matrix)} for {_matched_share(matrix):.0%} of rows")
         axis.set_xlabel(column_name)
         axis.set_ylabel(row_name)
@@ -133,6 +134,7 @@ def _draw_words(axis, words: list[tuple[str, float]], colour: str):
         labels.append(_plain(word.strip() or repr(word)))  # a space or line break alone is quoted
         probabilities.append(probability)
 
+    # as far as the longest bar, and a little more
     axis.barh(range(len(words)), probabilities, color=colour)
     axis.set_yticks(range(len(words)), labels, fontsize=8)
     axis.invert_yaxis()
@@ -168,6 +170,7 @@ def training_curves(runs: dict[str, list[dict]], path) -> Path:
         entries = [entry for entry in history if "loss" in entry and "grad_norm" in entry]
         if not entries:
             raise ValueError(f"the log of {name!r} has no entry with loss and grad_norm.")
+
         _draw_curve(axes[0], entries, "loss", name, colour)
         _draw_curve(axes[1], entries, "grad_norm", name, colour)
         for entry in entries:
@@ -240,6 +243,8 @@ def _on_principal_axes(modalities: dict[str, torch.Tensor]) -> tuple[dict[str, n
     everything = torch.cat([*modalities.values()]).double()  # [sum N, D]
     centred = everything - everything.mean(0)
     variances, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
+
+    # the last two are the greatest
     points = (centred @ directions[:, -2:].flip(1)).numpy()  # [sum N, 2]
 
     clouds = {}
@@ -342,6 +347,7 @@ def contact_sheet(rows: list[tuple[Item, list[tuple[Item, float, bool]]]], path,
         for axis in line[1 + len(candidates) :]:
             axis.axis("off")
         _draw_item(line[0], query, PLAIN, "query")
+
         for place, (candidate, score, right) in enumerate(candidates, 1):
             _draw_item(line[place], candidate, RIGHT if right else WRONG, f"{place}: {score:.2f}")
             image = Path(candidate.image).name

@@ -83,6 +83,7 @@ def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, floa
     means = {}
     for kind, scores in by_kind.items():
         means[kind] = sum(scores) / len(scores)
+
     if large:
         means["mean"] = sum(large) / len(large)
     return means

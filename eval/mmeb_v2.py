@@ -73,6 +73,7 @@ def _read_documents(name: str, root: Path, cache: Path) -> Task:
             if gains is None:
                 left_out += 1
                 continue
+
             if not (row["query"] or "").strip():
                 raise ValueError(f"{where}: the query is empty.")
             task.queries.append(items.get(f"{DOCUMENT_QUERY} {row['query']}", "", where))
@@ -184,9 +185,10 @@ def read_video(root, names: Iterable[str] | None = None, partial: bool = False) 
     root = Path(root)
     kinds = {}
     for kind, tasks in VIDEO.items():
-        kinds |= dict.fromkeys(tasks, kind)
+        kinds |= dict.fromkeys(tasks, kind)  # by task
 
     readers = {"CLS": _read_classification, "QA": _read_questions, "RET": _read_captions, "MRET": _read_moments}
+    # each kind has a layout of its own
     tasks = []
     for name in select_tasks(root, names, kinds, lambda name: _annotations(root, name).exists(), partial):
         builder = _Builder(root, name, kinds[name])
@@ -254,9 +256,11 @@ class _Builder:
         if self.path.is_dir():
             yield from self._rows_of_folder()
             return
+
         for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines()):
             if not line.strip():
                 continue
+
             where = f"{self.path}, row {number}"
             try:
                 row = json.loads(line)
@@ -313,8 +317,10 @@ def _read_classification(builder: _Builder):
         texts = labels
         if builder.name == "SmthSmthV2":  # alone has other candidates for every query
             texts = [row["pos_text"], *row["neg_text"]]
+
         if row["pos_text"] not in texts:
             raise ValueError(f"{row.where}: {row['pos_text']!r} is not one of the classes.")
+
         query = builder.item(row, _CLASSIFY[builder.name], str(row["video_id"]))
         builder.add(query, builder.text_items(row, texts), [texts.index(row["pos_text"])])
 
@@ -372,9 +378,11 @@ def _add_moment(builder: _Builder, row: _Row):
     for path in sorted((builder.folder / video).glob("*")):
         if not path.is_dir() or path.name == "query":
             continue
+
         if path.name.startswith("positive"):
             right.append(len(clips))
         clips.append(f"{video}/{path.name}")
+
     _require_right_clip(builder, row, right)
 
     query = builder.item(row, f"{_CLIP} {row['query']}", f"{video}/query")

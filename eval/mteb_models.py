@@ -72,11 +72,13 @@ def _items(loader: Iterable[dict]) -> list[dict]:
     for batch in loader:
         columns = {modality: batch[modality] for modality in MODALITIES if modality in batch}
         for values in zip(*columns.values()):
+            # a batch may hold items without a text or without an image
             item = {}
             for modality, value in zip(columns, values):
-                if value:  # a batch may hold items without a text or without an image
+                if value:
                     item[modality] = value
             items.append(item)
+
     return items
 
 
@@ -116,6 +118,7 @@ class UniMEEncoder(AbsEncoder):
         else:
             name = _name(model_name)
             model = open_checkpoint(model_name, preset).to(device or processes().device)
+
         self.model = model.eval()
         self.use_task_instructions = use_task_instructions
         self.default_instruction = default_instruction
@@ -171,6 +174,7 @@ class UniMECrossEncoder:
         else:
             name = _name(model_name)
             model = open_checkpoint(model_name, reranker=True).to(device or processes().device)
+
         self.model = model.eval()
         self.options = options
         self.mteb_model_meta = model_meta(self.model, name, UniMECrossEncoder, revision)

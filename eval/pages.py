@@ -64,6 +64,7 @@ def to_html(tables: list[Table]) -> str:
         blocks.append(f"<h2>{html.escape(table.title)}</h2>")
         if table.rows:
             blocks.append(_html_table(table))
+
         notes = ""
         for note in table.notes:
             notes += f"<li>{html.escape(note)}</li>"
@@ -84,6 +85,7 @@ def _html_table(table: Table) -> str:
         if row[0].startswith("**"):
             opening = "<tr class=own>"
         lines.append(f"{opening}{_html_cells(row, 'td')}</tr>")
+
     lines.append("</table></div>")
     return "\n".join(lines)
 

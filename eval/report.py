@@ -91,15 +91,16 @@ def load(paths: list[str], names: list[str] | None = None) -> list[Result]:
             files += sorted(path.rglob("results.json"))
         else:
             files.append(path)
+
     if not files:
         raise ValueError(f"there is no results.json in {', '.join(paths)}.")
     if names and len(names) != len(files):
         raise ValueError(f"{len(names)} names for {len(files)} results: {', '.join(map(str, files))}.")
 
-    contents = [_content(path) for path in files]
+    contents = list(map(_content, files))
     if not names:
         names = _distinct_names(contents)
-    return [Result(name, path, content) for name, path, content in zip(names, files, contents)]
+    return list(map(Result, names, files, contents))
 
 
 def _content(path: Path) -> dict:
@@ -120,16 +121,19 @@ def _default_name(content: dict) -> str:
         details.append(f"{rerank['strategy']}, best {rerank['top']}")
         if rerank["limit"]:
             details.append(f"first {rerank['limit']} queries")
+
     if settings.get("resolution"):
         details.append(f"resolution {settings['resolution']}")
 
     name = re.sub(r"@[0-9a-f]{16}", "", content["model"])
-    return f"{name} ({'; '.join(details)})" if details else name
+    if not details:
+        return name
+    return f"{name} ({'; '.join(details)})"
 
 
 def _distinct_names(contents: list[dict]) -> list[str]:
     """A name for each result; of equal ones, with the model's digest, and a number where that does not suffice."""
-    defaults = [_default_name(content) for content in contents]
+    defaults = list(map(_default_name, contents))
     default_counts = Counter(defaults)
 
     names = []
@@ -137,8 +141,12 @@ def _distinct_names(contents: list[dict]) -> list[str]:
     for content, name in zip(contents, defaults):
         model = content["model"]
         earlier = seen_counts[model, content["benchmark"]]
+
         if default_counts[name] > 1:
-            name = f"{model} ({earlier + 1})" if earlier else model
+            name = model
+            if earlier:
+                name = f"{model} ({earlier + 1})"
+
         names.append(name)
         seen_counts[model, content["benchmark"]] += 1
     return names
@@ -166,6 +174,7 @@ def build(results: list[Result]) -> list[Table]:
         else:
             tables.append(_task_table(benchmark, measured))
         tables += _reranking_tables(benchmark, measured)
+
         baseline = measured[0]
         for other in measured[1:]:
             tables.append(_comparison_table(benchmark, baseline, other))
@@ -175,7 +184,9 @@ def build(results: list[Result]) -> list[Table]:
 # cells
 def _percent(share: float | None) -> str:
     """A share in [0, 1] in percent; empty where there is none."""
-    return "" if share is None or np.isnan(share) else f"{100 * share:.1f}"
+    if share is None or np.isnan(share):
+        return ""
+    return f"{100 * share:.1f}"
 
 
 def _as_printed(percent: float | None) -> str:
@@ -195,6 +206,10 @@ def _percent_interval(draws: np.ndarray) -> str:
 
 def _points(difference: float) -> str:
     return f"{100 * difference:+.1f}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _title(benchmark: str) -> str:
@@ -225,14 +240,20 @@ def _result_notes(results: list[Result]) -> list[str]:
 def _means_table(benchmark: str, results: list[Result]) -> Table:
     """Models x groups: ours with intervals, then the published ones."""
     groups = _groups(results)
-    rows = [_means_row(result, groups) for result in results]
+    rows = []
+    for result in results:
+        rows.append(_means_row(result, groups))
     notes = ["In brackets: 95 % intervals, from a bootstrap over the queries of each task."]
+
     if benchmark == "mmeb":
         rows += _published_mmeb_rows(groups)
         notes += _published_mmeb_notes()
+
+    # the papers have SugarCrepe and retrieval in one table
     if benchmark in ("sugarcrepe", "retrieval"):
         rows += _published_retrieval_rows(groups)
         notes.append(_source(published()["retrieval"], "Without intervals"))
+
     return Table(f"{_title(benchmark)}: means, in percent", ["model", *groups], rows, notes)
 
 
@@ -260,8 +281,10 @@ def _draws(results: list[Result]) -> dict[str, np.ndarray]:
     tasks = results[0].tasks
 
     def means(draws: dict[str, np.ndarray]) -> dict:
-        # the mean of a benchmark without published groups depends on kinds and candidates, too
-        drawn = {name: {**tasks[name], "score": values} for name, values in draws.items()}
+        # where no groups are published, a mean depends on kinds and numbers of candidates, too
+        drawn = {}
+        for name, values in draws.items():
+            drawn[name] = {**tasks[name], "score": values}
         return means_of(results[0].benchmark, drawn)
 
     return distributions([result.tasks for result in results], means)
@@ -271,8 +294,10 @@ def _published_mmeb_rows(groups: list[str]) -> list[list[str]]:
     suspicious = contradictions()
     rows = []
     for model, means in rows_of(published()["mmeb_means"]).items():
-        title = f"{model} *" if model in suspicious else model
-        rows.append([title, *(_as_printed(means.get(group)) for group in groups)])
+        title = model
+        if model in suspicious:
+            title += " *"  # which the notes explain
+        rows.append([title, *_printed_cells(means, groups)])
     return rows
 
 
@@ -289,8 +314,12 @@ def _published_retrieval_rows(columns: list[str]) -> list[list[str]]:
     rows = []
     for model, scores in rows_of(published()["retrieval"]).items():
         scores |= group_means("retrieval", scores)
-        rows.append([model, *(_as_printed(scores.get(column)) for column in columns)])
+        rows.append([model, *_printed_cells(scores, columns)])
     return rows
+
+
+def _printed_cells(row: dict, columns: list[str]) -> list[str]:
+    return [_as_printed(row.get(column)) for column in columns]
 
 
 # tasks
@@ -308,7 +337,12 @@ def _recall_tables(results: list[Result]) -> list[Table]:
     names = list(_task_entries(results))
     tables = []
     for k in (1, 5, 10):
-        rows = [_recall_row(result, names, k) for result in results]
+        rows = []
+        for result in results:
+            row = [result.title]
+            for name in names:
+                row.append(_task_cell(result, name, f"recall@{k}"))
+            rows.append(row)
         tables.append(Table(f"Recall@{k} by data set and direction, in percent", ["model", *names], rows))
 
     # the papers print recall@1 only
@@ -320,46 +354,52 @@ def _recall_tables(results: list[Result]) -> list[Table]:
     return tables
 
 
-def _recall_row(result: Result, names: list[str], k: int) -> list[str]:
-    row = [result.title]
-    for name in names:
-        row.append(_percent(result.tasks[name][f"recall@{k}"]) if name in result.tasks else "")
-    return row
+def _task_cell(result: Result, name: str, metric: str) -> str:
+    """A metric of a task; empty if the result does not have the task."""
+    if name not in result.tasks:
+        return ""
+    return _percent(result.tasks[name][metric])
 
 
 def _task_table(benchmark: str, results: list[Result]) -> Table:
-    """Data sets x models: ours, then, for MMEB, the published ones."""
+    """Data sets x models."""
     entries = _task_entries(results)
-    with_split = any(entry["split"] for entry in entries.values())  # only MMEB's tasks have one
-    printed = per_data_set() if benchmark == "mmeb" else {}
+    columns = ["kind", "split", "candidates"]
+    if not any(entry["split"] for entry in entries.values()):  # only MMEB's tasks have one
+        columns.remove("split")
 
-    head = ["data set", "kind", "split", "candidates"] if with_split else ["data set", "kind", "candidates"]
-    head += [result.title for result in results]
-    head += list(printed)
+    # ours first, then, for MMEB, the published ones
+    head = ["data set", *columns]
+    for result in results:
+        head.append(result.title)
+    notes = _result_notes(results)
+    printed = {}
+    if benchmark == "mmeb":
+        printed = per_data_set()
+        head += list(printed)
+        notes += [_source(published()["mmeb"], "Without bold"), *_published_notes(published()["mmeb"])]
 
     rows = []
     for name, entry in entries.items():
-        row = [name, entry["kind"]]
-        if with_split:
-            row.append(entry["split"])
-        row.append(str(entry["candidates"]))
+        row = [name]
+        for column in columns:
+            row.append(str(entry[column]))
         for result in results:
-            row.append(_percent(result.tasks[name]["score"]) if name in result.tasks else "")
+            row.append(_task_cell(result, name, "score"))
         for scores in printed.values():
             row.append(_as_printed(scores.get(name)))
         rows.append(row)
 
-    notes = _result_notes(results)
-    if benchmark == "mmeb":
-        notes += [_source(published()["mmeb"], "Without bold"), *_published_notes(published()["mmeb"])]
+    # one metric, or two where tasks differ
     title = f"{_title(benchmark)}: {' and '.join(_metrics(results))} of each data set, in percent"
     return Table(title, head, rows, notes)
 
 
 def _metrics(results: list[Result]) -> list[str]:
-    metrics: set[str] = set()
+    metrics = set()
     for result in results:
-        metrics.update(entry["metric"] for entry in result.tasks.values())
+        for entry in result.tasks.values():
+            metrics.add(entry["metric"])
     return sorted(metrics)
 
 
@@ -383,9 +423,15 @@ def _reranking_tables(benchmark: str, results: list[Result]) -> list[Table]:
     """What reranking gained and lost, one table for each reranked result, and the published numbers."""
     tables = []
     for result in results:
-        if "rerank" in result.content["settings"]:
-            rows = [_reranking_row(name, entry) for name, entry in result.tasks.items()]
-            tables.append(Table(f"{_title(benchmark)}: reranked by {result.name}", list(_RERANKING_HEAD), rows))
+        if "rerank" not in result.content["settings"]:
+            continue
+
+        rows = []
+        for name, entry in result.tasks.items():
+            rows.append(_reranking_row(name, entry))
+        tables.append(Table(f"{_title(benchmark)}: reranked by {result.name}", list(_RERANKING_HEAD), rows))
+
+    # the published numbers stand below ours, if there are any of ours
     if tables:
         tables.append(_published_reranking_table())
     return tables
@@ -425,6 +471,7 @@ def _comparison_table(benchmark: str, first: Result, second: Result) -> Table:
     if not shared or first.content["data"] != second.content["data"]:
         return Table(title, ["data set"], [], ["Not compared: the two were measured on other data or queries."])
 
+    # with each difference an interval and a p-value from draws of the same queries
     first = _only(first, shared)
     second = _only(second, shared)
     differences = _differences(first, second)
@@ -432,9 +479,8 @@ def _comparison_table(benchmark: str, first: Result, second: Result) -> Table:
     for name, (first_draws, second_draws) in _draws([first, second]).items():
         draws = second_draws - first_draws  # [draws]
         low, high = interval(draws)
-        p = p_value(draws)
-        shown_p = f"{p:.3f}" if p >= 0.001 else "< 0.001"
-        rows.append([name, _points(differences[name]), f"[{_points(low)}, {_points(high)}]", shown_p])
+        rows.append([name, _points(differences[name]), f"[{_points(low)}, {_points(high)}]", _p(p_value(draws))])
+
     notes = [
         "Paired bootstrap: both models on the same drawn queries; p is two-sided and not corrected for many tests."
     ]
@@ -482,12 +528,16 @@ def to_eval_results(result: Result) -> list[dict]:
     """
     if result.content["settings"].get("rerank", {}).get("limit"):
         return []
-    scores = {name: (entry["score"], entry["metric"]) for name, entry in result.tasks.items()}
+
+    scores = {}
+    for name, entry in result.tasks.items():
+        scores[name] = (entry["score"], entry["metric"])
     if result.benchmark in GROUPS:
         for group, value in result.content["means"].items():
             if value is not None:
                 scores[f"mean: {group}"] = (value, "mean")
 
+    # image-text retrieval is several data sets, which its tasks name
     entries = []
     for name, (value, metric) in scores.items():
         data_set = HUB.get(result.benchmark) or HUB.get(name.rsplit("_", 1)[0])

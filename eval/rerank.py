@@ -36,7 +36,12 @@ def saved_result(path) -> Path:
         if not _top_file(path).exists():
             raise ValueError(_not_one_result(path, f"no {_top_file(path)}"))
         return path
-    results = [result for result in sorted(path.rglob("results.json")) if _top_file(result).exists()]
+
+    # results of rerankers lie below the embedder's, without a file of candidates
+    results = []
+    for result in sorted(path.rglob("results.json")):
+        if _top_file(result).exists():
+            results.append(result)
     if len(results) != 1:
         raise ValueError(_not_one_result(path, ", ".join(map(str, results)) or "none"))
     return results[0]
@@ -79,7 +84,8 @@ def _queries(path: Path, tasks: list[Task], top: int, limit: int | None) -> list
     queries = []
     for task in tasks:
         best = arrays[f"{task.name}/top"][:limit, :top]  # [Q, top], -1 where there are fewer
-        similarity = arrays[f"{task.name}/similarity"][:limit, :top]
+        similarity = arrays[f"{task.name}/similarity"][:limit, :top]  # [Q, top]
+
         for number, (indices, values) in enumerate(zip(best.tolist(), similarity.tolist())):
             candidates = [index for index in indices if index >= 0]
             queries.append(_Query(task, number, candidates, values[: len(candidates)]))
@@ -140,8 +146,10 @@ def run_rerank(
     data = data_fingerprint(tasks, image_root)
     if before["data"] != data:
         raise ValueError(f"{path} was made from other data ({before['data']}) than this ({data}).")
+
     _check_depth(top, tasks)
 
+    # results of another reranker, other settings or other data have another folder
     settings = {**reranker.settings(), "top": top, "limit": limit, "embedder": before["model"], "data": data}
     key = fingerprint([json.dumps(settings, sort_keys=True, default=str)])[:10]
     folder = path.parent / f"{Path(str(reranker.source)).name}-{reranker.strategy}-top{top}-{key}"
@@ -172,7 +180,10 @@ def run_rerank(
 
 def _check_depth(top: int, tasks: list[Task]):
     """Raises `ValueError` unless the metric can be computed and as many candidates were kept."""
-    least = 5 if any(task.metric == "ndcg@5" for task in tasks) else 1
+    least = 1
+    for task in tasks:
+        if task.metric == "ndcg@5":
+            least = 5
     if not least <= top <= DEPTH:
         raise ValueError(f"{top} candidates cannot be reranked here: at least {least}, and {DEPTH} are kept.")
 
@@ -194,6 +205,8 @@ def _score_queries(job: Path, queries: list[_Query], reranker: Reranker, setting
         retry_failed=True,
     )
     state.wait_for_everyone()
+
+    # without a score there is no rank, and no placeholder takes its place
     if errors := read_errors(job):
         first = errors[0]
         raise ValueError(f"{len(errors)} queries failed, so there is no result; {first['key']}: {first['reason']}")
@@ -234,15 +247,21 @@ def _task_results(
         name = query.task.name
         candidate_scores = torch.from_numpy(query_scores[: len(query.candidates)])  # [C]
         outcomes[name].append(_outcome(query, candidate_scores, before[name]["ranks"][query.number]))
-    return {task.name: _task_result(task, outcomes[task.name], before[task.name]) for task in tasks}
+
+    results = {}
+    for task in tasks:
+        results[task.name] = _task_result(task, outcomes[task.name], before[task.name])
+    return results
 
 
 def _task_result(task: Task, outcomes: list[_Outcome], before: dict) -> dict:
+    after = [outcome.after for outcome in outcomes]
     notes = list(task.notes)
     if len(outcomes) < len(task.queries):
         notes.append(f"the first {len(outcomes)} of {len(task.queries)} queries")
+
     return {
-        **metrics_of(task, [outcome.after for outcome in outcomes]),
+        **metrics_of(task, after),
         "notes": notes,
         "before": _metrics_before(before, len(outcomes)),
         "lost": sum(outcome.lost for outcome in outcomes),
@@ -252,13 +271,12 @@ def _task_result(task: Task, outcomes: list[_Outcome], before: dict) -> dict:
 
 
 def _metrics_before(before: dict, count: int) -> dict:
-    """What the embedder alone reached on the first queries; nDCG@5 was kept by query only where it is the metric."""
+    """What the embedder alone reached on the first queries."""
     ranks = before["ranks"][:count]
-    return {
-        "precision@1": recall_at(ranks, 1),
-        "mrr": mean_reciprocal_rank(ranks),
-        "ndcg@5": fmean(before["values"][:count]) if "values" in before else None,
-    }
+    ndcg = None
+    if "values" in before:  # kept for each query only where it is the task's metric
+        ndcg = fmean(before["values"][:count])
+    return {"precision@1": recall_at(ranks, 1), "mrr": mean_reciprocal_rank(ranks), "ndcg@5": ndcg}
 
 
 def _outcome(query: _Query, scores: torch.Tensor, old_rank: int) -> _Outcome:
@@ -266,10 +284,8 @@ def _outcome(query: _Query, scores: torch.Tensor, old_rank: int) -> _Outcome:
 
     If no right one is among the candidates, the best right one keeps the rank that the embedder gave it.
     """
-    task = query.task
-    options = task.options(query.number)
-    right = [options[place] for place in task.relevant[query.number]]  # as indices into the corpus
-    gains = task.gains[query.number] if task.gains else [1.0] * len(right)
+    right = query.task.right(query.number)
+    gains = query.task.gains_of(query.number)
     ranks = [ABSENT] * len(right)
 
     # place among the right ones -> position among the candidates

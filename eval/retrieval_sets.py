@@ -12,7 +12,7 @@ from ..data.json_lists import json_list
 from ..data.readers import local_path
 from ..data.schema import Item
 from ..jobs.shards import write_whole
-from .tasks import Items, Task
+from .tasks import Items, Task, lacking
 
 SHAREGPT4V = "share-captioner_coco_lcs_sam_1246k_1107.json"
 
@@ -63,6 +63,7 @@ def both_ways(name: str, images: list[Item], captions: list[list[Item]]) -> list
     image_places = _places(images)
     caption_places = _places(text_queries)
 
+    # what is right in both directions
     images_of: dict[Item, set[int]] = {caption: set() for caption in caption_places}
     right_captions = []  # of each image
     together = []  # for each caption, the number of its image
@@ -140,8 +141,10 @@ def read_captioned(name: str, root, cache, captions: int = 5) -> list[Task]:
             texts = row["text"] if isinstance(row["text"], list) else [row["text"]]
             if not any(text and text.strip() for text in texts):
                 raise ValueError(f"{where}: the image has no caption.")
+
             images.append(items.get("", image, where))
             image_captions.append([items.get(text, "", where) for text in texts[:captions]])
+
     return both_ways(name, images, image_captions)
 
 
@@ -158,6 +161,8 @@ def read_urban1k(root, cache=None) -> list[Task]:
     root = Path(root)
     if (root / "Urban1k").is_dir():
         root = root / "Urban1k"
+
+    # an image and its caption have one name
     image_paths = {path.stem: path for path in sorted((root / "image").glob("*.jpg"))}
     caption_paths = {path.stem: path for path in sorted((root / "caption").glob("*.txt"))}
     if single := sorted(image_paths.keys() ^ caption_paths.keys()):
@@ -204,6 +209,7 @@ def read_sharegpt4v(root, cache=None, image_root=None, count: int = 1000) -> lis
             image = row["image"]
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise ValueError(f"{where}: lacks an image, or a caption in its second turn.") from error
+
         images.append(items.get("", image, where))
         captions.append([items.get(caption, "", where)])
     return both_ways("sharegpt4v", images, captions)
@@ -229,8 +235,10 @@ def read_retrieval(root, names: Iterable[str] | None = None, cache=None, image_r
     """
     root = Path(root)
     cache = Path(cache or root / "images")
-    names = list(names) if names else [name for name in PUBLISHED if (root / name).exists()]
-    if unknown := [name for name in names if name not in PUBLISHED]:
+    names = list(names or ())
+    if not names:
+        names = [name for name in PUBLISHED if (root / name).exists()]
+    if unknown := lacking(PUBLISHED, names):
         raise ValueError(f"unknown retrieval sets {unknown}; there are {', '.join(PUBLISHED)}.")
     if not names:
         raise ValueError(f"{root} holds none of the folders {', '.join(PUBLISHED)} (`unime data fetch` makes them).")
@@ -265,7 +273,7 @@ def image_rows(path: Path, column: str, others: list[str], folder: Path) -> Iter
     folder.mkdir(parents=True, exist_ok=True)
     with pq.ParquetFile(path) as file:
         present = file.schema_arrow.names
-        if missing := [name for name in (column, *others) if name not in present]:
+        if missing := lacking(present, (column, *others)):
             raise ValueError(f"{path} lacks the columns {missing}; it has {present}.")
 
         # images are large: few of them are in memory at once
@@ -275,6 +283,7 @@ def image_rows(path: Path, column: str, others: list[str], folder: Path) -> Iter
                 image = row.pop(column)
                 if not isinstance(image, dict) or not image.get("bytes"):
                     raise ValueError(f"{path}, row {number}: holds no image.")
+
                 yield number, _unpack(image, folder), row
                 number += 1
 

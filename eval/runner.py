@@ -76,6 +76,7 @@ def score_task(
             ranks = places(scores, relevant, gains)
         except ValueError as error:
             raise ValueError(f"task {task.name}, query {number}: {error}") from error
+
         query_scores.append(QueryScore(min(ranks), ndcg_at(ranks, 5, gains), tied(scores, relevant)))
 
         if depth:
@@ -123,8 +124,14 @@ def metrics_of(task: Task, query_scores: list[QueryScore]) -> dict:
         `dict`: `kind`, `split`, `queries`, `candidates`, `metric`, `precision@1`, `recall@k`, `mrr`, `ndcg@5`,
         `ties`, `notes`, `ranks`, where they are needed `together` and `values`, and `score`, the task's one number.
     """
-    ranks = [score.rank for score in query_scores]
-    ndcgs = [score.ndcg for score in query_scores]
+    ranks = []
+    ndcgs = []
+    ties = 0
+    for score in query_scores:
+        ranks.append(score.rank)
+        ndcgs.append(score.ndcg)
+        ties += score.tied
+
     result = {
         "kind": task.kind,
         "split": task.split,
@@ -137,14 +144,17 @@ def metrics_of(task: Task, query_scores: list[QueryScore]) -> dict:
         "recall@10": recall_at(ranks, 10),
         "mrr": mean_reciprocal_rank(ranks),
         "ndcg@5": fmean(ndcgs),
-        "ties": sum(score.tied for score in query_scores),
+        "ties": ties,
         "notes": task.notes,
         "ranks": ranks,
     }
+
+    # what intervals need beside the ranks
     if task.together:
         result["together"] = task.together[: len(query_scores)]
     if task.metric == "ndcg@5":
         result["values"] = [round(value, 6) for value in ndcgs]
+
     result["score"] = result[task.metric]
     return result
 
@@ -170,10 +180,18 @@ def distinct(groups: Sequence[Sequence[Item]]) -> tuple[list[Item], list[np.ndar
     for items in groups:
         for item in items:
             row_of.setdefault(item, len(row_of))
+
     rows = []
     for items in groups:
         rows.append(np.array([row_of[item] for item in items], np.int64))
     return list(row_of), rows
+
+
+def _items_of(tasks: list[Task]) -> tuple[list[list[Item]], list[list[Item]]]:
+    """The queries of each task, and the corpus of each task."""
+    queries = [task.queries for task in tasks]
+    corpora = [task.corpus for task in tasks]
+    return queries, corpora
 
 
 # in memory
@@ -201,8 +219,9 @@ def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: 
     ```
     """
     options = {"batch_tokens": batch_tokens, "show_progress": show_progress}
-    queries = _encode_groups("queries", [task.queries for task in tasks], model.encode_query, options)
-    corpora = _encode_groups("candidates", [task.corpus for task in tasks], model.encode_document, options)
+    queries, corpora = _items_of(tasks)
+    queries = _encode_groups("queries", queries, model.encode_query, options)
+    corpora = _encode_groups("candidates", corpora, model.encode_document, options)
 
     results = {}
     progress = tqdm(tasks, desc="Scoring", disable=not show_progress, unit="task")
@@ -258,6 +277,7 @@ def run_benchmark(
     path = run_benchmark("mmeb", tasks, Embedder("owner/model"), "outputs/eval", root)
     ```
     """
+    # the folder says what was measured; if it is finished, there is nothing to do
     settings = embedder.settings()
     data = data_fingerprint(tasks, image_root)
     key = fingerprint([json.dumps(settings, sort_keys=True, default=str), data])[:10]
@@ -279,6 +299,7 @@ def run_benchmark(
             "means": means_of(benchmark, results),
             "tasks": results,
         }
+
         # the results come last: where they are, all is there
         write_whole(folder / "top.safetensors", lambda draft: save_file(rankings, draft))
         write_text(path, json.dumps(content, indent=1))
@@ -307,13 +328,13 @@ def _embed_tasks(
 
     A model that words queries and documents alike sees every item once, in one job.
     """
-    queries = [task.queries for task in tasks]
-    corpora = [task.corpus for task in tasks]
+    queries, corpora = _items_of(tasks)
     if embedder.words_roles_differently():
         return (
             _embed_groups(folder / "queries", queries, embedder, "query", image_root, shard_size),
             _embed_groups(folder / "candidates", corpora, embedder, "document", image_root, shard_size),
         )
+
     both = _embed_groups(folder / "items", queries + corpora, embedder, "query", image_root, shard_size)
     return _Embedded(both.job, both.rows[: len(tasks)]), _Embedded(both.job, both.rows[len(tasks) :])
 
@@ -324,6 +345,8 @@ def _embed_groups(
     """Embeds the distinct items of several lists as one job."""
     items, rows = distinct(groups)
     embed(job, items, embedder, role, image_root, shard_size, retry_failed=True)
+
+    # a score over a part of the items would be another benchmark's
     if errors := read_errors(job):
         examples = "; ".join(f"{error['key']!r}: {error['reason']}" for error in errors[:3])
         raise ValueError(

@@ -77,7 +77,7 @@ def distributions(
     """
     first = results[0]
 
-    # each task has a seed of its own, so that its draws do not depend on the tasks before it
+    # each task has a seed of its own, so that its draws do not depend on the sizes of those before it
     by_task = {}
     for number, name in enumerate(first):
         values = [values_of(tasks[name]) for tasks in results]

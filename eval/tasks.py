@@ -1,7 +1,7 @@
 """Readers of benchmarks: a public layout in, evaluation tasks out; nothing downstream knows a source format."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,6 +65,17 @@ class Task:
             return range(len(self.corpus))
         return self.candidates[query]
 
+    def right(self, query: int) -> list[int]:
+        """Indices into `corpus` of a query's right candidates."""
+        options = self.options(query)
+        return [options[place] for place in self.relevant[query]]
+
+    def gains_of(self, query: int) -> list[float]:
+        """How relevant a query's right candidates are: 1 for each, where they are all alike."""
+        if not self.gains:
+            return [1.0] * len(self.relevant[query])
+        return self.gains[query]
+
 
 class Items:
     """The items of a benchmark: each is looked up on the disk once, and candidates are numbered as they come.
@@ -114,17 +125,24 @@ def select_tasks(
     """
     available = list(available)
     names = list(names or available)
-    if unknown := [name for name in names if name not in available]:
+    if unknown := lacking(available, names):
         raise ValueError(f"unknown tasks {unknown}; there are {', '.join(available)}.")
 
-    missing = [name for name in names if not exists(name)]
-    if len(missing) == len(names) or (missing and not partial):
+    # a benchmark of which nothing is there is a mistake in the path
+    present = list(filter(exists, names))
+    missing = lacking(present, names)
+    if not present or (missing and not partial):
         raise ValueError(f"{root} lacks {missing}; name those to run, or take what is there with partial.")
-    return [name for name in names if name not in missing]
+    return present
+
+
+def lacking(container: Container, names: Iterable[str]) -> list[str]:
+    """The names that are not in a container, in order."""
+    return [name for name in names if name not in container]
 
 
 def not_empty(task: Task, source) -> Task:
-    """The task; an error, if its files hold no query."""
+    """The task; `ValueError` if its files hold no query. `source` is the file or folder, for the message."""
     if not task.queries:
         raise ValueError(f"{source} holds no usable row of {task.name}.")
     return task
@@ -156,11 +174,9 @@ def read_mmeb(root, names: Iterable[str] | None = None, image_root=None, partial
     """
     if str(root).startswith(HUB) and image_root is None:
         raise ValueError(f"{root}: images.zip has to be unpacked; say where with image_root.")
-    names = list(names or ())
-    if unknown := [name for name in names if plain(name) not in BY_PLAIN_NAME]:
-        raise ValueError(f"{unknown} are not data sets of MMEB; these are {', '.join(MMEB)}.")
-    names = [BY_PLAIN_NAME[plain(name)].name for name in names]
+    names = _published_names(names or ())
 
+    # the root may lie on the Hub, where a part of it is downloaded first
     root = local_path(root, ["*/test-*.parquet"])
     folders = _mmeb_folders(root)
     tasks = []
@@ -172,6 +188,21 @@ def read_mmeb(root, names: Iterable[str] | None = None, image_root=None, partial
         task.notes = _differences(task, data_set)
         tasks.append(task)
     return tasks
+
+
+def _published_names(names: Iterable[str]) -> list[str]:
+    """The names of data sets as the papers spell them."""
+    published = []
+    unknown = []
+    for name in names:
+        if plain(name) in BY_PLAIN_NAME:
+            published.append(BY_PLAIN_NAME[plain(name)].name)
+        else:
+            unknown.append(name)
+
+    if unknown:
+        raise ValueError(f"{unknown} are not data sets of MMEB; these are {', '.join(MMEB)}.")
+    return published
 
 
 def _mmeb_folders(root: Path) -> dict[str, Path]:
@@ -190,12 +221,16 @@ def _differences(task: Task, data_set: DataSet) -> list[str]:
     most_candidates = max(map(len, task.candidates))
     if most_candidates != data_set.candidates:
         notes.append(f"{most_candidates} candidates a query, published with {data_set.candidates}")
+
     if len(task.queries) != _MMEB_QUERIES:
         notes.append(f"{len(task.queries)} queries, published with {_MMEB_QUERIES}")
 
     # spacing and punctuation of the instructions differ between releases
     instruction = plain(data_set.instruction)
-    without_it = sum(instruction not in plain(query.text) for query in task.queries)
+    without_it = 0
+    for query in task.queries:
+        if instruction not in plain(query.text):
+            without_it += 1
     if without_it:
         notes.append(f"{without_it} queries do not say {data_set.instruction!r}")
     return notes
@@ -228,8 +263,9 @@ def read_mmeb_eval(root, name: str, kind: str, image_root=None) -> Task:
 
             # the target comes first, so equal candidates after it fall together with it
             targets = dict.fromkeys(_mmeb_targets(row, items, where))
-            task.candidates.append([items.number(item) for item in targets])
+            task.candidates.append(list(map(items.number, targets)))
             task.relevant.append([0])
+
     task.corpus = list(items.numbers)
     return not_empty(task, root / name)
 
@@ -237,9 +273,9 @@ def read_mmeb_eval(root, name: str, kind: str, image_root=None) -> Task:
 def _mmeb_columns(path: Path) -> dict[str, tuple[str, ...]]:
     """The columns of a file, with those of the instructions where there are both."""
     present = pq.read_schema(path).names
-    if all(name in present for name in _INSTRUCTIONS):
-        return _MMEB_EVAL | _INSTRUCTIONS
-    return _MMEB_EVAL
+    if lacking(present, _INSTRUCTIONS):
+        return _MMEB_EVAL
+    return _MMEB_EVAL | _INSTRUCTIONS
 
 
 def _mmeb_targets(row: dict, items: Items, where: str) -> list[Item]:
@@ -283,7 +319,9 @@ def read_sugarcrepe(root, image_root) -> list[Task]:
     Raises:
         ValueError: there is no such file, or a row lacks a key or an image; the message names file and row.
     """
-    tasks = [_read_subset(path, image_root) for path in sorted(Path(root).glob("*.json"))]
+    tasks = []
+    for path in sorted(Path(root).glob("*.json")):
+        tasks.append(_read_subset(path, image_root))
     if not tasks:
         raise ValueError(f"{root} holds no SugarCrepe files (*.json).")
     return tasks
@@ -294,17 +332,20 @@ def _read_subset(path: Path, image_root) -> Task:
     task = Task(path.stem, "Compositional", queries=[], corpus=[], candidates=[], relevant=[])
     for key, row in _subset_rows(path).items():
         where = f"{path}, row {key}"
-        if missing := [name for name in ("filename", "caption", "negative_caption") if name not in row]:
+        if missing := lacking(row, ("filename", "caption", "negative_caption")):
             raise ValueError(f"{where}: lacks {missing}.")
+
         caption = items.get(row["caption"], "", where)
         negative = items.get(row["negative_caption"], "", where)
         if caption == negative:
             raise ValueError(f"{where}: caption and negative_caption are equal.")
+
+        # the right caption is the first of the two
         task.queries.append(items.get("", row["filename"], where))
         task.candidates.append([items.number(caption), items.number(negative)])
         task.relevant.append([0])
-    task.corpus = list(items.numbers)
 
+    task.corpus = list(items.numbers)
     published = SUGARCREPE.get(task.name)
     if published and published != len(task.queries):
         task.notes.append(f"{len(task.queries)} pairs, published with {published}")
@@ -316,6 +357,7 @@ def _subset_rows(path: Path) -> dict[str, dict]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise ValueError(f"{path} is not an object of rows by their number.")
     return rows
@@ -339,6 +381,7 @@ def read_world_tasks(root) -> list[Task]:
     tasks = []
     for name, kind in world["tasks"].items():
         tasks.append(read_mmeb_eval(root / "eval", name, kind, image_root=root))
+
     for task in read_sugarcrepe(root / "compositional", root / "images"):
         task.notes.clear()  # its subsets have the released names, but pairs of their own
         tasks.append(task)

@@ -36,11 +36,14 @@ class RetrievalMetrics(evaluate.Metric):
 
     def _compute(self, predictions, references, ks=(1, 5, 10)):
         ranks = []  # of each query's best relevant candidate
-        ndcgs = {k: [] for k in ks}
+        ndcgs = {k: [] for k in ks}  # one for each query
         ties = 0
+
         for number, (scores, gains) in enumerate(zip(predictions, references)):
             if len(scores) != len(gains):
                 raise ValueError(f"query {number}: {len(scores)} scores for {len(gains)} gains.")
+
+            # what is not relevant has no gain
             scores = torch.tensor(scores, dtype=torch.float64)  # [C]
             relevant = []
             relevant_gains = []
