@@ -69,6 +69,7 @@ def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
 
 
 def _selected(tasks: list[Task], names: list[str] | None, data) -> list[Task]:
+    """The tasks that are named; all without names."""
     if not names:
         return tasks
     available = [task.name for task in tasks]

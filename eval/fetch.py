@@ -38,6 +38,7 @@ class Source:
 
 
 def _visdoc_repos() -> tuple:
+    """A repository for each task, from the owner that its group has."""
     owners = {"ViDoRe v1": "vidore", "ViDoRe v2": "vidore", "VisRAG": "openbmb", "OOD": "VLM2Vec"}
     patterns = ["queries/*.parquet", "corpus/*.parquet", "qrels/*.parquet"]
     repos = []
@@ -47,6 +48,7 @@ def _visdoc_repos() -> tuple:
 
 
 def _sugarcrepe_urls() -> tuple:
+    """The files of captions, and the images that they are about."""
     urls = []
     for subset in SUGARCREPE:
         urls.append((f"{_SUGARCREPE}/{subset}.json", ""))

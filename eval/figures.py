@@ -69,7 +69,6 @@ def similarity_matrix(
     )
     for axis, (title, matrix) in zip(axes[0], matrices.items()):
         picture = axis.imshow(matrix, cmap="viridis", vmin=low, vmax=high)
-
         axis.set_title(f"{title}\nmatch is the best of {len(matrix)} for {_matched_share(matrix):.0%} of rows")
         axis.set_xlabel(column_name)
         axis.set_ylabel(row_name)
@@ -134,10 +133,11 @@ def _draw_words(axis, words: list[tuple[str, float]], colour: str):
         labels.append(_plain(word.strip() or repr(word)))  # a space or line break alone is quoted
         probabilities.append(probability)
 
-    # as far as the longest bar, and a little more
     axis.barh(range(len(words)), probabilities, color=colour)
     axis.set_yticks(range(len(words)), labels, fontsize=8)
     axis.invert_yaxis()
+
+    # the longest bar and a little more
     axis.set_xlim(0, max(probabilities) * 1.1)
     axis.tick_params(axis="x", labelsize=7)
 
@@ -185,6 +185,7 @@ def training_curves(runs: dict[str, list[dict]], path) -> Path:
 
 
 def _draw_curve(axis, entries: list[dict], key: str, name: str, colour: str):
+    """The logged values of one metric over the steps, and their running mean."""
     steps = []
     values = []
     for entry in entries:
@@ -301,6 +302,7 @@ def stage_bars(stages: dict[str, dict[str, float]], path, title: str = "") -> Pa
         bars = axis.bar(places, values, width * 0.94, color=colours[number], label=stage)
         axis.bar_label(bars, labels, fontsize=7, padding=1)
 
+    # the legend stands below, where no bar is
     axis.set_xticks(range(len(groups)), groups)
     axis.set_ylabel("percent")
     axis.set_title(title)
@@ -389,6 +391,7 @@ def _words(item: Item) -> str:
 
 
 def _wrap(text: str, width: int, lines: int) -> str:
+    """A text in lines of at most `width` characters; what does not fit ends in dots."""
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" ..."))
 
 

@@ -119,7 +119,8 @@ def print_table(columns: dict[str, dict[str, dict]], benchmark: str = "world"):
     """Prints the score of each task, one column a model, and the means below.
 
     Args:
-        columns: `{title: the results of [`evaluate`] or the tasks of a results file}`, with the same tasks.
+        columns: `{title: {task: metrics}}`, the metrics as [`~unime.eval.runner.evaluate`] returns them or a results
+            file has them, of the same tasks for all models.
         benchmark (`str`, defaults to `"world"`): whose means are printed.
     """
     tasks = next(iter(columns.values()))
@@ -144,6 +145,7 @@ def print_table(columns: dict[str, dict[str, dict]], benchmark: str = "world"):
 
 
 def _three_digits(value: float | None) -> str:
+    """A number as the table has it."""
     return "-" if value is None else f"{value:.3f}"
 
 

@@ -130,6 +130,7 @@ def ndcg_at(places: Sequence[int], k: int, gains: Sequence[float] | None = None)
 
 
 def _not_empty(ranks: Sequence[int]) -> Sequence[int]:
+    """The ranks, of which there must be some."""
     if not len(ranks):
         raise ValueError("there are no queries.")
     return ranks

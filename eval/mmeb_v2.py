@@ -48,6 +48,7 @@ def read_visdoc(root, names: Iterable[str] | None = None, cache=None, partial: b
 
 
 def _read_documents(name: str, root: Path, cache: Path) -> Task:
+    """Reads one task: pages, then which of them are relevant, then the queries that have a relevant one."""
     split = VISDOC[name].split
     items = Items(cache)
     pages = _read_pages(root, split, cache, items)
@@ -65,13 +66,13 @@ def _read_documents(name: str, root: Path, cache: Path) -> Task:
         metric="ndcg@5",
     )
 
-    left_out = 0
+    skipped = 0
     for path in parquet_files(root / "queries", split):
         for number, row in parquet_rows(path, {"query-id": (), "query": ()}):
             where = f"{path}, row {number}"
             gains = relevance.get(str(row["query-id"]))
             if gains is None:
-                left_out += 1
+                skipped += 1
                 continue
 
             if not (row["query"] or "").strip():
@@ -80,8 +81,8 @@ def _read_documents(name: str, root: Path, cache: Path) -> Task:
             task.relevant.append(list(gains))
             task.gains.append(list(gains.values()))
 
-    if left_out and task.queries:
-        task.notes.append(f"{left_out} queries without a relevant document left out")
+    if skipped and task.queries:
+        task.notes.append(f"{skipped} queries without a relevant document left out")
     return not_empty(task, root)
 
 
@@ -187,8 +188,8 @@ def read_video(root, names: Iterable[str] | None = None, partial: bool = False) 
     for kind, tasks in VIDEO.items():
         kinds |= dict.fromkeys(tasks, kind)  # by task
 
-    readers = {"CLS": _read_classification, "QA": _read_questions, "RET": _read_captions, "MRET": _read_moments}
     # each kind has a layout of its own
+    readers = {"CLS": _read_classification, "QA": _read_questions, "RET": _read_captions, "MRET": _read_moments}
     tasks = []
     for name in select_tasks(root, names, kinds, lambda name: _annotations(root, name).exists(), partial):
         builder = _Builder(root, name, kinds[name])
@@ -311,11 +312,12 @@ class _Builder:
 
 # classification
 def _read_classification(builder: _Builder):
+    """Classification: the candidates of a video are the classes."""
     rows = list(builder.rows())
     labels = _labels(builder, rows)
     for row in rows:
         texts = labels
-        if builder.name == "SmthSmthV2":  # alone has other candidates for every query
+        if builder.name == "SmthSmthV2":  # the only task with other candidates for every query
             texts = [row["pos_text"], *row["neg_text"]]
 
         if row["pos_text"] not in texts:
@@ -335,7 +337,7 @@ def _labels(builder: _Builder, rows: list[_Row]) -> list[str]:
         labels = [row["pos_text"] for row in rows]
     labels = list(dict.fromkeys(labels))
 
-    # fewer classes than all are easier
+    # with fewer classes than there are, the task is easier
     if not path.exists() and builder.name != "SmthSmthV2":
         builder.task.notes.append(f"{len(labels)} classes, those that occur")
     return labels
@@ -343,6 +345,7 @@ def _labels(builder: _Builder, rows: list[_Row]) -> list[str]:
 
 # retrieval
 def _read_captions(builder: _Builder):
+    """Retrieval: the candidates of a caption are all videos of the task."""
     layout = _RETRIEVE[builder.name]
     builder.task.candidates = None  # every query has all videos
     for row in builder.rows():
@@ -352,7 +355,7 @@ def _read_captions(builder: _Builder):
             caption = caption[0]
 
         video = str(row[layout.video])
-        if builder.name == "DiDeMo":  # whose column is a file's name
+        if builder.name == "DiDeMo":  # its column holds the name of a file
             video = Path(video).stem
 
         query = builder.item(row, f"{layout.instruction} {caption}")
@@ -363,6 +366,7 @@ def _read_captions(builder: _Builder):
 
 # moments
 def _read_moments(builder: _Builder):
+    """Moment retrieval: the candidates of a query are clips."""
     for row in builder.rows():
         if builder.name == "MomentSeeker":
             _add_seeker_moment(builder, row)
@@ -382,7 +386,6 @@ def _add_moment(builder: _Builder, row: _Row):
         if path.name.startswith("positive"):
             right.append(len(clips))
         clips.append(f"{video}/{path.name}")
-
     _require_right_clip(builder, row, right)
 
     query = builder.item(row, f"{_CLIP} {row['query']}", f"{video}/query")
@@ -417,6 +420,7 @@ def _seeker_folder(path: str) -> str:
 
 
 def _require_right_clip(builder: _Builder, row: _Row, right: list[int]):
+    """A query without a right clip could only be answered wrongly."""
     if not right:
         raise ValueError(f"{row.where}: no clip of {builder.folder} is right.")
 
@@ -440,44 +444,52 @@ class _Question:
 
 
 def _read_questions(builder: _Builder):
+    """Questions: the candidates of a question are its options."""
     for row in builder.rows():
         question = _QUESTIONS[builder.name](row)
         if not 0 <= question.right < len(question.answers):
             raise ValueError(f"{row.where}: the answer {row['answer']!r} is not one of the options.")
+
         query = builder.item(row, f"{_ANSWER} {question.text}", question.video)
         answers = list(map(str, question.answers))
         builder.add(query, builder.text_items(row, answers), [question.right])
 
 
 def _video_mme(row: _Row) -> _Question:
+    """Options have letters, and the answer is one of these."""
     text = "\n".join([row["question"], *row["options"]])
     return _Question(row["videoID"], text, row.without_letters("options"), _place(row["answer"], list("ABCD")))
 
 
 def _ego_schema(row: _Row) -> _Question:
+    """Options have letters, and the answer is a number."""
     text = row["question"] + " ".join(row["option"])
     return _Question(row["video_idx"], text, row.without_letters("option"), row.number("answer"))
 
 
 def _next_qa(row: _Row) -> _Question:
+    """Options have columns of their own, and the answer is a number."""
     answers = [row[f"a{number}"] for number in range(5)]
     text = "\n".join([row["question"], "Options:", *_lettered(answers)])
     return _Question(str(row["video"]), text, answers, row.number("answer"))
 
 
 def _mv_bench(row: _Row) -> _Question:
+    """Options are a list, and the answer is one of them."""
     options = _lettered(row["candidates"])
     text = "\n".join([row["question"], "Options:", *options])
     return _Question(f"{row['subset']}/{row['video']}", text, options, _place(row["answer"], row["candidates"]))
 
 
 def _activity_net_qa(row: _Row) -> _Question:
+    """The answer is yes or no."""
     answers = ["yes", "no"]
     text = f"{row['question']}? (A) yes; (B) no."
     return _Question(f"v_{row['video_name']}", text, answers, _place(row["answer"], answers))
 
 
 def _lettered(options: list[str]) -> list[str]:
+    """Options as the release prints them."""
     return [f"({letter}) {option}" for letter, option in zip("ABCDEFGHIJ", options)]
 
 

@@ -21,7 +21,7 @@ from ..items_unime import item_key
 from ..jobs.shards import processes
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 
-MODALITIES = ["text", "image"]  # undeclared, mteb takes a model for one of texts and drops images without a word
+MODALITIES = ["text", "image"]  # without it, mteb takes a model for a text model and drops images silently
 
 
 def model_meta(model, name: str, loader, revision: str | None = None, **facts) -> ModelMeta:

@@ -41,6 +41,7 @@ def to_markdown(tables: list[Table]) -> str:
 
 
 def _markdown_table(table: Table) -> str:
+    """Head, rule and rows; the rule aligns all columns but the first to the right."""
     rule = ["---"] + ["---:"] * (len(table.head) - 1)
     lines = []
     for cells in (table.head, rule, *table.rows):
@@ -78,6 +79,7 @@ def to_html(tables: list[Table]) -> str:
 
 
 def _html_table(table: Table) -> str:
+    """Head and rows, in a block that scrolls sideways."""
     lines = [f"<div><table><tr>{_html_cells(table.head, 'th')}</tr>"]
     for row in table.rows:
         # our own results stand out by colour; the stars that mark them are Markdown
@@ -91,6 +93,7 @@ def _html_table(table: Table) -> str:
 
 
 def _html_cells(texts: list[str], tag: str) -> str:
+    """The cells of one row."""
     cells = ""
     for text in texts:
         cells += f"<{tag}>{html.escape(text.replace('**', ''))}</{tag}>"

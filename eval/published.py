@@ -22,8 +22,7 @@ def published() -> dict[str, dict]:
     Example:
 
     ```python
-    table = published()["mmeb_means"]
-    dict(zip(table["columns"], table["rows"]["UniME-V2 Qwen2-VL 7B"]))["overall"]  # 68.0
+    rows_of(published()["mmeb_means"])["UniME-V2 Qwen2-VL 7B"]["overall"]  # 68.0
     ```
     """
     return yaml.safe_load(PATH.read_text(encoding="utf-8"))

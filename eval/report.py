@@ -104,6 +104,7 @@ def load(paths: list[str], names: list[str] | None = None) -> list[Result]:
 
 
 def _content(path: Path) -> dict:
+    """What a results file holds."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
@@ -137,10 +138,10 @@ def _distinct_names(contents: list[dict]) -> list[str]:
     default_counts = Counter(defaults)
 
     names = []
-    seen_counts: Counter = Counter()  # of a model's results on one benchmark
+    earlier_counts: Counter = Counter()  # of a model's results on one benchmark
     for content, name in zip(contents, defaults):
         model = content["model"]
-        earlier = seen_counts[model, content["benchmark"]]
+        earlier = earlier_counts[model, content["benchmark"]]
 
         if default_counts[name] > 1:
             name = model
@@ -148,7 +149,7 @@ def _distinct_names(contents: list[dict]) -> list[str]:
                 name = f"{model} ({earlier + 1})"
 
         names.append(name)
-        seen_counts[model, content["benchmark"]] += 1
+        earlier_counts[model, content["benchmark"]] += 1
     return names
 
 
@@ -200,28 +201,34 @@ def _three_digits(value: float | None) -> str:
 
 
 def _percent_interval(draws: np.ndarray) -> str:
+    """The 95 % interval of a share, from its bootstrap distribution `[draws]`."""
     low, high = interval(draws)
     return f"[{_percent(low)}, {_percent(high)}]"
 
 
 def _points(difference: float) -> str:
+    """A difference of shares, in points of percent."""
     return f"{100 * difference:+.1f}"
 
 
-def _p(value: float) -> str:
+def _p_cell(value: float) -> str:
+    """A p-value; small ones are all alike, since there are only so many draws."""
     return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _title(benchmark: str) -> str:
+    """What a benchmark is called in headings."""
     return TITLES.get(benchmark, benchmark)
 
 
 # notes
 def _source(table: dict, marked_by: str) -> str:
+    """The note that says where published numbers come from; `marked_by` says how to tell them from ours."""
     return f"{marked_by}: as printed ({table['source']})."
 
 
 def _published_notes(table: dict) -> list[str]:
+    """What is known to be wrong or unusual in a published table."""
     notes = []
     for name, text in table.get("notes", {}).items():
         notes.append(f"{text}." if name == "all" else f"{name}: {text}.")
@@ -229,6 +236,7 @@ def _published_notes(table: dict) -> list[str]:
 
 
 def _result_notes(results: list[Result]) -> list[str]:
+    """What is unusual in our results."""
     notes = []
     for result in results:
         for note, tasks in notes_of(result.tasks).items():
@@ -266,6 +274,7 @@ def _groups(results: list[Result]) -> list[str]:
 
 
 def _means_row(result: Result, groups: list[str]) -> list[str]:
+    """A result: the mean of each group with its interval."""
     draws = _draws([result])
     row = [result.title]
     for group in groups:
@@ -291,6 +300,7 @@ def _draws(results: list[Result]) -> dict[str, np.ndarray]:
 
 
 def _published_mmeb_rows(groups: list[str]) -> list[list[str]]:
+    """Published means of MMEB; models whose numbers contradict each other have a star."""
     suspicious = contradictions()
     rows = []
     for model, means in rows_of(published()["mmeb_means"]).items():
@@ -302,6 +312,7 @@ def _published_mmeb_rows(groups: list[str]) -> list[list[str]]:
 
 
 def _published_mmeb_notes() -> list[str]:
+    """Where these come from, and what the stars mean."""
     table = published()["mmeb_means"]
     notes = [_source(table, "Without intervals"), *_published_notes(table)]
     for model, messages in contradictions().items():
@@ -319,6 +330,7 @@ def _published_retrieval_rows(columns: list[str]) -> list[list[str]]:
 
 
 def _printed_cells(row: dict, columns: list[str]) -> list[str]:
+    """Some columns of a published row."""
     return [_as_printed(row.get(column)) for column in columns]
 
 
@@ -396,6 +408,7 @@ def _task_table(benchmark: str, results: list[Result]) -> Table:
 
 
 def _metrics(results: list[Result]) -> list[str]:
+    """The metrics that the tasks are measured by."""
     metrics = set()
     for result in results:
         for entry in result.tasks.values():
@@ -438,6 +451,7 @@ def _reranking_tables(benchmark: str, results: list[Result]) -> list[Table]:
 
 
 def _reranking_row(name: str, entry: dict) -> list[str]:
+    """A task before and after."""
     before = entry["before"]
     return [
         name,
@@ -455,6 +469,7 @@ def _reranking_row(name: str, entry: dict) -> list[str]:
 
 
 def _published_reranking_table() -> Table:
+    """The published numbers."""
     table = published()["reranking"]
     rows = []
     for model, values in table["rows"].items():
@@ -479,7 +494,7 @@ def _comparison_table(benchmark: str, first: Result, second: Result) -> Table:
     for name, (first_draws, second_draws) in _draws([first, second]).items():
         draws = second_draws - first_draws  # [draws]
         low, high = interval(draws)
-        rows.append([name, _points(differences[name]), f"[{_points(low)}, {_points(high)}]", _p(p_value(draws))])
+        rows.append([name, _points(differences[name]), f"[{_points(low)}, {_points(high)}]", _p_cell(p_value(draws))])
 
     notes = [
         "Paired bootstrap: both models on the same drawn queries; p is two-sided and not corrected for many tests."

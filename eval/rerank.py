@@ -53,6 +53,7 @@ def _top_file(path: Path) -> Path:
 
 
 def _not_one_result(path: Path, present: str) -> str:
+    """The message for a path that does not lead to one result."""
     return f"{path} must lead to one embedder's results.json; there are: {present}."
 
 
@@ -146,7 +147,6 @@ def run_rerank(
     data = data_fingerprint(tasks, image_root)
     if before["data"] != data:
         raise ValueError(f"{path} was made from other data ({before['data']}) than this ({data}).")
-
     _check_depth(top, tasks)
 
     # results of another reranker, other settings or other data have another folder
@@ -179,7 +179,7 @@ def run_rerank(
 
 
 def _check_depth(top: int, tasks: list[Task]):
-    """Raises `ValueError` unless the metric can be computed and as many candidates were kept."""
+    """Raises `ValueError` unless the metric can be computed from so many candidates, and so many were kept."""
     least = 1
     for task in tasks:
         if task.metric == "ndcg@5":
@@ -255,6 +255,7 @@ def _task_results(
 
 
 def _task_result(task: Task, outcomes: list[_Outcome], before: dict) -> dict:
+    """A task's entry in a results file: the metrics, those before, and what changed at the first place."""
     after = [outcome.after for outcome in outcomes]
     notes = list(task.notes)
     if len(outcomes) < len(task.queries):

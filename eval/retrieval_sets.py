@@ -18,14 +18,14 @@ SHAREGPT4V = "share-captioner_coco_lcs_sam_1246k_1107.json"
 
 
 class Size(NamedTuple):
-    """A retrieval set as the papers have it: the kind of its captions, and how many images and captions."""
+    """The kind of a retrieval set's captions, and how many images and captions it has."""
 
     kind: str
     images: int
     captions: int
 
 
-PUBLISHED = {
+PUBLISHED = {  # the sets as the papers have them
     "flickr30k": Size("Short", 1000, 5000),
     "coco": Size("Short", 5000, 25000),
     "sharegpt4v": Size("Long", 1000, 1000),

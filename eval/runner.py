@@ -71,7 +71,7 @@ def score_task(
     query_scores = []
     for number, scores in enumerate(_similarities(queries, corpus, task)):
         relevant = task.relevant[number]
-        gains = task.gains[number] if task.gains else None
+        gains = task.gains_of(number)
         try:
             ranks = places(scores, relevant, gains)
         except ValueError as error:

@@ -170,6 +170,7 @@ VIDEO = {
 
 # groups of tasks whose unweighted mean is published
 def _mmeb_groups() -> dict[str, list[str]]:
+    """By kind, by split, and all."""
     groups: dict[str, list[str]] = {group: [] for group in (*KINDS, *SPLITS)}
     for data_set in _DATA_SETS:
         groups[data_set.kind].append(data_set.name)
@@ -179,6 +180,7 @@ def _mmeb_groups() -> dict[str, list[str]]:
 
 
 def _visdoc_groups() -> dict[str, list[str]]:
+    """By the benchmark that a task comes from, and all."""
     groups: dict[str, list[str]] = {}
     for task, document_set in VISDOC.items():
         groups.setdefault(document_set.group, []).append(task)
@@ -187,6 +189,7 @@ def _visdoc_groups() -> dict[str, list[str]]:
 
 
 def _video_groups() -> dict[str, list[str]]:
+    """By kind, and all."""
     groups = {}
     overall: list[str] = []
     for kind, tasks in VIDEO.items():
@@ -197,6 +200,7 @@ def _video_groups() -> dict[str, list[str]]:
 
 
 def _sugarcrepe_groups() -> dict[str, list[str]]:
+    """By what is done to a caption, which begins the name of a subset."""
     groups: dict[str, list[str]] = {"Replace": [], "Swap": [], "Add": []}
     for subset in SUGARCREPE:
         change, _ = subset.split("_")

@@ -176,7 +176,7 @@ def read_mmeb(root, names: Iterable[str] | None = None, image_root=None, partial
         raise ValueError(f"{root}: images.zip has to be unpacked; say where with image_root.")
     names = _published_names(names or ())
 
-    # the root may lie on the Hub, where a part of it is downloaded first
+    # of a data set on the Hub, only these files are downloaded
     root = local_path(root, ["*/test-*.parquet"])
     folders = _mmeb_folders(root)
     tasks = []
@@ -328,6 +328,7 @@ def read_sugarcrepe(root, image_root) -> list[Task]:
 
 
 def _read_subset(path: Path, image_root) -> Task:
+    """Reads one file as a task, whose queries have two candidates each."""
     items = Items(image_root)
     task = Task(path.stem, "Compositional", queries=[], corpus=[], candidates=[], relevant=[])
     for key, row in _subset_rows(path).items():
@@ -353,6 +354,7 @@ def _read_subset(path: Path, image_root) -> Task:
 
 
 def _subset_rows(path: Path) -> dict[str, dict]:
+    """The rows of a file by their numbers."""
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:

@@ -23,9 +23,10 @@ Returns:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class RetrievalMetrics(evaluate.Metric):
-    """A thin shell over `unime.eval.metrics`."""
+    """`unime.eval.metrics` with the interface of `evaluate`."""
 
     def _info(self):
+        """What `evaluate` knows of the module."""
         numbers = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -35,6 +36,7 @@ class RetrievalMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, ks=(1, 5, 10)):
+        """Metrics over all queries, as `compute` returns them."""
         ranks = []  # of each query's best relevant candidate
         ndcgs = {k: [] for k in ks}  # one for each query
         ties = 0
