@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..eval.catalogue import STEPS, read
+from ..eval.catalogue import BENCHMARKS, read
 from ..eval.means import notes_of, print_table
 from ..eval.rerank import run_rerank, saved_result
 from ..eval.runner import run_benchmark
@@ -13,6 +13,8 @@ from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
 from ..jobs.settings import parse_settings
 from ..jobs.shards import processes
+
+STEPS = BENCHMARKS | {"rerank": "the best candidates of a saved result, by a reranker"}
 
 
 @dataclass

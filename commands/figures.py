@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 
 from ..checkpoints.opening import open_checkpoint
 from ..eval import figures
-from ..eval.catalogue import STEPS, read
+from ..eval.catalogue import BENCHMARKS, read
 from ..eval.report import load
 from ..eval.tasks import Task
 from ..jobs.shards import processes
@@ -184,8 +184,7 @@ def main(arguments=None):
     parser.add_argument("--names", nargs="+", help="what to call models, results or runs")
     parser.add_argument("--preset", help="prompts of all models (default: each one's own; next-token: summary)")
     parser.add_argument("--head", help="next-token: checkpoint with the language head (default: the first model)")
-    benchmarks = [step for step in STEPS if step != "rerank"]
-    parser.add_argument("--benchmark", default="world", choices=benchmarks, help="whose pairs are drawn")
+    parser.add_argument("--benchmark", default="world", choices=list(BENCHMARKS), help="whose pairs are drawn")
     parser.add_argument("--data", help="folder of the benchmark")
     parser.add_argument("--image_root", help="where its image paths start")
     parser.add_argument("--task", help="data set of the benchmark")

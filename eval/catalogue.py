@@ -6,7 +6,7 @@ from .mmeb_v2 import read_video, read_visdoc
 from .retrieval_sets import read_retrieval
 from .tasks import Task, read_mmeb, read_sugarcrepe, read_world_tasks
 
-STEPS = {
+BENCHMARKS = {
     "mmeb": "the 36 data sets of MMEB",
     "mmeb-v2-image": "the same with the texts of MMEB-V2",
     "visdoc": "MMEB-V2's visual documents",
@@ -14,33 +14,65 @@ STEPS = {
     "retrieval": "Flickr30K, COCO, ShareGPT4V-1k and Urban1K, both ways",
     "sugarcrepe": "SugarCrepe's seven subsets",
     "world": "the miniature world",
-    "rerank": "the best candidates of a saved result, by a reranker",
 }
+SOURCE = ("data", "image_root", "tasks", "partial", "cache")  # what has to be known of how a benchmark is read
 
 
 def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
-    """Reads a benchmark as a results file says it was read: tasks, and the folders that image paths start from.
+    """Reads a benchmark as a results file says it was read.
 
     Args:
-        benchmark (`str`): one of `STEPS`.
-        source (`dict`): `data`, `image_root`, `tasks`, `partial` and `cache`.
+        benchmark (`str`): one of `BENCHMARKS`.
+        source (`dict`): `data` (its folder), `image_root` (where image paths start, or None), `tasks` (names, or None
+            for all), `partial` (leave out missing tasks) and `cache` (where images are unpacked, or None).
+
+    Returns:
+        `(tasks, image_root)`: and the folder, or folders, that image paths start from.
+
+    Raises:
+        ValueError: `source` lacks a key, or a task is unknown; and what the readers raise.
+
+    Example:
+
+    ```python
+    source = {"data": "outputs/world", "image_root": None, "tasks": None, "partial": False, "cache": None}
+    tasks, image_root = read("world", source)
+    ```
     """
-    if missing := {"data", "image_root", "tasks", "partial", "cache"} - source.keys():
+    if missing := set(SOURCE) - source.keys():
         raise ValueError(f"it is not known how {benchmark} was read: {sorted(missing)} are missing.")
-    data, images, tasks = source["data"], source["image_root"], source["tasks"]
+
+    data = source["data"]
+    image_root = source["image_root"]
+    names = source["tasks"]
     cache = source["cache"] or Path(data) / "images"
+
+    # these readers select the tasks themselves, and read no others
     if benchmark in ("mmeb", "mmeb-v2-image"):
-        return read_mmeb(data, tasks, images, source["partial"]), images or data
+        return read_mmeb(data, names, image_root, source["partial"]), image_root or data
     if benchmark == "visdoc":
-        return read_visdoc(data, tasks, cache, source["partial"]), cache
+        return read_visdoc(data, names, cache, source["partial"]), cache
     if benchmark == "video":
-        return read_video(data, tasks, source["partial"]), data
+        return read_video(data, names, source["partial"]), data
     if benchmark == "retrieval":
-        return read_retrieval(data, tasks, cache, images), (data, cache, *([images] if images else []))
+        roots = [data, cache]
+        if image_root:
+            roots.append(image_root)
+        return read_retrieval(data, names, cache, image_root), tuple(roots)
+
+    # these read all of their tasks, which is quick
     if benchmark == "sugarcrepe":
-        found = read_sugarcrepe(data, images or Path(data) / "images" / "val2017")
+        tasks = read_sugarcrepe(data, image_root or Path(data) / "images" / "val2017")
     else:
-        found = read_world_tasks(data)
-    if unknown := sorted(set(tasks or ()) - {task.name for task in found}):
-        raise ValueError(f"{data} has no data sets {unknown}; it has {', '.join(task.name for task in found)}.")
-    return [task for task in found if not tasks or task.name in tasks], images or data
+        tasks = read_world_tasks(data)
+    return _selected(tasks, names, data), image_root or data
+
+
+def _selected(tasks: list[Task], names: list[str] | None, data) -> list[Task]:
+    """The tasks that are named; all without names."""
+    if not names:
+        return tasks
+    available = [task.name for task in tasks]
+    if unknown := sorted(set(names) - set(available)):
+        raise ValueError(f"{data} has no data sets {unknown}; it has {', '.join(available)}.")
+    return [task for task in tasks if task.name in names]

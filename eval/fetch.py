@@ -11,10 +11,12 @@ from tqdm.auto import tqdm
 
 from ..checkpoints.opening import HUB_ERRORS
 from ..jobs.shards import write_text
+from .retrieval_sets import SHAREGPT4V
 from .suites import SUGARCREPE, VISDOC
 
+SHOWN = 4  # places that are listed of a benchmark that has many
 _COCO = "http://images.cocodataset.org/zips/val2017.zip"
-_CREPE = "https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/main/data"
+_SUGARCREPE = "https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/main/data"
 
 
 @dataclass(frozen=True)
@@ -22,133 +24,232 @@ class Source:
     """Where a benchmark comes from.
 
     Args:
-        size, licence (`str`): for people.
-        repos (`tuple`): data sets of the Hub, as `(repository, patterns of files, folder)`.
-        urls (`tuple`): other files, as `(url, folder)`.
-        note (`str`): what else has to be known.
+        size, license (`str`): for people.
+        repos (`tuple`, *optional*): data sets of the Hub, as `(repository, patterns of files, folder)`.
+        urls (`tuple`, *optional*): other files, as `(url, folder)`.
+        note (`str`, *optional*): what else one has to know.
     """
 
     size: str
-    licence: str
+    license: str
     repos: tuple = ()
     urls: tuple = ()
     note: str = ""
 
 
-def _visdoc() -> tuple:
+def _visdoc_repos() -> tuple:
+    """A repository for each task, from the owner that its group has."""
     owners = {"ViDoRe v1": "vidore", "ViDoRe v2": "vidore", "VisRAG": "openbmb", "OOD": "VLM2Vec"}
     patterns = ["queries/*.parquet", "corpus/*.parquet", "qrels/*.parquet"]
-    return tuple((f"{owners[group]}/{folder}", patterns, folder) for group, folder, _ in VISDOC.values())
+    repos = []
+    for document_set in VISDOC.values():
+        repos.append((f"{owners[document_set.group]}/{document_set.folder}", patterns, document_set.folder))
+    return tuple(repos)
+
+
+def _sugarcrepe_urls() -> tuple:
+    """The files of captions, and the images that they are about."""
+    urls = []
+    for subset in SUGARCREPE:
+        urls.append((f"{_SUGARCREPE}/{subset}.json", ""))
+    urls.append((_COCO, "images"))
+    return tuple(urls)
 
 
 SOURCES = {
     "mmeb": Source(
         "tens of GB of images (images.zip)",
         "Apache-2.0; the images keep their own terms",
-        (("TIGER-Lab/MMEB-eval", ["*/test-*.parquet", "images.zip"], ""),),
+        repos=(("TIGER-Lab/MMEB-eval", ["*/test-*.parquet", "images.zip"], ""),),
     ),
     "mmeb-v2-image": Source(
         "7.0 GB, 15 GB unpacked",
         "Apache-2.0; the images keep their own terms",
-        (
+        repos=(
             ("ziyjiang/MMEB_Test_Instruct", ["*/*.parquet"], ""),
             ("TIGER-Lab/MMEB-V2", ["image-tasks/mmeb_v1.tar.gz"], ""),
         ),
         note="images are then in image-tasks/MMEB: pass it as --image_root",
     ),
-    "visdoc": Source("about 33 GB", "each data set's own (ViDoRe v2: CC BY-NC-SA 4.0)", _visdoc()),
+    "visdoc": Source(
+        "about 33 GB",
+        "each data set's own (ViDoRe v2: CC BY-NC-SA 4.0)",
+        repos=_visdoc_repos(),
+    ),
     "video": Source(
         "about 92 GB of frames",
         "Apache-2.0; the videos keep their own terms",
-        (("TIGER-Lab/MMEB-V2", ["video-tasks/*"], ""),),
+        repos=(("TIGER-Lab/MMEB-V2", ["video-tasks/*"], ""),),
         note="parts (video_qa.tar.gz-00 ...) have to be joined, and annotations found, if the repository lacks them: "
         "docs/evaluation.md has the layout",
     ),
     "flickr30k": Source(
-        "141 MB", "Flickr's terms: research only", (("royokong/flickr30k_test", ["data/*.parquet"], ""),)
+        "141 MB",
+        "Flickr's terms: research only",
+        repos=(("royokong/flickr30k_test", ["data/*.parquet"], ""),),
     ),
     "coco": Source(
-        "2.4 GB", "CC BY 4.0 (captions); Flickr's terms (images)", (("royokong/coco_test", ["data/*.parquet"], ""),)
+        "2.4 GB",
+        "CC BY 4.0 (captions); Flickr's terms (images)",
+        repos=(("royokong/coco_test", ["data/*.parquet"], ""),),
     ),
-    "urban1k": Source("81 MB", "CC BY-NC 4.0", (("BeichenZhang/Urban1k", ["Urban1k.zip"], ""),)),
+    "urban1k": Source(
+        "81 MB",
+        "CC BY-NC 4.0",
+        repos=(("BeichenZhang/Urban1k", ["Urban1k.zip"], ""),),
+    ),
     "sharegpt4v": Source(
         "1.5 GB of captions, and images of SA-1B, COCO and LLaVA-Pretrain",
         "CC BY-NC 4.0",
-        (("Lin-Chen/ShareGPT4V", ["share-captioner_coco_lcs_sam_1246k_1107.json"], ""),),
+        repos=(("Lin-Chen/ShareGPT4V", [SHAREGPT4V], ""),),
         note="the images of its first 1,000 rows come from elsewhere; lay them beside the file, as it names them",
     ),
     "sugarcrepe": Source(
         "1 GB (COCO val2017)",
         "MIT (captions); CC BY 4.0 and Flickr's terms (images)",
-        urls=(*((f"{_CREPE}/{name}.json", "") for name in SUGARCREPE), (_COCO, "images")),
+        urls=_sugarcrepe_urls(),
         note="pass images/val2017 as --image_root",
     ),
 }
 
 
 def describe(name: str) -> str:
-    """Where a benchmark comes from and how large it is, in words."""
+    """Where a benchmark comes from and how large it is, in words.
+
+    Args:
+        name (`str`): one of `SOURCES`.
+    """
     source = SOURCES[name]
-    places = [f"https://huggingface.co/datasets/{repo}" for repo, *_ in source.repos] + [url for url, _ in source.urls]
-    shown = places[:4] + [f"... and {len(places) - 4} more"] * (len(places) > 4)
-    lines = [f"{name}: {source.size}; licence: {source.licence}", *(f"  {place}" for place in shown)]
-    return "\n".join(lines + [f"  note: {source.note}"] * bool(source.note))
+    places = []
+    for repo, _, _ in source.repos:
+        places.append(f"https://huggingface.co/datasets/{repo}")
+    for url, _ in source.urls:
+        places.append(url)
+
+    lines = [f"{name}: {source.size}; license: {source.license}"]
+    for place in places[:SHOWN]:
+        lines.append(f"  {place}")
+
+    # visual documents are two dozen repositories
+    if len(places) > SHOWN:
+        lines.append(f"  ... and {len(places) - SHOWN} more")
+
+    if source.note:
+        lines.append(f"  note: {source.note}")
+    return "\n".join(lines)
 
 
 def fetch(name: str, out) -> Path:
     """Downloads a benchmark into `<out>/<name>` and unpacks it, going on where it was interrupted.
 
+    Args:
+        name (`str`): one of `SOURCES`.
+        out (`str` or `Path`): folder of all benchmarks.
+
+    Returns:
+        `Path`: the benchmark's folder.
+
     Raises:
         ValueError: the name is unknown, or a place cannot be reached; the message says which.
+
+    Example:
+
+    ```python
+    folder = fetch("urban1k", "benchmarks-data")
+    ```
     """
     if name not in SOURCES:
         raise ValueError(f"there is no benchmark {name!r}; there are {', '.join(SOURCES)}.")
-    home = Path(out) / name
-    for repo, patterns, folder in SOURCES[name].repos:
+    source = SOURCES[name]
+    root = Path(out) / name
+
+    # both go on where an earlier call was interrupted
+    for repo, patterns, folder in source.repos:
         try:
-            snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_dir=home / folder)
+            snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_dir=root / folder)
         except HUB_ERRORS as error:
-            raise ValueError(f"https://huggingface.co/datasets/{repo} cannot be had: {error}") from error
-    for url, folder in SOURCES[name].urls:
-        download(url, home / folder)
-    for path in sorted(home.rglob("*")):
+            raise ValueError(f"https://huggingface.co/datasets/{repo} is not available: {error}") from error
+    for url, folder in source.urls:
+        download(url, root / folder)
+
+    # .cache is where the Hub's client keeps what it knows of its downloads
+    for path in sorted(root.rglob("*")):
         if path.name.endswith((".zip", ".tar.gz")) and ".cache" not in path.parts:
             unpack(path)
-    return home
+    return root
 
 
 def download(url: str, folder: Path) -> Path:
-    """Downloads a file, going on with what is there of it."""
+    """Downloads a file, going on where an earlier download was interrupted.
+
+    Args:
+        url (`str`): whose last part is the file's name.
+        folder (`Path`): where the file goes; until it is whole, it is named `<file>.part`.
+
+    Returns:
+        `Path`: the file.
+
+    Raises:
+        ValueError: the file is not available, the connection broke off, or what is there belongs to another file.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / url.rsplit("/", 1)[1]
-    part = path.with_name(f"{path.name}.part")
     if path.exists():
         return path
-    have = part.stat().st_size if part.exists() else 0
+
+    # ask for the bytes after those that an earlier call left
+    partial = path.with_name(f"{path.name}.part")
+    size = 0
+    if partial.exists():
+        size = partial.stat().st_size
+    headers = {"Accept-Encoding": "identity"}  # sizes are those of the file, not of a compressed answer
+    if size:
+        headers["Range"] = f"bytes={size}-"
+
     try:
-        wanted = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-        with requests.get(url, headers=wanted, stream=True, timeout=60) as answer:
-            whole = answer.headers.get("Content-Range", "").rpartition("/")[2]
-            if answer.status_code != 416 or whole != str(have):  # else all of it is there
-                if answer.status_code == 416:
-                    raise ValueError(f"{part} does not belong to {url} ({have:,} bytes of {whole}); remove it.")
-                answer.raise_for_status()
-                have = have if answer.status_code == 206 else 0
-                total = have + int(answer.headers.get("Content-Length") or 0)
-                bar = tqdm(total=total or None, initial=have, desc=path.name, unit="B", unit_scale=True)
-                with bar, open(part, "ab" if have else "wb") as file:
-                    for block in answer.iter_content(2**20):
-                        bar.update(file.write(block))
-                if total > part.stat().st_size:
-                    raise ValueError(f"{url} broke off after {part.stat().st_size:,} bytes; run the command again.")
+        with requests.get(url, headers=headers, stream=True, timeout=60) as response:
+            if response.status_code == 416:
+                _check_complete(response, url, partial, size)
+            else:
+                response.raise_for_status()
+                _append(response, url, partial, size)
     except requests.RequestException as error:
-        raise ValueError(f"{url} cannot be had: {error}") from error
-    part.rename(path)
+        raise ValueError(f"{url} is not available: {error}") from error
+
+    partial.rename(path)
     return path
+
+
+def _check_complete(response: requests.Response, url: str, partial: Path, size: int):
+    """The server has nothing after the bytes that are there: they must be the whole file."""
+    whole = response.headers.get("Content-Range", "").rpartition("/")[2]
+    if whole != str(size):
+        raise ValueError(f"{partial} does not belong to {url} ({size:,} bytes of {whole}); remove it.")
+
+
+def _append(response: requests.Response, url: str, partial: Path, size: int):
+    """Writes an answer behind the bytes that are there, or over them, if the server sends the whole file again."""
+    mode = "ab"
+    if response.status_code != 206:  # not a part of the file
+        mode = "wb"
+        size = 0
+    total = size + int(response.headers.get("Content-Length") or 0)  # 0 if the server does not say
+
+    bar = tqdm(total=total or None, initial=size, desc=partial.stem, unit="B", unit_scale=True)
+    with bar, open(partial, mode) as file:
+        for block in response.iter_content(2**20):
+            bar.update(file.write(block))
+
+    written = partial.stat().st_size
+    if written < total:
+        raise ValueError(f"{url} broke off after {written:,} bytes; run the command again.")
 
 
 def unpack(path: Path):
     """Unpacks an archive beside it, once. Nothing is written outside: `tarfile` refuses, `zipfile` cuts the path.
+
+    Args:
+        path (`Path`): a `.zip` or `.tar.gz`.
 
     Raises:
         ValueError: the archive is broken, or would leave its folder; the message names it.
@@ -157,6 +258,7 @@ def unpack(path: Path):
     if done.exists():
         return
     print(f"unpacking {path}", flush=True)
+
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive:
@@ -166,4 +268,5 @@ def unpack(path: Path):
                 archive.extractall(path.parent, filter="data")
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise ValueError(f"{path} cannot be unpacked: {error}; remove it and fetch it again.") from error
+
     write_text(done, "")

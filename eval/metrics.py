@@ -15,8 +15,17 @@ def places(scores: torch.Tensor, relevant: Sequence[int], gains: Sequence[float]
         relevant (`Sequence[int]`): positions of the relevant ones, all different.
         gains (`Sequence[float]`, *optional*): how relevant each of them is, above 0; all alike by default.
 
+    Returns:
+        `list[int]`: one rank for each entry of `relevant`, in the same order.
+
     Raises:
         ValueError: a score is NaN or infinite, or nothing is relevant.
+
+    Example:
+
+    ```python
+    places(torch.tensor([0.9, 0.5, 0.5]), relevant=[1])  # [3]: of two equal scores the wrong one comes first
+    ```
     """
     if not len(relevant):
         raise ValueError("no candidate is relevant.")
@@ -24,49 +33,104 @@ def places(scores: torch.Tensor, relevant: Sequence[int], gains: Sequence[float]
         bad = int(torch.isfinite(scores).logical_not().nonzero()[0])
         raise ValueError(f"score {bad} is {scores[bad].item()}; scores must be finite.")
     right = scores[torch.as_tensor(relevant)]  # [R]
-    as_good = (scores[None] >= right[:, None]).sum(1) - (right[None] >= right[:, None]).sum(1)  # wrong ones
+
+    # how many wrong candidates score at least as much as each relevant one
+    at_least = (scores[None] >= right[:, None]).sum(1)  # [R]
+    relevant_at_least = (right[None] >= right[:, None]).sum(1)  # [R]
+    wrong_before = (at_least - relevant_at_least).tolist()
+
+    # the relevant ones among themselves: by score, and of equal scores the less relevant first
     values = right.tolist()
-    order = sorted(range(len(values)), key=lambda i: (-values[i], gains[i] if gains is not None else 0))
-    found = [0] * len(order)
-    for before, i in enumerate(order):
-        found[i] = 1 + before + int(as_good[i])
-    return found
+    if gains is None:
+        gains = [1.0] * len(values)
+    order = sorted(range(len(values)), key=lambda i: (-values[i], gains[i]))
+
+    ranks = [0] * len(values)
+    for relevant_before, i in enumerate(order):
+        ranks[i] = 1 + relevant_before + wrong_before[i]
+    return ranks
 
 
 def tied(scores: torch.Tensor, relevant: Sequence[int]) -> bool:
-    """Whether a wrong candidate has exactly the score of the best relevant one."""
-    right = scores[torch.as_tensor(relevant)]
+    """Whether a wrong candidate has exactly the score of the best relevant one.
+
+    Args:
+        scores (`Tensor` `[C]`): one score per candidate.
+        relevant (`Sequence[int]`): positions of the relevant ones, all different.
+    """
+    right = scores[torch.as_tensor(relevant)]  # [R]
     best = right.max()
     return int((scores == best).sum()) > int((right == best).sum())
 
 
-def recall_at(found: Sequence[int], k: int) -> float:
-    """Share of queries whose best relevant candidate has rank `k` or better: Recall@k as image-text retrieval counts
-    it, also called hit rate; precision@1 for `k = 1`."""
-    return fmean(rank <= k for rank in _some(found))
+def recall_at(ranks: Sequence[int], k: int) -> float:
+    """Share of queries whose best relevant candidate has rank `k` or better.
+
+    This is Recall@k as image-text retrieval counts it, also called hit rate; precision@1 for `k = 1`.
+
+    Args:
+        ranks (`Sequence[int]`): for each query, the rank of its best relevant candidate, from 1.
+        k (`int`): how many places count.
+
+    Raises:
+        ValueError: there are no queries.
+
+    Example:
+
+    ```python
+    recall_at([1, 3, 6], k=5)  # 0.667
+    ```
+    """
+    return fmean(rank <= k for rank in _not_empty(ranks))
 
 
-def mean_reciprocal_rank(found: Sequence[int]) -> float:
-    """Mean over queries of one over the rank of the best relevant candidate."""
-    return fmean(1 / rank for rank in _some(found))
+def mean_reciprocal_rank(ranks: Sequence[int]) -> float:
+    """Mean over queries of one over the rank of the best relevant candidate.
+
+    Args:
+        ranks (`Sequence[int]`): for each query, the rank of its best relevant candidate, from 1.
+
+    Raises:
+        ValueError: there are no queries.
+    """
+    return fmean(1 / rank for rank in _not_empty(ranks))
 
 
 def ndcg_at(places: Sequence[int], k: int, gains: Sequence[float] | None = None) -> float:
-    """Normalised discounted cumulative gain of one query, with linear gains: `sum(gain / log2(1 + place))` over the
-    relevant candidates among the first `k`, divided by its greatest possible value.
+    """Normalised discounted cumulative gain of one query, with linear gains.
+
+    `sum(gain / log2(1 + place))` over the relevant candidates among the first `k`, divided by its greatest possible
+    value.
 
     Args:
         places (`Sequence[int]`): rank of each relevant candidate, as [`places`] gives them.
         k (`int`): how many places count.
         gains (`Sequence[float]`, *optional*): of the relevant candidates, above 0; 1 by default.
+
+    Returns:
+        `float`: in [0, 1].
+
+    Raises:
+        ValueError: there are no places.
+
+    Example:
+
+    ```python
+    ndcg_at([2, 1], k=5, gains=[3.0, 1.0])  # 0.797: the more relevant candidate is only second
+    ```
     """
-    gains = [1.0] * len(_some(places)) if gains is None else gains
+    if gains is None:
+        gains = [1.0] * len(_not_empty(places))
     reached = math.fsum(gain / math.log2(1 + place) for place, gain in zip(places, gains) if place <= k)
-    best = math.fsum(gain / math.log2(2 + i) for i, gain in enumerate(sorted(gains, reverse=True)[:k]))
+
+    # the best order has the greatest gains first
+    greatest = sorted(gains, reverse=True)[:k]
+    best = math.fsum(gain / math.log2(1 + place) for place, gain in enumerate(greatest, 1))
     return reached / best
 
 
-def _some(found):
-    if not len(found):
+def _not_empty(ranks: Sequence[int]) -> Sequence[int]:
+    """The ranks, of which there must be some."""
+    if not len(ranks):
         raise ValueError("there are no queries.")
-    return found
+    return ranks

@@ -8,6 +8,7 @@ mteb.evaluate(UniMEEncoder("outputs/quickstart/model"), mteb.get_tasks(["VidoreD
 ```
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from ..items_unime import item_key
 from ..jobs.shards import processes
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 
-MODALITIES = ["text", "image"]  # undeclared, mteb takes a model for one of texts and drops images without a word
+MODALITIES = ["text", "image"]  # without it, mteb takes a model for a text model and drops images silently
 
 
 def model_meta(model, name: str, loader, revision: str | None = None, **facts) -> ModelMeta:
@@ -30,10 +31,10 @@ def model_meta(model, name: str, loader, revision: str | None = None, **facts) -
         model (`UniMEModel` or `UniMERerankerForCausalLM`).
         name (`str`): `"owner/name"`; a folder's is `"unime/<folder>"`.
         loader: what makes the wrapper again from `name` and `revision`.
+        revision (`str`, *optional*): of the repository.
         facts: other fields of `ModelMeta`: `training_datasets`, `license`, `citation`, ...
     """
-    embedder = isinstance(model, UniMEModel)
-    known = {
+    fields = {
         "name": name,
         "revision": revision,
         "loader": loader,
@@ -41,25 +42,44 @@ def model_meta(model, name: str, loader, revision: str | None = None, **facts) -
         "n_parameters": model.num_parameters(),
         "max_tokens": model.processor.max_length,
         "memory_usage_mb": round(model.get_memory_footprint() / 2**20),
-        "embed_dim": model.config.hidden_size if embedder else None,
-        "similarity_fn_name": ScoringFunction.COSINE if embedder else None,
-        "model_type": ["dense"] if embedder else ["cross-encoder"],
+        "embed_dim": None,
+        "similarity_fn_name": None,
+        "model_type": ["cross-encoder"],
         "framework": ["PyTorch", "Transformers"],
         "use_instructions": True,
         "open_weights": True,
     }
-    return ModelMeta.create_empty(overwrites=known | facts)
+
+    # what an embedder has and a reranker has not
+    if isinstance(model, UniMEModel):
+        fields["embed_dim"] = model.config.hidden_size
+        fields["similarity_fn_name"] = ScoringFunction.COSINE
+        fields["model_type"] = ["dense"]
+    return ModelMeta.create_empty(overwrites=fields | facts)
 
 
 def _name(source) -> str:
+    """What mteb calls a folder or repository."""
     path = Path(str(source))
-    return f"unime/{path.resolve().name}" if path.exists() else str(source)
+    if path.exists():
+        return f"unime/{path.resolve().name}"
+    return str(source)
 
 
-def _items(batch: dict) -> list[dict]:
-    """The items of a batch of mteb: texts, images, or both."""
-    keys = [key for key in MODALITIES if key in batch]
-    return [{key: value for key, value in zip(keys, row) if value} for row in zip(*(batch[key] for key in keys))]
+def _items(loader: Iterable[dict]) -> list[dict]:
+    """The items of a data loader of mteb: texts, images, or both; a batch has a list for each modality."""
+    items = []
+    for batch in loader:
+        columns = {modality: batch[modality] for modality in MODALITIES if modality in batch}
+        for values in zip(*columns.values()):
+            # a batch may hold items without a text or without an image
+            item = {}
+            for modality, value in zip(columns, values):
+                if value:
+                    item[modality] = value
+            items.append(item)
+
+    return items
 
 
 class UniMEEncoder(AbsEncoder):
@@ -67,12 +87,19 @@ class UniMEEncoder(AbsEncoder):
 
     Args:
         model_name: folder or repository, or a loaded model.
-        revision, device (*optional*): as mteb passes them.
+        revision, device (`str`, *optional*): as mteb passes them.
         preset (`str`, *optional*): prompts, for a stock VLM.
-        use_task_instructions (`bool`): put the task's prompt before queries, and before documents where it has one.
+        use_task_instructions (`bool`, defaults to `True`): put the task's prompt before queries, and before documents
+            where it has one.
         default_instruction (`str`, *optional*): before queries of tasks without a prompt (mteb's own wrapper of
             UniME-V2-LLaVA-OneVision takes `"Represent the given input for retrieval."`).
         options: for `encode`: `resolution`, `batch_tokens`, ...
+
+    Example:
+
+    ```python
+    mteb.evaluate(UniMEEncoder("owner/model", resolution=336), mteb.get_tasks(["VidoreDocVQARetrieval"]))
+    ```
     """
 
     def __init__(
@@ -85,31 +112,50 @@ class UniMEEncoder(AbsEncoder):
         default_instruction: str | None = None,
         **options,
     ):
-        loaded = isinstance(model_name, UniMEModel)
-        model = model_name if loaded else open_checkpoint(model_name, preset)
-        self.model = model.eval() if loaded else model.to(device or processes().device).eval()
-        self.use_task_instructions, self.default_instruction = use_task_instructions, default_instruction
+        if isinstance(model_name, UniMEModel):
+            name = "unime/model"
+            model = model_name
+        else:
+            name = _name(model_name)
+            model = open_checkpoint(model_name, preset).to(device or processes().device)
+
+        self.model = model.eval()
+        self.use_task_instructions = use_task_instructions
+        self.default_instruction = default_instruction
         self.options = options
-        name = "unime/model" if loaded else _name(model_name)
         self.mteb_model_meta = model_meta(self.model, name, UniMEEncoder, revision)
 
     def instruction(self, task_metadata, prompt_type: PromptType | None) -> str | None:
-        """What stands before each item of a task."""
+        """What stands before each item of a task.
+
+        Args:
+            task_metadata (`TaskMetadata`): whose `prompt` is a text for queries, or one for each type, or None.
+            prompt_type (`PromptType`, *optional*): of the items; without it they are queries.
+        """
         if not self.use_task_instructions:
             return None
-        prompt, query = task_metadata.prompt, prompt_type != PromptType.document
+        prompt = task_metadata.prompt
+
+        # a single text is for queries only
+        if prompt_type == PromptType.document:
+            if not isinstance(prompt, dict):
+                return None
+            return prompt.get("document") or prompt.get("passage") or None
+
         if isinstance(prompt, dict):
-            prompt = prompt.get("query" if query else "document") or prompt.get("query" if query else "passage")
-        elif not query:
-            prompt = None
-        return prompt or (self.default_instruction if query else None)
+            prompt = prompt.get("query")
+        return prompt or self.default_instruction
 
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs) -> torch.Tensor:
         """Embeddings `[N, D]` of a data loader's items, float32."""
-        items = [item for batch in inputs for item in _items(batch)]
         role = "document" if prompt_type == PromptType.document else "query"
-        said = self.instruction(task_metadata, prompt_type)
-        return self.model.encode(items, said, role, show_progress=kwargs.get("show_progress_bar"), **self.options)
+        return self.model.encode(
+            _items(inputs),
+            self.instruction(task_metadata, prompt_type),
+            role,
+            show_progress=kwargs.get("show_progress_bar"),
+            **self.options,
+        )
 
 
 class UniMECrossEncoder:
@@ -117,29 +163,35 @@ class UniMECrossEncoder:
 
     Args:
         model_name: folder or repository, or a loaded model.
-        revision, device (*optional*): as mteb passes them.
+        revision, device (`str`, *optional*): as mteb passes them.
         options: for `score`: `answer_format`, `resolution`, `batch_tokens`, ...
     """
 
     def __init__(self, model_name, revision: str | None = None, device: str | None = None, **options):
-        loaded = isinstance(model_name, UniMERerankerForCausalLM)
-        self.model = (
-            model_name if loaded else open_checkpoint(model_name, reranker=True).to(device or processes().device)
-        )
-        self.model.eval()
+        if isinstance(model_name, UniMERerankerForCausalLM):
+            name = "unime/reranker"
+            model = model_name
+        else:
+            name = _name(model_name)
+            model = open_checkpoint(model_name, reranker=True).to(device or processes().device)
+
+        self.model = model.eval()
         self.options = options
-        name = "unime/reranker" if loaded else _name(model_name)
         self.mteb_model_meta = model_meta(self.model, name, UniMECrossEncoder, revision)
 
     def predict(self, inputs1, inputs2, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs):
-        """One score for each pair of a query and a document `[N]`; pairs of one query share its prompt."""
-        queries = [item for batch in inputs1 for item in _items(batch)]
-        documents = [item for batch in inputs2 for item in _items(batch)]
-        groups: dict[str, list[int]] = {}
-        for number, query in enumerate(queries):
-            groups.setdefault(item_key(query), []).append(number)
-        scores = torch.zeros(len(queries))
-        for own in groups.values():
-            candidates = [documents[number] for number in own]
-            scores[own] = self.model.score(queries[own[0]], candidates, show_progress=False, **self.options)
+        """One score for each pair of a query and a document `[N]`."""
+        queries = _items(inputs1)
+        documents = _items(inputs2)
+
+        # pairs of one query are scored together, so that they share its prompt
+        pairs_of: dict[str, list[int]] = {}
+        for pair, query in enumerate(queries):
+            pairs_of.setdefault(item_key(query), []).append(pair)
+
+        scores = torch.zeros(len(queries))  # [N]
+        for pairs in pairs_of.values():
+            query = queries[pairs[0]]
+            candidates = [documents[pair] for pair in pairs]
+            scores[pairs] = self.model.score(query, candidates, show_progress=False, **self.options)
         return scores

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Table:
-    """A table of a report: its first column is left-aligned, the others hold numbers."""
+    """A table of a report: its first column is left-aligned, the others hold numbers.
+
+    Args:
+        title (`str`): its heading.
+        head (`list[str]`): names of the columns.
+        rows (`list[list[str]]`): cells; a first cell in `**bold**` marks a row of our own results.
+        notes (`list[str]`, *optional*): sentences below the table.
+    """
 
     title: str
     head: list[str]
@@ -14,19 +21,34 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
 
-# forms
 def to_markdown(tables: list[Table]) -> str:
-    """The tables in GitHub's Markdown."""
-    parts = ["# Evaluation"]
+    """The tables in GitHub's Markdown; one without rows is its title and notes.
+
+    Example:
+
+    ```python
+    print(to_markdown([Table("Means", ["model", "VQA"], [["**ours**", "51.0"]], ["In percent."])]))
+    ```
+    """
+    blocks = ["# Evaluation"]
     for table in tables:
-        parts.append(f"## {table.title}")
+        blocks.append(f"## {table.title}")
         if table.rows:
-            lines = [table.head, ["---"] + ["---:"] * (len(table.head) - 1), *table.rows]
-            parts.append(
-                "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-            )
-        parts += ["\n".join(f"- {note}" for note in table.notes)] * bool(table.notes)
-    return "\n\n".join(parts) + "\n"
+            blocks.append(_markdown_table(table))
+        if table.notes:
+            blocks.append("- " + "\n- ".join(table.notes))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
+    """Head, rule and rows; the rule aligns all columns but the first to the right."""
+    rule = ["---"] + ["---:"] * (len(table.head) - 1)
+    lines = []
+    for cells in (table.head, rule, *table.rows):
+        # a bar inside a cell would end it
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(escaped) + " |")
+    return "\n".join(lines)
 
 
 _STYLE = """body{font:15px/1.45 system-ui,sans-serif;margin:2rem auto;max-width:76rem;padding:0 1rem;color:#1b1b1b}
@@ -37,24 +59,42 @@ tr.own td{background:#eef4ff;font-weight:600}li{color:#555;font-size:13px}"""
 
 
 def to_html(tables: list[Table]) -> str:
-    """The tables as one page that needs nothing else."""
-
-    def cell(text, tag):
-        return f"<{tag}>{html.escape(text.replace('**', ''))}</{tag}>"
-
-    parts = []
+    """The tables as one page that loads nothing else."""
+    blocks = []
     for table in tables:
-        parts.append(f"<h2>{html.escape(table.title)}</h2>")
+        blocks.append(f"<h2>{html.escape(table.title)}</h2>")
         if table.rows:
-            head = "".join(cell(text, "th") for text in table.head)
-            rows = ""
-            for row in table.rows:
-                own = " class=own" if row[0].startswith("**") else ""
-                rows += f"<tr{own}>{''.join(cell(text, 'td') for text in row)}</tr>\n"
-            parts.append(f"<div><table><tr>{head}</tr>\n{rows}</table></div>")
-        parts.append("<ul>" + "".join(f"<li>{html.escape(note)}</li>" for note in table.notes) + "</ul>")
-    body = "\n".join(parts)
+            blocks.append(_html_table(table))
+
+        notes = ""
+        for note in table.notes:
+            notes += f"<li>{html.escape(note)}</li>"
+        blocks.append(f"<ul>{notes}</ul>")
+
+    body = "\n".join(blocks)
     return (
         f"<!doctype html>\n<html lang=en><meta charset=utf-8><title>Evaluation</title>\n<style>{_STYLE}</style>\n"
         f"<h1>Evaluation</h1>\n{body}\n</html>\n"
     )
+
+
+def _html_table(table: Table) -> str:
+    """Head and rows, in a block that scrolls sideways."""
+    lines = [f"<div><table><tr>{_html_cells(table.head, 'th')}</tr>"]
+    for row in table.rows:
+        # our own results stand out by colour; the stars that mark them are Markdown
+        opening = "<tr>"
+        if row[0].startswith("**"):
+            opening = "<tr class=own>"
+        lines.append(f"{opening}{_html_cells(row, 'td')}</tr>")
+
+    lines.append("</table></div>")
+    return "\n".join(lines)
+
+
+def _html_cells(texts: list[str], tag: str) -> str:
+    """The cells of one row."""
+    cells = ""
+    for text in texts:
+        cells += f"<{tag}>{html.escape(text.replace('**', ''))}</{tag}>"
+    return cells

@@ -1,4 +1,4 @@
-"""The numbers that the papers print, and what is wrong with them."""
+"""The numbers that the papers print, and where they contradict themselves."""
 
 from functools import cache
 from pathlib import Path
@@ -6,66 +6,113 @@ from pathlib import Path
 import yaml
 
 from .means import group_means
-from .suites import GROUPS, KINDS
+from .suites import GROUPS, KINDS, SPLITS
 
 PATH = Path(__file__).parent / "published.yaml"
-SPLITS = ("IND", "OOD")
 ROUNDED = 0.05  # a number with one decimal is off by at most that
 
 
 @cache
 def published() -> dict[str, dict]:
-    """The tables of `published.yaml`: `{name: {"source", "columns", "notes", "rows"}}`, in percent."""
+    """The tables of `published.yaml`, in percent.
+
+    Returns:
+        `{name: {"source", "columns", "notes", "rows"}}`; a row has one number (or None) for each column.
+
+    Example:
+
+    ```python
+    rows_of(published()["mmeb_means"])["UniME-V2 Qwen2-VL 7B"]["overall"]  # 68.0
+    ```
+    """
     return yaml.safe_load(PATH.read_text(encoding="utf-8"))
 
 
+def rows_of(table: dict) -> dict[str, dict[str, float | None]]:
+    """The rows of a published table with its columns by name: `{row: {column: value}}`."""
+    rows = {}
+    for name, values in table["rows"].items():
+        rows[name] = dict(zip(table["columns"], values))
+    return rows
+
+
 def per_data_set() -> dict[str, dict[str, float]]:
-    """`{model: {data set of MMEB: percent}}`."""
-    table = published()["mmeb"]
-    return {
-        model: {name: row[number] for name, row in table["rows"].items()}
-        for number, model in enumerate(table["columns"])
-    }
+    """The table of MMEB's 36 data sets, by model: `{model: {data set: percent}}`."""
+    scores: dict[str, dict[str, float]] = {}
+    for data_set, row in rows_of(published()["mmeb"]).items():
+        for model, value in row.items():
+            scores.setdefault(model, {})[data_set] = value
+    return scores
 
 
 def contradictions() -> dict[str, list[str]]:
-    """What the printed tables of MMEB say against themselves, by model.
+    """Where the printed tables of MMEB contradict themselves, by model.
 
     A group's printed mean is compared with the mean of its data sets, where these are printed; the overall mean with
-    the mean of the groups it is made of, by kind (10, 10, 12 and 4 data sets) and by split (20 and 16). What rounding
-    to one decimal can do is not reported.
+    the mean of the groups it is made of, by kind (10, 10, 12 and 4 data sets) and by split (20 and 16). Differences
+    that rounding to one decimal explains are not reported.
 
     Most of 2504.17432's averages come out as the mean of four means, which weighs four grounding sets like twelve
     retrieval sets; these are named as such.
+
+    Returns:
+        `{model: sentences}`; models whose numbers are consistent are left out.
     """
-    found: dict[str, list[str]] = {}
-    table = published()["mmeb_means"]
-    means = {model: dict(zip(table["columns"], row)) for model, row in table["rows"].items()}
+    means = rows_of(published()["mmeb_means"])
+    messages: dict[str, list[str]] = {}
+
+    # the data sets of a few models are printed, the means of all of them
     for model, scores in per_data_set().items():
-        own = group_means("mmeb", scores)
-        for group in (*KINDS, *SPLITS):
-            value, printed = own[group], means[model][group]
-            if abs(value - printed) > 2 * ROUNDED + 1e-9:
-                found.setdefault(model, []).append(f"{group} is printed as {printed}, its data sets give {value:.1f}")
+        if differences := _against_data_sets(means[model], scores):
+            messages[model] = differences
     for model, row in means.items():
-        by = [_weighted(row, parts) for parts in (KINDS, SPLITS)]
-        if row["overall"] is None or None in by:
-            continue
-        said = found.setdefault(model, [])
-        if abs(by[0] - by[1]) > 2 * ROUNDED + 1e-9:
-            said.append(f"the 36 data sets have {by[0]:.1f} by the kinds, {by[1]:.1f} by IND and OOD")
-        if all(abs(value - row["overall"]) > 2 * ROUNDED + 1e-9 for value in by):
-            four = sum(row[kind] for kind in KINDS) / 4
-            what = (
-                "is the mean of the four kinds;" if abs(four - row["overall"]) <= 2 * ROUNDED + 1e-9 else "is printed;"
-            )
-            said.append(f"overall, {row['overall']}, {what} that of the 36 data sets is {by[0]:.1f}")
-    return {model: said for model, said in found.items() if said}
+        if differences := _against_groups(row):
+            messages.setdefault(model, []).extend(differences)
+    return messages
 
 
-def _weighted(row: dict, parts) -> float | None:
+def _against_data_sets(printed: dict, scores: dict[str, float]) -> list[str]:
+    """Where a model's printed means of groups are not those of its printed data sets."""
+    messages = []
+    means = group_means("mmeb", scores)
+    for group in (*KINDS, *SPLITS):
+        if not _equal(means[group], printed[group]):
+            messages.append(f"{group} is printed as {printed[group]}, its data sets give {means[group]:.1f}")
+    return messages
+
+
+def _against_groups(row: dict) -> list[str]:
+    """Where a model's printed overall mean is not that of its printed groups, or these disagree."""
+    by_kinds = _weighted(row, KINDS)
+    by_splits = _weighted(row, SPLITS)
+    overall = row["overall"]
+    if overall is None or by_kinds is None or by_splits is None:
+        return []
+
+    messages = []
+    if not _equal(by_kinds, by_splits):
+        messages.append(f"the 36 data sets have {by_kinds:.1f} by the kinds, {by_splits:.1f} by IND and OOD")
+
+    # if it is neither, it may be the papers' other average
+    if not _equal(by_kinds, overall) and not _equal(by_splits, overall):
+        what = "is printed"
+        four_kinds = sum(row[kind] for kind in KINDS) / len(KINDS)
+        if _equal(four_kinds, overall):
+            what = "is the mean of the four kinds"
+        messages.append(f"overall, {overall}, {what}; that of the 36 data sets is {by_kinds:.1f}")
+    return messages
+
+
+def _weighted(row: dict, groups: tuple[str, ...]) -> float | None:
     """The mean of the 36 data sets from those of the groups they fall into."""
-    if any(row[part] is None for part in parts):
-        return None
-    groups = GROUPS["mmeb"]
-    return sum(len(groups[part]) * row[part] for part in parts) / len(groups["overall"])
+    sums = []
+    for group in groups:
+        if row[group] is None:
+            return None
+        sums.append(len(GROUPS["mmeb"][group]) * row[group])
+    return sum(sums) / len(GROUPS["mmeb"]["overall"])
+
+
+def _equal(first: float, second: float) -> bool:
+    """Whether two numbers differ by no more than the rounding of both."""
+    return abs(first - second) <= 2 * ROUNDED + 1e-9

@@ -1,6 +1,9 @@
 """Reranking: the best candidates of an embedder's saved result in the order of a reranker."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -12,24 +15,98 @@ from ..jobs.reranking import Reranker
 from ..jobs.shards import fingerprint, processes, read_errors, read_job, run_job, write_text
 from .means import means_of
 from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
-from .runner import DEPTH, FORMAT, data_fingerprint, metrics_of
+from .runner import DEPTH, FORMAT, QueryScore, data_fingerprint, metrics_of
 from .tasks import Task
 
-NEVER = 10**9  # the place of what is not there
+ABSENT = 10**9  # the rank of what is not among the candidates
 
 
+# the embedder's result
 def saved_result(path) -> Path:
-    """An embedder's results file: the path itself, or the only one below a folder."""
+    """An embedder's results file: the path itself, or the only one below a folder.
+
+    Args:
+        path (`str` or `Path`): a `results.json` with `top.safetensors` beside it, or a folder.
+
+    Raises:
+        ValueError: there is no such file, or there are several; the message lists them.
+    """
     path = Path(path)
-    found = [path] if not path.is_dir() else sorted(p for p in path.rglob("results.json") if _top(p).exists())
-    if len(found) != 1 or not _top(found[0]).exists():
-        shown = ", ".join(map(str, found)) if path.is_dir() else f"no {_top(path)}"
-        raise ValueError(f"{path} must lead to one embedder's results.json; there are: {shown or 'none'}.")
-    return found[0]
+    if not path.is_dir():
+        if not _top_file(path).exists():
+            raise ValueError(_not_one_result(path, f"no {_top_file(path)}"))
+        return path
+
+    # results of rerankers lie below the embedder's, without a file of candidates
+    results = []
+    for result in sorted(path.rglob("results.json")):
+        if _top_file(result).exists():
+            results.append(result)
+    if len(results) != 1:
+        raise ValueError(_not_one_result(path, ", ".join(map(str, results)) or "none"))
+    return results[0]
 
 
-def _top(path: Path) -> Path:
+def _top_file(path: Path) -> Path:
+    """The best candidates that belong to a results file; only an embedder's has them."""
     return path.with_name("top.safetensors")
+
+
+def _not_one_result(path: Path, present: str) -> str:
+    """The message for a path that does not lead to one result."""
+    return f"{path} must lead to one embedder's results.json; there are: {present}."
+
+
+# the job
+@dataclass(frozen=True)
+class _Query:
+    """A row of the job: a query and its best candidates.
+
+    Args:
+        task ([`~unime.eval.tasks.Task`]), number (`int`): which query of which task.
+        candidates (`list[int]`): as indices into the task's corpus, in the embedder's order.
+        similarities (`list[float]`): theirs, as the embedder has them.
+    """
+
+    task: Task
+    number: int
+    candidates: list[int]
+    similarities: list[float]
+
+    @property
+    def key(self) -> str:
+        """The text that identifies the row."""
+        return f"{self.task.name} {self.number}"
+
+
+def _queries(path: Path, tasks: list[Task], top: int, limit: int | None) -> list[_Query]:
+    """The queries of all tasks, one task after the other, with what the embedder's result kept of their candidates."""
+    arrays = load_file(_top_file(path))
+    queries = []
+    for task in tasks:
+        best = arrays[f"{task.name}/top"][:limit, :top]  # [Q, top], -1 where there are fewer
+        similarity = arrays[f"{task.name}/similarity"][:limit, :top]  # [Q, top]
+
+        for number, (indices, values) in enumerate(zip(best.tolist(), similarity.tolist())):
+            candidates = [index for index in indices if index >= 0]
+            queries.append(_Query(task, number, candidates, values[: len(candidates)]))
+    return queries
+
+
+def _score_slice(queries: Sequence[_Query], reranker: Reranker, top: int) -> dict[str, np.ndarray]:
+    """The work of the job: a slice of the queries in, the scores of their candidates out."""
+    scores = np.zeros((len(queries), top), np.float32)  # a query with fewer candidates keeps zeros at the end
+    for row, query in enumerate(queries):
+        item = query.task.queries[query.number].as_input()
+        candidates = [query.task.corpus[index].as_input() for index in query.candidates]
+        scores[row, : len(candidates)] = reranker.scores(item, candidates, query.similarities)
+    return {"scores": scores}
+
+
+def _loaded(reranker: Reranker) -> Reranker:
+    """The reranker with its model in memory, so that a broken checkpoint is not taken for the fault of a query."""
+    reranker.load()
+    return reranker
 
 
 def run_rerank(
@@ -46,11 +123,11 @@ def run_rerank(
     Args:
         results: `results.json` of a benchmark with `top.safetensors` beside it, or a folder with only one below it.
         tasks (`list[Task]`): the tasks of that result.
-        reranker ([`Reranker`]).
-        top (`int`, defaults to 10): how many candidates (2510.13515: ten, its table 3 five).
+        reranker ([`~unime.jobs.reranking.Reranker`]).
+        top (`int`, defaults to 10): how many candidates (the text of 2510.13515 has ten, its table 3 five).
         image_root (*optional*): paths below it identify images.
         limit (`int`, *optional*): only that many queries of each task.
-        shard_size (`int`): queries of one shard.
+        shard_size (`int`, defaults to 16): queries of one shard.
 
     Returns:
         path of a results file like the embedder's, with the metrics before, and how often the right answer was gained
@@ -58,57 +135,34 @@ def run_rerank(
 
     Raises:
         ValueError: the tasks are not those of the result, or a query failed; the message says which.
+
+    Example:
+
+    ```python
+    path = run_rerank("outputs/eval/model", tasks, Reranker("owner/reranker", "listwise"), top=5, image_root=root)
+    ```
     """
-    path, state = saved_result(results), processes()
+    path = saved_result(results)
     before = json.loads(path.read_text(encoding="utf-8"))
     data = data_fingerprint(tasks, image_root)
     if before["data"] != data:
         raise ValueError(f"{path} was made from other data ({before['data']}) than this ({data}).")
-    kept = load_file(_top(path))
-    least = 5 if any(task.metric == "ndcg@5" for task in tasks) else 1
-    if not least <= top <= DEPTH:
-        raise ValueError(f"{top} candidates cannot be reranked here: at least {least}, and {DEPTH} are kept.")
-    asked = [(task, number) for task in tasks for number in range(len(task.queries))[:limit]]
+    _check_depth(top, tasks)
+
+    # results of another reranker, other settings or other data have another folder
     settings = {**reranker.settings(), "top": top, "limit": limit, "embedder": before["model"], "data": data}
     key = fingerprint([json.dumps(settings, sort_keys=True, default=str)])[:10]
-    home = path.parent / f"{Path(str(reranker.source)).name}-{reranker.strategy}-top{top}-{key}"
-    if (home / "results.json").exists():
-        return home / "results.json"
+    folder = path.parent / f"{Path(str(reranker.source)).name}-{reranker.strategy}-top{top}-{key}"
+    if (folder / "results.json").exists():
+        return folder / "results.json"
 
-    def work(part, _):
-        scores = np.zeros((len(part), top), np.float32)
-        for place, (task, number) in enumerate(part):
-            best = [i for i in kept[f"{task.name}/top"][number, :top].tolist() if i >= 0]
-            similarity = kept[f"{task.name}/similarity"][number, : len(best)].tolist()
-            candidates = [task.corpus[i].as_input() for i in best]
-            scores[place, : len(best)] = reranker.scores(task.queries[number].as_input(), candidates, similarity)
-        return {"scores": scores}
+    queries = _queries(path, tasks, top, limit)
+    _score_queries(folder / "scores", queries, reranker, settings, shard_size)
 
-    run_job(
-        home / "scores",
-        asked,
-        work,
-        settings,
-        keys=lambda row: f"{row[0].name} {row[1]}",
-        shard_size=shard_size,
-        rank=state.process_index,
-        world_size=state.num_processes,
-        description="Reranking",
-        prepare=reranker.load,
-        retry_failed=True,
-    )
-    state.wait_for_everyone()
-    if errors := read_errors(home / "scores"):
-        raise ValueError(
-            f"{len(errors)} queries failed, so there is no result; {errors[0]['key']}: {errors[0]['reason']}"
-        )
+    state = processes()
     if state.is_main_process:
-        scores, found, start = read_job(home / "scores")["scores"], {}, 0
-        for task in tasks:
-            count = len(task.queries[:limit])
-            best = kept[f"{task.name}/top"][:, :top]
-            found[task.name] = _score(task, scores[start : start + count], best, before["tasks"][task.name])
-            start += count
+        scores = read_job(folder / "scores")["scores"]  # [all queries, top]
+        task_results = _task_results(tasks, queries, scores, before["tasks"])
         content = {
             "format": FORMAT,
             "benchmark": before["benchmark"],
@@ -116,44 +170,139 @@ def run_rerank(
             "settings": {**before["settings"], "rerank": settings},
             "source": before["source"],
             "data": data,
-            "means": means_of(before["benchmark"], found),
-            "tasks": found,
+            "means": means_of(before["benchmark"], task_results),
+            "tasks": task_results,
         }
-        write_text(home / "results.json", json.dumps(content, indent=1))
+        write_text(folder / "results.json", json.dumps(content, indent=1))
     state.wait_for_everyone()
-    return home / "results.json"
+    return folder / "results.json"
 
 
-def _score(task: Task, scores: np.ndarray, best: np.ndarray, old: dict) -> dict:
-    """Metrics of a task with its best candidates ranked by new scores and the others where they were.
+def _check_depth(top: int, tasks: list[Task]):
+    """Raises `ValueError` unless the metric can be computed from so many candidates, and so many were kept."""
+    least = 1
+    for task in tasks:
+        if task.metric == "ndcg@5":
+            least = 5
+    if not least <= top <= DEPTH:
+        raise ValueError(f"{top} candidates cannot be reranked here: at least {least}, and {DEPTH} are kept.")
 
-    A right candidate that is not among the best keeps the rank that the embedder gave it.
+
+def _score_queries(job: Path, queries: list[_Query], reranker: Reranker, settings: dict, shard_size: int):
+    """Does the job, on every process of the launch; a query that fails is an error."""
+    state = processes()
+    run_job(
+        job,
+        queries,
+        partial(_score_slice, top=settings["top"]),
+        settings,
+        keys=lambda query: query.key,
+        shard_size=shard_size,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        description="Reranking",
+        prepare=partial(_loaded, reranker),
+        retry_failed=True,
+    )
+    state.wait_for_everyone()
+
+    # without a score there is no rank, and no placeholder takes its place
+    if errors := read_errors(job):
+        first = errors[0]
+        raise ValueError(f"{len(errors)} queries failed, so there is no result; {first['key']}: {first['reason']}")
+
+
+# metrics
+@dataclass(frozen=True)
+class _Outcome:
+    """What reranking made of one query.
+
+    Args:
+        old_rank (`int`): of the best right candidate, as the embedder ranked it.
+        after (`QueryScore`): how well the query is answered now.
+        absent (`bool`): no right candidate was among those reranked.
     """
-    found, gained, ties, absent = [], [], 0, 0
-    for number, row in enumerate(scores):
-        chosen = [i for i in best[number].tolist() if i >= 0]
-        options, own = task.options(number), torch.from_numpy(row[: len(chosen)])
-        right = [options[place] for place in task.relevant[number]]
-        among = [chosen.index(i) for i in right if i in chosen]
-        gains = dict(zip(right, task.gains[number] if task.gains else [1.0] * len(right)))
-        at = dict(zip(among, places(own, among, [gains[chosen[i]] for i in among]))) if among else {}
-        ranks = [at[chosen.index(i)] if i in chosen else NEVER for i in right]
-        if not among:
-            absent += 1
-            ranks[0] = max(old["ranks"][number], len(chosen) + 1)
-        ties += tied(own, among) if among else 0
-        found.append(min(ranks))
-        gained.append(ndcg_at(ranks, 5, list(gains.values())))
-    was, partial = old["ranks"][: len(found)], len(found) < len(task.queries)
-    changes = {
-        "before": {
-            "precision@1": recall_at(was, 1),
-            "mrr": mean_reciprocal_rank(was),
-            "ndcg@5": fmean(old["values"][: len(found)]) if "values" in old else None,
-        },
-        "notes": task.notes + [f"the first {len(found)} of {len(task.queries)} queries"] * partial,
-        "lost": sum(a == 1 < b for a, b in zip(was, found)),
-        "gained": sum(b == 1 < a for a, b in zip(was, found)),
-        "not among the candidates": absent,
+
+    old_rank: int
+    after: QueryScore
+    absent: bool
+
+    @property
+    def gained(self) -> bool:
+        """Whether a right answer came to the first place."""
+        return self.after.rank == 1 < self.old_rank
+
+    @property
+    def lost(self) -> bool:
+        """Whether it left the first place."""
+        return self.old_rank == 1 < self.after.rank
+
+
+def _task_results(
+    tasks: list[Task], queries: list[_Query], scores: np.ndarray, before: dict[str, dict]
+) -> dict[str, dict]:
+    """The entries of all tasks in a results file, from the scores `[Q, top]` of the queries of all of them."""
+    outcomes: dict[str, list[_Outcome]] = {task.name: [] for task in tasks}
+    for query, query_scores in zip(queries, scores):
+        name = query.task.name
+        candidate_scores = torch.from_numpy(query_scores[: len(query.candidates)])  # [C]
+        outcomes[name].append(_outcome(query, candidate_scores, before[name]["ranks"][query.number]))
+
+    results = {}
+    for task in tasks:
+        results[task.name] = _task_result(task, outcomes[task.name], before[task.name])
+    return results
+
+
+def _task_result(task: Task, outcomes: list[_Outcome], before: dict) -> dict:
+    """A task's entry in a results file: the metrics, those before, and what changed at the first place."""
+    after = [outcome.after for outcome in outcomes]
+    notes = list(task.notes)
+    if len(outcomes) < len(task.queries):
+        notes.append(f"the first {len(outcomes)} of {len(task.queries)} queries")
+
+    return {
+        **metrics_of(task, after),
+        "notes": notes,
+        "before": _metrics_before(before, len(outcomes)),
+        "lost": sum(outcome.lost for outcome in outcomes),
+        "gained": sum(outcome.gained for outcome in outcomes),
+        "not among the candidates": sum(outcome.absent for outcome in outcomes),
     }
-    return metrics_of(task, found, gained, ties) | changes
+
+
+def _metrics_before(before: dict, count: int) -> dict:
+    """What the embedder alone reached on the first queries."""
+    ranks = before["ranks"][:count]
+    ndcg = None
+    if "values" in before:  # kept for each query only where it is the task's metric
+        ndcg = fmean(before["values"][:count])
+    return {"precision@1": recall_at(ranks, 1), "mrr": mean_reciprocal_rank(ranks), "ndcg@5": ndcg}
+
+
+def _outcome(query: _Query, scores: torch.Tensor, old_rank: int) -> _Outcome:
+    """Ranks a query's candidates by new scores `[C]` and leaves the others where they were.
+
+    If no right one is among the candidates, the best right one keeps the rank that the embedder gave it.
+    """
+    right = query.task.right(query.number)
+    gains = query.task.gains_of(query.number)
+    ranks = [ABSENT] * len(right)
+
+    # place among the right ones -> position among the candidates
+    positions: dict[int, int] = {}
+    for place, index in enumerate(right):
+        if index in query.candidates:
+            positions[place] = query.candidates.index(index)
+
+    # none of them was reranked: the best one stands behind all that were
+    if not positions:
+        ranks[0] = max(old_rank, len(query.candidates) + 1)
+        return _Outcome(old_rank, QueryScore(min(ranks), ndcg_at(ranks, 5, gains), tied=False), absent=True)
+
+    reranked = list(positions.values())
+    new_ranks = places(scores, reranked, [gains[place] for place in positions])
+    for place, rank in zip(positions, new_ranks):
+        ranks[place] = rank
+    after = QueryScore(min(ranks), ndcg_at(ranks, 5, gains), tied(scores, reranked))
+    return _Outcome(old_rank, after, absent=False)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -18,19 +19,36 @@ from .means import means_of
 from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 from .tasks import Task
 
-FORMAT = 1
-DEPTH = 50  # of the rankings that are kept, for a reranker and for pictures
+FORMAT = 1  # of results files
+DEPTH = 50  # how many of a query's best candidates are kept, for a reranker and for pictures
 BLOCK = 2**26  # bytes of the scores of a block of queries
 
 
 # scores
-def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, depth: int = 0):
+@dataclass(frozen=True)
+class QueryScore:
+    """How well one query was answered.
+
+    Args:
+        rank (`int`): of its best right candidate, from 1.
+        ndcg (`float`): nDCG@5.
+        tied (`bool`): whether a wrong candidate has exactly the score of the best right one.
+    """
+
+    rank: int
+    ndcg: float
+    tied: bool
+
+
+def score_task(
+    queries: torch.Tensor, corpus: torch.Tensor, task: Task, depth: int = 0
+) -> tuple[dict, np.ndarray, np.ndarray]:
     """Metrics of one task.
 
     Args:
         queries (`Tensor` `[Q, D]`), corpus (`Tensor` `[N, D]`): unit-norm embeddings.
         task ([`~unime.eval.tasks.Task`]).
-        depth (`int`): how many of the best candidates to keep.
+        depth (`int`, defaults to 0): how many of the best candidates to keep.
 
     Returns:
         `(result, top, similarity)`: the metrics, with the rank of every query; `[Q, depth]` indices into the task's
@@ -39,105 +57,186 @@ def score_task(queries: torch.Tensor, corpus: torch.Tensor, task: Task, depth: i
 
     Raises:
         ValueError: a similarity is not finite; the message names task and query.
+
+    Example:
+
+    ```python
+    task = Task("t", "VQA", [Item("q")], [Item("a"), Item("b")], candidates=None, relevant=[[1]])
+    result, top, similarity = score_task(torch.eye(2)[[1]], torch.eye(2), task, depth=2)
+    result["precision@1"], top.tolist()  # 1.0, [[1, 0]]
+    ```
     """
-    found, ties, gained = [], 0, []
     top = np.full((len(queries), depth), -1, np.int64)
     similarity = np.zeros((len(queries), depth), np.float32)
-    for number, scores in enumerate(_scores(queries, corpus, task)):
-        options, relevant = task.options(number), task.relevant[number]
-        gains = task.gains[number] if task.gains else None
+    query_scores = []
+    for number, scores in enumerate(_similarities(queries, corpus, task)):
+        relevant = task.relevant[number]
+        gains = task.gains_of(number)
         try:
-            own = places(scores, relevant, gains)
+            ranks = places(scores, relevant, gains)
         except ValueError as error:
             raise ValueError(f"task {task.name}, query {number}: {error}") from error
-        ties += tied(scores, relevant)
-        found.append(min(own))
-        gained.append(ndcg_at(own, 5, gains))
+
+        query_scores.append(QueryScore(min(ranks), ndcg_at(ranks, 5, gains), tied(scores, relevant)))
+
         if depth:
             best = _strict_top(scores, relevant, depth)
-            top[number, : len(best)] = np.asarray(options)[best.numpy()]
+            top[number, : len(best)] = np.asarray(task.options(number))[best.numpy()]
             similarity[number, : len(best)] = scores[best].numpy()
-    return metrics_of(task, found, gained, ties), top, similarity
+    return metrics_of(task, query_scores), top, similarity
 
 
-def _scores(queries: torch.Tensor, corpus: torch.Tensor, task: Task):
-    """Each query's similarities with its own candidates, or, by blocks of queries, with the whole corpus.
+def _similarities(queries: torch.Tensor, corpus: torch.Tensor, task: Task) -> Iterator[torch.Tensor]:
+    """Each query's similarities `[C]` with its candidates.
 
     They are summed up in double precision, so that the order of summation cannot break a tie.
     """
     if task.candidates is not None:
-        for query, own in zip(queries, task.candidates):
-            yield (corpus[torch.as_tensor(own)].double() @ query.double()).float()
+        for query, candidates in zip(queries, task.candidates):
+            yield (corpus[torch.as_tensor(candidates)].double() @ query.double()).float()
         return
-    step, corpus = max(1, BLOCK // (8 * len(corpus))), corpus.double()
+
+    # every query has the whole corpus: one product for a block of queries
+    corpus = corpus.double()  # [N, D]
+    step = max(1, BLOCK // (8 * len(corpus)))
     for start in range(0, len(queries), step):
-        yield from (queries[start : start + step].double() @ corpus.T).float()
+        yield from (queries[start : start + step].double() @ corpus.T).float()  # [step, N]
 
 
-def _strict_top(scores: torch.Tensor, relevant, depth: int) -> torch.Tensor:
+def _strict_top(scores: torch.Tensor, relevant: Sequence[int], depth: int) -> torch.Tensor:
     """Positions of the best scores; a relevant candidate comes after wrong ones with the same score."""
-    lowered, right = scores.double(), torch.as_tensor(relevant)
+    lowered = scores.double()
+    right = torch.as_tensor(relevant)
+
+    # one double below a score is still above every smaller single-precision score
     lowered[right] = torch.nextafter(lowered[right], torch.tensor(-torch.inf, dtype=torch.float64))
     return lowered.topk(min(depth, len(scores))).indices
 
 
-def metrics_of(task: Task, found: list[int], gained: list[float], ties: int) -> dict:
-    """A task's entry in a results file, from each query's best rank and nDCG@5."""
-    recalls = {f"recall@{k}": recall_at(found, k) for k in (1, 5, 10)}
-    sizes = [len(task.corpus)] if task.candidates is None else [len(candidates) for candidates in task.candidates]
+def metrics_of(task: Task, query_scores: list[QueryScore]) -> dict:
+    """A task's entry in a results file.
+
+    Args:
+        task ([`~unime.eval.tasks.Task`]).
+        query_scores (`list[QueryScore]`): one for each query, or for the first queries.
+
+    Returns:
+        `dict`: `kind`, `split`, `queries`, `candidates`, `metric`, `precision@1`, `recall@k`, `mrr`, `ndcg@5`,
+        `ties`, `notes`, `ranks`, where they are needed `together` and `values`, and `score`, the task's one number.
+    """
+    ranks = []
+    ndcgs = []
+    ties = 0
+    for score in query_scores:
+        ranks.append(score.rank)
+        ndcgs.append(score.ndcg)
+        ties += score.tied
+
     result = {
         "kind": task.kind,
         "split": task.split,
-        "queries": len(found),
-        "candidates": max(sizes),
+        "queries": len(query_scores),
+        "candidates": _most_candidates(task),
         "metric": task.metric,
-        "precision@1": recalls["recall@1"],
-        **recalls,
-        "mrr": mean_reciprocal_rank(found),
-        "ndcg@5": fmean(gained),
+        "precision@1": recall_at(ranks, 1),
+        "recall@1": recall_at(ranks, 1),
+        "recall@5": recall_at(ranks, 5),
+        "recall@10": recall_at(ranks, 10),
+        "mrr": mean_reciprocal_rank(ranks),
+        "ndcg@5": fmean(ndcgs),
         "ties": ties,
         "notes": task.notes,
-        "ranks": found,
+        "ranks": ranks,
     }
+
+    # what intervals need beside the ranks
     if task.together:
-        result["together"] = task.together[: len(found)]
+        result["together"] = task.together[: len(query_scores)]
     if task.metric == "ndcg@5":
-        result["values"] = [round(value, 6) for value in gained]
-    return {**result, "score": result[task.metric]}
+        result["values"] = [round(value, 6) for value in ndcgs]
+
+    result["score"] = result[task.metric]
+    return result
+
+
+def _most_candidates(task: Task) -> int:
+    """How many candidates the query with the most of them has."""
+    if task.candidates is None:
+        return len(task.corpus)
+    return max(map(len, task.candidates))
 
 
 def distinct(groups: Sequence[Sequence[Item]]) -> tuple[list[Item], list[np.ndarray]]:
-    """The distinct items of several lists, and the place of each list's items among them."""
-    table = {item: None for items in groups for item in items}
-    index = {item: i for i, item in enumerate(table)}
-    return list(table), [np.array([index[item] for item in items], np.int64) for items in groups]
+    """The distinct items of several lists, and which of them each list holds.
+
+    Args:
+        groups (`Sequence[Sequence[Item]]`): such as the queries of each task.
+
+    Returns:
+        `(items, rows)`: the distinct items `[D]` in the order of their first appearance, and for each list the rows
+        of its items among them, as an `int64` array.
+    """
+    row_of: dict[Item, int] = {}
+    for items in groups:
+        for item in items:
+            row_of.setdefault(item, len(row_of))
+
+    rows = []
+    for items in groups:
+        rows.append(np.array([row_of[item] for item in items], np.int64))
+    return list(row_of), rows
+
+
+def _items_of(tasks: list[Task]) -> tuple[list[list[Item]], list[list[Item]]]:
+    """The queries of each task, and the corpus of each task."""
+    queries = [task.queries for task in tasks]
+    corpora = [task.corpus for task in tasks]
+    return queries, corpora
 
 
 # in memory
 def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: bool = True) -> dict[str, dict]:
-    """Runs an embedder over tasks, in memory.
+    """Runs an embedder over tasks, in memory. For a benchmark that takes hours, see [`run_benchmark`].
 
     Args:
         model (`UniMEModel`): anything with `encode_query` and `encode_document`.
         tasks (`list[Task]`): what the readers return.
-        batch_tokens (`int`): padded tokens of one forward pass.
+        batch_tokens (`int`, defaults to 8192): padded tokens of one forward pass.
+        show_progress (`bool`, defaults to `True`).
 
     Returns:
-        `{task name: {"kind", "queries", "candidates", "precision@1", "recall@k"..., "ties", ...}}`
+        `{task name: metrics}`; see [`metrics_of`].
+
+    Raises:
+        ValueError: a similarity is not finite; the message names task and query.
+
+    Example:
+
+    ```python
+    model = UniMEModel.from_pretrained("outputs/quickstart/model")
+    results = evaluate(model, read_world_tasks("outputs/world"))
+    print_table({"precision@1": results})
+    ```
     """
-    rows = []
-    for what, encode, groups in (
-        ("queries", model.encode_query, [task.queries for task in tasks]),
-        ("candidates", model.encode_document, [task.corpus for task in tasks]),
-    ):
-        items, places_of = distinct(groups)
-        if show_progress:
-            print(f"Encoding {len(items)} distinct {what}", flush=True)
-        inputs = [item.as_input() for item in items]
-        embeddings = encode(inputs, batch_tokens=batch_tokens, show_progress=show_progress)
-        rows.append([embeddings[torch.from_numpy(own)] for own in places_of])
+    options = {"batch_tokens": batch_tokens, "show_progress": show_progress}
+    queries, corpora = _items_of(tasks)
+    queries = _encode_groups("queries", queries, model.encode_query, options)
+    corpora = _encode_groups("candidates", corpora, model.encode_document, options)
+
+    results = {}
     progress = tqdm(tasks, desc="Scoring", disable=not show_progress, unit="task")
-    return {task.name: score_task(q, c, task)[0] for task, q, c in zip(progress, *rows)}
+    for task, query_embeddings, corpus_embeddings in zip(progress, queries, corpora):
+        results[task.name], _, _ = score_task(query_embeddings, corpus_embeddings, task)
+    return results
+
+
+def _encode_groups(what: str, groups: list[list[Item]], encode, options: dict) -> list[torch.Tensor]:
+    """The embeddings `[N, D]` of each list of items; items of several lists are encoded once."""
+    items, rows = distinct(groups)
+    if options["show_progress"]:
+        print(f"Encoding {len(items)} distinct {what}", flush=True)
+    embeddings = encode([item.as_input() for item in items], **options)
+    return [embeddings[torch.from_numpy(group_rows)] for group_rows in rows]
 
 
 # as a job
@@ -162,27 +261,34 @@ def run_benchmark(
         out: folder of all results.
         image_root (*optional*): paths below it identify images.
         source (`dict`, *optional*): how the tasks were read, kept for the reranker and the figures.
-        shard_size (`int`): items of one shard.
+        shard_size (`int`, defaults to 1024): items of one shard.
 
     Returns:
         path of `results.json`; beside it `top.safetensors` with the best candidates of every query.
 
     Raises:
         ValueError: an item could not be embedded, or an embedding is not finite; the message names it.
+
+    Example:
+
+    ```python
+    tasks, root = read("mmeb", {"data": "benchmarks-data/mmeb", "image_root": None, "tasks": ["GQA"],
+                                "partial": False, "cache": None})
+    path = run_benchmark("mmeb", tasks, Embedder("owner/model"), "outputs/eval", root)
+    ```
     """
-    settings, data = embedder.settings(), data_fingerprint(tasks, image_root)
+    # the folder says what was measured; if it is finished, there is nothing to do
+    settings = embedder.settings()
+    data = data_fingerprint(tasks, image_root)
     key = fingerprint([json.dumps(settings, sort_keys=True, default=str), data])[:10]
-    home = Path(out) / Path(str(embedder.source)).name / f"{benchmark}-{key}"
-    path = home / "results.json"
+    folder = Path(out) / Path(str(embedder.source)).name / f"{benchmark}-{key}"
+    path = folder / "results.json"
     if path.exists():
         return path
-    stages = _encode(tasks, embedder, home, image_root, shard_size)
+
+    queries, corpora = _embed_tasks(tasks, embedder, folder, image_root, shard_size)
     if embedder.state.is_main_process:
-        queries, corpora = (_table(stage, rows) for stage, rows in stages)
-        results, kept = {}, {}
-        for task, query, corpus in zip(tqdm(tasks, desc="Scoring", unit="task"), queries, corpora):
-            results[task.name], top, similarity = score_task(query, corpus, task, DEPTH)
-            kept |= {f"{task.name}/top": top, f"{task.name}/similarity": similarity}
+        results, rankings = _score_all(tasks, queries, corpora)
         content = {
             "format": FORMAT,
             "benchmark": benchmark,
@@ -193,46 +299,85 @@ def run_benchmark(
             "means": means_of(benchmark, results),
             "tasks": results,
         }
-        write_whole(home / "top.safetensors", lambda draft: save_file(kept, draft))
+
+        # the results come last: where they are, all is there
+        write_whole(folder / "top.safetensors", lambda draft: save_file(rankings, draft))
         write_text(path, json.dumps(content, indent=1))
     embedder.state.wait_for_everyone()
     return path
 
 
-def _encode(tasks, embedder: Embedder, home: Path, image_root, shard_size: int) -> list[tuple[Path, list[np.ndarray]]]:
-    """The stages with the embeddings of queries and of corpora, and the rows of each task in them.
+@dataclass(frozen=True)
+class _Embedded:
+    """A finished job that embedded items, and which of its rows belong to each task."""
 
-    A model that words queries and documents alike sees every item once, in one stage.
+    job: Path
+    rows: list[np.ndarray]
+
+    def tables(self) -> Iterator[torch.Tensor]:
+        """The embeddings `[N, D]` of one task after the other."""
+        embeddings = torch.from_numpy(read_job(self.job, ["embeddings"])["embeddings"])
+        for task_rows in self.rows:
+            yield embeddings[torch.from_numpy(task_rows)]
+
+
+def _embed_tasks(
+    tasks: list[Task], embedder: Embedder, folder: Path, image_root, shard_size: int
+) -> tuple[_Embedded, _Embedded]:
+    """The embeddings of queries and of corpora.
+
+    A model that words queries and documents alike sees every item once, in one job.
     """
-    groups = {"query": [task.queries for task in tasks], "document": [task.corpus for task in tasks]}
-    if not embedder.words_roles_differently():
-        groups = {"query": [*groups["query"], *groups["document"]]}
-    found = []
-    for role, own in groups.items():
-        items, rows = distinct(own)
-        stage = home / {"query": "queries", "document": "candidates"}[role] if len(groups) > 1 else home / "items"
-        embed(stage, items, embedder, role, image_root, shard_size, retry_failed=True)
-        if errors := read_errors(stage):
-            first = "; ".join(f"{error['key']!r}: {error['reason']}" for error in errors[:3])
-            raise ValueError(
-                f"{len(errors)} of {len(items)} items could not be embedded, so there is no result: {first}. All of "
-                f"them are in {stage}/*.errors.json; mend them and run this again."
-            )
-        found += [(stage, rows[start : start + len(tasks)]) for start in range(0, len(rows), len(tasks))]
-    return found
+    queries, corpora = _items_of(tasks)
+    if embedder.words_roles_differently():
+        return (
+            _embed_groups(folder / "queries", queries, embedder, "query", image_root, shard_size),
+            _embed_groups(folder / "candidates", corpora, embedder, "document", image_root, shard_size),
+        )
+
+    both = _embed_groups(folder / "items", queries + corpora, embedder, "query", image_root, shard_size)
+    return _Embedded(both.job, both.rows[: len(tasks)]), _Embedded(both.job, both.rows[len(tasks) :])
 
 
-def _table(stage: Path, rows: list[np.ndarray]):
-    """The embeddings of each task's rows, one task after the other."""
-    embeddings = torch.from_numpy(read_job(stage, ["embeddings"])["embeddings"])
-    return (embeddings[torch.from_numpy(own)] for own in rows)
+def _embed_groups(
+    job: Path, groups: list[list[Item]], embedder: Embedder, role: str, image_root, shard_size: int
+) -> _Embedded:
+    """Embeds the distinct items of several lists as one job."""
+    items, rows = distinct(groups)
+    embed(job, items, embedder, role, image_root, shard_size, retry_failed=True)
+
+    # a score over a part of the items would be another benchmark's
+    if errors := read_errors(job):
+        examples = "; ".join(f"{error['key']!r}: {error['reason']}" for error in errors[:3])
+        raise ValueError(
+            f"{len(errors)} of {len(items)} items could not be embedded, so there is no result: {examples}. All of "
+            f"them are in {job}/*.errors.json; correct them and run this again."
+        )
+    return _Embedded(job, rows)
+
+
+def _score_all(tasks: list[Task], queries: _Embedded, corpora: _Embedded) -> tuple[dict, dict]:
+    """The metrics of every task, and the best candidates with their similarities, by the names of their arrays."""
+    results = {}
+    rankings = {}
+    progress = tqdm(tasks, desc="Scoring", unit="task")
+    for task, query_embeddings, corpus_embeddings in zip(progress, queries.tables(), corpora.tables()):
+        results[task.name], top, similarity = score_task(query_embeddings, corpus_embeddings, task, DEPTH)
+        rankings[f"{task.name}/top"] = top
+        rankings[f"{task.name}/similarity"] = similarity
+    return results, rankings
 
 
 def data_fingerprint(tasks: list[Task], image_root=None) -> str:
-    """A digest of everything that the tasks ask and offer."""
+    """A digest of everything that the tasks ask and offer.
+
+    Args:
+        tasks (`list[Task]`).
+        image_root (*optional*): paths below it identify images, so that the data may be moved.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for task in tasks:
-        names = (item_name(item, image_root) for item in (*task.queries, *task.corpus))
-        lists = json.dumps([task.name, task.metric, task.candidates, task.relevant, task.gains])
-        digest.update(fingerprint([*names, lists]).encode())
+        texts = [item_name(item, image_root) for item in (*task.queries, *task.corpus)]
+        texts.append(json.dumps([task.name, task.metric, task.candidates, task.relevant, task.gains]))
+        digest.update(fingerprint(texts).encode())
     return digest.hexdigest()

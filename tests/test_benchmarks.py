@@ -97,7 +97,7 @@ def test_missing_data_sets_are_named_or_left_out(tmp_path):
     with pytest.raises(ValueError, match=r"lacks \['ImageNet-1K', .* partial"):
         read_mmeb(tmp_path)
     assert [task.name for task in read_mmeb(tmp_path, partial=True)] == ["GQA", "CIRR"]
-    with pytest.raises(ValueError, match=r"\['CIFAR-100'\] are no data sets of MMEB"):
+    with pytest.raises(ValueError, match=r"\['CIFAR-100'\] are not data sets of MMEB"):
         read_mmeb(tmp_path, ["CIFAR-100"])
     with pytest.raises(ValueError, match="say where with image_root"):
         read_mmeb("hf://datasets/TIGER-Lab/MMEB-eval")
@@ -214,7 +214,7 @@ def test_sugarcrepe(tmp_path):
     with pytest.raises(ValueError, match=r"swap_obj.json, row 1: caption and negative_caption are equal"):
         read_sugarcrepe(tmp_path, tmp_path / "images" / "val2017")
     (tmp_path / "swap_obj.json").write_text("{")
-    with pytest.raises(ValueError, match=r"swap_obj.json is no JSON"):
+    with pytest.raises(ValueError, match=r"swap_obj.json is not JSON"):
         read_sugarcrepe(tmp_path, tmp_path / "images" / "val2017")
 
 
@@ -286,9 +286,9 @@ def test_videos_are_read_from_their_public_layouts(tmp_path, embedder):
             "activitynetqa",
             {"video_name": "v0", "question": "q", "answer": "maybe"},
             "ActivityNetQA",
-            "'maybe' is none",
+            "'maybe' is not one",
         ),
-        ("nextqa", [1], "NExTQA", "row 0: is no object"),
+        ("nextqa", [1], "NExTQA", "row 0: is not an object"),
         (
             "video-mme",
             {"videoID": "v0", "question": "q", "options": ["Yes"], "answer": "A"},
@@ -299,13 +299,13 @@ def test_videos_are_read_from_their_public_layouts(tmp_path, embedder):
             "video-mme",
             {"videoID": "v0", "question": "q", "options": ["A. x"], "answer": ""},
             "Video-MME",
-            "row 0: the answer '' is none",
+            "row 0: the answer '' is not one",
         ),
         (
             "egoschema",
             {"video_idx": "v0", "question": "q", "option": ["A. x"], "answer": "x"},
             "EgoSchema",
-            "row 0: 'answer' is no number but 'x'",
+            "row 0: 'answer' is not a number but 'x'",
         ),
     ],
 )
@@ -323,7 +323,7 @@ def test_files_without_a_row_are_named(tmp_path):
         read_video(root, ["K700"])
     (tmp_path / "crepe").mkdir()
     (tmp_path / "crepe" / "swap_obj.json").write_text("[]")
-    with pytest.raises(ValueError, match="swap_obj.json is no object of rows"):
+    with pytest.raises(ValueError, match="swap_obj.json is not an object of rows"):
         read_sugarcrepe(tmp_path / "crepe", tmp_path)
     path = write_mmeb(tmp_path / "mmeb", ["GQA"]) / "GQA" / "test-00000-of-00001.parquet"
     pq.write_table(pq.read_table(path).slice(0, 0), path)

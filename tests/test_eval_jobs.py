@@ -26,9 +26,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.commands.evaluate import EvalConfig, main
+from unime.commands.evaluate import STEPS, EvalConfig, main
 from unime.data.schema import Item
-from unime.eval.catalogue import STEPS, read
+from unime.eval.catalogue import BENCHMARKS, read
 from unime.eval.report import load, to_eval_results
 from unime.eval.rerank import run_rerank
 from unime.eval.runner import run_benchmark, score_task
@@ -122,7 +122,7 @@ def noise(count):
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("benchmark", [step for step in STEPS if step != "rerank"])
+@pytest.mark.parametrize("benchmark", list(BENCHMARKS))
 def test_models_that_know_nothing_score_nothing(benchmark, tmp_path, world):
     data = world if benchmark == "world" else write_layout(benchmark, tmp_path / "data")
     source = {"data": str(data), "image_root": None, "tasks": None, "partial": True, "cache": str(tmp_path / "images")}
@@ -413,7 +413,7 @@ def test_report_of_retrieval_and_sugarcrepe_has_the_papers_columns(saved, tmp_pa
 
 def test_files_that_are_no_results_are_refused(measured, tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"x.json is no results file of format"):
+    with pytest.raises(ValueError, match=r"x.json is not a results file of format"):
         load([str(tmp_path / "x.json")])
     with pytest.raises(ValueError, match="there is no results.json in"):
         load([str(tmp_path)])

@@ -20,7 +20,7 @@ from unime.eval.fetch import SOURCES, describe, download, unpack
 def test_every_benchmark_says_where_it_comes_from_and_how_large_it_is(capsys):
     main(["data", "fetch"])
     text = capsys.readouterr().out
-    assert all(f"{name}: {source.size}" in text and source.licence in text for name, source in SOURCES.items())
+    assert all(f"{name}: {source.size}" in text and source.license in text for name, source in SOURCES.items())
     assert "https://huggingface.co/datasets/TIGER-Lab/MMEB-eval" in describe("mmeb")
     assert "val2017.zip" in describe("sugarcrepe") or "... and 4 more" in describe("sugarcrepe")
     with pytest.raises(SystemExit, match="there is no benchmark 'imagenet'"):
@@ -61,7 +61,7 @@ def test_a_hub_out_of_reach_is_an_error_that_says_where_the_data_is(tmp_path):
     command = [sys.executable, "-m", "unime.cli", "data", "fetch", "flickr30k", "--out", str(tmp_path / "data")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "unime data: https://huggingface.co/datasets/royokong/flickr30k_test cannot be had" in done.stderr
+    assert "unime data: https://huggingface.co/datasets/royokong/flickr30k_test is not available" in done.stderr
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def server():
 
 def test_downloads_go_on_where_they_broke_off(server, tmp_path):
     url, server.limit = f"http://127.0.0.1:{server.server_port}/file.bin", 2000
-    with pytest.raises(ValueError, match="file.bin (broke off|cannot be had)"):
+    with pytest.raises(ValueError, match="file.bin (broke off|is not available)"):
         download(url, tmp_path)
     assert not (tmp_path / "file.bin").exists()
     server.limit = 10**9

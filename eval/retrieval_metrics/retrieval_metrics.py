@@ -15,7 +15,7 @@ _INPUTS = """
 Args:
     predictions: for each query, one score per candidate.
     references: for each query, one gain per candidate; 0 is wrong.
-    ks: places at which recall (of at least one relevant candidate) and nDCG are taken.
+    ks: how many places count for recall (of at least one relevant candidate) and nDCG.
 Returns:
     precision@1, mrr, recall@k, ndcg@k, ties (queries whose best relevant candidate has the score of a wrong one).
 """
@@ -23,9 +23,10 @@ Returns:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class RetrievalMetrics(evaluate.Metric):
-    """A thin shell over `unime.eval.metrics`."""
+    """`unime.eval.metrics` with the interface of `evaluate`."""
 
     def _info(self):
+        """What `evaluate` knows of the module."""
         numbers = datasets.Sequence(datasets.Value("float64"))
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -35,25 +36,38 @@ class RetrievalMetrics(evaluate.Metric):
         )
 
     def _compute(self, predictions, references, ks=(1, 5, 10)):
-        ranks, gained, ties = [], {k: [] for k in ks}, 0
+        """Metrics over all queries, as `compute` returns them."""
+        ranks = []  # of each query's best relevant candidate
+        ndcgs = {k: [] for k in ks}  # one for each query
+        ties = 0
+
         for number, (scores, gains) in enumerate(zip(predictions, references)):
             if len(scores) != len(gains):
                 raise ValueError(f"query {number}: {len(scores)} scores for {len(gains)} gains.")
-            relevant = [i for i, gain in enumerate(gains) if gain > 0]
-            own, scores = [gains[i] for i in relevant], torch.tensor(scores, dtype=torch.float64)
+
+            # what is not relevant has no gain
+            scores = torch.tensor(scores, dtype=torch.float64)  # [C]
+            relevant = []
+            relevant_gains = []
+            for candidate, gain in enumerate(gains):
+                if gain > 0:
+                    relevant.append(candidate)
+                    relevant_gains.append(gain)
+
             try:
-                found = places(scores, relevant, own)
+                relevant_ranks = places(scores, relevant, relevant_gains)
             except ValueError as error:
                 raise ValueError(f"query {number}: {error}") from error
-            ranks.append(min(found))
+
+            ranks.append(min(relevant_ranks))
             ties += tied(scores, relevant)
             for k in ks:
-                gained[k].append(ndcg_at(found, k, own))
-        recalls = {f"recall@{k}": recall_at(ranks, k) for k in ks}
-        return {
-            "precision@1": recall_at(ranks, 1),
-            "mrr": mean_reciprocal_rank(ranks),
-            **recalls,
-            **{f"ndcg@{k}": fmean(values) for k, values in gained.items()},
-            "ties": ties,
-        }
+                ndcgs[k].append(ndcg_at(relevant_ranks, k, relevant_gains))
+
+        results = {"precision@1": recall_at(ranks, 1), "mrr": mean_reciprocal_rank(ranks)}
+        for k in ks:
+            results[f"recall@{k}"] = recall_at(ranks, k)
+        for k in ks:
+            results[f"ndcg@{k}"] = fmean(ndcgs[k])
+        results["ties"] = ties
+        return results
