@@ -244,6 +244,7 @@ def test_every_save_has_a_card(backbone, world, tmp_path):
     assert card.data.pipeline_tag == "feature-extraction" and card.data.base_model is None
     assert "| Shapes_t2i | 16 |" in card.text and "| temperature | 0.1 |" in card.text
     assert "| positive_similarity |" in card.text and "# my-embedder" in card.text
+    assert "| batch_tokens | 300 |" in card.text and "token_budget" not in card.text
     assert str(backbone) not in card.text and str(tmp_path) not in card.text, "paths of this machine stay here"
 
 

@@ -29,7 +29,7 @@ _SHARED = (
     "activation_checkpointing",
     "seed",
 )
-_PRIVATE = ("teacher_embeddings",)  # a path of this machine
+_OMITTED = ("teacher_embeddings", "token_budget")  # a path of this machine; the earlier name of batch_tokens
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 # parts of the names of figures that say nothing about the model
 _UNINTERESTING = ("epoch", "step", "total_flos", "learning_rate", "train_", "_runtime", "per_second")
@@ -86,7 +86,7 @@ def _settings(trainer) -> list[tuple[str, str]]:
 
     settings = {name: getattr(args, name) for name in _SHARED}
     for name in type(args).__dataclass_fields__:
-        if name not in TrainingArguments.__dataclass_fields__ and name not in _PRIVATE:
+        if name not in TrainingArguments.__dataclass_fields__ and name not in _OMITTED:
             settings[name] = getattr(args, name)
     settings["processes"] = args.world_size
     settings["preset"] = trainer.processing_class.preset
