@@ -40,7 +40,7 @@ def write_card(trainer, folder):
 
     Args:
         trainer: the trainer that made it: its model, arguments, rows and logs are what the card tells.
-        folder (`str` or `Path`): where the model lies.
+        folder (`str` or `Path`): with the model.
     """
     folder = Path(folder)
     config = without_adapter(trainer.accelerator.unwrap_model(trainer.model)).config

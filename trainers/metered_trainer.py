@@ -39,10 +39,10 @@ class MeteredTrainer(Trainer):
 
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._processed = Counter()  # items and tokens trained on since the last log entry
-        self._since = None  # when that was
+        self._since = None  # when that entry was written, later by what is not training
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """As in `Trainer`."""
+        """As in `Trainer`, with a DeepSpeed engine that takes many backwards."""
         self.adopt_engine(model)
         return super().training_step(model, inputs, num_items_in_batch)
 

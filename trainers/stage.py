@@ -250,7 +250,7 @@ def _adapter_config(model, stage: StageArguments, options):
     peft_config = get_peft_config(options)
     if peft_config is None:
         return None
-    peft_config.task_type = None  # an embedder is none of PEFT's tasks
+    peft_config.task_type = None  # an embedder is not one of PEFT's tasks
     peft_config.target_modules = find_targets(model, options.lora_target_modules, stage.lora_components)
     return peft_config
 
