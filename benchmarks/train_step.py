@@ -29,7 +29,7 @@ from unime.data.collators import EmbeddingCollator
 from unime.data.schema import Example, Item, to_dataset
 from unime.miniature.backbone import build_config, build_tokenizer
 from unime.trainers.adapters import adapted, find_targets, without_adapter
-from unime.trainers.gradient_cache import cached_loss
+from unime.trainers.gradient_cache import ChunkEncoder, cached_loss
 from unime.trainers.losses import HardNegativeInfoNCE
 from unime.trainers.stage import plain_attention
 
@@ -113,17 +113,18 @@ def our_step(repo: Path, case: str, rows, budget: int, graph_tokens: int):
     examples = [Example(*(Item(*item) for item in row[:2]), [Item(*item) for item in row[2:]]) for row in rows]
     data, collator = list(to_dataset(examples)), EmbeddingCollator(processor, budget)
     loss = HardNegativeInfoNCE(TEMPERATURE, num_hard_negatives=None, false_negative_margin=None)
+    encoder = ChunkEncoder(model, torch.device("cpu"))
 
     def step():
         batch = collator(data)["batch"]
 
         def loss_of(encoded):
             table = torch.empty_like(encoded).index_copy(0, batch.order, encoded)
-            return loss(table, batch.query, batch.positive, batch.negatives).loss
+            return loss(table, batch.query, batch.positive, batch.negatives)
 
-        found = cached_loss(model, model, batch.chunks, loss_of, torch.device("cpu"), graph_tokens=graph_tokens)
-        found.backward()
-        return found.item()
+        output = cached_loss(encoder, batch.chunks, loss_of, graph_tokens=graph_tokens)
+        output.loss.backward()
+        return output.loss.item()
 
     return model, step
 

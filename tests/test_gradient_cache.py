@@ -18,8 +18,8 @@ from unime.data.schema import Example, Item, to_dataset, to_example
 from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from unime.trainers.distillation import DistillationConfig, DistillationTrainer, TeacherTable, distinct_texts
-from unime.trainers.gradient_cache import cached_loss, frozen_vision
-from unime.trainers.losses import HardNegativeInfoNCE
+from unime.trainers.gradient_cache import ChunkEncoder, cached_loss, frozen_vision
+from unime.trainers.losses import HardNegativeInfoNCE, LossOutput
 
 
 def rows(folder: Path, count: int = 8):
@@ -155,7 +155,8 @@ def test_cache_equals_one_forward_written_out_by_hand(backbone, tmp_path):
     model.zero_grad()
     prepared = model.processor.prepare([item.as_input() for item in items])
     chunks = [dict(model.processor.collate(prepared[i : i + 3])) for i in range(0, len(prepared), 3)]
-    total = cached_loss(model, model, chunks, lambda e: loss(e, index[::2], index[1::2]).loss, torch.device("cpu"))
+    encoder = ChunkEncoder(model, torch.device("cpu"))
+    total = cached_loss(encoder, chunks, lambda e: loss(e, index[::2], index[1::2])).loss
     total.backward()
     assert total.item() == pytest.approx(whole.item(), abs=1e-5)
     assert difference({name: p.grad for name, p in model.named_parameters()}, expected) <= 1e-5
@@ -293,7 +294,8 @@ def test_the_cache_is_exact_on_every_backbone(tiny, kind, frozen):
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
     whole = gradients(lambda: loss_of(torch.cat([model(**chunk).embeddings for chunk in chunks])))
-    cached = gradients(lambda: cached_loss(model, model, chunks, loss_of, torch.device("cpu")))
+    encoder = ChunkEncoder(model, torch.device("cpu"))
+    cached = gradients(lambda: cached_loss(encoder, chunks, lambda e: LossOutput(loss_of(e), {})).loss)
     assert set(whole) == set(cached)
     scale = max(gradient.abs().max() for gradient in whole.values())
     assert max((whole[name] - cached[name]).abs().max() for name in whole) <= 1e-5 * scale

@@ -196,6 +196,17 @@ def test_what_the_command_cannot_do_is_said(backbone, world, tmp_path, monkeypat
         resolve_decay(ContrastiveConfig(lr_scheduler_kwargs={"num_decay_steps": 10}, warmup_steps=1), 10)
 
 
+def test_the_earlier_name_of_batch_tokens_warns_and_has_its_effect(backbone, world, tmp_path):
+    settings = {name: value for name, value in SETTINGS.items() if name != "batch_tokens"}
+    with pytest.warns(FutureWarning, match="`token_budget` is now called `batch_tokens`"):
+        args = ContrastiveConfig(output_dir=str(tmp_path), token_budget=200, **settings)
+    assert args.batch_tokens == 200 and args.token_budget is None
+    rows = read_mmeb_train(world / "train", ["Shapes_vqa"], image_root=world)
+    trainer = ContrastiveTrainer(UniMEModel.from_backbone(backbone), args, train_dataset=rows)
+    chunks = next(iter(trainer.get_train_dataloader()))["batch"].chunks
+    assert len(chunks) > 1 and all(chunk["input_ids"].numel() <= 200 for chunk in chunks)
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(backbone, world, tmp_path):
     model = UniMEModel.from_backbone(backbone)
     with torch.no_grad():
@@ -233,6 +244,7 @@ def test_every_save_has_a_card(backbone, world, tmp_path):
     assert card.data.pipeline_tag == "feature-extraction" and card.data.base_model is None
     assert "| Shapes_t2i | 16 |" in card.text and "| temperature | 0.1 |" in card.text
     assert "| positive_similarity |" in card.text and "# my-embedder" in card.text
+    assert "| batch_tokens | 300 |" in card.text and "token_budget" not in card.text
     assert str(backbone) not in card.text and str(tmp_path) not in card.text, "paths of this machine stay here"
 
 

@@ -30,6 +30,9 @@ class AlignmentConfig(EmbeddingConfig):
 class AlignmentTrainer(EmbeddingTrainer):
     """Trains an embedder with [`~unime.trainers.losses.JudgeAlignment`] on rows that carry judge scores.
 
+    Args:
+        model, args, kwargs: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`].
+
     Example:
 
     ```python
@@ -43,19 +46,19 @@ class AlignmentTrainer(EmbeddingTrainer):
 
     def __init__(self, model, args: AlignmentConfig, **kwargs):
         super().__init__(model, args, **kwargs)
-        self.loss = self.at_all_widths(
-            JudgeAlignment(
-                args.temperature,
-                args.judge_temperature,
-                args.num_negatives,
-                args.order,
-                args.divergence,
-                args.in_batch_weight,
-                args.unscored,
-            )
+        loss = JudgeAlignment(
+            temperature=args.temperature,
+            judge_temperature=args.judge_temperature,
+            num_negatives=args.num_negatives,
+            order=args.order,
+            divergence=args.divergence,
+            in_batch_weight=args.in_batch_weight,
+            unscored=args.unscored,
         )
+        self.loss = self.at_all_widths(loss)
 
     def loss_of(self, embeddings, table):
+        """The loss of each row against its own negatives and their judge scores."""
         return self.loss(
             embeddings, table.query, table.positive, table.negatives, table.positive_score, table.negative_scores
         )

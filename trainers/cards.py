@@ -29,6 +29,10 @@ _SHARED = (
     "activation_checkpointing",
     "seed",
 )
+_OMITTED = ("teacher_embeddings", "token_budget")  # a path of this machine; the earlier name of batch_tokens
+_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
+# parts of the names of figures that say nothing about the model
+_UNINTERESTING = ("epoch", "step", "total_flos", "learning_rate", "train_", "_runtime", "per_second")
 
 
 def write_card(trainer, folder):
@@ -36,56 +40,87 @@ def write_card(trainer, folder):
 
     Args:
         trainer: the trainer that made it: its model, arguments, rows and logs are what the card tells.
-        folder (`str` or `Path`): where the model lies.
+        folder (`str` or `Path`): with the model.
     """
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    config = without_adapter(model).config
+    folder = Path(folder)
+    config = without_adapter(trainer.accelerator.unwrap_model(trainer.model)).config
     stage = type(trainer).__name__.removesuffix("Trainer").lower()
-    parts = []
-    if trainer.train_dataset is not None:
-        rows = Counter(trainer.train_dataset["dataset"])
-        parts.append(_table(("data set", "rows"), sorted(rows.items())))
-    parts.append(_table(("setting", "value"), _settings(trainer, model)))
-    if measured := _last_figures(trainer.state.log_history):
-        parts += ["Figures: means over the steps since the log entry before; `eval_` is on rows kept apart."]
-        parts.append(_table(("figure", "value"), measured))
-    packages = ("torch", "transformers", "peft", "accelerate", "datasets")
-    parts.append("Made with " + ", ".join(f"{package} {version(package)}" for package in packages) + ".")
     card = Card(
-        config.model_type,
-        Path(trainer.args.output_dir).name,
-        getattr(config, "backbone", None),
-        trainer.processing_class.preset,
-        (Path(folder) / "adapter_config.json").exists(),
-        f"'s `{stage}` stage ([{trainer.paper}](https://arxiv.org/abs/{trainer.paper})), at step "
-        f"{trainer.state.global_step}",
-        "\n\n".join(parts),
+        kind=config.model_type,
+        name=Path(trainer.args.output_dir).name,
+        base=getattr(config, "backbone", None),
+        preset=trainer.processing_class.preset,
+        adapter=(folder / "adapter_config.json").exists(),
+        origin=(
+            f"'s `{stage}` stage ([{trainer.paper}](https://arxiv.org/abs/{trainer.paper})), at step "
+            f"{trainer.state.global_step}"
+        ),
+        training=_training_section(trainer),
         tags=(type(trainer).__name__,),
     )
-    ModelCard(card.render(trainer.hub_model_id)).save(Path(folder) / "README.md")
+    ModelCard(card.render(trainer.hub_model_id)).save(folder / "README.md")
 
 
-def _settings(trainer, model) -> list[tuple[str, str]]:
+def _training_section(trainer) -> str:
+    """The card's section on the training, in Markdown: rows, settings, figures and packages."""
+    paragraphs = []
+    if trainer.train_dataset is not None:
+        rows = Counter(trainer.train_dataset["dataset"])
+        paragraphs.append(_table(("data set", "rows"), sorted(rows.items())))
+    paragraphs.append(_table(("setting", "value"), _settings(trainer)))
+
+    figures = _last_figures(trainer.state.log_history)
+    if figures:
+        paragraphs.append("Figures: means over the steps since the log entry before; `eval_` is on rows kept apart.")
+        paragraphs.append(_table(("figure", "value"), figures))
+
+    versions = [f"{package} {version(package)}" for package in _PACKAGES]
+    paragraphs.append(f"Made with {', '.join(versions)}.")
+    return "\n\n".join(paragraphs)
+
+
+def _settings(trainer) -> list[tuple[str, str]]:
     """How the model was trained: the stage's own arguments, the shared ones that matter, the adapter, the prompts."""
     args = trainer.args
-    own = [name for name in type(args).__dataclass_fields__ if name not in TrainingArguments.__dataclass_fields__]
-    found = {name: getattr(args, name) for name in (*_SHARED, *own) if name != "teacher_embeddings"}
-    found |= {"processes": args.world_size, "preset": trainer.processing_class.preset}
-    if isinstance(found.get("teacher"), str) and Path(found["teacher"]).exists():
-        found["teacher"] = Path(found["teacher"]).name
+    model = trainer.accelerator.unwrap_model(trainer.model)
+
+    settings = {name: getattr(args, name) for name in _SHARED}
+    for name in type(args).__dataclass_fields__:
+        if name not in TrainingArguments.__dataclass_fields__ and name not in _OMITTED:
+            settings[name] = getattr(args, name)
+    settings["processes"] = args.world_size
+    settings["preset"] = trainer.processing_class.preset
+
+    # of a teacher on this machine the name, not its path
+    teacher = settings.get("teacher")
+    if isinstance(teacher, str) and Path(teacher).exists():
+        settings["teacher"] = Path(teacher).name
+
     if getattr(model, "is_quantized", False):
-        found["quantised to bits"] = 4 if getattr(model, "is_loaded_in_4bit", False) else 8
-    if adapter := getattr(model, "peft_config", {}).get("default"):
-        targets = adapter.target_modules
-        if not isinstance(targets, str):  # else a pattern
-            targets = sorted({name.rpartition(".")[2] for name in targets})
-        found |= {
-            f"adapter {name}": getattr(adapter, name) for name in ("r", "lora_alpha", "lora_dropout", "use_dora")
-        }
-        found["adapter targets"] = targets
-    return [
-        (name, value if isinstance(value, str) else json.dumps(value, default=str)) for name, value in found.items()
-    ]
+        settings["quantised to bits"] = 4 if getattr(model, "is_loaded_in_4bit", False) else 8
+    adapter = getattr(model, "peft_config", {}).get("default")
+    if adapter is not None:
+        settings.update(_adapter_settings(adapter))
+
+    texts = []
+    for name, value in settings.items():
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+        texts.append((name, text))
+    return texts
+
+
+def _adapter_settings(adapter) -> dict:
+    """What a reader wants to know of PEFT's configuration."""
+    settings = {}
+    for name in ("r", "lora_alpha", "lora_dropout", "use_dora"):
+        settings[f"adapter {name}"] = getattr(adapter, name)
+
+    # a pattern as it is, of paths the last parts
+    targets = adapter.target_modules
+    if not isinstance(targets, str):
+        targets = sorted({name.rpartition(".")[2] for name in targets})
+    settings["adapter targets"] = targets
+    return settings
 
 
 def _last_figures(history: list[dict]) -> list[tuple[str, str]]:
@@ -93,13 +128,18 @@ def _last_figures(history: list[dict]) -> list[tuple[str, str]]:
     last = {}
     for entry in history:
         last.update(entry)
-    skipped = ("epoch", "step", "total_flos", "learning_rate", "train_", "_runtime", "per_second")
-    return [
-        (name, f"{value:.4g}")
-        for name, value in sorted(last.items())
-        if isinstance(value, (int, float)) and not any(part in name for part in skipped)
-    ]
+
+    figures = []
+    for name, value in sorted(last.items()):
+        is_number = isinstance(value, (int, float))
+        if is_number and not any(word in name for word in _UNINTERESTING):
+            figures.append((name, f"{value:.4g}"))
+    return figures
 
 
 def _table(head: tuple[str, str], rows: list[tuple]) -> str:
-    return "\n".join(f"| {left} | {right} |" for left, right in (head, ("---", "---"), *rows))
+    """A Markdown table with two columns."""
+    lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |"]
+    for name, value in rows:
+        lines.append(f"| {name} | {value} |")
+    return "\n".join(lines)

@@ -41,6 +41,12 @@ class ContrastiveConfig(EmbeddingConfig):
 class ContrastiveTrainer(EmbeddingTrainer):
     """Trains an embedder with [`~unime.trainers.losses.HardNegativeInfoNCE`] over the batches of all ranks.
 
+    Args:
+        model, args, kwargs: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`].
+
+    Raises:
+        ValueError: temperatures are to be learnt in fp16.
+
     Example:
 
     ```python
@@ -52,31 +58,42 @@ class ContrastiveTrainer(EmbeddingTrainer):
 
     def __init__(self, model, args: ContrastiveConfig, **kwargs):
         super().__init__(model, args, **kwargs)
-        self.loss = self.at_all_widths(
-            HardNegativeInfoNCE(
-                args.temperature,
-                args.num_hard_negatives or None,
-                args.false_negative_margin,
-                args.threshold,
-                args.shortage,
-                args.selection,
-                args.symmetric,
-                args.hardness,
-            )
+        loss = HardNegativeInfoNCE(
+            temperature=args.temperature,
+            num_hard_negatives=args.num_hard_negatives or None,
+            false_negative_margin=args.false_negative_margin,
+            threshold=args.threshold,
+            shortage=args.shortage,
+            selection=args.selection,
+            symmetric=args.symmetric,
+            hardness=args.hardness,
         )
+        self.loss = self.at_all_widths(loss)
         if args.learn_temperatures:
-            if args.fp16:
-                raise ValueError("learn_temperatures does not go with fp16, whose gradients are scaled; take bf16.")
-            held = self.eval_dataset["dataset"] if self.eval_dataset is not None else []
-            self.loss.temperatures = DatasetTemperatures([*self.train_dataset["dataset"], *held], args.temperature)
-            self.add_callback(LearnTemperatures(self.loss.temperatures, args.temperature_learning_rate))
+            self._learn_temperatures()
+
+    def _learn_temperatures(self):
+        """Makes a temperature for each data set, and lets a callback step them with the optimizer."""
+        if self.args.fp16:
+            raise ValueError("learn_temperatures does not go with fp16, whose gradients are scaled; take bf16.")
+        names = list(self.train_dataset["dataset"])
+        if self.eval_dataset is not None:
+            names.extend(self.eval_dataset["dataset"])
+
+        # a part of the loss module, whose parameters get their gradients from the gradient cache
+        self.loss.temperatures = DatasetTemperatures(names, self.args.temperature)
+        self.add_callback(LearnTemperatures(self.loss.temperatures, self.args.temperature_learning_rate))
 
     def loss_of(self, embeddings, table):
-        temperature = self.loss.temperatures(table.dataset) if self.args.learn_temperatures else None
-        seed = int(table.hashes.sum())
+        """The loss of each row against the hardest candidates of the whole batch."""
+        temperature = None
+        if self.args.learn_temperatures:
+            temperature = self.loss.temperatures(table.dataset)  # [B]
+        seed = int(table.hashes.sum())  # of random selection, the same on all ranks
         return self.loss(embeddings, table.query, table.positive, table.negatives, temperature, seed)
 
     def log(self, logs, start_time=None):
+        """As in [`~unime.trainers.metered_trainer.MeteredTrainer`], with the learnt temperatures."""
         if self.args.learn_temperatures:
             logs.update(self.loss.temperatures.values())
         super().log(logs, start_time)

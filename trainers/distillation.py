@@ -53,16 +53,34 @@ class TeacherTable:
     Args:
         texts (`list[str]`): distinct texts.
         embeddings (`np.ndarray` `[N, D]`): in the same order.
+
+    Raises:
+        ValueError: their numbers differ.
+
+    Example:
+
+    ```python
+    table = TeacherTable(["a cat", "a dog"], np.eye(2))
+    table(torch.tensor([Item("a dog").content_hash]))  # [[0, 1]]
+    ```
     """
 
     def __init__(self, texts: list[str], embeddings: np.ndarray):
         if len(texts) != len(embeddings):
             raise ValueError(f"{len(embeddings)} teacher embeddings for {len(texts)} texts.")
         self.rows = {Item(text).content_hash: row for row, text in enumerate(texts)}
-        self.texts, self.embeddings = texts, torch.from_numpy(np.asarray(embeddings))
+        self.texts = texts
+        self.embeddings = torch.from_numpy(np.asarray(embeddings))
 
     def __call__(self, hashes: torch.Tensor) -> torch.Tensor:
-        """Embeddings `[n, D]` of the texts with these content hashes."""
+        """Embeddings `[n, D]` of texts.
+
+        Args:
+            hashes (`LongTensor` `[n]`): their content hashes.
+
+        Raises:
+            ValueError: a text has no embedding here.
+        """
         rows = [self.rows.get(key) for key in hashes.tolist()]
         if None in rows:
             raise ValueError(f"{rows.count(None)} of {len(rows)} texts of a batch have no teacher embedding.")
@@ -81,6 +99,12 @@ def encode_teacher(
         prompt (`str`): put before every text.
         batch_size (`int`): texts of one batch.
         kwargs: for `SentenceTransformer`.
+
+    Returns:
+        [`TeacherTable`]: of all texts, on every rank.
+
+    Raises:
+        ValueError: the folder holds the embeddings of other texts or of another teacher.
     """
     state = processes()
 
@@ -89,29 +113,38 @@ def encode_teacher(
 
         return SentenceTransformer(model, device=str(state.device), **kwargs)
 
-    def work(part, teacher):
-        found = teacher.encode(list(part), prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
-        return {"embeddings": found.astype(np.float32)}
+    def encode(shard, teacher):
+        embeddings = teacher.encode(list(shard), prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
+        return {"embeddings": embeddings.astype(np.float32)}
 
     run_job(
         out,
         texts,
-        work,
+        encode,
         {"model": str(model), "prompt": prompt},
         rank=state.process_index,
         world_size=state.num_processes,
         description="Teacher",
-        failures=(),
+        failures=(),  # a text that cannot be embedded ends the job: the student needs all of them
         prepare=load,
     )
+
+    # each rank has embedded its shards, and reads those of the others
     state.wait_for_everyone()
     return TeacherTable(texts, read_job(out)["embeddings"])
 
 
 def distinct_texts(rows: Dataset) -> list[str]:
-    """The texts of all pairs, in their order, each once."""
-    texts = (row[role]["text"] for row in rows for role in ("query", "positive"))
-    return list(dict.fromkeys(texts))
+    """The texts of all pairs, in their order, each once.
+
+    Args:
+        rows (`Dataset`): with the columns of [`~unime.data.schema.Example`].
+    """
+    texts = {}  # a set that keeps the order
+    for row in rows:
+        texts[row["query"]["text"]] = None
+        texts[row["positive"]["text"]] = None
+    return list(texts)
 
 
 class DistillationTrainer(ContrastiveTrainer):
@@ -120,8 +153,12 @@ class DistillationTrainer(ContrastiveTrainer):
     The relation matrix spans the distinct texts of the whole batch, over all chunks and ranks.
 
     Args:
-        model, args, train_dataset: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`]; items without images.
+        model, args, train_dataset, kwargs: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`]; items have no
+            images.
         teacher (`TeacherTable`, *optional*): needed unless `args.baseline`.
+
+    Raises:
+        ValueError: the teacher is missing.
 
     Example:
 
@@ -140,49 +177,64 @@ class DistillationTrainer(ContrastiveTrainer):
         self.teacher = teacher
         negatives = None if args.baseline else 0  # the pairs alone are compared; a third column is for the baseline
         super().__init__(model, args, train_dataset=train_dataset, max_negatives=negatives, **kwargs)
+
         for parameter in vision_parameters(vlm_of(self.model)):
             parameter.requires_grad_(False)
         if not args.baseline:
-            self.loss = self.at_all_widths(
-                SimilarityDistillation(args.temperature, args.direction, args.diagonal, args.teacher_temperature)
+            loss = SimilarityDistillation(
+                temperature=args.temperature,
+                direction=args.direction,
+                diagonal=args.diagonal,
+                teacher_temperature=args.teacher_temperature,
             )
+            self.loss = self.at_all_widths(loss)
 
     def loss_of(self, embeddings, table):
+        """The loss over the distinct texts of the whole batch."""
         if self.args.baseline:
             return super().loss_of(embeddings, table)
-        plain = table.hashes ^ table.is_query  # of the content alone: a text may be query here and positive there
-        _, first = np.unique(plain.cpu().numpy(), return_index=True)
-        chosen = torch.from_numpy(np.sort(first)).to(embeddings.device)
-        return self.loss(embeddings[chosen], self.teacher(plain[chosen]).to(embeddings.device))
+
+        # hashes of the content alone: a text may be the query of one row and the positive of another
+        hashes = table.hashes ^ table.is_query  # [T]
+        _, first = np.unique(hashes.cpu().numpy(), return_index=True)
+        distinct = torch.from_numpy(np.sort(first)).to(embeddings.device)  # [N], in the order of the table
+        teacher = self.teacher(hashes[distinct]).to(embeddings.device)  # [N, D']
+        return self.loss(embeddings[distinct], teacher)
 
 
 def main(arguments=None):
     """The command of this stage: embeds the texts with the teacher where that is not done yet, and trains."""
+    run_command(DistillationTrainer, DistillationConfig, read_pairs, arguments, prepare=prepare_teacher)
 
-    found = []  # the teacher, before the student takes its place in memory
 
-    def read_rows(stage, args):
-        rows = read_text_pairs(stage.data, stage.rows_per_subset)
-        if not args.baseline:
-            if args.teacher is None:
-                raise ValueError("name the teacher, a sentence-transformers model (`teacher`), or set `baseline`.")
-            options = {"model_kwargs": {"dtype": args.teacher_dtype}} if args.teacher_dtype else {}
-            teacher = encode_teacher(
-                args.teacher,
-                distinct_texts(rows),
-                args.teacher_embeddings or f"{args.output_dir}/teacher",
-                args.teacher_prompt,
-                args.teacher_batch_size,
-                trust_remote_code=args.teacher_trust_remote_code,
-                **options,
-            )
-            found.append(teacher)
-        return rows
+def read_pairs(stage, args: DistillationConfig) -> Dataset:
+    """Pairs of texts, in any layout that [`~unime.data.readers.read_text_pairs`] knows."""
+    return read_text_pairs(stage.data, stage.rows_per_subset)
 
-    def make(model, args, **kwargs):
-        return DistillationTrainer(model, args, teacher=found[0] if found else None, **kwargs)
 
-    run_command(make, DistillationConfig, read_rows, arguments)
+def prepare_teacher(rows: Dataset, args: DistillationConfig) -> dict:
+    """The trainer's `teacher`, where it needs one: made here, it is done before the student needs the memory.
+
+    Raises:
+        ValueError: the recipe names no teacher.
+    """
+    if args.baseline:
+        return {}
+    if args.teacher is None:
+        raise ValueError("name the teacher, a sentence-transformers model (`teacher`), or set `baseline`.")
+
+    options = {"trust_remote_code": args.teacher_trust_remote_code}
+    if args.teacher_dtype:
+        options["model_kwargs"] = {"dtype": args.teacher_dtype}
+    teacher = encode_teacher(
+        args.teacher,
+        distinct_texts(rows),
+        out=args.teacher_embeddings or f"{args.output_dir}/teacher",
+        prompt=args.teacher_prompt,
+        batch_size=args.teacher_batch_size,
+        **options,
+    )
+    return {"teacher": teacher}
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
-"""What the embedding stages share: the batch as a table, the gradient cache, one global loss over all ranks."""
+"""What the embedding stages share: the batch as a table, the gradient cache, one global loss over all ranks.
+
+A stage is a subclass of [`EmbeddingTrainer`] with a `loss` module and a `loss_of` that applies it to the table.
+"""
 
 import warnings
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
 from ..data.samplers import HomogeneousSampler
 from .adapters import adapted
 from .gathered_table import GatheredTable
-from .gradient_cache import cached_loss
+from .gradient_cache import ChunkEncoder, cached_loss
 from .losses import LossOutput, MatryoshkaLoss
 from .metered_trainer import MeteredTrainer
 from .sharding import in_lockstep
@@ -20,9 +24,20 @@ from .sharding import in_lockstep
 class EmbeddingConfig(TrainingArguments):
     """Arguments of every embedding stage, beside those of `TrainingArguments`.
 
-    NOTE: `remove_unused_columns` is always off, and these defaults differ: `learning_rate` 1e-4, `logging_steps` 10,
-    `warmup_steps` 0.1 (a share), `bf16` where it is faster, `ddp_find_unused_parameters`
-    on (a chunk without images leaves the vision tower idle).
+    `remove_unused_columns` is always off, and these defaults differ from those of `TrainingArguments`: `learning_rate`
+    1e-4, `logging_steps` 10, `warmup_steps` 0.1 (a share), `bf16` where it is faster, `ddp_find_unused_parameters` on
+    (a chunk without images leaves the vision tower idle).
+
+    Args:
+        batch_tokens (`int`, defaults to 8192): most padded tokens of one chunk, which bound the memory of a step.
+        graph_tokens (`int`, defaults to 0): padded tokens whose graphs are kept instead of being run again; see
+            [`~unime.trainers.gradient_cache.cached_loss`].
+        max_length (`int`, *optional*): cut texts so that items have at most that many tokens.
+        resolution (`str`, *optional*): resolution policy of training images; the processor's by default.
+        matryoshka_dims (`list[int]`, *optional*): widths of the prefixes that are trained too; the full width must be
+            among them.
+        homogeneous_batches (`bool`, defaults to `True`): fill each batch from one data set.
+        token_budget (`int`, *optional*): the earlier name of `batch_tokens`; deprecated.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate."})
@@ -55,8 +70,10 @@ class EmbeddingConfig(TrainingArguments):
     def __post_init__(self):
         if self.token_budget is not None:
             warnings.warn("`token_budget` is now called `batch_tokens`.", FutureWarning, stacklevel=3)
-            self.batch_tokens, self.token_budget = self.token_budget, None
-        self.remove_unused_columns = False
+            self.batch_tokens = self.token_budget
+            self.token_budget = None  # a saved and read configuration does not warn again
+
+        self.remove_unused_columns = False  # a row is a nested example, not arguments of the model
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = fast_bf16() and not self.fp16
@@ -71,7 +88,10 @@ def fast_bf16() -> bool:
 
 
 class EmbeddingTrainer(MeteredTrainer):
-    """Base of the embedding trainers; a subclass has a `loss` and says how it is taken over the gathered table.
+    """Base of the embedding trainers: a subclass sets `self.loss` and defines [`loss_of`].
+
+    Every item of a batch is encoded once, in chunks of bounded size, and the loss is taken over the items of all ranks
+    ([`~unime.trainers.gradient_cache.cached_loss`]).
 
     Args:
         model (`UniMEModel`, possibly wrapped by PEFT): the embedder.
@@ -80,6 +100,22 @@ class EmbeddingTrainer(MeteredTrainer):
         processing_class (`UniMEProcessor`, *optional*): the model's own by default.
         peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
         max_negatives (`int`, *optional*): encode only the first explicit negatives of each row.
+        kwargs: further arguments of `Trainer`.
+
+    Raises:
+        ValueError: one process sees several GPUs, which `Trainer` would use with `DataParallel`.
+
+    Example:
+
+    ```python
+    class MyTrainer(EmbeddingTrainer):
+        def __init__(self, model, args, **kwargs):
+            super().__init__(model, args, **kwargs)
+            self.loss = self.at_all_widths(HardNegativeInfoNCE())
+
+        def loss_of(self, embeddings, table):
+            return self.loss(embeddings, table.query, table.positive, table.negatives)
+    ```
     """
 
     def __init__(
@@ -99,9 +135,18 @@ class EmbeddingTrainer(MeteredTrainer):
             )
         processor = processing_class or model.processor
         model = adapted(model, peft_config, args.seed)
-        collator = kwargs.pop("data_collator", None) or EmbeddingCollator(
-            processor, args.batch_tokens, args.max_length, max_negatives, model.config.length_boundary, args.resolution
-        )
+
+        collator = kwargs.pop("data_collator", None)
+        if collator is None:
+            collator = EmbeddingCollator(
+                processor,
+                batch_tokens=args.batch_tokens,
+                max_length=args.max_length,
+                max_negatives=max_negatives,
+                length_boundary=model.config.length_boundary,
+                resolution=args.resolution,
+            )
+
         super().__init__(
             model=model,
             args=args,
@@ -112,75 +157,94 @@ class EmbeddingTrainer(MeteredTrainer):
             **kwargs,
         )
 
-    def at_all_widths(self, loss):
-        """The loss, or its mean over the Matryoshka widths of the recipe."""
-        return MatryoshkaLoss(loss, self.args.matryoshka_dims) if self.args.matryoshka_dims else loss
+    def at_all_widths(self, loss: nn.Module) -> nn.Module:
+        """The loss, or its mean over the widths of `args.matryoshka_dims` where these are set."""
+        if not self.args.matryoshka_dims:
+            return loss
+        return MatryoshkaLoss(loss, self.args.matryoshka_dims)
 
-    def loss_of(self, embeddings: torch.Tensor, table: "GatheredTable") -> LossOutput:
-        """The loss over all ranks' rows; `embeddings` `[T, D]` is the gathered table."""
+    def loss_of(self, embeddings: torch.Tensor, table: GatheredTable) -> LossOutput:
+        """The loss over all ranks' rows. A subclass defines it.
+
+        Args:
+            embeddings (`Tensor` `[T, D]`): of the items of all ranks.
+            table (`GatheredTable`): says which of them are queries, positives and negatives.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define `loss_of`.")
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss over the batches of all ranks; its `backward()` runs step 3 of the gradient cache."""
         batch: Batch = inputs["batch"]
-        device, results = self.args.device, []
+        device = self.args.device
         table = GatheredTable(batch, device)
+
+        # embeddings come in the order of the chunks, and some of them may count for nothing
         chunks, order = self._chunks(batch)
-        real = torch.tensor([row for row, item in enumerate(order) if item is not None], device=device)
-        items = torch.tensor([item for item in order if item is not None], device=device)
+        rows = torch.nonzero(order >= 0).squeeze(1).to(device)  # [t]
+        items = order[order >= 0].to(device)  # [t]
 
-        def whole_loss(encoded):  # [t, D] in the order of the chunks
-            local = torch.empty_like(encoded[: len(items)]).index_copy(0, items, encoded[real])
-            results.append(self.loss_of(table.gather(local), table))
-            return results[-1].loss
+        def loss_over_all_ranks(encoded: torch.Tensor) -> LossOutput:
+            embeddings = torch.empty_like(encoded[: len(items)]).index_copy(0, items, encoded[rows])  # [t, D]
+            return self.loss_of(table.gather(embeddings), table)
 
-        loss = cached_loss(
-            model,
-            self.accelerator.unwrap_model(model),
+        encoder = ChunkEncoder(model, device, self.accelerator.autocast, lockstep=self.is_deepspeed_enabled)
+        output = cached_loss(
+            encoder,
             chunks,
-            whole_loss,
-            device,
-            gradient_scale=table.world_size,
+            loss_over_all_ranks,
+            gradient_scale=table.world_size,  # DDP averages over ranks, and each has the gradient of its slice only
             graph_tokens=self.args.graph_tokens,
-            autocast=self.accelerator.autocast,
-            lockstep=self.is_deepspeed_enabled,
             parameters=list(self.loss.parameters()),
         )
-        if not torch.isfinite(loss):
+        if not torch.isfinite(output.loss):
             raise ValueError(
-                f"the loss is {loss.item()} after step {self.state.global_step}, on {sorted(set(batch.dataset))}."
+                f"the loss is {output.loss.item()} after step {self.state.global_step}, on "
+                f"{sorted(set(batch.dataset))}."
             )
-        self._record("train" if model.training else "eval", results[-1].metrics, batch)
+
+        self._record("train" if model.training else "eval", output.metrics, batch)
         if model.training:
             self.count(len(batch.hashes), batch.tokens)
-        return (loss, {}) if return_outputs else loss
+        return (output.loss, {}) if return_outputs else output.loss
 
-    def _chunks(self, batch: Batch) -> tuple[list[dict], list[int | None]]:
-        """The chunks to run, and the table index of each row in them; None for what only keeps ranks in step."""
-        order = iter(batch.order.tolist())
-        chunks = [(tensors, [next(order) for _ in tensors["input_ids"]]) for tensors in batch.chunks]
-        if self.is_deepspeed_enabled:
-            chunks = in_lockstep(
-                chunks,
-                has_images=lambda chunk: "pixel_values" in chunk[0],
-                spare=lambda with_image: (self.spare_inputs(with_image), [None]),
-                device=self.args.device,
-            )
-        return [tensors for tensors, _ in chunks], [item for _, items in chunks for item in items]
+    def _chunks(self, batch: Batch) -> tuple[list[dict], torch.Tensor]:
+        """The chunks to run, and for each row of them its index in the table, -1 where it counts for nothing."""
+        if not self.is_deepspeed_enabled:
+            return batch.chunks, batch.order
+
+        # each chunk with the indices of its rows, and small ones where other ranks run more
+        sizes = [len(tensors["input_ids"]) for tensors in batch.chunks]
+        chunks = list(zip(batch.chunks, batch.order.split(sizes)))
+        chunks = in_lockstep(
+            chunks,
+            has_images=lambda chunk: "pixel_values" in chunk[0],
+            spare=lambda with_image: (self.spare_inputs(with_image), torch.tensor([-1])),
+            device=self.args.device,
+        )
+        tensors, indices = zip(*chunks)
+        return list(tensors), torch.cat(indices)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss of an evaluation batch; there are neither logits nor labels."""
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
     def _record(self, mode: str, metrics: dict, batch: Batch):
+        """Notes the figures of a batch for the next log entry; `mode` is `"train"` or `"eval"`."""
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         self._metrics[mode]["distinct_items"].append(len(batch.hashes))
         self._metrics[mode]["padded_share"].append(1 - batch.tokens / batch.padded_tokens)
 
     def _get_train_sampler(self, train_dataset=None):
-        train_dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if train_dataset is None:
+            train_dataset = self.train_dataset
         if not self.args.homogeneous_batches:
             return super()._get_train_sampler(train_dataset)
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+        # a block is what all ranks together read in one step
         block = self._train_batch_size * self.args.world_size
+        seed = self.args.data_seed
+        if seed is None:
+            seed = self.args.seed
         return HomogeneousSampler(train_dataset["dataset"], block, seed)

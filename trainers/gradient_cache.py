@@ -1,65 +1,221 @@
 """Contrastive batches of any size in the memory of one chunk (GradCache, 2101.06983).
 
-Pass 1 encodes all chunks without a graph, the loss is taken over the whole table of embeddings, and pass 2 encodes
-chunk by chunk with a graph and feeds in the cached gradients. The result equals the gradient of the full batch.
-Three things are not done twice: chunks whose graph fits into `graph_tokens` keep it from pass 1 (at least the last
-one does), and the features of a frozen vision tower are computed once and reused in pass 2.
+A contrastive loss compares all items of a batch, so it cannot be taken chunk by chunk. [`cached_loss`] does what the
+paper does instead:
+
+1. it encodes all chunks without a graph;
+2. it takes the loss over the whole table of embeddings, and its gradient with respect to the embeddings;
+3. it encodes chunk by chunk with a graph, and feeds in the cached gradients.
+
+The result equals the gradient of the full batch. Two things are not done twice: chunks whose graphs fit into
+`graph_tokens` keep them from step 1 (the last chunk always does), and the features of a frozen vision tower are
+computed once and used again in step 3.
 """
 
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..vlm_unime import image_inputs, vision_parameters
 from .adapters import vlm_of
+from .losses import LossOutput
+
+
+@dataclass(frozen=True)
+class ChunkEncoder:
+    """How chunks are encoded: the model, and what a trainer puts around it.
+
+    Args:
+        model (`nn.Module`): the embedder, possibly wrapped (DDP, DeepSpeed, PEFT); its output has `embeddings`.
+        device (`torch.device`): where it runs.
+        autocast (`Callable`, defaults to `nullcontext`): makes the mixed-precision context in which `model` runs its
+            forward; the vision tower, when it runs by itself, runs in such a context too.
+        lockstep (`bool`, defaults to `False`): all ranks must run as many forwards, as DeepSpeed wants.
+    """
+
+    model: nn.Module
+    device: torch.device
+    autocast: Callable = nullcontext
+    lockstep: bool = False
+
+    @property
+    def is_ddp(self) -> bool:
+        """Whether the gradients of several ranks are reduced by DDP."""
+        return isinstance(self.model, DistributedDataParallel)
+
+    def reducing(self, enabled: bool):
+        """A context for a forward: its backward reduces the gradients under DDP, or leaves them on their rank."""
+        if self.is_ddp and not enabled:
+            return self.model.no_sync()
+        return nullcontext()
+
+
+def cached_loss(
+    encoder: ChunkEncoder,
+    chunks: Sequence[dict],
+    loss_of: Callable[[torch.Tensor], LossOutput],
+    gradient_scale: float = 1.0,
+    graph_tokens: int = 0,
+    parameters: Sequence[nn.Parameter] = (),
+) -> LossOutput:
+    """The loss over the embeddings of all chunks; its `backward()` runs step 3 of the cache.
+
+    Args:
+        encoder (`ChunkEncoder`): runs the chunks.
+        chunks (`list[dict]`): keyword tensors of the model, on any device.
+        loss_of: maps embeddings `[T, D]`, in the order of the chunks, to a [`LossOutput`].
+        gradient_scale (`float`, defaults to 1): multiplies the gradient of the embeddings, not the returned loss.
+        graph_tokens (`int`, defaults to 0): padded tokens whose graphs may be kept from step 1; the last chunk's
+            always is.
+        parameters: of the loss itself, the same on all ranks; they get their gradient as it is, not scaled.
+
+    Returns:
+        [`LossOutput`]: the metrics, and the loss without the graph of the chunks. `backward()` on it (also through
+        `accelerator.backward`, with whatever scaling) accumulates the gradients of `gradient_scale * loss` in the
+        model's parameters; under DDP they are reduced exactly once. Without gradients enabled, there is no step 3.
+
+    Example:
+
+    ```python
+    loss = HardNegativeInfoNCE()
+    encoder = ChunkEncoder(model, model.device)
+    output = cached_loss(encoder, chunks, lambda embeddings: loss(embeddings, query, positive))
+    output.loss.backward()
+    ```
+    """
+    vision = frozen_vision(extract_model_from_parallel(encoder.model))
+    repeatable = [_RepeatableChunk(tensors, encoder, vision) for tensors in chunks]
+    if not torch.is_grad_enabled():
+        return loss_of(torch.cat([chunk.encode() for chunk in repeatable]))
+    first_kept = _first_kept_graph(encoder, chunks, graph_tokens)
+
+    # step 1: encode all chunks, only the last ones with a graph
+    outputs = []
+    for number, chunk in enumerate(repeatable):
+        with torch.set_grad_enabled(number >= first_kept), encoder.reducing(len(chunks) == 1):
+            outputs.append(chunk.encode())  # [N, D]
+
+    # step 2: the loss over the whole table, and its gradient with respect to the embeddings
+    leaves = [output.detach().requires_grad_() for output in outputs]
+    result = loss_of(torch.cat(leaves))  # of [T, D]
+    gradients = torch.autograd.grad(result.loss, [*leaves, *parameters])
+    chunk_gradients = gradients[: len(leaves)]
+    parameter_gradients = gradients[len(leaves) :]
+
+    # step 3: encode chunk by chunk with a graph, and feed in the cached gradients
+    def feed_gradients(scale: torch.Tensor):
+        # the loss's own parameters need no second pass
+        for parameter, gradient in zip(parameters, parameter_gradients):
+            gradient = gradient * scale
+            if parameter.grad is not None:
+                gradient = parameter.grad + gradient
+            parameter.grad = gradient
+
+        with torch.enable_grad():
+            # these chunks have their graphs from step 1
+            for output, gradient in zip(outputs[first_kept:], chunk_gradients[first_kept:]):
+                output.backward(gradient * (scale * gradient_scale))
+
+            # these run again; under DDP the backward of the last one reduces all that has been accumulated
+            for number in range(first_kept):
+                with encoder.reducing(number == first_kept - 1):
+                    output = repeatable[number].encode_again()
+                output.backward(chunk_gradients[number] * (scale * gradient_scale))
+
+    # step 3 is a hook on the loss: it runs in the caller's `backward`, with the caller's scale of the loss
+    loss = result.loss.detach().requires_grad_()
+    loss.register_hook(feed_gradients)
+    return LossOutput(loss, result.metrics)
+
+
+def _first_kept_graph(encoder: ChunkEncoder, chunks: Sequence[dict], graph_tokens: int) -> int:
+    """The number of the first chunk whose graph is kept from step 1; those behind it keep theirs too."""
+    sizes = [chunk["input_ids"].numel() for chunk in chunks]  # padded tokens
+
+    # from the last chunk to the front, as far as the tokens reach
+    first = len(chunks) - 1
+    kept_tokens = sizes[first]
+    while first > 0 and kept_tokens + sizes[first - 1] <= graph_tokens:
+        first -= 1
+        kept_tokens += sizes[first]
+
+    # DDP reduces in the backward of the forward that ran last: one chunk must be left for step 3
+    if encoder.is_ddp and len(chunks) > 1:
+        first = max(first, 1)
+
+    # ranks that run as many forwards keep as many graphs
+    if encoder.lockstep and dist.is_initialized():
+        greatest = torch.tensor(first, device=encoder.device)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+        first = int(greatest)
+    return first
+
+
+class _RepeatableChunk:
+    """A chunk that can be encoded twice: on the device while it runs, its frozen vision features computed once."""
+
+    def __init__(self, tensors: dict, encoder: ChunkEncoder, vision):
+        self.tensors = tensors
+        self.encoder = encoder
+        self.vision = vision  # the VLM with a frozen tower, or None
+        self.features = None
+        self.random_state = None
+
+    def encode(self) -> torch.Tensor:
+        """The embeddings `[N, D]` of the chunk's items."""
+        device = self.encoder.device
+        inputs = {key: value.to(device, non_blocking=True) for key, value in self.tensors.items()}
+        if self.vision is not None and "pixel_values" in inputs:
+            inputs["mm_encoder_outputs"] = {"image": self._vision_features(inputs)}
+            del inputs["pixel_values"]
+
+        # noted after the tower, which does not run again
+        if self.random_state is None:
+            self.random_state = RandomState(device)
+        return self.encoder.model(**inputs).embeddings
+
+    def encode_again(self) -> torch.Tensor:
+        """The same embeddings with the same dropout."""
+        with self.random_state.replayed():
+            return self.encode()
+
+    def _vision_features(self, inputs: dict):
+        if self.features is None:
+            images = image_inputs(self.vision, inputs)
+            with torch.no_grad(), self.encoder.autocast():
+                self.features = self.vision.get_image_features(**images, return_dict=True)
+        return self.features
 
 
 class RandomState:
-    """The random state of the CPU and of one accelerator at the moment of creation."""
+    """The random state of the CPU and of one accelerator at the moment of creation.
+
+    Args:
+        device (`torch.device`): the accelerator; for a CPU there is only the one state.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
-        self.module = None if device.type == "cpu" else torch.get_device_module(device)
-        self.cpu = torch.get_rng_state()
-        self.accelerator = None if self.module is None else self.module.get_rng_state(device)
+        self.accelerators = [] if device.type == "cpu" else [device]
+        self.module = torch.get_device_module(device)
+        self.cpu_state = torch.get_rng_state()
+        self.accelerator_states = [self.module.get_rng_state(device) for device in self.accelerators]
 
     @contextmanager
     def replayed(self):
         """Runs the body with that state and restores the present one afterwards."""
-        devices = [] if self.module is None else [self.device]
-        with torch.random.fork_rng(devices=devices, device_type=self.device.type if devices else "cuda"):
-            torch.set_rng_state(self.cpu)
-            if self.module is not None:
-                self.module.set_rng_state(self.accelerator, self.device)
+        with torch.random.fork_rng(devices=self.accelerators, device_type=self.device.type):
+            torch.set_rng_state(self.cpu_state)
+            for device, state in zip(self.accelerators, self.accelerator_states):
+                self.module.set_rng_state(state, device)
             yield
-
-
-class _Chunk:
-    """One chunk of a step: moved to the device only while it runs, its frozen vision features computed once."""
-
-    def __init__(self, tensors: dict, model, vlm, device, autocast):
-        self.tensors, self.model, self.vlm, self.device, self.autocast = tensors, model, vlm, device, autocast
-        self.features, self.state = None, None
-
-    def encode(self) -> torch.Tensor:
-        inputs = {key: value.to(self.device, non_blocking=True) for key, value in self.tensors.items()}
-        if self.vlm is not None and "pixel_values" in inputs:
-            if self.features is None:
-                with torch.no_grad(), self.autocast():
-                    self.features = self.vlm.get_image_features(**image_inputs(self.vlm, inputs), return_dict=True)
-            del inputs["pixel_values"]
-            inputs["mm_encoder_outputs"] = {"image": self.features}
-        if self.state is None:  # after the tower, which does not run again
-            self.state = RandomState(self.device)
-        return self.model(**inputs).embeddings
-
-    def again(self) -> torch.Tensor:
-        with self.state.replayed():
-            return self.encode()
 
 
 def frozen_vision(model):
@@ -67,75 +223,6 @@ def frozen_vision(model):
     vlm = vlm_of(model)
     if "mm_encoder_outputs" not in inspect.signature(vlm.forward).parameters:
         return None
-    return None if any(p.requires_grad for p in vision_parameters(vlm)) else vlm
-
-
-def cached_loss(
-    model,
-    unwrapped,
-    chunks: list[dict],
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
-    device: torch.device,
-    gradient_scale: float = 1.0,
-    graph_tokens: int = 0,
-    autocast: Callable = nullcontext,
-    lockstep: bool = False,
-    parameters: Sequence[torch.nn.Parameter] = (),
-) -> torch.Tensor:
-    """The loss over the embeddings of all chunks, as a scalar whose backward runs pass 2.
-
-    Args:
-        model: what is called, possibly wrapped (DDP); returns an output with `embeddings`.
-        unwrapped: the bare model inside, to look at its parameters.
-        chunks (`list[dict]`): keyword tensors of the model, on any device.
-        loss_of: maps embeddings `[T, D]`, in the order of the chunks, to a scalar loss.
-        gradient_scale (`float`): multiplies the gradient, not the returned value.
-        autocast: makes the mixed-precision context in which `model` runs its forward.
-        graph_tokens (`int`): padded tokens whose graphs may be kept from pass 1; the last chunk's always is.
-        lockstep (`bool`): all ranks must run as many forwards, as DeepSpeed wants: they keep as many graphs.
-        parameters: of the loss itself, the same on all ranks; they get their gradient as it is, not scaled.
-
-    Returns:
-        Detached scalar. `backward()` on it (also through `accelerator.backward`, with whatever scaling) accumulates
-        the gradients of `gradient_scale * loss` in the parameters; under DDP they are reduced exactly once.
-    """
-    ddp = isinstance(model, DistributedDataParallel)
-    quiet = model.no_sync if ddp else nullcontext
-    vision = frozen_vision(unwrapped)
-    work = [_Chunk(tensors, model, vision, device, autocast) for tensors in chunks]
-    if not torch.is_grad_enabled():
-        return loss_of(torch.cat([chunk.encode() for chunk in work]))
-
-    kept = len(work) - 1  # the first chunk whose graph is kept from pass 1
-    room = graph_tokens - chunks[-1]["input_ids"].numel()
-    while kept > 0 and (room := room - chunks[kept - 1]["input_ids"].numel()) >= 0:
-        kept -= 1
-    if ddp and len(work) > 1:  # DDP reduces in the backward of the forward that ran last: one chunk is left for that
-        kept = max(kept, 1)
-    if lockstep and dist.is_initialized():
-        most = torch.tensor(kept, device=device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        kept = int(most)
-    outputs = []
-    for number, chunk in enumerate(work):
-        with torch.set_grad_enabled(number >= kept), quiet() if len(work) > 1 else nullcontext():
-            outputs.append(chunk.encode())
-    leaves = [output.detach().requires_grad_() for output in outputs]
-    loss = loss_of(torch.cat(leaves))
-    gradients = torch.autograd.grad(loss, [*leaves, *parameters])
-
-    def second_pass(scale):
-        for parameter, gradient in zip(parameters, gradients[len(leaves) :]):
-            gradient = gradient * scale
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        with torch.enable_grad():
-            for output, gradient in zip(outputs[kept:], gradients[kept : len(leaves)]):
-                output.backward(gradient * (scale * gradient_scale))
-            for number in range(kept):
-                with quiet() if number < kept - 1 else nullcontext():
-                    output = work[number].again()
-                output.backward(gradients[number] * (scale * gradient_scale))
-
-    total = loss.detach().requires_grad_()
-    total.register_hook(second_pass)
-    return total
+    if any(parameter.requires_grad for parameter in vision_parameters(vlm)):
+        return None
+    return vlm

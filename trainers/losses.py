@@ -12,13 +12,23 @@ from ..prompts_unime import one_of
 
 @dataclass
 class LossOutput:
-    """A scalar `loss` with its graph, and detached `metrics` by name."""
+    """What a loss returns.
+
+    Args:
+        loss (`Tensor`): scalar, with its graph.
+        metrics (`dict[str, float]`): figures for the logs by name; NaN where a batch has nothing to measure.
+    """
 
     loss: torch.Tensor
     metrics: dict[str, float]
 
 
 def positive_number(name: str, value: float) -> float:
+    """Returns the value of an option, which must be above 0.
+
+    Raises:
+        ValueError: it is not; the message has the option's `name`.
+    """
     if value <= 0:
         raise ValueError(f"{name} must be positive, got {value}.")
     return value
@@ -78,7 +88,8 @@ class HardNegativeInfoNCE(nn.Module):
         self.threshold = one_of("threshold", threshold, "relative", "absolute")
         self.shortage = one_of("shortage", shortage, "mask", "duplicate", "released")
         self.selection = one_of("selection", selection, "hard", "random", "easy")
-        self.symmetric, self.hardness = symmetric, hardness
+        self.symmetric = symmetric
+        self.hardness = hardness
 
     def forward(self, embeddings, query, positive, negatives=None, temperature=None, seed: int = 0) -> LossOutput:
         """Computes the loss.
@@ -90,77 +101,116 @@ class HardNegativeInfoNCE(nn.Module):
             seed (`int`): of `"random"` selection; what all ranks know of the batch, such as the sum of its hashes.
         """
         forward = self._released if self.shortage == "released" else self._direction
-        temperature = self.temperature if temperature is None else temperature[:, None]
+        temperature = self.temperature if temperature is None else temperature[:, None]  # a number, or [B, 1]
         output = forward(embeddings, query, positive, negatives, temperature, seed)
+
         if self.symmetric:
-            back = forward(embeddings, positive, query, None, temperature, seed)
-            output.loss = (output.loss + back.loss) / 2
+            reverse = forward(embeddings, positive, query, None, temperature, seed)
+            output.loss = (output.loss + reverse.loss) / 2
         return output
 
     def _direction(self, embeddings, query, positive, negatives, temperature, seed) -> LossOutput:
-        pool = positive if negatives is None else torch.cat([positive, negatives[negatives >= 0]])
-        candidates, slot = pool.unique(return_inverse=True)  # [C]
-        slot = slot[: len(positive)]  # [B] where each row's positive stands among the candidates
+        """The loss from queries to candidates: steps 1 to 4 of the class."""
+        # equal candidates are one: [C] of them, and the place of each row's positive among these
+        pool = positive
+        if negatives is not None:
+            pool = torch.cat([positive, negatives[negatives >= 0]])
+        candidates, places = pool.unique(return_inverse=True)
+        positive_places = places[: len(positive)]  # [B]
+
         scores = embeddings[query] @ embeddings[candidates].T  # [B, C]
-        positive_scores = scores.gather(1, slot[:, None])  # [B, 1]
+        positive_scores = scores.gather(1, positive_places[:, None])  # [B, 1]
 
         with torch.no_grad():
+            # 1. a row's positive, and those of the other rows with the same query
             same_query = query[:, None] == query[None, :]  # [B, B]
-            known = torch.zeros_like(scores).index_add_(1, slot, same_query.to(scores.dtype)) > 0  # [B, C]
-            false_negative = self._too_similar(scores, positive_scores) & ~known
-            allowed = ~known & ~false_negative
-            kept = min(self.num_hard_negatives or scores.shape[1], scores.shape[1])
-            chosen = self._preference(scores, seed).masked_fill(~allowed, float("-inf"))
-            chosen = chosen.topk(kept, dim=1).indices  # [B, k]
-            missing = ~allowed.gather(1, chosen)
-            if self.shortage == "duplicate":
-                survivors = (~missing).sum(1, keepdim=True)  # [B, 1]; they come first
-                again = torch.arange(kept, device=chosen.device) % survivors.clamp(min=1)  # [B, k]
-                chosen, missing = chosen.gather(1, again), (survivors == 0).expand_as(missing)
+            counts = torch.zeros_like(scores).index_add_(1, positive_places, same_query.to(scores.dtype))
+            is_positive = counts > 0  # [B, C]
 
-        negative_scores = scores.gather(1, chosen).masked_fill(missing, float("-inf"))  # [B, k]
-        duplicates = (known.sum(1) - 1).float().mean().item() + (len(slot) - len(slot.unique())) / len(slot)
-        filtered = (false_negative.sum() / (~known).sum().clamp(min=1)).item()
-        return self._cross_entropy(positive_scores, negative_scores, temperature, filtered, duplicates)
+            # 2. what is so similar that it is probably right
+            false_negative = self._too_similar(scores, positive_scores) & ~is_positive  # [B, C]
+
+            # 3. the negatives among the rest
+            selected, missing = self._select(scores, ~is_positive & ~false_negative, seed)  # [B, k], [B, k]
+
+        # 4. the loss
+        negative_scores = scores.gather(1, selected).masked_fill(missing, float("-inf"))  # [B, k]
+        output = self._cross_entropy(positive_scores, negative_scores, temperature)
+
+        # masked without being the row's own positive: positives of equal queries, and copies of the positive
+        others = (is_positive.sum(1) - 1).float().mean().item()
+        copies = (len(positive_places) - len(positive_places.unique())) / len(positive_places)
+        output.metrics["filtered_share"] = (false_negative.sum() / (~is_positive).sum().clamp(min=1)).item()
+        output.metrics["duplicates_masked"] = others + copies
+        return output
+
+    def _select(self, scores, allowed, seed):
+        """The candidates `[B, k]` that serve as negatives, and where `[B, k]` a row has too few that are allowed."""
+        count = self._number_of_negatives(scores.shape[1])
+        preference = self._preference(scores, seed).masked_fill(~allowed, float("-inf"))  # [B, C]
+        selected = preference.topk(count, dim=1).indices  # [B, k]
+        missing = ~allowed.gather(1, selected)  # [B, k]
+
+        if self.shortage == "duplicate":
+            # the allowed ones come first, and are counted through again and again
+            survivors = (~missing).sum(1, keepdim=True)  # [B, 1]
+            repeated = torch.arange(count, device=selected.device) % survivors.clamp(min=1)  # [B, k]
+            selected = selected.gather(1, repeated)
+            missing = (survivors == 0).expand_as(missing)
+        return selected, missing
 
     def _released(self, embeddings, query, positive, negatives, temperature, seed) -> LossOutput:
-        """The arithmetic of UniME's `loss.py`: only the diagonal is masked, and shortages are met with what is not."""
+        """The arithmetic of UniME's `loss.py`: only the diagonal is masked, and where too few candidates are left,
+        `topk` takes masked ones, with their scores."""
         scores = embeddings[query] @ embeddings[positive].T  # [B, B]
         positive_scores = scores.diagonal()[:, None]  # [B, 1]
+
         with torch.no_grad():
             diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-            false_negative = self._too_similar(scores, positive_scores) & ~diagonal
-            kept = min(self.num_hard_negatives or len(scores), len(scores))
-            order = scores.masked_fill(diagonal | false_negative, float("-inf")).topk(kept, dim=1).indices
-        filtered = (false_negative.sum() / (~diagonal).sum().clamp(min=1)).item()
-        return self._cross_entropy(positive_scores, scores.gather(1, order), temperature, filtered, 0.0)
+            false_negative = self._too_similar(scores, positive_scores) & ~diagonal  # [B, B]
+            candidates = scores.masked_fill(diagonal | false_negative, float("-inf"))
+            selected = candidates.topk(self._number_of_negatives(len(scores)), dim=1).indices  # [B, k]
+
+        output = self._cross_entropy(positive_scores, scores.gather(1, selected), temperature)
+        output.metrics["filtered_share"] = (false_negative.sum() / (~diagonal).sum().clamp(min=1)).item()
+        output.metrics["duplicates_masked"] = 0.0
+        return output
+
+    def _number_of_negatives(self, candidates: int) -> int:
+        """k, or all candidates where there are fewer or no k is set."""
+        return min(self.num_hard_negatives or candidates, candidates)
 
     def _too_similar(self, scores, positive_scores):
+        """Where `[B, C]` a candidate is above the threshold of its row."""
         if self.false_negative_margin is None:
             return torch.zeros_like(scores, dtype=torch.bool)
         base = positive_scores if self.threshold == "relative" else 0.0
         return scores > base + self.false_negative_margin
 
     def _preference(self, scores, seed):
+        """Numbers `[B, C]` of which the greatest are selected."""
         if self.selection == "random":
             generator = torch.Generator().manual_seed(seed % 2**63)
             return torch.rand(scores.shape, generator=generator).to(scores)
         return -scores if self.selection == "easy" else scores
 
-    def _cross_entropy(self, positive_scores, negative_scores, temperature, filtered, duplicates) -> LossOutput:
+    def _cross_entropy(self, positive_scores, negative_scores, temperature) -> LossOutput:
+        """The loss from scores `[B, 1]` and `[B, k]`; a negative at minus infinity does not count."""
         missing = negative_scores.isinf()  # [B, k]
         finite = negative_scores.masked_fill(missing, 0)  # infinity over a learnable temperature has no gradient
         negative_logits = finite / temperature + self.hardness * finite.detach()
         logits = torch.cat([positive_scores / temperature, negative_logits.masked_fill(missing, float("-inf"))], dim=1)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 has too few digits here
-        loss = F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
-        hardest = negative_scores.detach().amax(dim=1)
-        some = ~hardest.isinf()
+
+        # the positive stands in column 0
+        targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        loss = F.cross_entropy(logits, targets)
+
+        hardest = negative_scores.detach().amax(dim=1)  # [B]
+        hardest = hardest[~hardest.isinf()]
         metrics = {
             "positive_similarity": positive_scores.mean().item(),
-            "hardest_negative_similarity": hardest[some].mean().item() if some.any() else float("nan"),
-            "filtered_share": filtered,
-            "duplicates_masked": duplicates,
+            "hardest_negative_similarity": hardest.mean().item() if len(hardest) else float("nan"),
         }
         return LossOutput(loss, metrics)
 
@@ -169,22 +219,39 @@ class MatryoshkaLoss(nn.Module):
     """The mean of a loss over prefixes of the embeddings, each normalised again (2205.13147).
 
     Args:
-        loss (`nn.Module`): takes a table of unit-norm embeddings first.
+        loss (`nn.Module`): takes a table of unit-norm embeddings first and returns a [`LossOutput`].
         dims (`list[int]`): widths of the prefixes.
+
+    Example:
+
+    ```python
+    loss = MatryoshkaLoss(HardNegativeInfoNCE(), dims=[2048, 512, 128])
+    output = loss(embeddings, query=torch.tensor([0, 1]), positive=torch.tensor([2, 3]))
+    ```
     """
 
     def __init__(self, loss: nn.Module, dims: list[int]):
         super().__init__()
         if not dims or min(dims) < 1:
             raise ValueError(f"dims must be positive widths, got {dims}.")
-        self.loss, self.dims = loss, sorted(dims, reverse=True)
+        self.loss = loss
+        self.dims = sorted(dims, reverse=True)
 
     def forward(self, embeddings, *args, **kwargs) -> LossOutput:
-        """As the loss it wraps; the metrics are those of the widest prefix."""
+        """Computes the loss. The arguments are those of the loss it wraps; the metrics are those of the widest prefix.
+
+        Raises:
+            ValueError: a prefix is wider than the embeddings.
+        """
         if self.dims[0] > embeddings.shape[1]:
             raise ValueError(f"Matryoshka width {self.dims[0]} exceeds the embedding's {embeddings.shape[1]}.")
-        outputs = [self.loss(F.normalize(embeddings[:, :dim], dim=-1), *args, **kwargs) for dim in self.dims]
-        return LossOutput(torch.stack([output.loss for output in outputs]).mean(), outputs[0].metrics)
+
+        outputs = []
+        for dim in self.dims:
+            prefix = F.normalize(embeddings[:, :dim], dim=-1)  # [T, dim]
+            outputs.append(self.loss(prefix, *args, **kwargs))
+        losses = torch.stack([output.loss for output in outputs])  # [number of widths]
+        return LossOutput(losses.mean(), outputs[0].metrics)
 
 
 class SimilarityDistillation(nn.Module):
@@ -200,6 +267,12 @@ class SimilarityDistillation(nn.Module):
         diagonal (`str`, defaults to `"masked"`): `"kept"` as printed, where each text's similarity with itself makes
             both rows one-hot at small temperatures and the loss dead.
         teacher_temperature (`float`, *optional*): of the teacher's rows; the same by default.
+
+    Example:
+
+    ```python
+    loss = SimilarityDistillation()(student_embeddings, teacher_embeddings).loss
+    ```
     """
 
     def __init__(
@@ -224,20 +297,33 @@ class SimilarityDistillation(nn.Module):
         """
         teacher = F.normalize(teacher.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
         student = embeddings.to(teacher.dtype)
-        ours, theirs = student @ student.T, teacher @ teacher.T  # [N, N]
-        mask = torch.eye(len(ours), dtype=torch.bool, device=ours.device) & (self.diagonal == "masked")
-        s = F.log_softmax((ours / self.temperature).masked_fill(mask, float("-inf")), dim=1)
-        t = F.log_softmax((theirs / self.teacher_temperature).masked_fill(mask, float("-inf")), dim=1)
+        student_scores = student @ student.T  # [N, N]
+        teacher_scores = teacher @ teacher.T  # [N, N]
+
+        # a text is not compared with itself, unless the diagonal is kept
+        diagonal = torch.eye(len(student), dtype=torch.bool, device=student.device)
+        mask = torch.zeros_like(diagonal)
+        if self.diagonal == "masked":
+            mask = diagonal
+
+        # S and T
+        log_s = masked_log_softmax(student_scores / self.temperature, mask)
+        log_t = masked_log_softmax(teacher_scores / self.teacher_temperature, mask)
+
         # a text alone in its batch has no other text to be compared with
-        terms = {
-            "student_teacher": lambda: kl(s, t, mask),
-            "teacher_student": lambda: kl(t, s, mask),
-            "symmetric": lambda: (kl(s, t, mask) + kl(t, s, mask)) / 2,
-        }
-        loss = terms[self.direction]().mean() if len(ours) > 1 else student.sum() * 0
-        off = ~torch.eye(len(ours), dtype=torch.bool, device=ours.device)
-        metrics = {"similarity_gap": (ours - theirs)[off].abs().mean().item() if len(ours) > 1 else 0.0}
-        return LossOutput(loss, metrics)
+        if len(student) == 1:
+            return LossOutput(student.sum() * 0, {"similarity_gap": 0.0})
+        loss = self._divergence(log_s, log_t, mask).mean()
+        gap = (student_scores - teacher_scores)[~diagonal].abs().mean().item()
+        return LossOutput(loss, {"similarity_gap": gap})
+
+    def _divergence(self, log_s, log_t, mask):
+        """`[N]` from log-probabilities `[N, N]`."""
+        if self.direction == "student_teacher":
+            return kl(log_s, log_t, mask)
+        if self.direction == "teacher_student":
+            return kl(log_t, log_s, mask)
+        return (kl(log_s, log_t, mask) + kl(log_t, log_s, mask)) / 2
 
 
 class JudgeAlignment(nn.Module):
@@ -261,6 +347,14 @@ class JudgeAlignment(nn.Module):
             scores of negatives as 1.0.
         in_batch_weight (`float`, defaults to 0): adds that much of a plain in-batch InfoNCE, in which copies of the
             positive are masked.
+
+    Example:
+
+    ```python
+    query, positive, negatives = torch.tensor([0]), torch.tensor([1]), torch.tensor([[2, 3]])
+    positive_score, negative_scores = torch.tensor([0.9]), torch.tensor([[0.4, 0.1]])
+    loss = JudgeAlignment()(embeddings, query, positive, negatives, positive_score, negative_scores).loss
+    ```
     """
 
     def __init__(
@@ -291,48 +385,81 @@ class JudgeAlignment(nn.Module):
             query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): rows of the table.
             positive_score (`Tensor` `[B]`), negative_scores (`Tensor` `[B, K]`): in [0, 1]; NaN where there is none.
         """
-        if self.order == "score" and negatives.shape[1]:
-            by_score = negative_scores.nan_to_num(nan=-1.0).masked_fill(negatives < 0, -2.0)
-            best = by_score.argsort(dim=1, descending=True, stable=True)
-            negatives, negative_scores = negatives.gather(1, best), negative_scores.gather(1, best)
-        negatives, negative_scores = negatives[:, : self.num_negatives], negative_scores[:, : self.num_negatives]
+        negatives, negative_scores = self._first_negatives(negatives, negative_scores)  # [B, k], [B, k]
         present = negatives >= 0  # [B, k]
         if self.unscored == "released":
             negative_scores = negative_scores.nan_to_num(nan=1.0)
-        usable = positive_score.isfinite() & (negative_scores.isfinite() | ~present).all(1) & present.any(1)  # [B]
-        if self.unscored == "drop":
-            usable &= ~(((negative_scores == 1) | ~present).all(1) & (positive_score < 1))
+
+        # from here on without the rows that have nothing to teach, b of which are left
+        usable = self._usable_rows(present, positive_score, negative_scores)  # [B]
         candidates = torch.cat([positive[:, None], negatives.clamp(min=0)], dim=1)[usable]  # [b, 1 + k]
-        scores = torch.einsum("bd,bcd->bc", embeddings[query[usable]], embeddings[candidates])
-        judged = torch.cat([positive_score[:, None], negative_scores], dim=1)[usable].to(scores)
-        mask = torch.cat([torch.zeros_like(present[:, :1]), ~present], dim=1)[usable]
+        mask = torch.cat([torch.zeros_like(present[:, :1]), ~present], dim=1)[usable]  # [b, 1 + k]
+        scores = torch.einsum("bd,bcd->bc", embeddings[query[usable]], embeddings[candidates])  # [b, 1 + k]
+        judged = torch.cat([positive_score[:, None], negative_scores], dim=1)[usable].to(scores)  # [b, 1 + k]
+
+        # P and Q over the candidates
         dtype = torch.promote_types(scores.dtype, torch.float32)
-        p = F.log_softmax((scores.to(dtype) / self.temperature).masked_fill(mask, float("-inf")), dim=1)
-        q = F.log_softmax((judged.to(dtype) / self.judge_temperature).masked_fill(mask, float("-inf")), dim=1)
-        loss = self._divergence(p, q, mask).mean() if len(p) else embeddings.sum() * 0
+        log_p = masked_log_softmax(scores.to(dtype) / self.temperature, mask)
+        log_q = masked_log_softmax(judged.to(dtype) / self.judge_temperature, mask)
+
+        # without a usable row there is still a gradient, of zero
+        loss = self._divergence(log_p, log_q, mask).mean() if len(candidates) else embeddings.sum() * 0
         if self.in_batch_weight:
             loss = loss + self.in_batch_weight * self.in_batch(embeddings, query, positive).loss
-        hardest = scores[:, 1:].masked_fill(mask[:, 1:], float("-inf"))
+
+        hardest = scores[:, 1:].masked_fill(mask[:, 1:], float("-inf"))  # [b, k]
         metrics = {
             "positive_similarity": scores[:, 0].mean().item(),
-            "hardest_negative_similarity": hardest.amax(1).mean().item() if len(p) else float("nan"),
+            "hardest_negative_similarity": hardest.amax(1).mean().item() if len(candidates) else float("nan"),
             "rows_left_out": (~usable).float().mean().item(),
         }
         return LossOutput(loss, metrics)
 
-    def _divergence(self, p, q, mask):
+    def _first_negatives(self, negatives, negative_scores):
+        """The k negatives that each row uses, and their scores."""
+        if self.order == "score" and negatives.shape[1]:
+            # padding goes last, before it what has no score
+            sort_key = negative_scores.nan_to_num(nan=-1.0).masked_fill(negatives < 0, -2.0)
+            by_score = sort_key.argsort(dim=1, descending=True, stable=True)
+            negatives = negatives.gather(1, by_score)
+            negative_scores = negative_scores.gather(1, by_score)
+        return negatives[:, : self.num_negatives], negative_scores[:, : self.num_negatives]
+
+    def _usable_rows(self, present, positive_score, negative_scores):
+        """Which rows `[B]` have all the judge's scores that they need; `present` `[B, k]` are their negatives."""
+        scored = (negative_scores.isfinite() | ~present).all(1)
+        usable = positive_score.isfinite() & scored & present.any(1)
+        if self.unscored == "drop":
+            # 1.0 for every negative is what UniME-V2's file says where none survived
+            invented = ((negative_scores == 1) | ~present).all(1) & (positive_score < 1)
+            usable &= ~invented
+        return usable
+
+    def _divergence(self, log_p, log_q, mask):
         """`[b]` from log-probabilities `[b, 1 + k]`."""
-        p, q = p.masked_fill(mask, 0.0), q.masked_fill(mask, 0.0)  # before arithmetic in which infinities meet
+        # before arithmetic in which infinities meet
+        log_p = log_p.masked_fill(mask, 0.0)
+        log_q = log_q.masked_fill(mask, 0.0)
+
         if self.divergence == "jeffreys":
-            return (kl(p, q, mask) + kl(q, p, mask)) / 2
+            return (kl(log_p, log_q, mask) + kl(log_q, log_p, mask)) / 2
         if self.divergence == "js":
-            middle = torch.logaddexp(p, q) - math.log(2)
-            return (kl(p, middle, mask) + kl(q, middle, mask)) / 2
-        floored_p, floored_q = (p.exp() + 1e-8).log(), (q.exp() + 1e-8).log()  # the targets' own logs are exact
-        return (kl(q, floored_p, mask) + kl(p, floored_q, mask)) / 2
+            log_middle = torch.logaddexp(log_p, log_q) - math.log(2)
+            return (kl(log_p, log_middle, mask) + kl(log_q, log_middle, mask)) / 2
+
+        # "released": each distribution is floored where it is the approximation, and exact where it is the target
+        floored_p = (log_p.exp() + 1e-8).log()
+        floored_q = (log_q.exp() + 1e-8).log()
+        return (kl(log_q, floored_p, mask) + kl(log_p, floored_q, mask)) / 2
+
+
+def masked_log_softmax(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities `[N, M]` of each row over the entries that are not masked, minus infinity at the others."""
+    return F.log_softmax(logits.masked_fill(mask, float("-inf")), dim=1)
 
 
 def kl(log_p: torch.Tensor, log_q: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """KL(P || Q) of each row `[N]` from log-probabilities `[N, M]`, over the entries that are not masked."""
-    log_p, log_q = log_p.masked_fill(mask, 0.0), log_q.masked_fill(mask, 0.0)
+    log_p = log_p.masked_fill(mask, 0.0)
+    log_q = log_q.masked_fill(mask, 0.0)
     return (log_p.exp().masked_fill(mask, 0.0) * (log_p - log_q)).sum(1)

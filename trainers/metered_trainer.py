@@ -17,6 +17,12 @@ class MeteredTrainer(Trainer):
 
     Logs also tell how many items and tokens all processes together train on in a second, as far as this process can
     tell: its own count times their number. Every save gets a model card.
+
+    Args:
+        args, kwargs: as in `Trainer`.
+
+    Raises:
+        ValueError: the launch asks for FSDP.
     """
 
     paper = "2504.17432"  # arXiv number, for the model card
@@ -26,36 +32,52 @@ class MeteredTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.is_fsdp_enabled:
             raise ValueError("FSDP could not be tested and is not supported; DeepSpeed ZeRO-3 shards the weights too.")
-        self.can_return_loss, self.label_names = True, []
+
+        # evaluation reports a loss, although no input is called a label
+        self.can_return_loss = True
+        self.label_names = []
+
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
-        self._processed, self._since = Counter(), None  # items and tokens trained on since the last log entry
+        self._processed = Counter()  # items and tokens trained on since the last log entry
+        self._since = None  # when that entry was written, later by what is not training
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        """As in `Trainer`, with a DeepSpeed engine that takes many backwards."""
         self.adopt_engine(model)
         return super().training_step(model, inputs, num_items_in_batch)
 
     def count(self, items: int, tokens: int):
-        """Notes what a training batch of this process holds, for `items_per_second` and `tokens_per_second`."""
+        """Notes what a training batch of this process holds, for `items_per_second` and `tokens_per_second`.
+
+        Args:
+            items (`int`): what is encoded.
+            tokens (`int`): theirs, without padding.
+        """
         self._processed += Counter(items=items, tokens=tokens)
 
     def adopt_engine(self, model):
         """Under DeepSpeed, makes the engine take many backwards a step."""
-        if self.is_deepspeed_enabled and not isinstance(self.accelerator.deepspeed_engine_wrapped, OneReduction):
+        if not self.is_deepspeed_enabled:
+            return
+        if not isinstance(self.accelerator.deepspeed_engine_wrapped, OneReduction):
             self.accelerator.deepspeed_engine_wrapped = OneReduction(model)
 
     def backward(self, loss, last: bool):
         """One of several backwards of a micro-batch; under DeepSpeed the last of the last updates the weights."""
-        if self.is_deepspeed_enabled:
-            sync = last and self.accelerator.sync_gradients
-            self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=sync, scale_wrt_gas=False)
-        else:
+        if not self.is_deepspeed_enabled:
             self.accelerator.backward(loss)
+            return
+        sync = last and self.accelerator.sync_gradients
+        self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=sync, scale_wrt_gas=False)
 
     def get_batch_samples(self, *args, **kwargs):
-        self._since = self._since or time.perf_counter()  # the first batch is asked for
+        """As in `Trainer`; the clock starts when the first batch is read."""
+        if self._since is None:
+            self._since = time.perf_counter()
         return super().get_batch_samples(*args, **kwargs)
 
     def evaluate(self, *args, **kwargs):
+        """As in `Trainer`; its time does not count as training."""
         with self._clock_stopped():
             return super().evaluate(*args, **kwargs)
 
@@ -80,40 +102,77 @@ class MeteredTrainer(Trainer):
         """Leaves the card that was saved with the model; `Trainer.push_to_hub` would write one of its own over it."""
 
     def spare_inputs(self, with_image: bool, **kwargs) -> dict:
-        """Tensors of the smallest item there is, with or without an image."""
+        """Tensors of the smallest item that the model reads, with or without an image.
+
+        Args:
+            with_image (`bool`): an image, or a text.
+            kwargs: for the processor's `collate`.
+        """
         item = {"image": Image.new("RGB", (32, 32))} if with_image else {"text": "."}
-        return dict(self.processing_class.collate(self.processing_class.prepare([item]), **kwargs))
+        prepared = self.processing_class.prepare([item])
+        return dict(self.processing_class.collate(prepared, **kwargs))
 
     def log(self, logs: dict, start_time: float | None = None):
-        measured = next((key for key in logs if key.endswith("_runtime") and key != "train_runtime"), None)
-        mode, prefix = ("eval", measured.removesuffix("runtime")) if measured else ("train", "")
+        """As in `Trainer`, with the means of the metrics and the throughput since the last entry."""
+        prefix = _prefix(logs)
+        mode = "eval" if prefix else "train"
         for name, values in self._metrics[mode].items():
-            told = [value for value in values if not math.isnan(value)]  # a step may have no negative to tell of
-            logs[prefix + name] = sum(told) / len(told) if told else float("nan")
+            logs[prefix + name] = _mean_of_numbers(values)
         self._metrics[mode].clear()
+
         if mode == "train" and self._since is not None and self._processed:
             seconds = time.perf_counter() - self._since
             for name, count in self._processed.items():
                 logs[f"{name}_per_second"] = round(count * self.args.world_size / seconds, 1)
-            self._processed, self._since = Counter(), time.perf_counter()
+            self._processed = Counter()
+            self._since = time.perf_counter()
         super().log(logs, start_time)
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """As in `Trainer`; a decay below 1 is a share of all steps."""
         resolve_decay(self.args, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
 
 
+def _prefix(logs: dict) -> str:
+    """What the figures of an evaluation begin with, such as `"eval_"`; empty for a log entry of training."""
+    for key in logs:
+        if key.endswith("_runtime") and key != "train_runtime":
+            return key.removesuffix("runtime")
+    return ""
+
+
+def _mean_of_numbers(values: list[float]) -> float:
+    """The mean without NaN, which a batch gives where it has nothing to measure, such as no negative."""
+    numbers = [value for value in values if not math.isnan(value)]
+    if not numbers:
+        return float("nan")
+    return sum(numbers) / len(numbers)
+
+
 def resolve_decay(args: TrainingArguments, steps: int):
-    """Reads `num_decay_steps` below 1 as a share of all steps (as `warmup_steps` is); refuses what does not fit."""
+    """Reads `num_decay_steps` below 1 as a share of all steps (as `warmup_steps` is), and writes the number into
+    `args.lr_scheduler_kwargs`.
+
+    Args:
+        args (`TrainingArguments`): of the training.
+        steps (`int`): its optimizer steps.
+
+    Raises:
+        ValueError: warm-up and decay together take more steps.
+    """
     decay = (args.lr_scheduler_kwargs or {}).get("num_decay_steps")
     if decay is None:
         return
+
     if 0 < decay < 1:
         decay = int(decay * steps)
         args.lr_scheduler_kwargs = {**args.lr_scheduler_kwargs, "num_decay_steps": decay}
-    if args.get_warmup_steps(steps) + decay > steps:
+
+    warmup = args.get_warmup_steps(steps)
+    if warmup + decay > steps:
         raise ValueError(
-            f"{args.get_warmup_steps(steps)} warm-up steps (warmup_steps) and {decay} decay steps (num_decay_steps of "
+            f"{warmup} warm-up steps (warmup_steps) and {decay} decay steps (num_decay_steps of "
             f"lr_scheduler_kwargs) do not fit into {steps} steps; train longer, or lower one of them, which may also "
             "be a share below 1."
         )

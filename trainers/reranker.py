@@ -4,16 +4,18 @@ accelerate launch -m unime.trainers.reranker --config recipes/unime-v2/reranker.
 """
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
 from ..batching_unime import plan_chunks
-from ..data.schema import Example, to_example
+from ..data.schema import Example, Item, to_example
 from ..items_unime import PreparedItem
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_ANSWER
@@ -23,7 +25,8 @@ from .metered_trainer import MeteredTrainer
 from .sharding import in_lockstep
 from .stage import read_mined_rows, run_command
 
-KINDS = ("yes", "no", "list")
+IGNORED = -100  # in place of an id: not a part of the answer
+UNLIMITED = 2**31  # tokens
 
 
 @dataclass
@@ -38,6 +41,20 @@ class RerankerConfig(EmbeddingConfig):
     homogeneous_batches: bool = field(default=False, metadata={"help": "Fill each batch from one data set."})
 
 
+class Question(NamedTuple):
+    """One training sequence: a question that the reranker reads, and the answer that it should give.
+
+    Args:
+        kind (`str`): `"yes"`, `"no"` or `"list"`.
+        prompt (`PreparedItem`): the question.
+        answer (`list[int]`): token ids of the answer, with those that end the turn.
+    """
+
+    kind: str
+    prompt: PreparedItem
+    answer: list[int]
+
+
 class RerankerCollator:
     """Turns rows into up to three sequences each: the positive (Yes), the hardest negative (No), and a list.
 
@@ -47,89 +64,149 @@ class RerankerCollator:
 
     Args:
         processor (`UniMEProcessor`): of the reranker.
-        args (`RerankerConfig`).
+        args (`RerankerConfig`): of the training.
+
+    Raises:
+        ValueError: on a call, a list of two candidates is above the limit of tokens; the message names the query.
+
+    Example:
+
+    ```python
+    collator = RerankerCollator(reranker.processor, RerankerConfig(output_dir="out"))
+    chunks = collator([rows[0], rows[1]])["batch"]
+    ```
     """
 
     def __init__(self, processor: UniMEProcessor, args: RerankerConfig):
-        self.processor, self.args = processor, args
+        self.processor = processor
+        self.args = args
 
     def __call__(self, rows: Sequence[dict]) -> dict:
-        sequences = []  # (kind, prepared prompt, ids of the answer)
-        for row in rows:
-            sequences += self._sequences(to_example(row))
-        share = {kind: sum(own == kind for own, _, _ in sequences) for kind in KINDS}
-        entries = [replace(entry, written=tuple(answer)) for _, entry, answer in sequences]
-        lengths = [entry.length for entry in entries]
-        chunks = plan_chunks(lengths, self.args.batch_tokens)[::-1]  # the longest, which hold the images, come last
-        batch = []
-        for chunk in chunks:
-            tensors = dict(self.processor.collate([entries[i] for i in chunk], padding_side="left"))
-            longest = max(len(sequences[i][2]) for i in chunk)
-            answers = torch.full((len(chunk), longest), -100)
-            for row, i in enumerate(chunk):
-                answer = sequences[i][2]
-                answers[row, longest - len(answer) :] = torch.tensor(answer)
-            kinds = [sequences[i][0] for i in chunk]
-            weights = torch.tensor([1 / share[kind] for kind in kinds])
-            batch.append({"inputs": tensors, "answers": answers, "weights": weights, "kinds": kinds})
-        return {"batch": batch}
+        """Makes a batch.
 
-    def _sequences(self, example: Example) -> list[tuple[str, PreparedItem, list[int]]]:
-        query, positive = example.query.as_input(), example.positive.as_input()
-        ranked = sorted(  # stable: without scores, the order of the row
-            range(len(example.negatives)),
-            key=lambda i: -example.negative_scores[i] if i < len(example.negative_scores) else 0.0,
-        )
-        others = [example.negatives[i] for i in ranked if example.negatives[i] != example.positive]
-        others = [negative.as_input() for negative in dict.fromkeys(others)]
-        found = [("yes", *self._prompt(query, [positive], "pointwise", "Yes", example))]
-        if not others:
-            return found
-        found.append(("no", *self._prompt(query, others[:1], "pointwise", "No", example)))
-        draw = random.Random(f"{self.args.seed}:{example.query.content_hash}:{example.positive.content_hash}")
-        most = min(self.args.list_negatives, len(others))
-        count = draw.randint(1, most) if self.args.vary_length else most
-        place = draw.random()
+        Returns:
+            `dict` with `"batch"`, a list of chunks of at most `batch_tokens` padded tokens. Each is a dict with the
+            model's `"inputs"`, padded on the left; the `"answers"` `[N, A]`, ids with -100 before them; `"weights"`
+            `[N]` with which the sequences' losses add up to three means; and the `"kinds"` of the sequences.
+        """
+        questions = []
+        for row in rows:
+            questions.extend(self._sequences(to_example(row)))
+        counts = Counter(question.kind for question in questions)
+
+        # the longest, which hold the images, come last
+        lengths = [question.prompt.length + len(question.answer) for question in questions]
+        plan = plan_chunks(lengths, self.args.batch_tokens)
+        chunks = []
+        for indices in reversed(plan):
+            chunk = [questions[index] for index in indices]
+            chunks.append(self._collate(chunk, counts))
+        return {"batch": chunks}
+
+    def _collate(self, questions: list[Question], counts: dict[str, int]) -> dict:
+        """The tensors of some sequences; `counts` says how many of each kind the whole batch has."""
+        longest = max(len(question.answer) for question in questions)
+        answers = torch.full((len(questions), longest), IGNORED)  # [N, A]
+        weights = torch.empty(len(questions))  # [N]
+        prompts = []
+        for row, question in enumerate(questions):
+            answers[row, longest - len(question.answer) :] = torch.tensor(question.answer)
+            weights[row] = 1 / counts[question.kind]  # the losses of each kind add up to their mean
+            prompts.append(replace(question.prompt, written=tuple(question.answer)))  # the model reads the answer too
+
+        inputs = dict(self.processor.collate(prompts, padding_side="left"))
+        kinds = [question.kind for question in questions]
+        return {"inputs": inputs, "answers": answers, "weights": weights, "kinds": kinds}
+
+    def _sequences(self, example: Example) -> list[Question]:
+        """The sequences of a row; without a negative there is only the first."""
+        positive = example.positive.as_input()
+        negatives = [negative.as_input() for negative in _hardest_first(example)]
+
+        questions = [self._question("yes", example, [positive], "Yes")]
+        if negatives:
+            questions.append(self._question("no", example, negatives[:1], "No"))
+            questions.append(self._list_question(example, positive, negatives))
+        return questions
+
+    def _list_question(self, example: Example, positive: dict, negatives: list[dict]) -> Question:
+        """A list of the positive and some negatives, of which the positive's number is the answer."""
+        # a generator for each row, so that a resumed run draws the same
+        generator = random.Random(f"{self.args.seed}:{example.query.content_hash}:{example.positive.content_hash}")
+        count = min(self.args.list_negatives, len(negatives))
+        if self.args.vary_length:
+            count = generator.randint(1, count)
+        place = generator.random()  # of the positive, as a share of the list
+
         limit = self.args.max_length or self.processor.max_length
         while True:
-            candidates = others[:count]
+            candidates = negatives[:count]
             index = int(place * (count + 1))
             candidates.insert(index, positive)
-            entry, answer = self._prompt(
-                query, candidates, "listwise", f"{LISTWISE_ANSWER}{index + 1})", example, 2**31
-            )
-            if entry.length + len(answer) <= limit:
-                return [*found, ("list", entry, answer)]
+            question = self._question("list", example, candidates, f"{LISTWISE_ANSWER}{index + 1})")
+            length = question.prompt.length
+            if length + len(question.answer) <= limit:
+                return question
+
+            # without its last negative it would not be a list
             if count == 1:
                 raise ValueError(
-                    f"{example.query}: a list of two candidates takes {entry.length} tokens, above the limit of "
-                    f"{limit}; lower the resolution or raise `max_length`."
+                    f"{example.query}: a list of two candidates takes {length} tokens, above the limit of {limit}; "
+                    "lower the resolution or raise `max_length`."
                 )
             count -= 1
 
-    def _prompt(self, query, candidates, strategy, answer, example, max_length=None):
-        """The prompt of a judge's question, and the ids of the answer with which the turn ends."""
-        messages = self.processor.rerank_messages(query, candidates, strategy)
-        (entry,) = self.processor.prepare(
-            [messages],
-            max_length=max_length or self.args.max_length,
-            names=[str(example.query)],
-            resolution=self.args.resolution,
+    def _question(self, kind: str, example: Example, candidates: list[dict], answer: str) -> Question:
+        """A judge's question about candidates, with the answer that ends the turn."""
+        strategy = "pointwise"
+        max_length = self.args.max_length
+        if kind == "list":
+            strategy = "listwise"
+            max_length = UNLIMITED  # the caller takes candidates from a list that is too long
+
+        messages = self.processor.rerank_messages(example.query.as_input(), candidates, strategy)
+        (prompt,) = self.processor.prepare(
+            [messages], max_length=max_length, names=[str(example.query)], resolution=self.args.resolution
         )
-        return entry, self.processor.answer_ids(answer)
+        return Question(kind, prompt, self.processor.answer_ids(answer))
+
+
+def _hardest_first(example: Example) -> list[Item]:
+    """The negatives by their judge scores, each once, without copies of the positive."""
+
+    def sort_key(index: int) -> float:
+        if index >= len(example.negative_scores):
+            return 0.0  # without scores, the order of the row stays: sorting is stable
+        return -example.negative_scores[index]
+
+    order = sorted(range(len(example.negatives)), key=sort_key)
+    negatives = dict.fromkeys(example.negatives[index] for index in order)  # a set that keeps the order
+    negatives.pop(example.positive, None)
+    return list(negatives)
 
 
 class RerankerTrainer(MeteredTrainer):
     """Trains a reranker on the sum of three means: "Yes" for positives, "No" for the hardest negatives, and the number
     of the positive in a list. Only the answer, with the token that ends the turn, is trained.
 
-    A step runs its sequences in chunks of at most `batch_tokens` padded tokens, each forward and backward by itself.
+    A step runs its sequences in chunks of at most `batch_tokens` padded tokens, each forward and backward by itself:
+    the loss is a sum over sequences, so that their gradients add up.
 
     Args:
-        model (`UniMERerankerForCausalLM`, possibly wrapped by PEFT).
-        args (`RerankerConfig`), train_dataset, eval_dataset: rows have the columns of
+        model (`UniMERerankerForCausalLM`, possibly wrapped by PEFT): the reranker.
+        args (`RerankerConfig`), train_dataset, eval_dataset: as in `Trainer`; rows have the columns of
             [`~unime.data.schema.Example`].
+        processing_class (`UniMEProcessor`, *optional*): the model's own by default.
         peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
+        kwargs: further arguments of `Trainer`.
+
+    Example:
+
+    ```python
+    rows = read_judged("train_data_Qwen25VL_7B_scores.json", image_root="MMEB-train")
+    reranker = UniMERerankerForCausalLM.from_backbone("Qwen/Qwen2.5-VL-7B-Instruct")
+    RerankerTrainer(reranker, RerankerConfig(output_dir="out"), train_dataset=rows).train()
+    ```
     """
 
     paper = "2510.13515"
@@ -147,58 +224,78 @@ class RerankerTrainer(MeteredTrainer):
         )
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        """Runs the chunks of a batch, each forward and backward, and returns the loss of the whole."""
         model.train()
         self.adopt_engine(model)
-        self.count(
-            sum(len(chunk["kinds"]) for chunk in inputs["batch"]),
-            sum(int(chunk["inputs"]["attention_mask"].sum()) for chunk in inputs["batch"]),
-        )
-        chunks, total = self._chunks(inputs["batch"]), 0.0
+        for chunk in inputs["batch"]:
+            self.count(items=len(chunk["kinds"]), tokens=int(chunk["inputs"]["attention_mask"].sum()))
+
+        chunks = self._chunks(inputs["batch"])
+        total = 0.0
         for number, chunk in enumerate(chunks):
             last = number == len(chunks) - 1
-            with nullcontext() if last or self.is_deepspeed_enabled else self.accelerator.no_sync(model):
+            with self._reducing(model, last):
                 with self.compute_loss_context_manager():
                     loss = self._chunk_loss(model, chunk, "train") / self.current_gradient_accumulation_steps
                 self.backward(loss, last)
             total = total + loss.detach()
+
+        # all ranks stop, or none
         finite = torch.isfinite(total).long()
-        if dist.is_initialized():  # all ranks stop, or none
+        if dist.is_initialized():
             dist.all_reduce(finite, dist.ReduceOp.MIN)
         if not finite:
             raise ValueError(f"the loss is {total.item()} after step {self.state.global_step}.")
         return total
 
+    def _reducing(self, model, last: bool):
+        """A context for a chunk: under DDP, only the backward of the last one reduces the gradients."""
+        if last or self.is_deepspeed_enabled:
+            return nullcontext()
+        return self.accelerator.no_sync(model)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss of an evaluation batch; there are neither logits nor labels."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return sum(self._chunk_loss(model, chunk, "eval") for chunk in self._chunks(inputs["batch"])), None, None
+            total = 0.0
+            for chunk in self._chunks(inputs["batch"]):
+                total = total + self._chunk_loss(model, chunk, "eval")
+        return total, None, None
 
     def _chunks(self, batch: list[dict]) -> list[dict]:
-        """The chunks to run: of the batch, and what only keeps ranks in step."""
+        """The chunks to run: those of the batch, and what only keeps ranks in step."""
         if not self.is_deepspeed_enabled:
             return batch
 
-        def spare(with_image):
+        def spare(with_image: bool) -> dict:
             inputs = self.spare_inputs(with_image, padding_side="left")
-            return {"inputs": inputs, "answers": inputs["input_ids"][:, -1:], "weights": torch.zeros(1), "kinds": []}
+            answers = inputs["input_ids"][:, -1:]  # [1, 1]
+            return {"inputs": inputs, "answers": answers, "weights": torch.zeros(1), "kinds": []}
 
-        return in_lockstep(batch, lambda chunk: "pixel_values" in chunk["inputs"], spare, self.args.device)
+        return in_lockstep(
+            batch, has_images=lambda chunk: "pixel_values" in chunk["inputs"], spare=spare, device=self.args.device
+        )
 
-    def _chunk_loss(self, model, chunk, mode: str):
+    def _chunk_loss(self, model, chunk: dict, mode: str) -> torch.Tensor:
         """The weighted cross-entropies of some sequences: each the mean over its answer's tokens."""
         device = self.args.device
-        answers, weights = chunk["answers"].to(device), chunk["weights"].to(device)  # [N, A], [N]
         inputs = {key: value.to(device) for key, value in chunk["inputs"].items()}
-        logits = (
-            model(**inputs, use_cache=False, logits_to_keep=answers.shape[1] + 1).logits[:, :-1].float()
-        )  # [N, A, V]
-        losses = F.cross_entropy(logits.transpose(1, 2), answers, ignore_index=-100, reduction="none")  # [N, A]
-        trained = answers != -100
-        each = losses.sum(1) / trained.sum(1)  # [N]
-        right = ((logits.argmax(-1) == answers) | ~trained).all(1)
-        for kind, loss, hit in zip(chunk["kinds"], each.tolist(), right.tolist()):
+        answers = chunk["answers"].to(device)  # [N, A]
+        weights = chunk["weights"].to(device)  # [N]
+
+        # the logits before each token of the answers; padding is on the left, so all answers end in the same place
+        output = model(**inputs, use_cache=False, logits_to_keep=answers.shape[1] + 1)
+        logits = output.logits[:, :-1].float()  # [N, A, V]
+        losses = F.cross_entropy(logits.transpose(1, 2), answers, ignore_index=IGNORED, reduction="none")  # [N, A]
+        is_answer = answers != IGNORED  # [N, A]
+        sequence_losses = losses.sum(1) / is_answer.sum(1)  # [N]
+
+        # an answer is right if each of its tokens is the likeliest
+        correct = ((logits.argmax(-1) == answers) | ~is_answer).all(1)  # [N]
+        for kind, loss, hit in zip(chunk["kinds"], sequence_losses.tolist(), correct.tolist()):
             self._metrics[mode][f"loss_{kind}"].append(loss)
             self._metrics[mode][f"accuracy_{kind}"].append(float(hit))
-        return (weights * each).sum()
+        return (weights * sequence_losses).sum()
 
 
 def main(arguments=None):

@@ -1,7 +1,8 @@
-"""What the commands of the embedding stages share: arguments, loading a model, saving it whole."""
+"""What the commands of all stages share: arguments, loading a model, saving it whole."""
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,13 +48,31 @@ def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs
     """Loads a model in float32: a UniME checkpoint, a stock VLM, or an earlier stage's adapter, merged first.
 
     A preset that is not the checkpoint's own is what it will be trained for. Without an accelerator, and unless an
-    attention is asked for, text attention runs as plain matrix products, whose backward is faster there.
+    attention is named, text attention runs as plain matrix products, whose backward is faster there.
+
+    Args:
+        path (`str` or `Path`): folder or Hub id.
+        preset (`str`, *optional*): prompts; the checkpoint's own by default, or those that go with a stock VLM.
+        reranker (`bool`, defaults to `False`): load a reranker, not an embedder.
+        kwargs: for `from_pretrained`, such as `dtype`, `attn_implementation` or `quantization`; None counts as not
+            given.
+
+    Example:
+
+    ```python
+    model = load_model("Qwen/Qwen2-VL-2B-Instruct", preset="summary")
+    trainer = ContrastiveTrainer(model, ContrastiveConfig(output_dir="out"), train_dataset=rows)
+    ```
     """
     from ..checkpoints.opening import open_checkpoint
 
-    asked = {"dtype": "float32", **{key: value for key, value in kwargs.items() if value is not None}}
-    model = open_checkpoint(path, preset, reranker, change_preset=True, **asked)
-    if "attn_implementation" not in asked and not torch.accelerator.is_available():
+    options = {"dtype": "float32"}
+    for name, value in kwargs.items():
+        if value is not None:
+            options[name] = value
+    model = open_checkpoint(path, preset, reranker, change_preset=True, **options)
+
+    if "attn_implementation" not in options and not torch.accelerator.is_available():
         plain_attention(model)
     if model.processor.fusion == "sum":
         model.processor.fusion = "joint"  # training reads image and text in one prompt, and so will the trained model
@@ -66,7 +85,11 @@ def read_training_rows(stage: StageArguments, args) -> Dataset:
 
 
 def read_mined_rows(stage: StageArguments, args) -> Dataset:
-    """Rows of any layout, of which some at least have negatives that a judge has scored."""
+    """Rows of any layout, of which some at least have negatives that a judge has scored.
+
+    Raises:
+        ValueError: no row has any.
+    """
     rows = read_training_rows(stage, args)
     if not any(rows["negative_scores"]):
         raise ValueError(f"no row of {stage.data} has negatives with judge scores; `unime mine run` makes such rows.")
@@ -74,23 +97,43 @@ def read_mined_rows(stage: StageArguments, args) -> Dataset:
 
 
 def hold_out(rows: Dataset, count: int) -> tuple[Dataset, Dataset | None]:
-    """Training rows, and the last `count` rows of each data set, kept apart."""
+    """Sets rows apart for evaluation.
+
+    Args:
+        rows (`Dataset`): all rows.
+        count (`int`): how many of each data set; 0 for none.
+
+    Returns:
+        `tuple[Dataset, Dataset | None]`: training rows, and the last `count` rows of each data set.
+
+    Raises:
+        ValueError: a data set has no more rows than that.
+    """
     if not count:
         return rows, None
-    left = Counter(rows["dataset"])
-    if few := sorted(name for name, size in left.items() if size <= count):
-        raise ValueError(f"holdout {count} leaves no training row of {few}.")
-    train, held = [], []
+    remaining = Counter(rows["dataset"])  # rows of each data set from the present one on
+    too_small = sorted(name for name, size in remaining.items() if size <= count)
+    if too_small:
+        raise ValueError(f"holdout {count} leaves no training row of {too_small}.")
+
+    training = []
+    evaluation = []
     for number, name in enumerate(rows["dataset"]):
-        (held if left[name] <= count else train).append(number)
-        left[name] -= 1
-    return rows.select(train), rows.select(held)
+        if remaining[name] <= count:
+            evaluation.append(number)
+        else:
+            training.append(number)
+        remaining[name] -= 1
+    return rows.select(training), rows.select(evaluation)
 
 
 def check_processes(world_size: int):
     """Refuses a launch in which processes do not know of each other: each would train on all the rows.
 
     DeepSpeed without an accelerator does that.
+
+    Raises:
+        ValueError: there are more or fewer processes than the launch has started.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if world_size != launched:
@@ -101,7 +144,14 @@ def check_processes(world_size: int):
 
 
 def check_quantized(options):
-    """Refuses what cannot be trained, or merged exactly, over quantised weights."""
+    """Refuses what cannot be trained, or merged exactly, over quantised weights.
+
+    Args:
+        options (`trl.ModelConfig`): of the command.
+
+    Raises:
+        ValueError: there is no adapter, the weights would be shared out by ZeRO-3, or the model is itself an adapter.
+    """
     if not options.use_peft:
         raise ValueError("quantised weights do not train; add an adapter with use_peft: true (QLoRA).")
     if is_deepspeed_zero3_enabled():
@@ -113,14 +163,26 @@ def check_quantized(options):
         )
 
 
-def run_command(trainer_class, config_class, read_rows, arguments=None, reranker: bool = False):
+def run_command(
+    trainer_class,
+    config_class,
+    read_rows: Callable,
+    arguments: list[str] | None = None,
+    reranker: bool = False,
+    prepare: Callable | None = None,
+):
     """Reads a recipe and the command line, trains, and saves model, processor and remote code to `output_dir`.
 
     Args:
         trainer_class, config_class: of the stage.
         read_rows: maps [`StageArguments`] and the config to the training rows.
         arguments (`list[str]`, *optional*): the command line; `sys.argv` by default.
-        reranker (`bool`): train a reranker, not an embedder.
+        reranker (`bool`, defaults to `False`): train a reranker, not an embedder.
+        prepare (*optional*): maps the rows and the config to further arguments of the trainer, before the model is
+            loaded: to run another model on the rows, for example.
+
+    Raises:
+        SystemExit: the recipe, the rows or the model cannot be used; the message says why.
     """
     silence_alarms()
     from trl import ModelConfig, TrlParser
@@ -128,21 +190,41 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
     parser = TrlParser((StageArguments, config_class, ModelConfig))
     try:
         stage, args, options = parser.parse_args_and_config(arguments)
-        trainer, source = _prepare(trainer_class, stage, args, options, read_rows, reranker)
+        _check_early(args, options)
+        source = _model_source(stage, options, reranker)
+
+        rows = read_rows(stage, args)
+        extra = {} if prepare is None else prepare(rows, args)
+        train_rows, eval_rows = hold_out(rows, stage.holdout)
+
+        model = load_model(**source, quantization=_quantization(options))
+        trainer = trainer_class(
+            model,
+            args,
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
+            peft_config=_adapter_config(model, stage, options),
+            **extra,
+        )
     except (ValueError, OSError, yaml.YAMLError) as error:  # of the recipe, the rows or the model, not of the training
         raise SystemExit(f"unime train: {error}") from error
+
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save_whole(trainer, source)
 
 
-def _prepare(trainer_class, stage: StageArguments, args, options, read_rows, reranker: bool):
-    """The trainer of a command, and how its model is loaded."""
-    from trl import get_peft_config
-
+def _check_early(args, options):
+    """Refuses what cannot go well before anything is read or loaded."""
     check_processes(args.world_size)
     if args.max_steps > 0:
-        resolve_decay(args, args.max_steps)  # a schedule that does not fit should not cost the loading of a model
-    source = {
+        resolve_decay(args, args.max_steps)
+    if _quantization(options) is not None:
+        check_quantized(options)
+
+
+def _model_source(stage: StageArguments, options, reranker: bool) -> dict:
+    """The arguments with which [`load_model`] loads the model, without its quantisation."""
+    return {
         "path": options.model_name_or_path,
         "preset": stage.preset,
         "reranker": reranker,
@@ -150,17 +232,27 @@ def _prepare(trainer_class, stage: StageArguments, args, options, read_rows, rer
         "attn_implementation": options.attn_implementation,
         "revision": options.model_revision,
     }
-    quantization = "nf4" if options.load_in_4bit else "int8" if options.load_in_8bit else None
-    if quantization:
-        check_quantized(options)
-    train, held = hold_out(read_rows(stage, args), stage.holdout)
-    model = load_model(**source, quantization=quantization)
+
+
+def _quantization(options) -> str | None:
+    """What [`load_model`] calls the quantisation of the command's options."""
+    if options.load_in_4bit:
+        return "nf4"
+    if options.load_in_8bit:
+        return "int8"
+    return None
+
+
+def _adapter_config(model, stage: StageArguments, options):
+    """PEFT's configuration of the adapter, or None without one."""
+    from trl import get_peft_config
+
     peft_config = get_peft_config(options)
-    if peft_config is not None:
-        peft_config.task_type = None  # an embedder is none of PEFT's tasks
-        peft_config.target_modules = find_targets(model, options.lora_target_modules, stage.lora_components)
-    trainer = trainer_class(model, args, train_dataset=train, eval_dataset=held, peft_config=peft_config)
-    return trainer, source
+    if peft_config is None:
+        return None
+    peft_config.task_type = None  # an embedder is not one of PEFT's tasks
+    peft_config.target_modules = find_targets(model, options.lora_target_modules, stage.lora_components)
+    return peft_config
 
 
 def plain_attention(model):
@@ -172,33 +264,53 @@ def plain_attention(model):
 
 
 def save_whole(trainer, source: dict):
-    """Saves the trained model to `output_dir`, and to the Hub where `push_to_hub` says so. An adapter is kept in
+    """Saves the trained model to `output_dir`, and to the Hub where `push_to_hub` says so. An adapter is saved in
     `adapter/`, and merged into its base.
 
     The base is loaded anew for that, by one process: so the merged weights are exact over quantised weights, and
     whole where ranks held parts of them.
+
+    Args:
+        trainer: after its training.
+        source (`dict`): arguments with which [`load_model`] loads the model that it started from, without
+            quantisation.
     """
     out = trainer.args.output_dir
-    whole = not hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload")
-    trainer.save_model(out if whole else f"{out}/adapter", _internal_call=True)  # else it would push by itself
-    if trainer.is_world_process_zero() and not whole:
-        from ..checkpoints.opening import load_adapter
+    is_adapter = hasattr(trainer.accelerator.unwrap_model(trainer.model), "merge_and_unload")
+    trainer.save_model(f"{out}/adapter" if is_adapter else out, _internal_call=True)  # else it would push by itself
 
-        unset_hf_deepspeed_config()  # this process loads alone; nothing is partitioned any more
-        merged = load_adapter(load_model(**source), f"{out}/adapter").merge_and_unload()
-        merged.processor = trainer.processing_class
-        for left in Path(out).glob("adapter_*"):
-            left.unlink()  # of a checkpoint on its way to the Hub; it would be applied once more
-        merged.save_pretrained(out)
-        write_card(trainer, out)
-    if trainer.is_world_process_zero() and trainer.args.push_to_hub:
-        upload_folder(
-            repo_id=trainer.hub_model_id,
-            folder_path=out,
-            token=trainer.args.hub_token,
-            revision=trainer.args.hub_revision,
-            commit_message="End of training",
-            ignore_patterns=["_*", "checkpoint-*", "*.part"],
-            delete_patterns=["adapter_*"],
-        )
+    if trainer.is_world_process_zero():
+        if is_adapter:
+            _save_merged(trainer, source)
+        if trainer.args.push_to_hub:
+            _push(trainer)
     trainer.accelerator.wait_for_everyone()
+
+
+def _save_merged(trainer, source: dict):
+    """Merges the adapter that was just saved, and saves the whole model beside it."""
+    from ..checkpoints.opening import load_adapter
+
+    unset_hf_deepspeed_config()  # this process loads alone; nothing is partitioned any more
+    out = trainer.args.output_dir
+    merged = load_adapter(load_model(**source), f"{out}/adapter").merge_and_unload()
+    merged.processor = trainer.processing_class
+
+    # of a checkpoint on its way to the Hub; it would be applied once more
+    for stale in Path(out).glob("adapter_*"):
+        stale.unlink()
+    merged.save_pretrained(out)
+    write_card(trainer, out)
+
+
+def _push(trainer):
+    """Uploads the model, its card and its adapter, without checkpoints and unfinished files."""
+    upload_folder(
+        repo_id=trainer.hub_model_id,
+        folder_path=trainer.args.output_dir,
+        token=trainer.args.hub_token,
+        revision=trainer.args.hub_revision,
+        commit_message="End of training",
+        ignore_patterns=["_*", "checkpoint-*", "*.part"],
+        delete_patterns=["adapter_*"],
+    )

@@ -8,17 +8,27 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ..data.schema import content_hash
-from .losses import (
-    positive_number,
-)
+from .losses import positive_number
+
+LOWEST = 0.01  # as in CLIP (2103.00020), whose logits are scaled by at most 100
 
 
 class DatasetTemperatures(nn.Module):
     """A learnable temperature for each data set, in float64; kept above 0.01, as CLIP (2103.00020) does.
 
     Args:
-        names (`list[str]`): of the data sets.
+        names (`list[str]`): of the data sets; repeated ones count once.
         start (`float`): where all begin.
+
+    Raises:
+        ValueError: `start` is not above 0.
+
+    Example:
+
+    ```python
+    temperatures = DatasetTemperatures(["MSCOCO", "VQA"], start=0.02)
+    rows = temperatures(torch.tensor([content_hash("VQA"), content_hash("VQA"), content_hash("MSCOCO")]))  # [3]
+    ```
     """
 
     def __init__(self, names: list[str], start: float):
@@ -29,39 +39,65 @@ class DatasetTemperatures(nn.Module):
         self.log_temperature = nn.Parameter(torch.full((len(self.names),), value, dtype=torch.float64))
 
     def forward(self, datasets: torch.Tensor) -> torch.Tensor:
-        """Temperatures `[B]` of rows, from the hashes `[B]` of the names of their data sets."""
+        """Temperatures of rows.
+
+        Args:
+            datasets (`LongTensor` `[B]`): hashes of the names of the rows' data sets.
+
+        Returns:
+            `FloatTensor` `[B]`, on the device of `datasets`.
+
+        Raises:
+            KeyError: a hash belongs to none of the data sets.
+        """
         rows = torch.tensor([self.index[key] for key in datasets.tolist()])
-        return self.log_temperature[rows].exp().clamp(min=0.01).float().to(datasets.device)
+        return self.log_temperature[rows].exp().clamp(min=LOWEST).float().to(datasets.device)
 
     def values(self) -> dict[str, float]:
         """The temperatures by the names under which they are logged."""
-        found = self.log_temperature.exp().clamp(min=0.01).tolist()
-        return {f"temperature_{name}": value for name, value in zip(self.names, found)}
+        temperatures = self.log_temperature.exp().clamp(min=LOWEST).tolist()
+        return {f"temperature_{name}": value for name, value in zip(self.names, temperatures)}
 
 
 class LearnTemperatures(TrainerCallback, ExportableState):
-    """Steps the temperatures with the optimizer. They are no part of the model; they and Adam's state travel in
-    `trainer_state.json`. Every rank has their whole gradient, so nothing is reduced."""
+    """Steps the temperatures with the optimizer. They are not a part of the model; they and Adam's state travel in
+    `trainer_state.json`. Every rank has their whole gradient, so nothing is reduced.
+
+    Args:
+        temperatures (`DatasetTemperatures`): the temperatures.
+        learning_rate (`float`): Adam's.
+    """
 
     def __init__(self, temperatures: DatasetTemperatures, learning_rate: float):
         self.temperatures = temperatures
         self.optimizer = torch.optim.Adam(temperatures.parameters(), lr=learning_rate)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if (saved := state.stateful_callbacks.get(type(self).__name__)) and state.global_step:
-            found = saved["attributes"]
-            with torch.no_grad():
-                self.temperatures.log_temperature.copy_(torch.tensor(found["logs"], dtype=torch.float64))
-            moments = {key: torch.tensor(value, dtype=torch.float64) for key, value in found["moments"].items()}
-            moments["step"] = moments["step"].float()
-            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: moments} if moments else {}})
+        """Takes over the temperatures of the checkpoint where a run is resumed."""
+        saved = state.stateful_callbacks.get(type(self).__name__)
+        if not saved or not state.global_step:
+            return
+
+        attributes = saved["attributes"]
+        with torch.no_grad():
+            self.temperatures.log_temperature.copy_(torch.tensor(attributes["logs"], dtype=torch.float64))
+
+        moments = {key: torch.tensor(value, dtype=torch.float64) for key, value in attributes["moments"].items()}
+        moments["step"] = moments["step"].float()  # Adam's counter is of that type
+        adam = self.optimizer.state_dict()
+        adam["state"] = {0: moments}
+        self.optimizer.load_state_dict(adam)
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        """Steps them just before the optimizer steps the model."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     def state(self) -> dict:
+        """What `Trainer` writes into `trainer_state.json`."""
         moments = self.optimizer.state_dict()["state"].get(0, {})
-        found = {"logs": self.temperatures.log_temperature.tolist()}
-        found["moments"] = {key: value.tolist() for key, value in moments.items()}
-        return {"args": {}, "attributes": found}
+        attributes = {
+            "logs": self.temperatures.log_temperature.tolist(),
+            "moments": {key: value.tolist() for key, value in moments.items()},
+        }
+        return {"args": {}, "attributes": attributes}
