@@ -1,38 +1,149 @@
-"""Settings of a command: a dataclass, filled from a YAML file and the command line."""
+"""The command line of a program: options in either spelling, and settings from a YAML file and options."""
 
 import argparse
-import sys
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import yaml
 from transformers import HfArgumentParser
 
 
-def parse_settings(program: str, config_class, steps, arguments=None):
-    """Reads `STEP [--config FILE.yaml] [--setting value ...]`; the command line outranks the file.
+class CommandParser(argparse.ArgumentParser):
+    """An `argparse.ArgumentParser` for the commands of `unime`.
+
+    It differs in three things: long options are understood with hyphens and with underscores, whichever of the two
+    they were added with; an error is one line that begins with the command and names its `--help`; and the
+    description keeps its line breaks. Parsers of subcommands (`add_subparsers`) are of this class too.
 
     Args:
-        program (`str`): the command, for messages.
-        config_class: dataclass of the settings.
-        steps: what there is to do: names, or names with a line of explanation each.
+        prog (`str`): the command as it is typed, such as `"unime search"`.
+        description (`str`): what `--help` prints above the options.
+        options: further arguments of `argparse.ArgumentParser`.
+
+    Example:
+
+    ```python
+    parser = CommandParser(prog="unime look", description="Looks at images.")
+    parser.add_argument("--image-root", required=True, help="where image paths start")
+    options = parser.parse_args(["--image_root", "photos"])  # options.image_root == "photos"
+    ```
+    """
+
+    def __init__(self, *args, **options):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, **options)
+
+    def error(self, message: str):
+        """Prints `message` behind the name of the command and exits with 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def _parse_optional(self, arg_string: str):
+        # every option on a command line passes here, in subcommands and groups of options too
+        name, equals, value = arg_string.partition("=")
+        if name.startswith("--"):
+            arg_string = self._added_spelling(name) + equals + value
+        return super()._parse_optional(arg_string)
+
+    def _added_spelling(self, name: str) -> str:
+        """The spelling an option was added with; an unknown name stays as it is."""
+        if name in self._option_string_actions:
+            return name
+        spellings = {option.replace("_", "-"): option for option in self._option_string_actions}
+        return spellings.get(name.replace("_", "-"), name)
+
+
+class _HelpWithDefaults(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Help that keeps line breaks and shows the default of each setting."""
+
+
+class _SettingsParser(CommandParser, HfArgumentParser):
+    """A `CommandParser` with an option for each field of a dataclass."""
+
+    def add_argument(self, *names: str, **options):
+        # transformers names every setting in both spellings, which are understood anyway: help shows the first
+        spellings = {}
+        for name in names:
+            spellings.setdefault(name.replace("_", "-"), name)
+        return super().add_argument(*spellings.values(), **options)
+
+
+def parse_settings(program: str, config_class, steps, arguments: Sequence[str] | None = None):
+    """Reads `STEP [--config FILE.yaml] [--setting value ...]`; the command line outranks the file.
+
+    Every field of the dataclass is an option, in both spellings (`--image-root`, `--image_root`). A boolean field is a
+    flag: `--partial` and `--partial true` are the same. A field's `metadata` may hold `help` and `choices`, which are
+    checked on the command line and in the file. A mistake ends the program with a line on stderr and exit status 2.
+
+    Args:
+        program (`str`): the command as it is typed, such as `"unime eval"`.
+        config_class: dataclass of the settings; a `ValueError` of its `__post_init__` is reported as a mistake.
+        steps (`Sequence[str]` or `dict[str, str]`): what there is to do: names, or names with a line of explanation
+            each.
+        arguments (`Sequence[str]`, *optional*): the command line, by default that of the process.
 
     Returns:
-        `(step, config)`.
+        `(step, config)`: one of `steps` and an instance of `config_class`.
+
+    Example:
+
+    ```python
+    step, config = parse_settings("unime mine", MiningConfig, ("run", "select"), ["run", "--config", "recipe.yaml"])
+    ```
     """
-    said = "; ".join(f"{name}: {text}" for name, text in steps.items()) if isinstance(steps, dict) else "what to do"
-    known = argparse.ArgumentParser(prog=program, add_help=False)
-    known.add_argument("step", choices=list(steps), help=said)
-    known.add_argument("--config", help="YAML file of the settings below")
-    parser = HfArgumentParser(config_class, parents=[known], prog=program, description=config_class.__doc__)
-    if not {"-h", "--help"} & set(sys.argv[1:] if arguments is None else arguments):
-        first, _ = known.parse_known_args(arguments)
-        if first.config:
-            try:
-                settings = yaml.safe_load(Path(first.config).read_text(encoding="utf-8")) or {}
-            except (OSError, yaml.YAMLError) as error:
-                parser.error(f"the recipe {first.config} cannot be read: {error}")
-            if unknown := sorted(settings.keys() - config_class.__dataclass_fields__.keys()):
-                parser.error(f"{first.config} has unknown settings {unknown}")
-            parser.set_defaults(**settings)
-    config, chosen = parser.parse_args_into_dataclasses(arguments)
-    return chosen.step, config
+    # the file is read first: its settings are the defaults of the options
+    config_parser = CommandParser(prog=program, add_help=False)
+    config_parser.add_argument("--config", help="YAML file of the settings below")
+    parser = _SettingsParser(
+        config_class,
+        parents=[config_parser],
+        prog=program,
+        description=inspect.getdoc(config_class),
+        formatter_class=_HelpWithDefaults,
+    )
+    parser.add_argument("step", choices=list(steps), help=_explain(steps))
+
+    path = config_parser.parse_known_args(arguments)[0].config
+    if path:
+        try:
+            parser.set_defaults(**_read_config(path, config_class))
+        except ValueError as error:
+            parser.error(str(error))
+
+    try:
+        config, options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return options.step, config
+
+
+def _explain(steps) -> str:
+    """What the help says of the steps."""
+    if not isinstance(steps, Mapping):
+        return "what to do"
+    return "; ".join(f"{name}: {text}" for name, text in steps.items())
+
+
+def _read_config(path: str, config_class) -> dict:
+    """The settings of a YAML file, whose names and choices are checked."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        raise ValueError(f"the recipe {path} cannot be read: {error}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"the recipe {path} must hold `setting: value` lines, got {str(settings)[:60]!r}.")
+
+    unknown = sorted(settings.keys() - config_class.__dataclass_fields__.keys())
+    if unknown:
+        raise ValueError(f"{path} has unknown settings {unknown}")
+
+    # argparse checks the choices of what is typed, but not those of defaults
+    for field in fields(config_class):
+        choices = field.metadata.get("choices")
+        if choices and field.name in settings and settings[field.name] not in choices:
+            allowed = ", ".join(map(str, choices))
+            raise ValueError(f"{path}: `{field.name}` is {settings[field.name]!r}; choose from {allowed}.")
+    return settings
