@@ -82,7 +82,7 @@ class Card:
         adapter (`bool`): whether only an adapter is there.
         origin (`str`): a sentence on how it was made.
         training, evaluation (`str`): sections, in Markdown.
-        licence (`str`, *optional*): its identifier, as the Hub knows it.
+        license (`str`, *optional*): its identifier, as the Hub knows it.
         tags (`tuple[str]`): further tags.
     """
 
@@ -94,7 +94,7 @@ class Card:
     origin: str = ""
     training: str = ""
     evaluation: str = ""
-    licence: str | None = None
+    license: str | None = None
     tags: tuple = ()
 
     def render(self, repo: str | None = None) -> str:
@@ -107,7 +107,7 @@ class Card:
             library_name="peft" if self.adapter else "sentence-transformers",
             pipeline_tag=tag,
             base_model=public,
-            license=self.licence,
+            license=self.license,
             tags=["unime", "transformers", kind, *self.tags],
         )
         own = PRESETS.get(self.preset)
@@ -124,7 +124,7 @@ class Card:
             sections += ["## Prompts", _prompts(self.preset)]
         sections += ["## Training", self.training] if self.training else []
         sections += ["## Evaluation", self.evaluation] if self.evaluation else []
-        own = f"`{self.licence}`." if self.licence else f"That of {base}, and of the data it was trained on."
+        own = f"`{self.license}`." if self.license else f"That of {base}, and of the data it was trained on."
         sections += ["## Limits", _LIMITS, "## Licence", own, "## Cite", f"```bibtex\n{_CITE}\n```"]
         return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
