@@ -13,6 +13,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 
 from ..data.readers import read_rows
 from ..jobs.notices import silence_alarms
+from ..jobs.settings import CommandParser
 from .adapters import find_targets
 from .cards import write_card
 from .metered_trainer import resolve_decay
@@ -125,7 +126,10 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
     silence_alarms()
     from trl import ModelConfig, TrlParser
 
-    parser = TrlParser((StageArguments, config_class, ModelConfig))
+    class StageParser(CommandParser, TrlParser):
+        """TRL's parser, with the spellings and the one-line errors of every command."""
+
+    parser = StageParser((StageArguments, config_class, ModelConfig), prog=_program(config_class))
     try:
         stage, args, options = parser.parse_args_and_config(arguments)
         trainer, source = _prepare(trainer_class, stage, args, options, read_rows, reranker)
@@ -133,6 +137,12 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
         raise SystemExit(f"unime train: {error}") from error
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save_whole(trainer, source)
+
+
+def _program(config_class) -> str:
+    """The command of a stage, which its messages begin with."""
+    stage = config_class.__module__.rpartition(".")[2]
+    return "unime train" if stage == "__main__" else f"unime train {stage}"  # the first with `python -m`
 
 
 def _prepare(trainer_class, stage: StageArguments, args, options, read_rows, reranker: bool):
