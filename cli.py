@@ -57,7 +57,7 @@ STAGES = ("distillation", "contrastive", "alignment", "reranker")
 # which extra of the package brings what a command imports beyond the plain installation
 _EXTRAS = {"demo": "demo", "train": "train", "mine": "mining", "eval": "eval"}
 
-# read by tqdm, huggingface_hub and transformers when they are imported
+# what --quiet sets; tqdm, huggingface_hub and transformers read it when they are imported
 _QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 _STAGE_USAGE = f"usage: unime train {{{','.join(STAGES)}}} --config RECIPE.yaml [--setting value ...]"
@@ -99,25 +99,36 @@ def main(arguments=None):
 
     module = COMMANDS[name].module
     if name == "train":
-        if rest[:1] in (["-h"], ["--help"]):
-            print(f"{_STAGE_USAGE}\n\n`accelerate launch -m unime.trainers.STAGE` takes the same, on many processes.")
-            return
-        stage, *rest = _stage_first(rest)
+        # each stage is a module of its own, which `accelerate launch -m` can start, too
+        stage, *rest = _with_stage(rest)
         module = f"trainers.{stage}"
     if module == "commands.convert":
         rest = [name, *rest]  # one parser for convert, merge and export
     _run(name, module, rest)
 
 
+def _with_stage(words: list[str]) -> list[str]:
+    """The words after `unime train`, of which the first is a stage; without one, the program ends here."""
+    if not words:
+        _refuse(_STAGE_USAGE)
+    if words[0] in ("-h", "--help"):
+        print(f"{_STAGE_USAGE}\n\n`accelerate launch -m unime.trainers.STAGE` takes the same, on many processes.")
+        raise SystemExit(0)
+    if words[0] not in STAGES:
+        _refuse(f"unime train: {_no_such('stage', words[0], STAGES)}")
+    return words
+
+
 def _run(name: str, module: str, arguments: list[str]):
     """Imports the module of a command and calls its `main`."""
+    # not at the top of the file: it imports torch
     from .jobs.notices import silence_alarms
 
     silence_alarms()
     try:
         importlib.import_module(f".{module}", __package__).main(arguments)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(130) from None  # as shells have it
     except ModuleNotFoundError as error:
         # a module of our own that is missing is our mistake, and shown with its traceback
         if name not in _EXTRAS or error.name is None or error.name.startswith(__package__):
@@ -127,22 +138,15 @@ def _run(name: str, module: str, arguments: list[str]):
         ) from error
 
 
-def _stage_first(words: list[str]) -> list[str]:
-    """The words after `unime train`, of which the first is a stage."""
-    if not words:
-        _refuse(_STAGE_USAGE)
-    if words[0] not in STAGES:
-        _refuse(f"unime train: {_no_such('stage', words[0], STAGES)}")
-    return words
-
-
 def _usage() -> str:
     """What `unime --help` prints: every command under the heading of its group, within 24 lines."""
+    # 13 commands, 5 headings, and 5 lines around them
     lines = ["usage: unime COMMAND ... [--quiet]; `unime COMMAND --help` says more", ""]
     for heading, commands in GROUPS.items():
         lines.append(heading)
         for name, command in commands.items():
             lines.append(f"  {name:<12}{command.summary}")
+
     lines += ["", "--quiet leaves out progress and notices; `unime --version` prints the version."]
     return "\n".join(lines)
 
@@ -150,8 +154,9 @@ def _usage() -> str:
 def _no_such(kind: str, name: str, names) -> str:
     """That there is no command or stage of this name, and which one may be meant."""
     similar = difflib.get_close_matches(name, names, n=1)
-    advice = f"did you mean '{similar[0]}'?" if similar else f"there are {', '.join(names)}."
-    return f"there is no {kind} '{name}'; {advice}"
+    if similar:
+        return f"there is no {kind} '{name}'; did you mean '{similar[0]}'?"
+    return f"there is no {kind} '{name}'; there are {', '.join(names)}."
 
 
 def _refuse(message: str):
