@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from huggingface_hub import ModelCardData
 
@@ -59,31 +60,47 @@ _ADAPT = """With the package `unime`:
 ```sh
 unime merge {repo} merged  # a whole model, from the adapter and what it was trained on
 ```"""
-_KINDS = {  # model type -> pipeline tag, what it is, use
-    "unime": ("feature-extraction", "embedder: texts, images and both become vectors of one space", _EMBED),
-    "unime_reranker": ("text-ranking", "reranker: it judges and ranks texts and images for a query", _RERANK),
+
+
+class _Kind(NamedTuple):
+    """What a card tells of every model of a type: the Hub's pipeline tag, what it is, and code that uses it."""
+
+    pipeline_tag: str
+    description: str
+    use: str
+
+
+_KINDS = {
+    "unime": _Kind("feature-extraction", "embedder: texts, images and both become vectors of one space", _EMBED),
+    "unime_reranker": _Kind("text-ranking", "reranker: it judges and ranks texts and images for a query", _RERANK),
 }
 _LIMITS = (
     "It knows what its base model and its training data know, and shares their biases. Scores and similarities rank "
-    "the candidates of one query; they are no calibrated probabilities. Last digits differ between kinds of hardware."
+    "the candidates of one query; they are not calibrated probabilities. Last digits differ between kinds of hardware."
 )
-_HERE = "<this repository>"
+_THIS_REPOSITORY = "<this repository>"
 
 
 @dataclass
 class Card:
-    """What a card tells.
+    """What a model card tells.
 
     Args:
         kind (`str`): model type, `"unime"` or `"unime_reranker"`.
         name (`str`): its title.
         base (`str`, *optional*): the model it was made from; a folder's name is kept, its path is not.
         preset (`str`, *optional*): its prompts.
-        adapter (`bool`): whether only an adapter is there.
+        adapter (`bool`, defaults to `False`): whether the repository has only an adapter.
         origin (`str`): a sentence on how it was made.
         training, evaluation (`str`): sections, in Markdown.
-        license (`str`, *optional*): its identifier, as the Hub knows it.
+        license (`str`, *optional*): its identifier, as the Hub knows it: `"apache-2.0"`, `"mit"`, ...
         tags (`tuple[str]`): further tags.
+
+    Example:
+
+    ```python
+    text = Card("unime", "my-embedder", base="Qwen/Qwen2-VL-2B-Instruct", license="mit").render("me/my-embedder")
+    ```
     """
 
     kind: str
@@ -97,82 +114,144 @@ class Card:
     license: str | None = None
     tags: tuple = ()
 
+    @property
+    def licence(self) -> str | None:
+        """Earlier name of `license`."""
+        return self.license
+
+    @licence.setter
+    def licence(self, value: str | None):
+        self.license = value
+
     def render(self, repo: str | None = None) -> str:
-        """The whole file, with the Hub's metadata first."""
-        tag, what, use = _KINDS[self.kind]
-        public = self.base if self.base and not Path(self.base).exists() else None
-        base = f"`{public or Path(self.base).name}`" if self.base else "a multimodal LLM"
-        kind = "multimodal-embedding" if self.kind == "unime" else "reranker"
-        data = ModelCardData(
-            library_name="peft" if self.adapter else "sentence-transformers",
-            pipeline_tag=tag,
-            base_model=public,
-            license=self.license,
-            tags=["unime", "transformers", kind, *self.tags],
-        )
-        own = PRESETS.get(self.preset)
-        if self.kind == "unime" and own and own.positions == "native" and own.fusion == "joint":
-            use += _SERVE  # servers know neither flat positions nor sums
-        use = (_ADAPT if self.adapter else use).format(repo=repo or _HERE)
+        """The whole file, with the Hub's metadata first.
+
+        Args:
+            repo (`str`, *optional*): `owner/name`, for the examples.
+
+        Returns:
+            `str`: Markdown.
+        """
+        description = _KINDS[self.kind].description
+        base = self._base_in_words()
         sections = [
             f"# {self.name}",
-            f"A multimodal {what}. Made from {base} with [UniME](https://arxiv.org/abs/2504.17432){self.origin}.",
+            f"A multimodal {description}. Made from {base} with [UniME](https://arxiv.org/abs/2504.17432){self.origin}.",
             "## Use",
-            use,
+            self._use(repo or _THIS_REPOSITORY),
         ]
         if self.preset and self.kind == "unime":
             sections += ["## Prompts", _prompts(self.preset)]
-        sections += ["## Training", self.training] if self.training else []
-        sections += ["## Evaluation", self.evaluation] if self.evaluation else []
-        own = f"`{self.license}`." if self.license else f"That of {base}, and of the data it was trained on."
-        sections += ["## Limits", _LIMITS, "## Licence", own, "## Cite", f"```bibtex\n{_CITE}\n```"]
-        return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+        if self.training:
+            sections += ["## Training", self.training]
+        if self.evaluation:
+            sections += ["## Evaluation", self.evaluation]
+        sections += ["## Limits", _LIMITS]
+
+        terms = f"`{self.license}`." if self.license else f"That of {base}, and of the data it was trained on."
+        sections += ["## License", terms]
+        sections += ["## Cite", f"```bibtex\n{_CITE}\n```"]
+        return f"---\n{self._metadata()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+    def _public_base(self) -> str | None:
+        """The repository it was made from; `None` if that was a folder on somebody's disk."""
+        if not self.base or Path(self.base).exists():
+            return None
+        return self.base
+
+    def _base_in_words(self) -> str:
+        """What it was made from, as a sentence has it."""
+        if not self.base:
+            return "a multimodal LLM"
+        return f"`{self._public_base() or Path(self.base).name}`"
+
+    def _metadata(self) -> str:
+        """What the Hub reads, in YAML."""
+        kind_tag = "multimodal-embedding" if self.kind == "unime" else "reranker"
+        data = ModelCardData(
+            library_name="peft" if self.adapter else "sentence-transformers",
+            pipeline_tag=_KINDS[self.kind].pipeline_tag,
+            base_model=self._public_base(),
+            license=self.license,
+            tags=["unime", "transformers", kind_tag, *self.tags],
+        )
+        return data.to_yaml()
+
+    def _use(self, repo: str) -> str:
+        """How the model is used: code for a whole model, the command that makes one of an adapter."""
+        if self.adapter:
+            return _ADAPT.format(repo=repo)
+
+        use = _KINDS[self.kind].use
+        preset = PRESETS.get(self.preset)
+        if self.kind == "unime" and preset and preset.positions == "native" and preset.fusion == "joint":
+            use += _SERVE  # servers do not know flat positions or sums
+        return use.format(repo=repo)
 
 
-def _prompts(preset: str) -> str:
-    """What the model reads for each kind of item."""
-    own = PRESETS[preset]
+def _prompts(name: str) -> str:
+    """What the model reads for each kind of item, as a table."""
+    preset = PRESETS[name]
+    lines = ["| item | prompt |", "|---|---|"]
+    if preset.query == preset.document:
+        lines += _prompt_rows(preset.query)
+    else:
+        lines += _prompt_rows(preset.query, "query, ")
+        lines += _prompt_rows(preset.document, "document, ")
 
-    def rows(prompts: Prompts, role: str) -> list[str]:
-        return [f"| {role}{kind} | `{json.dumps(prompt)[1:-1]}` |" for kind, prompt in zip(Prompts._fields, prompts)]
+    table = "\n".join(lines)
+    return f"Preset `{name}`, kept in the repository; an `instruction` stands before the text.\n\n{table}"
 
-    both = (
-        rows(own.query, "")
-        if own.query == own.document
-        else rows(own.query, "query, ") + rows(own.document, "document, ")
-    )
-    shown = "\n".join(["| item | prompt |", "|---|---|", *both])
-    return f"Preset `{preset}`, kept in the repository; an `instruction` stands before the text.\n\n{shown}"
+
+def _prompt_rows(prompts: Prompts, role: str = "") -> list[str]:
+    """A row of the table for each kind of item, line breaks written as `\\n`."""
+    rows = []
+    for kind, prompt in zip(Prompts._fields, prompts):
+        rows.append(f"| {role}{kind} | `{json.dumps(prompt)[1:-1]}` |")
+    return rows
 
 
 def read_card(folder) -> Card:
     """A card from a saved model's folder, with the training section of the card that lies there.
 
+    Args:
+        folder (`str` or `Path`): what `save_pretrained` or a trainer wrote.
+
     Raises:
-        ValueError: the folder holds no UniME model or adapter.
+        ValueError: the folder has neither a UniME model nor an adapter.
     """
     folder = Path(folder)
-    path, adapter = folder / "config.json", folder / "adapter_config.json"
-    if not path.exists():
-        raise ValueError(f"{folder} holds no saved model: it has no config.json.")
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if config.get("model_type") not in _KINDS:
-        raise ValueError(
-            f"{folder} holds a {config.get('model_type')} model, no UniME model; `unime convert` makes one."
-        )
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} has no saved model: there is no config.json in it.")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model_type = config.get("model_type")
+    if model_type not in _KINDS:
+        raise ValueError(f"{folder} holds a {model_type} model, not a UniME model; `unime convert` makes one.")
+
+    preset = None
     processor = folder / "processor_config.json"
-    preset = json.loads(processor.read_text(encoding="utf-8")).get("preset") if processor.exists() else None
-    card = Card(config["model_type"], folder.resolve().name, config.get("backbone"), preset, adapter.exists())
+    if processor.exists():
+        preset = json.loads(processor.read_text(encoding="utf-8")).get("preset")
+    is_adapter = (folder / "adapter_config.json").exists()
+    card = Card(model_type, folder.resolve().name, config.get("backbone"), preset, is_adapter)
+
+    # what a trainer or a person wrote stays
     if (folder / "README.md").exists():
         text = (folder / "README.md").read_text(encoding="utf-8")
         card.training = section(text, "Training")
         card.evaluation = section(text, "Evaluation")
-        if title := re.search(r"^# (.+)$", text, re.MULTILINE):
+        title = re.search(r"^# (.+)$", text, re.MULTILINE)
+        if title:
             card.name = title.group(1)
     return card
 
 
 def section(text: str, title: str) -> str:
-    """The body of a card's section, empty if there is none."""
-    found = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
-    return found.group(1).strip() if found else ""
+    """The body of a card's section, empty if there is none.
+
+    Args:
+        text (`str`): the card.
+        title (`str`): heading of the section, of the second level.
+    """
+    match = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return match.group(1).strip() if match else ""

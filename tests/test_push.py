@@ -83,7 +83,7 @@ def test_cards_say_what_a_stranger_needs(backbone, tmp_path):
     for name, use in (("embedder", "SentenceTransformer("), ("reranker", "CrossEncoder(")):
         main(["push", str(tmp_path / name), "me/it", "--card-only"])
         text = (tmp_path / name / "README.md").read_text()
-        for title in ("Use", "Limits", "Licence", "Cite"):
+        for title in ("Use", "Limits", "License", "Cite"):
             assert section(text, title)
         assert use in section(text, "Use") and "me/it" in section(text, "Use") and str(backbone) not in text
     prompts = section((tmp_path / "embedder" / "README.md").read_text(), "Prompts")
@@ -173,9 +173,9 @@ def test_every_trainer_pushes_what_it_made(backbone, tmp_path):
 
 
 def test_what_cannot_be_pushed_is_an_error(backbone, tmp_path):
-    with pytest.raises(SystemExit, match="holds no saved model"):
+    with pytest.raises(SystemExit, match="has no saved model"):
         main(["push", str(tmp_path), "me/it"])
-    with pytest.raises(SystemExit, match="holds a qwen2_vl model, no UniME model"):
+    with pytest.raises(SystemExit, match="holds a qwen2_vl model, not a UniME model"):
         main(["push", str(backbone), "me/it"])
     UniMEModel.from_backbone(backbone).save_pretrained(tmp_path)
     with pytest.raises(SystemExit, match="me/it was not uploaded: "):  # the tests are offline

@@ -129,7 +129,9 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
     class StageParser(CommandParser, TrlParser):
         """TRL's parser, with the spellings and the one-line errors of every command."""
 
-    parser = StageParser((StageArguments, config_class, ModelConfig), prog=_program(config_class))
+    # a stage that was started as a module has no other name than __main__
+    program = f"unime train {config_class.__module__.rpartition('.')[2]}".removesuffix(" __main__")
+    parser = StageParser((StageArguments, config_class, ModelConfig), prog=program)
     try:
         stage, args, options = parser.parse_args_and_config(arguments)
         trainer, source = _prepare(trainer_class, stage, args, options, read_rows, reranker)
@@ -137,12 +139,6 @@ def run_command(trainer_class, config_class, read_rows, arguments=None, reranker
         raise SystemExit(f"unime train: {error}") from error
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     save_whole(trainer, source)
-
-
-def _program(config_class) -> str:
-    """The command of a stage, which its messages begin with."""
-    stage = config_class.__module__.rpartition(".")[2]
-    return "unime train" if stage == "__main__" else f"unime train {stage}"  # the first with `python -m`
 
 
 def _prepare(trainer_class, stage: StageArguments, args, options, read_rows, reranker: bool):
