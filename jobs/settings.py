@@ -136,6 +136,7 @@ def _read_config(path: str, config_class) -> dict:
     if not isinstance(settings, dict):
         raise ValueError(f"the recipe {path} must hold `setting: value` lines, got {str(settings)[:60]!r}.")
 
+    # a mistyped name would otherwise be a setting that does nothing
     unknown = sorted(settings.keys() - config_class.__dataclass_fields__.keys())
     if unknown:
         raise ValueError(f"{path} has unknown settings {unknown}")
