@@ -1,64 +1,168 @@
-"""The command `unime`: each of its commands is a module's own `main`."""
+"""The command `unime`: finds the command that is named, and hands it the rest of the line.
 
+Nothing heavy is imported here, so that `unime --help` answers at once.
+"""
+
+import difflib
 import importlib
 import os
 import sys
+from typing import NamedTuple
 
-from .jobs.notices import silence_alarms
+from . import __version__
 
-COMMANDS = {  # each is commands/<name>.py, with "_" for "-", but for those named beside it
-    "encode": "texts and images -> a file of embeddings",
-    "search": "answers from such a file",
-    "rerank": "texts and images in a reranker's order",
-    "demo": "a page in the browser that searches a folder of images",
-    "data": "check a data file, or fetch a benchmark",
-    "mine": "raw pairs -> judged hard negatives, or SaHa's clusters",
-    "train": "distillation, contrastive, alignment or reranker",
-    "eval": "benchmarks, reranking, reports and figures",
-    "convert": "stock VLM -> UniME repository",
-    "merge": "LoRA or DoRA adapter -> whole UniME repository",
-    "export": "UniME repository -> stock VLM checkpoint and SentenceTransformer",
-    "serve-check": "whether a server gives the model's answers, and if not, why",
-    "push": "a saved model -> the Hub, with its card",
+
+class Command(NamedTuple):
+    """Where a command is, and what it does.
+
+    Args:
+        module (`str`): module of the package, whose `main` takes the words after the command's name.
+        summary (`str`): its line in `unime --help`; at most 64 characters, so that it fits a screen of 80.
+    """
+
+    module: str
+    summary: str
+
+
+GROUPS = {
+    "Use": {
+        "encode": Command("commands.encode", "texts and images -> a file of embeddings"),
+        "search": Command("commands.search", "answers from such a file"),
+        "rerank": Command("commands.rerank", "texts and images in a reranker's order"),
+        "demo": Command("commands.demo", "a page in the browser that searches a folder of images"),
+    },
+    "Train": {
+        "data": Command("commands.data", "check a data file, or fetch a benchmark"),
+        "train": Command("trainers", "distillation, contrastive, alignment or reranker"),
+    },
+    "Mine": {
+        "mine": Command("commands.mine", "raw pairs -> judged hard negatives, or SaHa's clusters"),
+    },
+    "Measure": {
+        "eval": Command("commands.evaluate", "benchmarks, reranking, reports and figures"),
+    },
+    "Share": {
+        "convert": Command("commands.convert", "stock VLM -> UniME repository"),
+        "merge": Command("commands.convert", "LoRA or DoRA adapter -> whole UniME repository"),
+        "export": Command("commands.convert", "UniME repository -> stock VLM and SentenceTransformer"),
+        "serve-check": Command("commands.serve_check", "whether a server gives the model's answers, or why not"),
+        "push": Command("commands.push", "a saved model -> the Hub, with its card"),
+    },
 }
-_MODULES = {"eval": "evaluate", "merge": "convert", "export": "convert"}
-_QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+COMMANDS = {}
+for _group in GROUPS.values():
+    COMMANDS.update(_group)
 STAGES = ("distillation", "contrastive", "alignment", "reranker")
 
+# which extra of the package brings what a command imports beyond the plain installation
+_EXTRAS = {"demo": "demo", "train": "train", "mine": "mining", "eval": "eval"}
 
-def _usage() -> str:
-    lines = [f"  {name:<12}{text}" for name, text in COMMANDS.items()]
-    more = "`unime COMMAND --help` says more. --quiet, after any command, leaves out progress and notices."
-    return "\n".join(["usage: unime COMMAND ...", "", *lines, "", more])
+# what --quiet sets; tqdm, huggingface_hub and transformers read it when they are imported
+_QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+_STAGE_USAGE = f"usage: unime train {{{','.join(STAGES)}}} --config RECIPE.yaml [--setting value ...]"
 
 
 def main(arguments=None):
-    """Hands the command line to the command it names."""
+    """Runs the command that a command line names.
+
+    Args:
+        arguments (`list[str]`, *optional*): the words after `unime`; by default those the program was started with.
+
+    Raises:
+        SystemExit: the command ended with an error, or there is no such command (status 2).
+
+    Example:
+
+    ```python
+    main(["search", "index.parquet", "a red circle", "--top", "3"])
+    ```
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if arguments[:1] in (["-h"], ["--help"]):
+    if not arguments:
+        _refuse(_usage())
+    name, *rest = arguments
+
+    if name in ("-h", "--help"):
         print(_usage())
         return
-    if not arguments or arguments[0] not in COMMANDS:
-        raise SystemExit(_usage())
-    command, *rest = arguments
+    if name == "--version":
+        print(f"unime {__version__}")
+        return
+    if name not in COMMANDS:
+        _refuse(f"unime: {_no_such('command', name, COMMANDS)}")
+
+    # before the command's imports, since libraries read these variables then
     if "--quiet" in rest:
         rest.remove("--quiet")
         os.environ.update(_QUIET)
-    name = "commands." + _MODULES.get(command, command.replace("-", "_"))
-    if command == "train":
-        if not rest or rest[0] not in STAGES:
-            text = f"usage: unime train {{{','.join(STAGES)}}} --config RECIPE.yaml [--setting value ...]"
-            if rest[:1] in (["-h"], ["--help"]):
-                print(f"{text}\n\n`accelerate launch -m unime.trainers.STAGE` takes the same, on several processes.")
-                return
-            raise SystemExit(text)
-        name, *rest = f"trainers.{rest[0]}", *rest[1:]
+
+    module = COMMANDS[name].module
+    if name == "train":
+        # each stage is a module of its own, which `accelerate launch -m` can start, too
+        stage, *rest = _with_stage(rest)
+        module = f"trainers.{stage}"
+    if module == "commands.convert":
+        rest = [name, *rest]  # one parser for convert, merge and export
+    _run(name, module, rest)
+
+
+def _with_stage(words: list[str]) -> list[str]:
+    """The words after `unime train`, of which the first is a stage; without one, the program ends here."""
+    if not words:
+        _refuse(_STAGE_USAGE)
+    if words[0] in ("-h", "--help"):
+        print(f"{_STAGE_USAGE}\n\n`accelerate launch -m unime.trainers.STAGE` takes the same, on many processes.")
+        raise SystemExit(0)
+    if words[0] not in STAGES:
+        _refuse(f"unime train: {_no_such('stage', words[0], STAGES)}")
+    return words
+
+
+def _run(name: str, module: str, arguments: list[str]):
+    """Imports the module of a command and calls its `main`."""
+    # not at the top of the file: it imports torch
+    from .jobs.notices import silence_alarms
+
     silence_alarms()
-    module = importlib.import_module(f".{name}", __package__)
     try:
-        module.main([command, *rest] if name == "commands.convert" else rest)
+        importlib.import_module(f".{module}", __package__).main(arguments)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        raise SystemExit(130) from None  # as shells have it
+    except ModuleNotFoundError as error:
+        # a module of our own that is missing is our mistake, and shown with its traceback
+        if name not in _EXTRAS or error.name is None or error.name.startswith(__package__):
+            raise
+        raise SystemExit(
+            f"unime {name}: {error.name} is not installed; install unime with its extra [{_EXTRAS[name]}]."
+        ) from error
+
+
+def _usage() -> str:
+    """What `unime --help` prints: every command under the heading of its group, within 24 lines."""
+    # 13 commands, 5 headings, and 5 lines around them
+    lines = ["usage: unime COMMAND ... [--quiet]; `unime COMMAND --help` says more", ""]
+    for heading, commands in GROUPS.items():
+        lines.append(heading)
+        for name, command in commands.items():
+            lines.append(f"  {name:<12}{command.summary}")
+
+    lines += ["", "--quiet leaves out progress and notices; `unime --version` prints the version."]
+    return "\n".join(lines)
+
+
+def _no_such(kind: str, name: str, names) -> str:
+    """That there is no command or stage of this name, and which one may be meant."""
+    similar = difflib.get_close_matches(name, names, n=1)
+    if similar:
+        return f"there is no {kind} '{name}'; did you mean '{similar[0]}'?"
+    return f"there is no {kind} '{name}'; there are {', '.join(names)}."
+
+
+def _refuse(message: str):
+    """Ends the program as argparse does where a command line cannot be understood."""
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
 
 
 if __name__ == "__main__":

@@ -1,43 +1,62 @@
 """The commands `unime convert`, `unime export` and `unime merge`."""
 
-import argparse
+from ..checkpoints.conversion import convert, export, merge
+from ..jobs.settings import CommandParser
+from .errors import one_line_errors
+from .options import add
 
-from ..checkpoints.conversion import (
-    convert,
-    export,
-    merge,
-)
-from ..prompts_unime import PRESETS
+RUN = {"convert": convert, "export": export, "merge": merge}
 
 
 def main(arguments=None):
-    """The command `unime`."""
-    parser = argparse.ArgumentParser(prog="unime", description="Convert, export and merge checkpoints.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (
-        ("convert", "stock VLM -> UniME repository"),
-        ("export", "UniME repository -> stock VLM checkpoint and SentenceTransformer"),
-        ("merge", "LoRA or DoRA adapter -> whole UniME repository"),
-    ):
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("source", help="folder or Hub repository")
-        command.add_argument("out", help="folder to write")
-        if name == "export":
-            command.add_argument("--head", help="stock checkpoint to take the output head from")
-            continue
-        command.add_argument("--preset", choices=sorted(PRESETS), help="prompts, for a stock VLM")
-        command.add_argument("--reranker", action="store_true", help="make a reranker, not an embedder")
-        if name == "merge":
-            command.add_argument("--base", help="what the adapter was trained on (default: what its file says)")
-        else:
-            command.add_argument("--revision", help="branch, tag or commit of the repository")
-    options = vars(parser.parse_args(arguments))
-    run = {"convert": convert, "export": export, "merge": merge}[options.pop("command")]
-    try:
-        run(**options)
-    except ValueError as error:
-        raise SystemExit(f"unime: {error}") from error
+    """The commands `unime convert`, `unime export` and `unime merge`; the first argument says which."""
+    options = vars(_parser().parse_args(arguments))
+    command = options.pop("command")
+    options.pop("quiet")
+
+    with one_line_errors(f"unime {command}"):
+        RUN[command](**options)
+
     print(f"written to {options['out']}")
+
+
+def _parser() -> CommandParser:
+    """What each command reads; the options are named as the arguments of its function."""
+    parser = CommandParser(prog="unime", description="Convert, export and merge checkpoints.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    text = "stock VLM -> UniME repository"
+    command = commands.add_parser("convert", help=text, description=text)
+    _add_places(command)
+    _add_kind(command)
+    command.add_argument("--revision", help="branch, tag or commit of the repository")
+    add(command, "quiet")
+
+    text = "UniME repository -> stock VLM checkpoint and SentenceTransformer"
+    command = commands.add_parser("export", help=text, description=text)
+    _add_places(command)
+    command.add_argument("--head", help="stock checkpoint to take the output head from")
+    add(command, "quiet")
+
+    text = "LoRA or DoRA adapter -> whole UniME repository"
+    command = commands.add_parser("merge", help=text, description=text)
+    _add_places(command)
+    _add_kind(command)
+    command.add_argument("--base", help="what the adapter was trained on (default: what its file says)")
+    add(command, "quiet")
+    return parser
+
+
+def _add_places(parser: CommandParser):
+    """From where, and to where."""
+    parser.add_argument("source", help="folder or Hub repository")
+    parser.add_argument("out", help="folder to write")
+
+
+def _add_kind(parser: CommandParser):
+    """What a stock VLM becomes."""
+    add(parser, "preset")
+    parser.add_argument("--reranker", action="store_true", help="make a reranker, not an embedder")
 
 
 if __name__ == "__main__":

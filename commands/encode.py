@@ -3,27 +3,51 @@
 unime encode photos/ captions.jsonl --model outputs/quickstart/model --out index.parquet
 """
 
-import argparse
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ..data.schema import Item
 from ..jobs.embedding import Embedder, embed
+from ..jobs.settings import CommandParser
 from ..jobs.shards import fingerprint, read_errors, read_job, write_text
+from .errors import one_line_errors
 from .index import SUFFIXES, Index, read_index, stamp, write_index
-from .inputs import read_items
+from .inputs import SOURCES, read_items
+from .options import add, add_embedder, add_output
 
 
 class Encoded(NamedTuple):
-    """What [`encode`] made: the index, how many of its items were embedded now, and `{"id", "reason"}` of those that
-    could not be, which are left out and listed in `<out>.errors.json`."""
+    """What [`encode`] made.
+
+    Args:
+        index ([`~unime.commands.index.Index`]): what the file holds now.
+        new (`int`): how many of its items were embedded by this call.
+        failed (`list[dict]`): `{"id", "reason"}` of the items that could not be embedded. They are left out of the
+            index, and listed in `<out>.errors.json`.
+    """
 
     index: Index
     new: int
     failed: list
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An item of the sources: its id, itself, and size and time of change of its file."""
+
+    name: str
+    item: Item
+    stamp: str
+
+    @property
+    def key(self) -> tuple[Item, str]:
+        """What decides its embedding: the item may be the same path with another content."""
+        return self.item, self.stamp
 
 
 def encode(
@@ -33,113 +57,191 @@ def encode(
 
     Args:
         sources: as in [`~unime.commands.inputs.read_items`].
-        embedder ([`~unime.jobs.embedding.Embedder`]).
+        embedder ([`~unime.jobs.embedding.Embedder`]): what embeds them.
         out: a `.parquet` or `.npz` file with `id`, `text`, `image`, `stamp`, `embedding`.
-        role (`str`): `"document"` or `"query"`.
-        shard_size (`int`): items of one shard; finished shards lie in `<out>.parts` until the file is written.
-        update (`bool`): embed only what the file lacks or what has changed, and drop what is no longer there.
+        role (`str`, defaults to `"document"`): as what items are read: `"document"` or `"query"`.
+        shard_size (`int`, defaults to 256): items of one shard; finished shards lie in `<out>.parts` until the file is
+            written.
+        update (`bool`, defaults to `False`): embed only what the file lacks or what has changed, and drop what is no
+            longer there.
 
     Returns:
-        [`Encoded`], in the main process.
+        [`Encoded`] in the main process, `None` in the others.
 
     Raises:
         ValueError: there is no item, or none that can be embedded, a row is unusable, `out` is of no known kind, or it
             cannot be updated because its embeddings were made otherwise.
+
+    Example:
+
+    ```python
+    encoded = encode(["photos"], Embedder("outputs/quickstart/model"), "index.parquet")
+    print(encoded.index.embeddings.shape)
+    ```
     """
     out = Path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"{out} is neither .parquet nor .npz.")
-    named = list(read_items(sources))
-    if not named:
-        raise ValueError(f"there is nothing to embed in {', '.join(sources)}.")
-    names, items = zip(*named)
-    stamps = [stamp(item) for item in items]
+
+    # read: the items, and the index that is to be updated
+    entries = _read(sources)
     about = {"source": str(embedder.source), "role": role, "settings": embedder.settings()}
     old = _updatable(out, about) if update and out.exists() else None
-    vectors = dict(zip(zip(old.items, old.stamps), old.embeddings)) if old else {}
-    keys = list(zip(items, stamps))
-    todo = [row for row, key in enumerate(keys) if key not in vectors]
-    errors, parts = [], out.with_name(f"{out.name}.parts")
-    if todo:
+
+    # the difference: what the index has no embedding of
+    vectors = _vectors_of(old)
+    missing = [entry for entry in entries if entry.key not in vectors]
+
+    # embed: all processes of a launch share the work, the main one goes on with the results
+    folder = _parts(out)
+    if update:
         # an update that is killed may find other files when it is repeated
-        part = parts / fingerprint(f"{keys[row]}" for row in todo) if update else parts
-        embed(
-            part,
-            [items[row] for row in todo],
-            embedder,
-            role,
-            shard_size=shard_size,
-            retry_failed=True,
-            description="Embedding",
-            spare=True,
-        )
-        if embedder.state.is_main_process:
-            found, errors = read_job(part), read_errors(part)
-            for row, vector in zip(found["row"], found.get("embeddings", ())):
-                vectors[keys[todo[row]]] = vector
-            errors = [{"id": names[todo[error["row"]]], "reason": error["reason"]} for error in errors]
+        folder = folder / fingerprint(f"{entry.key}" for entry in missing)
+    if missing:
+        _embed(missing, embedder, folder, role, shard_size)
     if not embedder.state.is_main_process:
         return None
-    rows = [row for row, key in enumerate(keys) if key in vectors]
-    if not rows:
-        raise ValueError(f"none of the {len(items)} items could be embedded; {errors[0]['id']}: {errors[0]['reason']}")
-    embeddings = np.stack([vectors[keys[row]] for row in rows])
-    own = ([column[row] for row in rows] for column in (names, items, stamps))
-    index = Index(*own, embeddings, about)
-    if old is None or (*index[:3], index.about) != (*old[:3], old.about):
+
+    # merge, in the order of the sources
+    failed = []
+    if missing:
+        new_vectors, failed = _results(missing, folder)
+        vectors |= new_vectors
+    index = _merge(entries, vectors, about, failed)
+
+    # write; the shards go last, so that a run that is killed here need not embed again
+    if old is None or _changed(old, index):
         write_index(out, index)
-    listed = out.with_name(f"{out.name}.errors.json")
-    if errors:
-        write_text(listed, json.dumps(errors, indent=1, ensure_ascii=False))
-    else:
-        listed.unlink(missing_ok=True)
-    if parts.exists():
-        shutil.rmtree(parts)
-    return Encoded(index, len(todo) - len(errors), errors)
+    _write_errors(out, failed)
+    if _parts(out).exists():
+        shutil.rmtree(_parts(out))
+    return Encoded(index, len(missing) - len(failed), failed)
+
+
+def _parts(out: Path) -> Path:
+    """The folder of finished shards."""
+    return out.with_name(f"{out.name}.parts")
+
+
+def _read(sources: list[str]) -> list[Entry]:
+    """The items of the sources, of which there must be one."""
+    entries = [Entry(name, item, stamp(item)) for name, item in read_items(sources)]
+    if not entries:
+        raise ValueError(f"there is nothing to embed in {', '.join(sources)}.")
+    return entries
 
 
 def _updatable(out: Path, about: dict) -> Index:
     """The index that an update starts from."""
     index = read_index(out)
+
+    # "source" may differ: a model that was moved is the same model
     for key in ("role", "settings"):
         if index.about[key] != about[key]:
             raise ValueError(f"{out} cannot be updated: its {key} is {index.about[key]}, not {about[key]}.")
     return index
 
 
+def _vectors_of(index: Index | None) -> dict[tuple[Item, str], np.ndarray]:
+    """The embeddings `[D]` of an index by the keys of their entries."""
+    if index is None:
+        return {}
+    return dict(zip(zip(index.items, index.stamps), index.embeddings))
+
+
+def _embed(entries: list[Entry], embedder: Embedder, folder: Path, role: str, shard_size: int):
+    """Embeds entries, in all processes of the launch, as a job in `folder`."""
+    embed(
+        folder,
+        [entry.item for entry in entries],
+        embedder,
+        role,
+        shard_size=shard_size,
+        retry_failed=True,  # a file may have been mended since
+        description="Embedding",
+        spare=True,  # a folder may hold many broken files
+    )
+
+
+def _results(entries: list[Entry], folder: Path) -> tuple[dict[tuple[Item, str], np.ndarray], list[dict]]:
+    """What a finished job in `folder` made of entries: embeddings `[D]` by key, and `{"id", "reason"}` of failures."""
+    job = read_job(folder)
+    embeddings = job.get("embeddings", ())  # [n, D]; absent where every item failed
+    vectors = {}
+    for row, vector in zip(job["row"], embeddings):
+        vectors[entries[row].key] = vector
+
+    failed = []
+    for error in read_errors(folder):
+        failed.append({"id": entries[error["row"]].name, "reason": error["reason"]})
+    return vectors, failed
+
+
+def _merge(entries: list[Entry], vectors: dict, about: dict, failed: list[dict]) -> Index:
+    """The index of all entries that have an embedding, in the order of the sources."""
+    names = []
+    items = []
+    stamps = []
+    embeddings = []
+    for entry in entries:
+        if entry.key not in vectors:  # it failed
+            continue
+        names.append(entry.name)
+        items.append(entry.item)
+        stamps.append(entry.stamp)
+        embeddings.append(vectors[entry.key])
+
+    if not names:
+        first = f"{failed[0]['id']}: {failed[0]['reason']}"
+        raise ValueError(f"none of the {len(entries)} items could be embedded; {first}")
+    return Index(names, items, stamps, np.stack(embeddings), about)  # embeddings [N, D]
+
+
+def _changed(old: Index, new: Index) -> bool:
+    """Whether an update differs from what it started from; equal entries have equal embeddings."""
+    return (old.names, old.items, old.stamps, old.about) != (new.names, new.items, new.stamps, new.about)
+
+
+def _write_errors(out: Path, failed: list[dict]):
+    """Lists what could not be embedded beside the index, or removes such a list of an earlier run."""
+    path = out.with_name(f"{out.name}.errors.json")
+    if failed:
+        write_text(path, json.dumps(failed, indent=1, ensure_ascii=False))
+    else:
+        path.unlink(missing_ok=True)
+
+
 def main(arguments=None):
     """The command `unime encode`."""
-    parser = argparse.ArgumentParser(
-        prog="unime encode", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sources", nargs="+", help="folder of images, image, .jsonl, .txt, or - (JSON lines)")
-    parser.add_argument("--model", required=True, help="folder or repository of an embedder")
-    parser.add_argument("--out", required=True, help=".parquet or .npz file")
-    parser.add_argument("--library", default="unime", help="unime or sentence-transformers")
-    parser.add_argument("--preset", help="prompts, for a stock VLM")
-    parser.add_argument("--dtype", default="auto", help="bfloat16, ...; auto is the checkpoint's own")
-    parser.add_argument("--role", default="document", choices=("document", "query"))
+    parser = CommandParser(prog="unime encode", description=__doc__)
+    parser.add_argument("sources", nargs="+", help=SOURCES)
+    add_embedder(parser)
+    parser.add_argument("--out", required=True, help=".parquet or .npz file to write")
+    add(parser, "role", default="document")
     parser.add_argument("--update", action="store_true", help="embed only what the file lacks or what has changed")
-    parser.add_argument("--options", type=json.loads, default={}, help="for encode, as JSON: '{\"resolution\": 336}'")
-    parser.add_argument("--json", action="store_true", help="say what was done as JSON")
+    add_output(parser)
+
     options = parser.parse_args(arguments)
-    try:
+
+    with one_line_errors("unime encode"):
         embedder = Embedder(options.model, options.library, options.preset, options.dtype, **options.options)
-        done = encode(options.sources, embedder, options.out, options.role, update=options.update)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"unime encode: {error}") from error
-    if done is None:
+        encoded = encode(options.sources, embedder, options.out, options.role, update=options.update)
+    if encoded is None:  # not the main process
         return
-    items, width = done.index.embeddings.shape
+
+    items, width = encoded.index.embeddings.shape
     if options.json:
-        said = {"out": options.out, "items": items, "new": done.new, "width": width, "failed": done.failed}
-        print(json.dumps(said))
+        counts = {"items": items, "new": encoded.new, "width": width, "failed": encoded.failed}
+        print(json.dumps({"out": options.out, **counts}))
     else:
-        print(f"{options.out}: {items} items of width {width}, {done.new} of them new")
-    if errors := done.failed:
+        print(f"{options.out}: {items} items of width {width}, {encoded.new} of them new")
+
+    # an error status, although the file is written: a script should notice
+    if encoded.failed:
+        first = encoded.failed[0]
         raise SystemExit(
-            f"unime encode: {len(errors)} items failed, see {options.out}.errors.json; the first: "
-            f"{errors[0]['id']}: {errors[0]['reason']}"
+            f"unime encode: {len(encoded.failed)} items failed, see {options.out}.errors.json; the first: "
+            f"{first['id']}: {first['reason']}"
         )
 
 

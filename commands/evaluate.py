@@ -1,5 +1,6 @@
 """The command `unime eval`: benchmarks, reranking, reports and figures."""
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass, field
@@ -13,106 +14,170 @@ from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
 from ..jobs.settings import parse_settings
 from ..jobs.shards import processes
+from .errors import one_line_errors
+from .options import json_object, setting
+
+# commands of their own, named here for the help
+PAGES = {
+    "report": "results beside the published numbers (options of its own: unime eval report --help)",
+    "figures": "pictures of models, results and trainings (options of its own: unime eval figures --help)",
+}
 
 STEPS = BENCHMARKS | {"rerank": "the best candidates of a saved result, by a reranker"}
 
 
 @dataclass
 class EvalConfig:
-    """Settings of `unime eval`. Beside the benchmarks there are `unime eval report` and `unime eval figures`."""
+    """Measures an embedder on a benchmark, or a reranker over the best candidates of a saved result: `unime eval`."""
 
-    model: str | None = field(default=None, metadata={"help": "Folder or repository of the embedder."})
-    library: str = field(default="unime", metadata={"help": "unime or sentence-transformers."})
-    preset: str | None = field(default=None, metadata={"help": "Prompts, for a stock VLM."})
-    dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own."})
-    options: dict | str | None = field(
-        default_factory=dict, metadata={"help": "For encode: resolution, batch_tokens, max_length, ..."}
-    )
-    data: str | None = field(default=None, metadata={"help": "Folder of the benchmark (`unime data fetch`)."})
-    image_root: str | None = field(default=None, metadata={"help": "Where image paths start; the data's folder else."})
-    tasks: list[str] | None = field(default=None, metadata={"help": "Data sets to take; all by default."})
+    model: str | None = field(**setting("model"))
+    library: str = field(**setting("library"))
+    preset: str | None = field(**setting("preset"))
+    dtype: str = field(**setting("dtype"))
+    options: dict | str | None = field(**setting("options"))
+    data: str | None = field(default=None, metadata={"help": "folder of the benchmark (`unime data fetch`)"})
+    image_root: str | None = field(**setting("image-root"))
+    tasks: list[str] | None = field(default=None, metadata={"help": "data sets to take; all by default"})
     cache: str | None = field(
-        default=None, metadata={"help": "Where pictures kept in Parquet files are unpacked; below the data else."}
+        default=None, metadata={"help": "folder for pictures kept in Parquet files (default: below the data)"}
     )
-    partial: bool = field(default=False, metadata={"help": "Take the data sets that are there."})
-    out: str = field(default="outputs/eval", metadata={"help": "Folder of all results."})
-    shard: int = field(default=1024, metadata={"help": "Items of one shard: what is lost at most, if interrupted."})
+    partial: bool = field(default=False, metadata={"help": "take the data sets that are present"})
+    out: str = field(default="outputs/eval", metadata={"help": "folder of all results"})
+    shard: int = field(default=1024, metadata={"help": "items of one shard: what is lost at most, if interrupted"})
+    json: bool = field(**setting("json"))
     # rerank
-    results: str | None = field(default=None, metadata={"help": "results.json of the embedder, or a folder with one."})
-    reranker: str | None = field(default=None, metadata={"help": "Folder or repository of the reranker."})
-    strategy: str = field(default="pointwise", metadata={"help": "pointwise, listwise or fused."})
-    top: int = field(default=10, metadata={"help": "How many candidates are reranked."})
+    results: str | None = field(default=None, metadata={"help": "results.json of the embedder, or a folder with one"})
+    reranker: str | None = field(**setting("reranker"))
+    strategy: str = field(**setting("strategy"))
+    candidates: int = field(**setting("candidates"))
     rank_options: dict | str | None = field(
-        default_factory=dict, metadata={"help": "For rank: rounds, weight, answer_format, resolution, ..."}
+        default_factory=dict,
+        metadata={
+            "metavar": "JSON",
+            "help": "for the reranker's rank: rounds, weight, answer_format, resolution, ...",
+        },
     )
-    limit: int | None = field(default=None, metadata={"help": "Rerank only that many queries of each data set."})
-    rerank_shard: int = field(default=16, metadata={"help": "Queries of one shard."})
-    json: bool = field(default=False, metadata={"help": "Print one JSON object instead of a table."})
+    limit: int | None = field(default=None, metadata={"help": "rerank only that many queries of each data set"})
+    rerank_shard: int = field(default=16, metadata={"help": "queries of one shard"})
+    top: int | None = field(default=None, metadata={"help": argparse.SUPPRESS})  # former name of `candidates`
 
     def __post_init__(self):
         for name in ("options", "rank_options"):
-            if isinstance(value := getattr(self, name), str):
-                setattr(self, name, json.loads(value))
+            value = getattr(self, name)
+            if isinstance(value, str):
+                setattr(self, name, _parsed(name, value))
+        if self.top is not None:
+            print("unime eval: `top` is now called `candidates`; the old name will go.", file=sys.stderr)
+            self.candidates = self.top
+
+
+def _parsed(name: str, text: str) -> dict:
+    """A setting that is a JSON object."""
+    try:
+        return json_object(text)
+    except argparse.ArgumentTypeError as error:
+        raise ValueError(f"`{name}`: {error}.") from error
 
 
 def run(step: str, config: EvalConfig) -> Path:
-    """Does a step of the command and returns the path of its results."""
+    """Does a step of the command.
+
+    Args:
+        step (`str`): a benchmark, or `"rerank"`; one of `STEPS`.
+        config ([`EvalConfig`]): its settings.
+
+    Returns:
+        `Path`: of the results.
+
+    Raises:
+        ValueError: a setting that the step needs is missing, or the data or a model cannot be read.
+
+    Example:
+
+    ```python
+    run("world", EvalConfig(model="outputs/quickstart/model", data="outputs/world"))
+    ```
+    """
     if step == "rerank":
-        return _rerank(config)
-    for name in ("model", "data"):
-        if getattr(config, name) is None:
-            raise ValueError(f"`{name}` is missing.")
+        return _run_rerank(config)
+
+    _require(config, "model", "data")
     embedder = Embedder(config.model, config.library, config.preset, config.dtype, **config.options or {})
     embedder.settings()  # a mistyped model should not cost the reading of a benchmark
-    source = {key: getattr(config, key) for key in ("data", "image_root", "tasks", "partial", "cache")}
+
+    source = {
+        "data": config.data,
+        "image_root": config.image_root,
+        "tasks": config.tasks,
+        "partial": config.partial,
+        "cache": config.cache,
+    }
     with embedder.state.main_process_first():  # which unpacks what has to be unpacked
         tasks, root = read(step, source)
     return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard)
 
 
-def _rerank(config: EvalConfig) -> Path:
-    for name in ("results", "reranker"):
-        if getattr(config, name) is None:
-            raise ValueError(f"`{name}` is missing.")
+def _run_rerank(config: EvalConfig) -> Path:
+    """Reranks the best candidates of a saved result."""
+    _require(config, "results", "reranker")
     path = saved_result(config.results)
     before = json.loads(path.read_text(encoding="utf-8"))
+
+    # the data is read as it was for the embedder, unless it has moved
     source = dict(before["source"])
-    source |= {key: getattr(config, key) for key in ("data", "image_root", "cache") if getattr(config, key)}
+    for name in ("data", "image_root", "cache"):
+        if getattr(config, name):
+            source[name] = getattr(config, name)
     with processes().main_process_first():
         tasks, root = read(before["benchmark"], source)
+
     reranker = Reranker(config.reranker, config.strategy, config.dtype, **config.rank_options or {})
-    return run_rerank(path, tasks, reranker, config.top, root, config.limit, config.rerank_shard)
+    return run_rerank(path, tasks, reranker, config.candidates, root, config.limit, config.rerank_shard)
+
+
+def _require(config: EvalConfig, *names: str):
+    """Refuses settings without those that a step needs."""
+    for name in names:
+        if getattr(config, name) is None:
+            raise ValueError(f"`{name}` is missing.")
+
+
+def _print_results(path: Path, as_json: bool):
+    """Prints the score of every task, as a table or as one JSON object."""
+    results = json.loads(path.read_text(encoding="utf-8"))
+    tasks = results["tasks"]
+    if as_json:
+        scores = {name: task["score"] for name, task in tasks.items()}
+        print(json.dumps({"results": str(path), "means": results["means"], "tasks": scores}))
+        return
+
+    print_table({"score": tasks}, results["benchmark"])
+    for note, names in notes_of(tasks).items():
+        print(f"  {names}: {note}")
+    print(f"\n{path}")
 
 
 def main(arguments=None):
     """The command `unime eval`."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        if arguments[:1] == ["report"]:
-            from .report import main as report
 
-            return report(arguments[1:])
-        if arguments[:1] == ["figures"]:
-            from .figures import main as figures
+    # these two have options of their own
+    if arguments[:1] == ["report"]:
+        from .report import main as report
 
-            return figures(arguments[1:])
-        step, config = parse_settings("unime eval", EvalConfig, STEPS, arguments)
+        return report(arguments[1:])
+    if arguments[:1] == ["figures"]:
+        from .figures import main as figures
+
+        return figures(arguments[1:])
+
+    with one_line_errors("unime eval"):
+        step, config = parse_settings("unime eval", EvalConfig, STEPS | PAGES, arguments)
+        if step in PAGES:
+            raise ValueError(f"{step} has options of its own, which come after it: unime eval {step} --help.")
         path = run(step, config)
-    except (ValueError, FileNotFoundError) as error:
-        raise SystemExit(f"unime eval: {error}") from error
     if processes().is_main_process:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if config.json:
-            return print(
-                json.dumps(
-                    {"results": str(path), "means": results["means"]}
-                    | {"tasks": {name: result["score"] for name, result in results["tasks"].items()}}
-                )
-            )
-        print_table({"score": results["tasks"]}, results["benchmark"])
-        for note, names in notes_of(results["tasks"]).items():
-            print(f"  {names}: {note}")
-        print(f"\n{path}")
+        _print_results(path, config.json)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ unime eval figures contact RESULTS.json --task Shapes_t2i --out contact.png
 unime eval figures curves RUN RUN --names easy hard --out curves.png
 """
 
-import argparse
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,150 +17,237 @@ import torch
 from safetensors.numpy import load_file
 
 from ..checkpoints.opening import open_checkpoint
+from ..data.schema import Item
 from ..eval import figures
 from ..eval.catalogue import BENCHMARKS, read
 from ..eval.report import load
 from ..eval.tasks import Task
+from ..jobs.settings import CommandParser
 from ..jobs.shards import processes
-from ..modeling_unime import UniMERerankerForCausalLM
+from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
+from .errors import one_line_errors
+from .options import add
 
 
-def _tasks(options) -> list[Task]:
-    one = [options.task] if options.task and options.benchmark != "retrieval" else None
-    source = {"data": options.data, "image_root": options.image_root, "tasks": one, "partial": True, "cache": None}
-    return read(options.benchmark, source)[0]
+# what the figures of models are drawn from
+def _pairs(options) -> tuple[str, list[Item], list[Item]]:
+    """Matched pairs of a task: its name, queries, and their first right candidates, all different."""
+    tasks = _tasks(options)
+    name = options.task or _default_task(list(tasks))
+    task = _named(tasks, name)
 
-
-def _pairs(options) -> tuple[str, list, list]:
-    """Matched pairs of a task: queries and their first right candidates, all different."""
-    tasks = {task.name: task for task in _tasks(options)}
-    default = next((task.name for task in tasks.values() if task.name.endswith("_i2t")), next(iter(tasks)))
-    name = options.task or default
-    if name not in tasks:
-        raise ValueError(f"there is no task {name!r}; there are {', '.join(tasks)}.")
-    task, pairs = tasks[name], {}
+    # a query or an answer that stands in several pairs would give a matrix more than one bright diagonal
+    pairs = {}
     for number, query in enumerate(task.queries):
         right = task.corpus[task.options(number)[task.relevant[number][0]]]
         if query not in pairs and right not in pairs.values():
             pairs[query] = right
-    chosen = list(pairs.items())[: options.count]
-    return name, [query for query, _ in chosen], [right for _, right in chosen]
+    queries = list(pairs)[: options.count]
+    return name, queries, [pairs[query] for query in queries]
 
 
-def _models(options, preset: str | None):
-    names = options.names or [Path(path).name for path in options.models]
-    if len(names) != len(options.models) or len(set(names)) != len(names):
-        raise ValueError(f"--names takes a different name for each of the {len(options.models)} models.")
+def _tasks(options) -> dict[str, Task]:
+    """The tasks of the benchmark by name; only the one that is asked for, where they can be read apart."""
+    names = [options.task] if options.task and options.benchmark != "retrieval" else None
+    source = {"data": options.data, "image_root": options.image_root, "tasks": names, "partial": True, "cache": None}
+    tasks, _ = read(options.benchmark, source)
+    return _by_name(tasks)
+
+
+def _by_name(tasks: list[Task]) -> dict[str, Task]:
+    """Tasks by their names."""
+    return {task.name: task for task in tasks}
+
+
+def _default_task(names: list[str]) -> str:
+    """The first task from images to texts, or else the first."""
+    for name in names:
+        if name.endswith("_i2t"):
+            return name
+    return names[0]
+
+
+def _named(tasks: dict[str, Task], name: str) -> Task:
+    """The task of that name."""
+    if name not in tasks:
+        raise ValueError(f"there is no task {name!r}; there are {', '.join(tasks)}.")
+    return tasks[name]
+
+
+def _distinct_names(options, paths: list[str], kind: str) -> list[str]:
+    """What to call models or runs: as asked for, or as their folders."""
+    names = options.names or [Path(path).name for path in paths]
+    if len(names) != len(paths) or len(set(names)) != len(names):
+        raise ValueError(f"--names takes a different name for each of the {len(paths)} {kind}.")
+    return names
+
+
+def _models(options, preset: str | None) -> Iterator[tuple[str, UniMEModel]]:
+    """The models with their names, one loaded after the other."""
+    names = _distinct_names(options, options.models, "models")
     for name, path in zip(names, options.models):
         yield name, open_checkpoint(path, preset, change_preset=True).to(processes().device).eval()
 
 
-def _embedded(options) -> tuple[str, dict]:
-    """The pairs of a task as each model embeds them."""
+def _embedded(options) -> tuple[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
+    """A task's name, and its pairs as each model embeds them: queries and answers, each `[N, D]`."""
     task, queries, answers = _pairs(options)
-    found = {}
+    embeddings = {}
     for name, model in _models(options, options.preset):
-        sides = (model.encode_query(_inputs(queries)), model.encode_document(_inputs(answers)))
-        found[name] = tuple(side.float().cpu() for side in sides)
-    return task, found
+        query_side = model.encode_query(_inputs(queries))
+        answer_side = model.encode_document(_inputs(answers))
+        embeddings[name] = (query_side.float().cpu(), answer_side.float().cpu())
+    return task, embeddings
 
 
-def _inputs(items) -> list[dict]:
+def _inputs(items: list[Item]) -> list[dict]:
+    """Items as `encode` takes them."""
     return [item.as_input() for item in items]
 
 
+# the figures
 def similarity(options) -> Path:
-    task, found = _embedded(options)
-    return figures.similarity_matrix(found, options.out, f"query of {task}", "its right candidate")
+    """Cosine matrices of matched pairs, a panel for each model."""
+    task, embeddings = _embedded(options)
+    return figures.similarity_matrix(embeddings, options.out, f"query of {task}", "its right candidate")
 
 
 def embedding_map(options) -> Path:
-    task, found = _embedded(options)
-    panels = {name: {f"queries of {task}": one, "right candidates": other} for name, (one, other) in found.items()}
+    """Both sides of matched pairs on two axes, a panel for each model."""
+    task, embeddings = _embedded(options)
+    panels = {}
+    for name, (queries, answers) in embeddings.items():
+        panels[name] = {f"queries of {task}": queries, "right candidates": answers}
     return figures.embedding_map(panels, options.out)
 
 
 def next_token(options) -> Path:
+    """The most probable words after the prompt of some items, a column for each model."""
     _, queries, _ = _pairs(options)
-    queries = [replace(q, text="") if q.image else q for q in queries[: options.count]]  # what the prompt sums up
-    head = UniMERerankerForCausalLM.from_backbone(options.head or options.models[0]).get_output_embeddings().weight
+    items = []
+    for query in queries:
+        # of an image with a question, the prompt is to sum up the image
+        if query.image:
+            query = replace(query, text="")
+        items.append(query)
+
+    # an embedder has no output head, but the model it was made from has
+    backbone = UniMERerankerForCausalLM.from_backbone(options.head or options.models[0])
+    head = backbone.get_output_embeddings().weight  # [vocabulary, D]
     panels = {}
     for name, model in _models(options, options.preset or "summary"):
-        model.config.normalize = False  # the last hidden state itself
-        states = model.encode_query(_inputs(queries))
-        if states.shape[1] != head.shape[1]:
-            raise ValueError(
-                f"{name} has width {states.shape[1]}, the head {head.shape[1]}; name its own with --head."
-            )
-        with torch.inference_mode():
-            logits = (states.to(head.device) @ head.float().T)[:, : len(model.processor.tokenizer)]
-        best = logits.softmax(-1).topk(options.top)
-        words = [[model.processor.tokenizer.decode([token]) for token in row] for row in best.indices.tolist()]
-        panels[name] = [
-            (query, list(zip(own, values))) for query, own, values in zip(queries, words, best.values.tolist())
-        ]
+        panels[name] = list(zip(items, _next_words(name, model, head, items, options.top)))
     return figures.next_tokens(panels, options.out)
 
 
+def _next_words(
+    name: str, model: UniMEModel, head: torch.Tensor, items: list[Item], count: int
+) -> list[list[tuple[str, float]]]:
+    """The most probable words after each item's prompt, with their probabilities."""
+    model.config.normalize = False  # the last hidden state itself
+    states = model.encode_query(_inputs(items))  # [N, D]
+    if states.shape[1] != head.shape[1]:
+        raise ValueError(f"{name} has width {states.shape[1]}, the head {head.shape[1]}; name its own with --head.")
+
+    # the output head of the backbone, applied to what the embedder makes of the prompt
+    tokenizer = model.processor.tokenizer
+    with torch.inference_mode():
+        logits = states.to(head.device) @ head.float().T  # [N, vocabulary]
+    logits = logits[:, : len(tokenizer)]  # checkpoints pad their vocabulary
+    best = logits.softmax(-1).topk(count)  # [N, count]
+
+    words = []
+    for token_ids, probabilities in zip(best.indices.tolist(), best.values.tolist()):
+        texts = [tokenizer.decode([token_id]) for token_id in token_ids]
+        words.append(list(zip(texts, probabilities)))
+    return words
+
+
 def stages(options) -> Path:
+    """Bars of the means of several results of one benchmark."""
     results = load(options.inputs, options.names)
-    benchmarks = {result.content["benchmark"] for result in results}
+    benchmarks = sorted({result.content["benchmark"] for result in results})
     if len(benchmarks) > 1:
-        raise ValueError(f"these are results of {', '.join(sorted(benchmarks))}; take one benchmark.")
-    if len({result.name for result in results}) != len(results):
+        raise ValueError(f"these are results of {', '.join(benchmarks)}; take one benchmark.")
+    means = {result.name: result.content["means"] for result in results}
+    if len(means) != len(results):
         raise ValueError("--names takes a different name for each result.")
-    return figures.stage_bars({r.name: r.content["means"] for r in results}, options.out, f"{benchmarks.pop()}, means")
+    return figures.stage_bars(means, options.out, f"{benchmarks[0]}, means")
 
 
 def contact(options) -> Path:
+    """Queries of one task with their best candidates: some that were answered rightly, then some that were not."""
     (result,) = load(options.inputs[:1])
     content = result.content
+
+    # the data is read as it was for the model, unless it has moved
     source = dict(content["source"])
-    source |= {key: getattr(options, key) for key in ("data", "image_root") if getattr(options, key)}
-    tasks = {task.name: task for task in read(content["benchmark"], source)[0]}
+    for name in ("data", "image_root"):
+        if getattr(options, name):
+            source[name] = getattr(options, name)
+    tasks, _ = read(content["benchmark"], source)
+    tasks = _by_name(tasks)
     name = options.task or next(iter(tasks))
-    if name not in tasks:
-        raise ValueError(f"there is no task {name!r}; there are {', '.join(tasks)}.")
-    kept, task = load_file(result.path.with_name("top.safetensors")), tasks[name]
-    ranks = content["tasks"][name]["ranks"]
-    half = max(1, options.count // 2)
-    hits = [number for number, rank in enumerate(ranks) if rank == 1][:half]
-    misses = [number for number, rank in enumerate(ranks) if rank > 1][: options.count - len(hits)]
+    task = _named(tasks, name)
+
+    ranking = load_file(result.path.with_name("top.safetensors"))
+    top = ranking[f"{name}/top"]  # [Q, depth], positions in the task's corpus
+    similarities = ranking[f"{name}/similarity"]  # [Q, depth]
     rows = []
-    for number in [*hits, *misses]:
-        right = {task.options(number)[place] for place in task.relevant[number]}
-        best = [
-            (task.corpus[i], float(value), i in right)
-            for i, value in zip(
-                kept[f"{name}/top"][number, : options.top].tolist(), kept[f"{name}/similarity"][number]
-            )
-            if i >= 0
-        ]
+    for number in _hits_and_misses(content["tasks"][name]["ranks"], options.count):
+        best = _best_candidates(task, number, top[number, : options.top], similarities[number])
         rows.append((task.queries[number], best))
+
     score = content["tasks"][name]["score"]
-    return figures.contact_sheet(
-        rows, options.out, f"{result.name}, {name}: {score:.1%} right; hits first, then misses"
-    )
+    title = f"{result.name}, {name}: {score:.1%} right; hits first, then misses"
+    return figures.contact_sheet(rows, options.out, title)
+
+
+def _best_candidates(task: Task, number: int, positions, similarities) -> list[tuple[Item, float, bool]]:
+    """The best candidates of a query, from positions and similarities `[k]`, and whether each is right."""
+    right = {task.options(number)[place] for place in task.relevant[number]}
+    best = []
+    for position, similarity_value in zip(positions.tolist(), similarities):
+        if position >= 0:  # -1 where a task has fewer candidates
+            best.append((task.corpus[position], float(similarity_value), position in right))
+    return best
+
+
+def _hits_and_misses(ranks: list[int], count: int) -> list[int]:
+    """Numbers of `count` queries: half of them hits, if there are so many, then misses."""
+    hits = []
+    misses = []
+    for number, rank in enumerate(ranks):
+        if rank == 1:
+            hits.append(number)
+        else:
+            misses.append(number)
+    hits = hits[: max(1, count // 2)]
+    return hits + misses[: count - len(hits)]
 
 
 def curves(options) -> Path:
-    names, runs = options.names or [Path(path).name for path in options.inputs], {}
-    if len(names) != len(options.inputs) or len(set(names)) != len(names):
-        raise ValueError(f"--names takes a different name for each of the {len(options.inputs)} runs.")
-    for name, path in zip(names, map(Path, options.inputs)):
-        states = [
-            path / "trainer_state.json",
-            *sorted(
-                path.glob("checkpoint-*/trainer_state.json"),
-                key=lambda p: int(p.parent.name.split("-")[1]),
-                reverse=True,
-            ),
-        ]
-        state = path if path.is_file() else next((state for state in states if state.exists()), None)
-        if state is None:
-            raise ValueError(f"{path} holds no trainer_state.json of a training.")
-        runs[name] = json.loads(state.read_text(encoding="utf-8"))["log_history"]
+    """Loss and gradient norm of trainings."""
+    names = _distinct_names(options, options.inputs, "runs")
+    runs = {}
+    for name, path in zip(names, options.inputs):
+        state = json.loads(_trainer_state(Path(path)).read_text(encoding="utf-8"))
+        runs[name] = state["log_history"]
     return figures.training_curves(runs, options.out)
+
+
+def _trainer_state(path: Path) -> Path:
+    """The state of a training: the file itself, that of a folder, or that of its last checkpoint."""
+    if path.is_file():
+        return path
+    state = path / "trainer_state.json"
+    if state.exists():
+        return state
+
+    states = list(path.glob("checkpoint-*/trainer_state.json"))
+    if not states:
+        raise ValueError(f"{path} holds no trainer_state.json of a training.")
+    return max(states, key=lambda state: int(state.parent.name.split("-")[1]))
 
 
 KINDS = {
@@ -171,34 +258,51 @@ KINDS = {
     "contact": (contact, "queries with their best candidates, right and wrong marked"),
     "curves": (curves, "loss and gradient norm of trainings (folders with trainer_state.json)"),
 }
+_OF_FILES = ("stages", "contact", "curves")  # the others are drawn from models
+_COUNTS = {"similarity": 50, "map": 150, "next-token": 3}  # where --count does not say otherwise; else 6
+_TOPS = {"next-token": 10}  # where --top does not say otherwise; else 5
 
 
 def main(arguments=None):
     """The command `unime eval figures`."""
-    parser = argparse.ArgumentParser(
-        prog="unime eval figures", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("kind", choices=KINDS, help="; ".join(f"{kind}: {text}" for kind, (_, text) in KINDS.items()))
+    parser = _parser()
+    options = parser.parse_args(arguments)
+
+    # which of the two a kind needs, argparse cannot know
+    if options.kind in _OF_FILES and not options.inputs:
+        parser.error(f"{options.kind} needs results or runs.")
+    if options.kind not in _OF_FILES and not (options.models and options.data):
+        parser.error(f"{options.kind} needs --models and --data.")
+    options.count = options.count or _COUNTS.get(options.kind, 6)
+    options.top = options.top or _TOPS.get(options.kind, 5)
+
+    draw, _ = KINDS[options.kind]
+    with one_line_errors("unime eval figures"):
+        path = draw(options)
+    print(f"{path}\n{path.with_suffix('.csv')}")
+
+
+def _parser() -> CommandParser:
+    """What the command reads."""
+    parser = CommandParser(prog="unime eval figures", description=__doc__)
+    kinds = "; ".join(f"{kind}: {text}" for kind, (_, text) in KINDS.items())
+    parser.add_argument("kind", choices=KINDS, help=kinds)
     parser.add_argument("inputs", nargs="*", help="for stages and contact results.json; for curves folders of runs")
     parser.add_argument("--models", nargs="+", default=[], help="embedders, stock VLMs too")
     parser.add_argument("--names", nargs="+", help="what to call models, results or runs")
-    parser.add_argument("--preset", help="prompts of all models (default: each one's own; next-token: summary)")
+    add(parser, "preset", help="prompts of all models (default: each one's own; next-token: summary)")
     parser.add_argument("--head", help="next-token: checkpoint with the language head (default: the first model)")
-    parser.add_argument("--benchmark", default="world", choices=list(BENCHMARKS), help="whose pairs are drawn")
+    parser.add_argument(
+        "--benchmark", default="world", choices=list(BENCHMARKS), help="whose pairs (default: %(default)s)"
+    )
     parser.add_argument("--data", help="folder of the benchmark")
-    parser.add_argument("--image_root", help="where its image paths start")
+    add(parser, "image-root")
     parser.add_argument("--task", help="data set of the benchmark")
     parser.add_argument("--count", type=int, help="pairs, items or rows")
-    parser.add_argument("--top", type=int, help="words or candidates of each")
+    parser.add_argument("--top", type=int, help="words or candidates of each (default: 10 words, 5 candidates)")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write; the data goes beside it as CSV")
-    options = parser.parse_args(arguments)
-    needed = "inputs" if options.kind in ("stages", "contact", "curves") else "models"
-    if not getattr(options, needed):
-        parser.error(f"{options.kind} needs {'results' if needed == 'inputs' else '--models'}.")
-    options.count = options.count or {"similarity": 50, "map": 150, "next-token": 3}.get(options.kind, 6)
-    options.top = options.top or (10 if options.kind == "next-token" else 5)
-    path = KINDS[options.kind][0](options)
-    print(f"{path}\n{path.with_suffix('.csv')}")
+    add(parser, "quiet")
+    return parser
 
 
 if __name__ == "__main__":

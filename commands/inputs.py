@@ -10,6 +10,8 @@ from ..data.schema import VIDEOS, Item
 from ..images_unime import IMAGES
 from ..prompts_unime import instruct
 
+SOURCES = "folder of images, image, .jsonl, .txt, or - (JSON lines)"  # what `read_items` takes, for the help
+
 
 def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
     """Named items of several sources.
@@ -19,19 +21,19 @@ def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
             `text`, `image` and, if wanted, `id`; images are named from the file's folder on), `.txt` (a text a line),
             or `-` for JSON lines from the standard input, with images named from the working directory on.
 
+    Returns:
+        pairs of a name and an [`~unime.data.schema.Item`]. The name is a path below the folder, the `id` or the
+        number of a JSON line, or file and number of a line of text.
+
     Raises:
-        ValueError: a source is missing or of no such kind, or a row is unusable; the message names file and row.
+        ValueError: a source is missing or not of such a kind, or a row is unusable; the message names file and row.
     """
     for source in sources:
         path = Path(source)
         if source == "-":
             yield from _json_lines(sys.stdin, "standard input", Path.cwd())
         elif path.is_dir():
-            yield from (
-                (str(p.relative_to(path)), Item(image=str(p.resolve())))
-                for p in sorted(path.rglob("*"))
-                if _is_picture(p)
-            )
+            yield from _folder(path)
         elif not path.exists():
             raise ValueError(f"{source} does not exist.")
         elif path.suffix == ".jsonl":
@@ -39,45 +41,66 @@ def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
                 yield from _json_lines(lines, source, path.parent)
         elif path.suffix == ".txt":
             with open(path, encoding="utf-8") as lines:
-                yield from (
-                    (f"{path.name}:{n}", Item(line.strip())) for n, line in enumerate(lines, 1) if line.strip()
-                )
+                yield from _text_lines(lines, path.name)
         elif _is_picture(path):
             yield path.name, Item(image=str(path.resolve()))
         else:
-            raise ValueError(f"{source} is no folder, image, .jsonl or .txt.")
+            raise ValueError(f"{source} is not a folder, an image, a .jsonl or a .txt file.")
 
 
 def _is_picture(path: Path) -> bool:
+    """Whether a path is an image or a video that is not hidden."""
     return path.suffix.lower() in (*IMAGES, *VIDEOS) and not path.name.startswith(".") and path.is_file()
 
 
-def _json_lines(lines, name: str, root: Path) -> Iterator[tuple[str, Item]]:
+def _folder(folder: Path) -> Iterator[tuple[str, Item]]:
+    """Every image and video below a folder, in the order of their paths."""
+    for path in sorted(folder.rglob("*")):
+        if _is_picture(path):
+            yield str(path.relative_to(folder)), Item(image=str(path.resolve()))
+
+
+def _text_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, Item]]:
+    """A text a line, without the empty ones."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield f"{name}:{number}", Item(line.strip())
+
+
+def _json_lines(lines: Iterable[str], name: str, root: Path) -> Iterator[tuple[str, Item]]:
+    """A text or an object a line, without the empty ones; images are named from `root` on."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        where = f"{name}, line {number}"
+
+        # whatever is wrong with a row, the message says where it is
         try:
             row = json.loads(line)
-            row = {"text": row} if isinstance(row, str) else row
+            if isinstance(row, str):
+                row = {"text": row}
             if not isinstance(row, dict) or row.keys() - {"id", "text", "image"}:
                 raise ValueError("a row is a text, or an object with 'text', 'image' and 'id'.")
-            yield str(row.get("id", number)), item_of(row.get("text"), row.get("image"), root)
+            item = item_of(row.get("text"), row.get("image"), root)
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"{name}, line {number}: {error}") from error
+        yield str(row.get("id", number)), item
 
 
 def one_item(text: str | None, image: str | None, instruction: str | None = None) -> dict:
-    """A query that somebody typed, as `encode` takes it, with its instruction before its text."""
+    """A query that somebody typed, as `encode` takes it.
+
+    Args:
+        text, image (`str`, *optional*): what to look for; at least one of them.
+        instruction (`str`, *optional*): put before the text.
+
+    Raises:
+        ValueError: the image does not exist, or there is neither a text nor an image.
+    """
     if image and not Path(image).exists():
         raise ValueError(f"{image} does not exist.")
+
+    # an instruction alone is not a query
     if text or image:
         text = instruct(instruction, text)
-    return Item(text or "", str(Path(image).resolve()) if image else "").as_input()
-
-
-def positive(text: str) -> int:
-    """A number of the command line that is at least 1."""
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
+    path = str(Path(image).resolve()) if image else ""
+    return Item(text or "", path).as_input()

@@ -1,12 +1,11 @@
 """Puts a saved model on the Hub: the command `unime push`.
 
-    unime push outputs/quickstart/model me/my-embedder --results outputs/eval --licence apache-2.0
+    unime push outputs/quickstart/model me/my-embedder --results outputs/eval --license apache-2.0
 
 The model card is written anew, with the repository's name in its examples, the training section of the card that lay
 there, and the results that are given.
 """
 
-import argparse
 from pathlib import Path
 
 import yaml
@@ -14,40 +13,55 @@ from huggingface_hub import HfApi
 
 from ..checkpoints.cards import read_card
 from ..checkpoints.opening import HUB_ERRORS
-from ..eval.report import load, to_eval_results
+from ..eval.report import Result, load, to_eval_results
+from ..jobs.settings import CommandParser
 from ..jobs.shards import write_text
+from .errors import one_line_errors
+from .options import add, with_new_names
 
+FORMER_NAMES = {"--licence": "--license"}  # for one release
+# of the files that a training leaves in its folder
 _LEFT_OUT = ["checkpoint-*", "checkpoint-*/**", "*.part", "optimizer.*", "scheduler.*", "rng_state*", "runs/**"]
 
 
-def push(folder, repo: str, results: list[str] = (), licence: str | None = None, private: bool = False) -> str:
+def push(folder, repo: str, results: list[str] = (), license: str | None = None, private: bool = False) -> str:
     """Uploads a folder with a saved model or adapter.
 
     Args:
         folder: what `save_pretrained` or a trainer wrote.
         repo (`str`): `owner/name`.
         results (`list[str]`): results of `unime eval`, or folders of them, for the card and `.eval_results`.
-        licence (`str`, *optional*): as the Hub knows it.
-        private (`bool`): of a new repository.
+        license (`str`, *optional*): its identifier, as the Hub knows it.
+        private (`bool`, defaults to `False`): whether a new repository is private.
 
     Returns:
         the address of the repository.
 
     Raises:
-        ValueError: there is no such model, a result is none, or the Hub refuses.
+        ValueError: there is no such model, a result is not a results file, or the Hub refuses.
+
+    Example:
+
+    ```python
+    push("outputs/mine", "me/my-embedder", license="apache-2.0")
+    ```
     """
     folder = Path(folder)
+
+    # the card, which keeps what is said of the training
     card = read_card(folder)
-    card.name, card.licence = repo.rpartition("/")[2], licence
+    card.name = repo.rpartition("/")[2]
+    card.license = license
+
     measured = load(list(results)) if results else []
     if measured:
         card.evaluation = "\n\n".join(map(_table, measured))
+
+    # what the Hub shows beside a model
     for result in measured:
-        if entries := to_eval_results(result):
-            (folder / ".eval_results").mkdir(exist_ok=True)
-            path = folder / ".eval_results" / f"{result.content['benchmark']}.yaml"
-            write_text(path, yaml.safe_dump(entries, sort_keys=False))
+        _write_entries(result, folder / ".eval_results")
     write_text(folder / "README.md", card.render(repo))
+
     try:
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
@@ -57,38 +71,59 @@ def push(folder, repo: str, results: list[str] = (), licence: str | None = None,
     return f"{api.endpoint}/{repo}"
 
 
-def _table(result) -> str:
+def _write_entries(result: Result, folder: Path):
+    """Writes a result in the form that the Hub shows beside a model, if its benchmark is on the Hub."""
+    entries = to_eval_results(result)
+    if entries:
+        folder.mkdir(exist_ok=True)
+        write_text(folder / f"{result.content['benchmark']}.yaml", yaml.safe_dump(entries, sort_keys=False))
+
+
+def _table(result: Result) -> str:
+    """A result as a table of the card: means, then tasks."""
     content = result.content
-    means = {f"mean: {name}": value for name, value in content["means"].items() if value is not None}
-    rows = means | {name: own["score"] for name, own in content["tasks"].items()}
-    lines = [f"| {name} | {100 * value:.1f} |" for name, value in rows.items()]
-    metrics = " and ".join(sorted({own["metric"] for own in content["tasks"].values()}))
-    said = f"`unime eval {content['benchmark']}`, {metrics} in percent, ties counted as wrong, data {content['data']}:"
-    return "\n".join([said, "", "| | |", "|---|---:|", *lines])
+    rows = []
+    for name, value in content["means"].items():
+        if value is not None:  # a task of the group is missing
+            rows.append(f"| mean: {name} | {100 * value:.1f} |")
+    for name, task in content["tasks"].items():
+        rows.append(f"| {name} | {100 * task['score']:.1f} |")
+
+    metrics = sorted({task["metric"] for task in content["tasks"].values()})
+    title = (
+        f"`unime eval {content['benchmark']}`, {' and '.join(metrics)} in percent, ties counted as wrong, data "
+        f"{content['data']}:"
+    )
+    return "\n".join([title, "", "| | |", "|---|---:|", *rows])
+
+
+def _write_card(folder: Path, repo: str, license: str | None) -> Path:
+    """Writes the card into the folder, and nothing else."""
+    card = read_card(folder)
+    card.license = license
+    path = folder / "README.md"
+    write_text(path, card.render(repo))
+    return path
 
 
 def main(arguments=None):
     """The command `unime push`."""
-    parser = argparse.ArgumentParser(
-        prog="unime push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", help="what save_pretrained or a trainer wrote")
+    parser = CommandParser(prog="unime push", description=__doc__)
+    parser.add_argument("folder", type=Path, help="what save_pretrained or a trainer wrote")
     parser.add_argument("repo", help="owner/name on the Hub")
     parser.add_argument("--results", nargs="+", default=[], help="results of `unime eval` for the card")
-    parser.add_argument("--licence", help="as the Hub knows it: apache-2.0, mit, ...")
+    parser.add_argument("--license", help="as the Hub knows it: apache-2.0, mit, ...")
     parser.add_argument("--private", action="store_true", help="if the repository is new")
     parser.add_argument("--card-only", action="store_true", help="write the card into the folder and upload nothing")
-    options = vars(parser.parse_args(arguments))
-    try:
-        if options.pop("card_only"):
-            card = read_card(options["folder"])
-            card.licence = options["licence"]
-            write_text(Path(options["folder"]) / "README.md", card.render(options["repo"]))
-            print(Path(options["folder"]) / "README.md")
+    add(parser, "quiet")
+
+    options = parser.parse_args(with_new_names("unime push", arguments, FORMER_NAMES))
+
+    with one_line_errors("unime push"):
+        if options.card_only:
+            print(_write_card(options.folder, options.repo, options.license))
         else:
-            print(push(**options))
-    except ValueError as error:
-        raise SystemExit(f"unime push: {error}") from error
+            print(push(options.folder, options.repo, options.results, options.license, options.private))
 
 
 if __name__ == "__main__":

@@ -5,43 +5,64 @@
 writes `report.md`, `report.html`, and for benchmarks of the Hub `<model>/.eval_results/<benchmark>.yaml`.
 """
 
-import argparse
 import re
 from pathlib import Path
 
 import yaml
 
 from ..eval.pages import to_html, to_markdown
-from ..eval.report import (
-    build,
-    load,
-    to_eval_results,
-)
+from ..eval.report import Result, build, load, to_eval_results
+from ..jobs.settings import CommandParser
 from ..jobs.shards import write_text
+from .errors import one_line_errors
+from .options import add
 
 
 def main(arguments=None):
     """The command `unime eval report`."""
-    parser = argparse.ArgumentParser(
-        prog="unime eval report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="unime eval report", description=__doc__)
     parser.add_argument("results", nargs="+", help="results.json files, or folders of them; the first is the baseline")
     parser.add_argument("--names", nargs="+", help="what to call them")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="where to write, without .md or .html")
+    parser.add_argument(
+        "--out", type=Path, default=Path("report"), help="where to write, without .md or .html (default: %(default)s)"
+    )
+    add(parser, "quiet")
+
     options = parser.parse_args(arguments)
-    results = load(options.results, options.names)
+    with one_line_errors("unime eval report"):
+        results = load(options.results, options.names)
+        paths = _write_pages(results, options.out)
+        for result in results:
+            paths += _write_entries(result, options.out.parent)
+    for path in paths:
+        print(path)
+
+
+def _write_pages(results: list[Result], out: Path) -> list[Path]:
+    """Writes the report as Markdown and as HTML."""
     tables = build(results)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.out.with_name(f"{options.out.name}.md"), to_markdown(tables))
-    write_text(options.out.with_name(f"{options.out.name}.html"), to_html(tables))
-    print(f"{options.out}.md\n{options.out}.html")
-    for result in results:
-        if entries := to_eval_results(result):
-            folder = options.out.parent / re.sub(r"[^\w.-]+", "-", result.name) / ".eval_results"
-            folder.mkdir(parents=True, exist_ok=True)
-            path = folder / f"{result.content['benchmark']}.yaml"
-            write_text(path, yaml.safe_dump(entries, sort_keys=False))
-            print(path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    # not with_suffix, which would take "2.5-VL" for a suffix
+    markdown = out.with_name(f"{out.name}.md")
+    html = out.with_name(f"{out.name}.html")
+    write_text(markdown, to_markdown(tables))
+    write_text(html, to_html(tables))
+    return [markdown, html]
+
+
+def _write_entries(result: Result, folder: Path) -> list[Path]:
+    """Writes a result in the form that the Hub shows beside a model, if its benchmark is on the Hub."""
+    entries = to_eval_results(result)
+    if not entries:
+        return []
+
+    # names of results may hold spaces and brackets
+    folder = folder / re.sub(r"[^\w.-]+", "-", result.name) / ".eval_results"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{result.content['benchmark']}.yaml"
+    write_text(path, yaml.safe_dump(entries, sort_keys=False))
+    return [path]
 
 
 if __name__ == "__main__":

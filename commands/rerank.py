@@ -1,39 +1,43 @@
 """Puts texts and images in a reranker's order: the command `unime rerank`.
 
-unime rerank photos/ --query "a red circle left of a blue star" --model outputs/backbone --top 3
+unime rerank photos/ --query "a red circle left of a blue star" --reranker outputs/backbone --top 3
 """
 
-import argparse
-
-from ..jobs.reranking import STRATEGIES, Reranker
-from .inputs import one_item, positive, read_items
+from ..jobs.reranking import Reranker
+from ..jobs.settings import CommandParser
+from .errors import one_line_errors
+from .inputs import SOURCES, one_item, read_items
+from .options import add, add_output, add_query, add_reranker, with_new_names
 from .search import rerank, show
+
+STRATEGIES = ("pointwise", "listwise")  # "fused" needs the similarities of an embedder
+FORMER_NAMES = {"--model": "--reranker"}  # for one release
 
 
 def main(arguments=None):
     """The command `unime rerank`."""
-    parser = argparse.ArgumentParser(
-        prog="unime rerank", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("sources", nargs="+", help="folder of images, image, .jsonl, .txt, or - (JSON lines)")
-    parser.add_argument("--query", help="what to look for")
-    parser.add_argument("--image", help="image to look for, alone or with the query")
-    parser.add_argument("--model", required=True, help="folder or repository of a reranker or stock VLM")
-    parser.add_argument("--strategy", default="pointwise", choices=[s for s in STRATEGIES if s != "fused"])
-    parser.add_argument("--top", type=positive, help="how many answers; all by default")
-    parser.add_argument("--dtype", default="auto", help="bfloat16, ...; auto is the checkpoint's own")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    options = parser.parse_args(arguments)
-    try:
-        query = one_item(options.query, options.image)
-        named = list(read_items(options.sources))
-        if not named:
+    parser = CommandParser(prog="unime rerank", description=__doc__)
+    parser.add_argument("sources", nargs="+", help=SOURCES)
+    parser.add_argument("--query", help="text to look for")
+    add_query(parser)
+    add_reranker(parser, required=True, strategies=STRATEGIES)
+    add(parser, "dtype")
+    add(parser, "top")
+    add_output(parser)
+
+    options = parser.parse_args(with_new_names("unime rerank", arguments, FORMER_NAMES))
+
+    with one_line_errors("unime rerank"):
+        query = one_item(options.query, options.image, options.instruction)
+        entries = list(read_items(options.sources))
+        if not entries:
             raise ValueError(f"there is nothing to rank in {', '.join(options.sources)}.")
-        names, items = zip(*named)
-        reranker = Reranker(options.model, options.strategy, options.dtype)
-        rows = rerank(reranker, query, items, [(i, 0.0) for i in range(len(items))])
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"unime rerank: {error}") from error
+        names, items = zip(*entries)
+
+        # every item is a candidate, of a similarity that nobody has measured
+        matches = [(position, 0.0) for position in range(len(items))]
+        reranker = Reranker(options.reranker, options.strategy, options.dtype)
+        rows = rerank(reranker, query, items, matches)
     for row in rows:
         del row["similarity"]
     show(rows[: options.top], names, items, options.json)

@@ -4,7 +4,6 @@ unime search index.parquet "a red circle left of a blue star" --top 3
 unime search index.parquet --image photo.png --reranker outputs/backbone --json
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -13,20 +12,32 @@ import numpy as np
 from ..data.schema import Item
 from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
+from ..jobs.settings import CommandParser
+from .errors import one_line_errors
 from .index import Index, read_index
-from .inputs import one_item, positive
+from .inputs import one_item
+from .options import add, add_output, add_query, add_reranker
 
 
 class Searcher:
     """Embeddings with the model that made them.
 
     Args:
-        index ([`~unime.commands.index.Index`]).
-        embedder ([`~unime.jobs.embedding.Embedder`]).
+        index ([`~unime.commands.index.Index`]): the items and their embeddings.
+        embedder ([`~unime.jobs.embedding.Embedder`]): the model that made them, which embeds the queries.
+
+    Example:
+
+    ```python
+    searcher = Searcher.open("index.parquet")
+    for position, similarity in searcher.search({"text": "a red circle"}, top=3):
+        print(searcher.index.names[position], similarity)
+    ```
     """
 
     def __init__(self, index: Index, embedder: Embedder):
-        self.index, self.embedder = index, embedder
+        self.index = index
+        self.embedder = embedder
 
     @classmethod
     def open(cls, path, model=None) -> "Searcher":
@@ -40,13 +51,14 @@ class Searcher:
             ValueError: the file or the model is missing, or the model is not the one that made the file.
         """
         index = read_index(path)
-        own = dict(index.about["settings"])
-        known = {key: own.pop(key) for key in ("model", "library", "preset", "dtype")}
-        source = model or index.about["source"]
-        embedder = Embedder(source, known["library"], known["preset"], known["dtype"], **own)
-        found = embedder.settings()["model"]
-        if found.rpartition("@")[2] != known["model"].rpartition("@")[2]:
-            raise ValueError(f"{path} was made by {known['model']}, not by {found}; make it again, or name the model.")
+        settings = dict(index.about["settings"])
+        maker = settings.pop("model")  # name@digest
+        embedder = Embedder(model or index.about["source"], **settings)
+
+        # the name of a folder may change, the digest of its files does not
+        actual = embedder.settings()["model"]
+        if actual.rpartition("@")[2] != maker.rpartition("@")[2]:
+            raise ValueError(f"{path} was made by {maker}, not by {actual}; make it again, or name the model.")
         return cls(index, embedder)
 
     def search(self, query: dict, top: int = 10) -> list[tuple[int, float]]:
@@ -54,64 +66,94 @@ class Searcher:
 
         Args:
             query (`dict`): an item as `encode` takes it.
-            top (`int`, defaults to 10).
+            top (`int`, defaults to 10): how many.
         """
-        text, picture = query.get("text", ""), query.get("image") or query.get("video") or ""
-        (vector,) = self.embedder.encode([Item(text, str(picture))], "query")
-        scores = self.index.embeddings @ vector
-        best = np.argsort(-scores, kind="stable")[:top]
-        return [(int(i), float(scores[i])) for i in best]
+        picture = query.get("image") or query.get("video") or ""
+        item = Item(query.get("text", ""), str(picture))
+        (vector,) = self.embedder.encode([item], "query")  # [D]
+
+        similarities = self.index.embeddings @ vector  # [N]
+        best = np.argsort(-similarities, kind="stable")[:top]  # of equal ones the first stays first
+        return [(int(position), float(similarities[position])) for position in best]
 
 
-def rerank(reranker: Reranker, query: dict, items: list[Item], found: list[tuple[int, float]]) -> list[dict]:
-    """The found items in a reranker's order: `{"index", "score", "similarity"}`, best first."""
-    scores = reranker.scores(query, [items[i].as_input() for i, _ in found], [similarity for _, similarity in found])
-    rows = [{"index": i, "score": score, "similarity": own} for (i, own), score in zip(found, scores)]
+def as_rows(matches: list[tuple[int, float]]) -> list[dict]:
+    """Matches as [`show`] takes them: `{"index", "similarity"}`."""
+    return [{"index": position, "similarity": similarity} for position, similarity in matches]
+
+
+def rerank(reranker: Reranker, query: dict, items: list[Item], matches: list[tuple[int, float]]) -> list[dict]:
+    """Puts matches in a reranker's order.
+
+    Args:
+        reranker ([`~unime.jobs.reranking.Reranker`]): what scores them.
+        query (`dict`): an item as `encode` takes it.
+        items (`list[Item]`): all items, of which the matches are positions.
+        matches (`list[tuple[int, float]]`): positions with their similarities.
+
+    Returns:
+        `list[dict]`: `{"index", "score", "similarity"}`, best first.
+    """
+    candidates = [items[position].as_input() for position, _ in matches]
+    similarities = [similarity for _, similarity in matches]
+    scores = reranker.scores(query, candidates, similarities)
+
+    rows = []
+    for (position, similarity), score in zip(matches, scores):
+        rows.append({"index": position, "score": score, "similarity": similarity})
     return sorted(rows, key=lambda row: -row["score"])
 
 
 def show(rows: list[dict], names: list[str], items: list[Item], as_json: bool):
-    """Prints ranked items."""
-    columns = [key for key in ("score", "similarity") if rows and key in rows[0]]
-    if rows and not as_json:
-        print(f"{'':>3}  {'  '.join(f'{name:>10}' for name in columns)}  id")
+    """Prints ranked items: a table, or one JSON object a line.
+
+    Args:
+        rows (`list[dict]`): `index`, with `score`, `similarity` or both, best first.
+        names (`list[str]`), items (`list[Item]`): all of them, of which `index` is a position.
+        as_json (`bool`): one JSON object a line.
+    """
     for place, row in enumerate(rows, 1):
-        item = items[row["index"]]
-        entry = {"place": place, "id": names[row["index"]], **row, **item.as_input()}
-        entry.pop("index")
+        numbers = dict(row)
+        position = numbers.pop("index")
+        name = names[position]
+        item = items[position]
         if as_json:
-            print(json.dumps(entry, ensure_ascii=False))
-        else:
-            scores = "  ".join(f"{row[key]:>10.4f}" for key in columns)
-            print(f"{place:>3}  {scores}  {names[row['index']]}  {' '.join(item.text.split())[:80]}".rstrip())
+            print(json.dumps({"place": place, "id": name, **numbers, **item.as_input()}, ensure_ascii=False))
+            continue
+
+        # the table's head, now that its columns are known
+        if place == 1:
+            titles = "  ".join(f"{title:>10}" for title in numbers)
+            print(f"{'':>3}  {titles}  id")
+        cells = "  ".join(f"{number:>10.4f}" for number in numbers.values())
+        text = " ".join(item.text.split())[:80]  # one line
+        print(f"{place:>3}  {cells}  {name}  {text}".rstrip())
 
 
 def main(arguments=None):
     """The command `unime search`."""
-    parser = argparse.ArgumentParser(
-        prog="unime search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="unime search", description=__doc__)
     parser.add_argument("index", type=Path, help="file made by `unime encode`")
     parser.add_argument("text", nargs="?", help="what to look for")
-    parser.add_argument("--image", help="image to look for, alone or with the text")
-    parser.add_argument("--instruction", help="put before the text, on a line of its own or after a colon")
-    parser.add_argument("--top", type=positive, default=10, help="how many answers")
-    parser.add_argument("--model", help="the embedder, if it is no longer where the index says")
-    parser.add_argument("--reranker", help="reranker or stock VLM that puts the answers in its own order")
-    parser.add_argument("--strategy", default="pointwise", help="of the reranker: pointwise, listwise or fused")
-    parser.add_argument("--candidates", type=positive, default=10, help="how many the reranker sees, at least --top")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    add_query(parser)
+    add(parser, "top")
+    add(parser, "model", help="the embedder, if it is no longer where the index says")
+    add_reranker(parser)
+    add(parser, "candidates")
+    add_output(parser)
+
     options = parser.parse_args(arguments)
-    try:
+
+    with one_line_errors("unime search"):
         query = one_item(options.text, options.image, options.instruction)
         searcher = Searcher.open(options.index, options.model)
-        index, seen = searcher.index, max(options.top, options.candidates) if options.reranker else options.top
-        found = searcher.search(query, seen)
-        rows = [{"index": i, "similarity": similarity} for i, similarity in found]
+        index = searcher.index
         if options.reranker:
-            rows = rerank(Reranker(options.reranker, options.strategy), query, index.items, found)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"unime search: {error}") from error
+            # it may lift an answer that the embedder has too low to be shown
+            matches = searcher.search(query, max(options.top, options.candidates))
+            rows = rerank(Reranker(options.reranker, options.strategy), query, index.items, matches)
+        else:
+            rows = as_rows(searcher.search(query, options.top))
     show(rows[: options.top], index.names, index.items, options.json)
 
 

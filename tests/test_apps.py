@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import picture, save_backbone
+from conftest import fresh_process, picture, save_backbone
 
 from unime import UniMEModel, UniMERerankerForCausalLM
 from unime.cli import COMMANDS, main
@@ -79,7 +79,19 @@ def test_a_reranker_puts_answers_in_its_own_order(saved, backbone, photos, capsy
     scores = dict(zip(("1", "both", "3"), model.score("a star", items).tolist()))
     assert [row["id"] for row in found] == sorted(scores, key=lambda name: -scores[name])
     assert {row["id"]: row["score"] for row in found} == pytest.approx(scores, abs=1e-5)
-    main(["rerank", str(photos / "rows.jsonl"), "--query", "a star", "--model", str(backbone), "--top", "2", "--json"])
+    main(
+        [
+            "rerank",
+            str(photos / "rows.jsonl"),
+            "--query",
+            "a star",
+            "--reranker",
+            str(backbone),
+            "--top",
+            "2",
+            "--json",
+        ]
+    )
     assert [row["id"] for row in printed(capsys)] == [row["id"] for row in found[:2]]
 
 
@@ -135,8 +147,7 @@ def test_what_cannot_be_embedded_is_left_out_and_named(saved, photos, capsys):
         (["search", "{}/nothing.npz", "a"], "nothing.npz does not exist; `unime encode` makes it"),
         (["search", "{}/foreign.parquet", "a"], "does not say how it was made"),
         (["search", "{}/foreign.parquet"], "an item needs a text, an image, or both"),
-        (["rerank", "{}/empty", "--query", "a", "--model", "m"], "there is nothing to rank"),
-        (["train", "everything"], "usage: unime train"),
+        (["rerank", "{}/empty", "--query", "a", "--reranker", "m"], "there is nothing to rank"),
         (["train", "contrastive", "--config", "{}/none.yaml"], "unime train: .*none.yaml"),
         (
             ["train", "contrastive", "--data", "{}/none.jsonl", "--output_dir", "{}"],
@@ -150,7 +161,6 @@ def test_what_cannot_be_embedded_is_left_out_and_named(saved, photos, capsys):
         (["convert", "owner/none", "{}/out"], "owner/none is not a folder here, and is not available from the Hub"),
         (["eval", "world", "--model", "owner/none", "--data", "{}"], "owner/none is not a folder here"),
         (["demo", "--model", "owner/none", "--images", "{}/photos"], "owner/none is not a folder here"),
-        (["fly"], "usage: unime COMMAND"),
     ],
 )
 def test_mistakes_end_with_a_message_and_no_traceback(arguments, message, photos, saved):
@@ -163,6 +173,55 @@ def test_mistakes_end_with_a_message_and_no_traceback(arguments, message, photos
     with pytest.raises(SystemExit, match=message) as error:
         main([argument.replace("{}", str(photos)) for argument in arguments])
     assert isinstance(error.value.code, str), "which a shell prints, and exits with 1"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "usage: unime COMMAND"),
+        (["fly"], "unime: there is no command 'fly'; there are encode, search, "),
+        (["serch", "x.parquet", "a"], "unime: there is no command 'serch'; did you mean 'search'?"),
+        (["train"], "usage: unime train {distillation,"),
+        (["train", "everything"], "unime train: there is no stage 'everything'; there are distillation, "),
+        (["train", "contrastiv"], "unime train: there is no stage 'contrastiv'; did you mean 'contrastive'?"),
+        (["search"], "unime search: the following arguments are required: index"),
+        (["search", "x.npz", "a", "--strategy", "best"], "unime search: argument --strategy: invalid choice: 'best'"),
+        (["encode", "a", "--model", "m", "--out", "x.npz", "--dtype", "half"], "unime encode: argument --dtype: "),
+        (
+            ["encode", "a", "--model", "m", "--out", "x.npz", "--options", "{"],
+            "unime encode: argument --options: '{' is",
+        ),
+        (["rerank", "a", "--reranker", "m", "--strategy", "fused"], "unime rerank: argument --strategy: invalid"),
+        (["demo", "--model", "m"], "unime demo: the following arguments are required: --images"),
+        (["data", "check"], "unime data check: the following arguments are required: path"),
+        (["convert", "a"], "unime convert: the following arguments are required: out"),
+        (["merge", "a", "b", "--preset", "none"], "unime merge: argument --preset: invalid choice: 'none'"),
+        (["push", "a", "b", "--secret"], "unime push: unrecognized arguments: --secret"),
+        (["eval", "world", "--library", "other"], "unime eval: argument --library: invalid choice: 'other'"),
+        (["eval", "world", "--options", "[]"], "unime eval: `options`: '[]' is not a JSON object"),
+        (["eval", "figures", "map", "--out", "a.png"], "unime eval figures: map needs --models and --data"),
+    ],
+)
+def test_what_cannot_be_understood_ends_with_one_line_and_status_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith(message) and (text.startswith("usage") or text.count("\n") == 1)
+
+
+def test_former_names_still_work_with_a_notice(backbone, saved, photos, capsys):
+    main(["rerank", str(photos / "words.txt"), "--query", "a star", "--model", str(backbone), "--json"])
+    printed_before = capsys.readouterr()
+    assert "unime rerank: --model is now called --reranker" in printed_before.err
+    main(["rerank", str(photos / "words.txt"), "--query", "a star", "--reranker", str(backbone), "--json"])
+    assert capsys.readouterr().out == printed_before.out
+    main(["push", str(saved), "me/it", "--licence=mit", "--card_only"])
+    assert "unime push: --licence is now called --license" in capsys.readouterr().err
+    assert "license: mit" in (saved / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        main(["push", "--help"])
+    assert "licence" not in capsys.readouterr().out
 
 
 def test_an_index_of_another_model_is_refused(saved, photos, tmp_path):
@@ -178,12 +237,35 @@ def test_help_names_every_command(capsys):
     main(["--help"])
     text = capsys.readouterr().out
     assert all(f"  {name:<12}{said}" in text for name, (_, said) in COMMANDS.items())
+    assert len(text.splitlines()) <= 23 and max(map(len, text.splitlines())) <= 80, "a screen, with its prompt"
+    assert [line for line in text.splitlines() if line.isalpha()] == ["Use", "Train", "Mine", "Measure", "Share"]
     for command in COMMANDS:
         try:
             main([command, "--help"])
         except SystemExit as done:
             assert done.code == 0
         assert "usage: unime" in capsys.readouterr().out, command
+
+
+def test_help_and_version_import_nothing_heavy():
+    code = (
+        "import json, sys\nfrom unime import __version__\nfrom unime.cli import main\n"
+        "main(['--help'])\nmain(['--version'])\n"
+        "heavy = [name for name in ('torch', 'transformers', 'numpy', 'yaml') if name in sys.modules]\n"
+        "print(json.dumps(heavy))"
+    )
+    assert fresh_process(code) == []
+
+
+@pytest.mark.parametrize("command", ["search", "rerank", "encode", "demo", "eval"])
+def test_shared_options_have_the_same_default_and_help(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    words = " ".join(capsys.readouterr().out.split())
+    assert "--json" not in words or "print JSON, not text" in words
+    assert "how the reranker orders the candidates (default: pointwise)" in words or command == "encode"
+    assert "precision of the weights; auto is the checkpoint's own (default: auto)" in words or command == "search"
+    assert "how many answers are shown (default: 10)" in words or command in ("encode", "demo", "eval")
 
 
 def test_an_update_embeds_only_what_is_new_or_changed(saved, photos, capsys):

@@ -157,7 +157,7 @@ def test_in_a_browser(models, backbone, url, tmp_path):
 
 def test_mistakes_end_with_a_message(models, tmp_path):
     arguments = ["--model", str(models / "model"), "--no-browser", "--cache", str(tmp_path / "cache"), "--images"]
-    with pytest.raises(SystemExit, match="unime demo: .*nowhere is no folder"):
+    with pytest.raises(SystemExit, match="unime demo: .*nowhere is not a folder"):
         main([*arguments, str(tmp_path / "nowhere")])
     with pytest.raises(SystemExit, match="unime demo: there is nothing to embed"):
         unime(["demo", *arguments, str(tmp_path)])

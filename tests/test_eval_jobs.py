@@ -317,7 +317,7 @@ def test_reranking_follows_the_rerankers_own_scores(strategy, saved, world, meas
             str(measured["first"]),
             "--reranker",
             str(saved / "second-vlm"),
-            "--top",
+            "--candidates",
             "3",
             "--strategy",
             strategy,

@@ -61,7 +61,7 @@ def test_a_hub_out_of_reach_is_an_error_that_says_where_the_data_is(tmp_path):
     command = [sys.executable, "-m", "unime.cli", "data", "fetch", "flickr30k", "--out", str(tmp_path / "data")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "unime data: https://huggingface.co/datasets/royokong/flickr30k_test is not available" in done.stderr
+    assert "unime data fetch: https://huggingface.co/datasets/royokong/flickr30k_test is not available" in done.stderr
 
 
 @pytest.fixture

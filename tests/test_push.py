@@ -62,7 +62,7 @@ def test_a_pushed_model_comes_back_with_its_card_and_its_results(backbone, tmp_p
     (tmp_path / "results.json").write_text(json.dumps(result()))
     with FakeHub() as hub:
         online = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_none", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        arguments = [tmp_path / "mine", "me/embedder", "--results", tmp_path / "results.json", "--licence", "mit"]
+        arguments = [tmp_path / "mine", "me/embedder", "--results", tmp_path / "results.json", "--license", "mit"]
         assert fresh_process(PUSH, *arguments, HF_HOME=str(tmp_path / "push"), **online)
         pulled = fresh_process(PULL, HF_HOME=str(tmp_path / "pull"), PYTHONSAFEPATH="1", **online)
     expected = model.encode("a red circle").tolist()

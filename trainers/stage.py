@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 
 from ..data.readers import read_rows
 from ..jobs.notices import silence_alarms
+from ..jobs.settings import CommandParser
 from .adapters import find_targets
 from .cards import write_card
 from .metered_trainer import resolve_decay
@@ -187,7 +188,12 @@ def run_command(
     silence_alarms()
     from trl import ModelConfig, TrlParser
 
-    parser = TrlParser((StageArguments, config_class, ModelConfig))
+    class StageParser(CommandParser, TrlParser):
+        """TRL's parser, with the spellings and the one-line errors of every command."""
+
+    # a stage that was started as a module has no other name than __main__
+    program = f"unime train {config_class.__module__.rpartition('.')[2]}".removesuffix(" __main__")
+    parser = StageParser((StageArguments, config_class, ModelConfig), prog=program)
     try:
         stage, args, options = parser.parse_args_and_config(arguments)
         _check_early(args, options)
