@@ -6,6 +6,8 @@ import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil
 from trl import ModelConfig, TrlParser
 
 from unime import UniMEModel, UniMERerankerForCausalLM
@@ -57,6 +59,28 @@ def test_presets_and_adapter_targets_exist(recipe, tiny):
     family = next(kind for part, kind in FAMILIES.items() if part in settings["model_name_or_path"])
     model = UniMEModel.from_backbone(tiny(family)[0], settings.get("preset"))
     assert find_targets(model, settings["lora_target_modules"])
+
+
+CONTRASTIVE = [recipe for recipe in RECIPES if recipe.parent.name == "unime" and "contrastive" in recipe.stem]
+ALIGNMENT = [recipe for recipe in RECIPES if recipe.parent.name == "unime-v2" and "alignment" in recipe.stem]
+
+
+@pytest.mark.parametrize("recipe", CONTRASTIVE + ALIGNMENT, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_training_images_and_batches_are_those_of_the_authors(recipe):
+    settings = yaml.safe_load(recipe.read_text())
+    assert settings["homogeneous_batches"] is False, "one block of HatefulMemes would leave one negative where k is 8"
+    if recipe.parent.name == "unime-v2":
+        assert settings["resolution"] == ("336" if "onevision" in recipe.stem else "672")
+    else:
+        assert settings["resolution"] == "336"
+
+
+def test_an_image_of_the_alignment_recipes_takes_the_tokens_of_the_paper():
+    # a square of 672 pixels in tokens of 28 x 28; at the evaluation size, 1344, it would be 2,304
+    processor = Qwen2VLImageProcessorPil()
+    side = int(yaml.safe_load((ROOT / "recipes" / "unime-v2" / "alignment.yaml").read_text())["resolution"])
+    grid = processor([Image.new("RGB", (side, side))], return_tensors="pt")["image_grid_thw"][0]
+    assert int(grid.prod()) // processor.merge_size**2 == 576
 
 
 def test_accelerate_configs_are_what_launch_reads():
