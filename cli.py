@@ -141,13 +141,13 @@ def _run(name: str, module: str, arguments: list[str]):
 def _usage() -> str:
     """What `unime --help` prints: every command under the heading of its group, within 24 lines."""
     # 13 commands, 5 headings, and 5 lines around them
-    lines = ["usage: unime COMMAND ... [--quiet]; `unime COMMAND --help` says more", ""]
+    lines = ["usage: unime COMMAND ... [--quiet]      (COMMAND --help says more)", ""]
     for heading, commands in GROUPS.items():
         lines.append(heading)
         for name, command in commands.items():
             lines.append(f"  {name:<12}{command.summary}")
 
-    lines += ["", "--quiet leaves out progress and notices; `unime --version` prints the version."]
+    lines += ["", "--quiet leaves out progress and notices; --version prints the version."]
     return "\n".join(lines)
 
 
