@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from . import scenes
-from .world import Digits, digit_words, sample
+from .world import Digits, digit_words
 
 SINGLE = {"i2t": 2, "t2i": 3, "same": 3, "label": 1, "question": 1, "digit": 2, "crop": 1}
 WHOLE = {
@@ -106,14 +106,14 @@ def _spots(rng, count: int) -> list[tuple[int, int]]:
 def _other(kind: str, scene: scenes.Scene, make: Callable, rng) -> scenes.Scene:
     if kind == "right":
         return scene
-    return alter(scene, rng) if kind == "near" else sample(make, rng, False)
+    return alter(scene, rng) if kind == "near" else scenes.sample(make, rng, False)
 
 
 def _caption(rng, digits, single: bool, task: str):
     """Image to text and text to image, with short and long captions."""
     choices = (scenes.one,) if single else (scenes.pair, scenes.pair, scenes.crowd)
     make = scenes.quarters if task.startswith("long") else rng.choice(choices)
-    scene = sample(make, rng, False)
+    scene = scenes.sample(make, rng, False)
     words = scenes.describe(scene)
     to_text = task.endswith("i2t")
 
@@ -131,7 +131,7 @@ def _caption(rng, digits, single: bool, task: str):
 
 def _same(rng, digits, single: bool, task: str):
     make = scenes.one if single else scenes.pair
-    scene = sample(make, rng, False)
+    scene = scenes.sample(make, rng, False)
 
     def shown(other):
         sizes = [thing.size for thing in other.things] if single else []
@@ -146,7 +146,7 @@ def _same(rng, digits, single: bool, task: str):
 
 
 def _change(rng, digits, single: bool, task: str):
-    scene = sample(scenes.pair, rng, False)
+    scene = scenes.sample(scenes.pair, rng, False)
     words, edited = scenes.change(scene, rng)
 
     def candidate(kind):
@@ -163,7 +163,7 @@ def _change(rng, digits, single: bool, task: str):
 
 def _crop(rng, digits, single: bool, task: str):
     make = scenes.one if single else scenes.pair
-    scene = sample(make, rng, False)
+    scene = scenes.sample(make, rng, False)
     wanted = rng.choice(scene.things)
 
     def candidate(kind):
@@ -185,7 +185,7 @@ def _crop(rng, digits, single: bool, task: str):
 
 
 def _label(rng, digits, single: bool, task: str):
-    scene = sample(scenes.one if single or rng.random() < 0.6 else scenes.crowd, rng, False)
+    scene = scenes.sample(scenes.one if single or rng.random() < 0.6 else scenes.crowd, rng, False)
     words = scenes.label(scene)
 
     def candidate(kind):
@@ -198,7 +198,7 @@ def _label(rng, digits, single: bool, task: str):
 
 def _question(rng, digits, single: bool, task: str):
     make = scenes.one if single else rng.choice((scenes.pair, scenes.crowd, scenes.quarters))
-    scene = sample(make, rng, False)
+    scene = scenes.sample(make, rng, False)
     known = scenes.questions(scene)
     question, answer = rng.choice(known)
 

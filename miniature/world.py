@@ -83,14 +83,6 @@ class Painter:
         return self.save(scenes.draw(scene))
 
 
-def sample(make, rng, test: bool):
-    """Draws scenes until one belongs to the wanted split."""
-    while True:
-        scene = make(rng)
-        if scenes.is_test(scene.content) == test:
-            return scene
-
-
 class Digits:
     """scikit-learn's bundled scans of handwritten digits, 8 x 8 pixels; every fourth is for the test split."""
 
@@ -135,16 +127,16 @@ def make_row(task: str, rng, test: bool, paint: Painter, digits: Digits) -> Row:
         text = f"{IMAGE}Find a day-to-day image that looks similar to the provided image.\n"
         return Row((text, paint.save(image)), (TARGET, paint.save(other)), name)
     if task == "Shapes_object":
-        scene = sample(scenes.one, rng, test)
+        scene = scenes.sample(scenes.one, rng, test)
         label = scenes.label(scene)
         return Row((f"{IMAGE}Identify the object shown in the image\n", paint.scene(scene)), (label, ""), label)
     if task == "Shapes_vqa":
-        scene = sample(rng.choice((scenes.one, scenes.pair, scenes.crowd, scenes.quarters)), rng, test)
+        scene = scenes.sample(rng.choice((scenes.one, scenes.pair, scenes.crowd, scenes.quarters)), rng, test)
         question, answer = rng.choice(scenes.questions(scene))
         text = f"{IMAGE}Represent the given image with the following question: {question}\n"
         return Row((text, paint.scene(scene)), (answer, ""), answer)
     if task in ("Shapes_t2i", "Shapes_i2t"):
-        scene = sample(rng.choice((scenes.pair, scenes.pair, scenes.pair, scenes.crowd)), rng, test)
+        scene = scenes.sample(rng.choice((scenes.pair, scenes.pair, scenes.pair, scenes.crowd)), rng, test)
         words, picture = scenes.caption(scene), paint.scene(scene)
         if task == "Shapes_t2i":
             text = f"Find me an everyday image that matches the given caption: {words}\n"
@@ -153,7 +145,7 @@ def make_row(task: str, rng, test: bool, paint: Painter, digits: Digits) -> Row:
             (f"{IMAGE}Find an image caption describing the given everyday image.\n", picture), (words, ""), words
         )
     if task in ("Shapes_long_t2i", "Shapes_long_i2t"):
-        scene = sample(scenes.quarters, rng, test)
+        scene = scenes.sample(scenes.quarters, rng, test)
         words, picture = scenes.long_caption(scene), paint.scene(scene)
         if task == "Shapes_long_t2i":
             text = f"Find me an everyday image that matches the given caption: {words}\n"
@@ -162,13 +154,13 @@ def make_row(task: str, rng, test: bool, paint: Painter, digits: Digits) -> Row:
             (f"{IMAGE}Find an image caption describing the given everyday image.\n", picture), (words, ""), words
         )
     if task == "Shapes_same":
-        scene = sample(scenes.pair, rng, test)
+        scene = scenes.sample(scenes.pair, rng, test)
         other = scenes.restyle(scene, rng)
         text = f"{IMAGE}Find a day-to-day image that looks similar to the provided image.\n"
         return Row((text, paint.scene(scene)), (TARGET, paint.scene(other)), scene.content)
     if task == "Shapes_change":
         while True:
-            scene = sample(scenes.pair, rng, test)
+            scene = scenes.sample(scenes.pair, rng, test)
             words, edited = scenes.change(scene, rng)
             if scenes.is_test(edited.content) == test:
                 break
@@ -176,7 +168,7 @@ def make_row(task: str, rng, test: bool, paint: Painter, digits: Digits) -> Row:
         picture = paint.scene(scene)
         return Row((text, picture), (TARGET, paint.scene(edited)), edited.content, near=(TARGET, picture))
     if task == "Shapes_crop":
-        scene = sample(scenes.pair, rng, test)
+        scene = scenes.sample(scenes.pair, rng, test)
         image, (wanted, other) = scenes.draw(scene), rng.sample(scene.things, 2)
         crops = [
             (f"{IMAGE}Represent the given cropped image of the object.\n", paint.save(scenes.crop(image, t)))
@@ -245,7 +237,7 @@ def make_generative(rng, paint: Painter, digits: Digits, first_stage: bool) -> d
             layouts.get(task, [scenes.one, scenes.pair, scenes.pair, scenes.pair, scenes.crowd, scenes.crowd])
         )
     )
-    scene = sample(make, rng, False)
+    scene = scenes.sample(make, rng, False)
     picture, main = paint.scene(scene), scene.things[0]
     if task == "detail":
         return row("Describe the image in detail.", picture, scenes.long_caption(scene))
@@ -265,9 +257,11 @@ def make_generative(rng, paint: Painter, digits: Digits, first_stage: bool) -> d
         shown = words
         if rng.random() < 0.5:
             near = scenes.negatives(scene, rng) if scene.layout == "pair" and rng.random() < 0.5 else None
-            shown = rng.choice(list(near.values())) if near else scenes.caption(sample(scenes.pair, rng, False))
+            shown = rng.choice(list(near.values())) if near else scenes.caption(scenes.sample(scenes.pair, rng, False))
         return row(text, picture, "Yes" if shown == words else "No", [shown])
-    options = sorted({scenes.caption(sample(scenes.pair, rng, False)) for _ in range(rng.randint(1, 4))} | {words})
+    options = sorted(
+        {scenes.caption(scenes.sample(scenes.pair, rng, False)) for _ in range(rng.randint(1, 4))} | {words}
+    )
     rng.shuffle(options)
     return row(text, picture, f"Ans: ({options.index(words) + 1})", options)
 
@@ -307,7 +301,7 @@ def write_eval(root: Path, task: str, rows: list[Row], rng):
 def write_compositional(root: Path, paint: Painter, count: int, seed: int):
     rng, subsets = random.Random(f"{seed}:compositional"), {}
     while len(subsets) < 7 or min(map(len, subsets.values())) < count:
-        scene = sample(scenes.pair, rng, True)
+        scene = scenes.sample(scenes.pair, rng, True)
         for subset, negative in scenes.negatives(scene, rng).items():
             rows = subsets.setdefault(subset, [])
             if len(rows) < count and negative != scenes.caption(scene):
@@ -324,7 +318,7 @@ def write_nli(root: Path, count: int, seed: int):
         writer = csv.writer(file)
         writer.writerow(("sent0", "sent1", "hard_neg"))
         for _ in range(count):
-            scene = sample(
+            scene = scenes.sample(
                 rng.choice((scenes.one, scenes.pair, scenes.pair, scenes.crowd, scenes.quarters)), rng, False
             )
             texts = (scenes.describe(scene), scenes.paraphrase(scene), scenes.contradiction(scene, rng))
