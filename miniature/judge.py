@@ -21,7 +21,7 @@ from ..modeling_unime import UniMERerankerForCausalLM
 from ..prompts_unime import POINTWISE
 from .backbone import BackboneConfig, GenerativeTrainer, last_checkpoint
 from .lessons import Lesson, make_lesson
-from .world import Digits
+from .sources import Digits
 
 SINGLE, WHOLE = 0.15, 0.4  # share of the lessons up to which there are single things, and no near misses
 SLOPE, HARDEST = 1.5, 2.2  # how the level grows with the share after that, and how far

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from . import scenes
-from .world import Digits, digit_words
+from .sources import Digits, digit_words
 
 SINGLE = {"i2t": 2, "t2i": 3, "same": 3, "label": 1, "question": 1, "digit": 2, "crop": 1}
 WHOLE = {
