@@ -12,7 +12,7 @@ print(caption(scene), questions(scene))
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -115,6 +115,16 @@ def sample(make: Callable, rng: random.Random, test: bool) -> Scene:
             return scene
 
 
+def nearby(x: int, y: int, distance: int, rng: random.Random) -> tuple[int, int]:
+    """A place at most so far from another, in x as in y."""
+    return x + rng.randint(-distance, distance), y + rng.randint(-distance, distance)
+
+
+def without(options: Iterable, *excluded) -> list:
+    """The options, in their order, but for those that are excluded."""
+    return [option for option in options if option not in excluded]
+
+
 # layouts
 def kinds() -> list[tuple[str, str]]:
     """Every colour with every shape."""
@@ -124,8 +134,7 @@ def kinds() -> list[tuple[str, str]]:
 def _thing(rng, centre, jitter, kind=None, size=None) -> Thing:
     """A thing within `jitter` of a centre; kind and size are drawn unless they are given."""
     colour, shape = kind or rng.choice(kinds())
-    x = centre[0] + rng.randint(-jitter, jitter)
-    y = centre[1] + rng.randint(-jitter, jitter)
+    x, y = nearby(*centre, jitter, rng)
     return Thing(colour, shape, size or rng.choice(list(SIZES)), x, y)
 
 
@@ -247,9 +256,9 @@ def contradiction(scene: Scene, rng: random.Random) -> str:
     index = rng.randrange(len(scene.things))
     wrong = scene.things[index]
     if rng.random() < 0.5:
-        wrong = replace(wrong, colour=rng.choice(_without(COLOURS, wrong.colour)))
+        wrong = replace(wrong, colour=rng.choice(without(COLOURS, wrong.colour)))
     else:
-        wrong = replace(wrong, shape=rng.choice(_without(SHAPES, wrong.shape)))
+        wrong = replace(wrong, shape=rng.choice(without(SHAPES, wrong.shape)))
 
     # the things of a crowd are all alike, so all of them change
     if scene.layout == "crowd":
@@ -257,11 +266,6 @@ def contradiction(scene: Scene, rng: random.Random) -> str:
     else:
         things = (*scene.things[:index], wrong, *scene.things[index + 1 :])
     return describe(replace(scene, things=things))
-
-
-def _without(options, *excluded) -> list:
-    """The options, in their order, but for some."""
-    return [option for option in options if option not in excluded]
 
 
 def questions(scene: Scene) -> list[tuple[str, str]]:
@@ -312,11 +316,11 @@ def change(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
 
     # the new value is that of neither thing, so that the two things stay different
     if rng.choice(("colour", "shape")) == "colour":
-        colour = rng.choice(_without(COLOURS, thing.colour, other.colour))
+        colour = rng.choice(without(COLOURS, thing.colour, other.colour))
         edited = replace(thing, colour=colour)
         words = f"the {thing.kind} is now {colour}"
     else:
-        shape = rng.choice(_without(SHAPES, thing.shape, other.shape))
+        shape = rng.choice(without(SHAPES, thing.shape, other.shape))
         edited = replace(thing, shape=shape)
         words = f"the {thing.kind} is now a {shape}"
 
@@ -326,11 +330,10 @@ def change(scene: Scene, rng: random.Random) -> tuple[str, Scene]:
 
 def restyle(scene: Scene, rng: random.Random) -> Scene:
     """The same content moved a little, on another background."""
-    background = rng.choice(_without(BACKGROUNDS, scene.background))
+    background = rng.choice(without(BACKGROUNDS, scene.background))
     things = []
     for thing in scene.things:
-        x = thing.x + rng.randint(-3, 3)
-        y = thing.y + rng.randint(-3, 3)
+        x, y = nearby(thing.x, thing.y, 3, rng)
         things.append(replace(thing, x=x, y=y))
     return replace(scene, things=tuple(things), background=background)
 
@@ -342,8 +345,8 @@ def negatives(scene: Scene, rng: random.Random) -> dict[str, str]:
         A caption for each of SugarCrepe's subsets; `"swap_att"` only where the things share neither colour nor shape.
     """
     first, second = scene.things
-    colours = _without(COLOURS, first.colour, second.colour)
-    shapes = _without(SHAPES, first.shape, second.shape)
+    colours = without(COLOURS, first.colour, second.colour)
+    shapes = without(SHAPES, first.shape, second.shape)
     other_relation = "above" if scene.relation == "left of" else "left of"
 
     def caption_of(first, relation, second):
