@@ -232,7 +232,7 @@ def _same(source: _Source):
 
 
 def _meaning(scene: scenes.Scene) -> tuple:
-    """What two pictures of the same must share: sizes count for single things only, as redrawing a pair changes them."""
+    """What two pictures of the same share; sizes count for single things only, as redrawing a pair changes them."""
     kinds = [thing.kind for thing in scene.things]
     size = scene.things[0].size if scene.layout == "one" else ""
     return kinds, scene.relation, size
