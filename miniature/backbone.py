@@ -61,7 +61,8 @@ def world_texts(world: Path) -> list[str]:
 
     for row in pq.read_table(world / "pretrain" / "generative.parquet").to_pylist():
         texts += [row["query"]["text"], row["answer"]]
-        texts += [candidate["text"] for candidate in row["candidates"]]
+        for candidate in row["candidates"]:
+            texts.append(candidate["text"])
     return [text.replace(PLACEHOLDER, "") for text in texts]
 
 
@@ -210,8 +211,10 @@ class GenerativeCollator:
         return [{"role": "user", "content": content}]
 
     def _item(self, cell: dict) -> dict:
-        image = str(self.root / cell["image"]) if cell["image"] else None
-        return {"text": cell["text"], "image": image}
+        """A cell of the table, with a path that can be opened; no image is an empty string there."""
+        if not cell["image"]:
+            return {"text": cell["text"], "image": None}
+        return {"text": cell["text"], "image": str(self.root / cell["image"])}
 
 
 class CurriculumSampler(Sampler[int]):
@@ -230,8 +233,12 @@ class CurriculumSampler(Sampler[int]):
         # the row numbers of each stage, with a sampler of places among them
         self.stages = []
         for stage in sorted(set(stages)):
-            rows = [row for row, row_stage in enumerate(stages) if row_stage == stage]
-            groups = ["short" if tasks[row] in self.SHORT else tasks[row] for row in rows]
+            rows = []
+            groups = []
+            for row, task in enumerate(tasks):
+                if stages[row] == stage:
+                    rows.append(row)
+                    groups.append("short" if task in self.SHORT else task)
             self.stages.append((rows, HomogeneousSampler(groups, block_size, seed)))
 
     def set_epoch(self, epoch: int):
@@ -309,8 +316,8 @@ def last_checkpoint(folder) -> str | None:
     if not states:
         return None
 
-    checkpoints = [path.parent for path in states]
-    return str(max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2])))
+    newest = max(states, key=lambda path: int(path.parent.name.rpartition("-")[2]))
+    return str(newest.parent)
 
 
 def pretrain(world, args: BackboneConfig) -> Path:

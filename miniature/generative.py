@@ -65,24 +65,29 @@ def make_generative(source: Source, first_stage: bool) -> dict:
 
 # one maker a task
 def _digit(source: Source) -> Exchange:
+    """Which digit a scan shows."""
     digit, image = source.digit()
     return Exchange("Describe the image.", source.painter.save(image), digit_words(digit))
 
 
 def _caption(source: Source, scene: scenes.Scene, picture: str) -> Exchange:
+    """What a picture shows, in one sentence."""
     return Exchange("Describe the image.", picture, scenes.caption(scene))
 
 
 def _detail(source: Source, scene: scenes.Scene, picture: str) -> Exchange:
+    """What a picture shows, in several sentences."""
     return Exchange("Describe the image in detail.", picture, scenes.long_caption(scene))
 
 
 def _question(source: Source, scene: scenes.Scene, picture: str) -> Exchange:
+    """A question about a picture."""
     question, answer = source.rng.choice(scenes.questions(scene))
     return Exchange(question, picture, answer)
 
 
 def _summary(source: Source, scene: scenes.Scene, picture: str) -> Exchange:
+    """One word for a picture, or for its caption alone."""
     thing = scene.things[0]
     answer = source.rng.choice((thing.colour, thing.shape))
     if source.rng.random() < 0.4:
@@ -91,6 +96,7 @@ def _summary(source: Source, scene: scenes.Scene, picture: str) -> Exchange:
 
 
 def _match(source: Source, scene: scenes.Scene, picture: str) -> Exchange:
+    """Whether a caption is that of a picture, as a pointwise judge is asked."""
     candidate = scenes.caption(scene)
     if source.rng.random() < 0.5:
         candidate = _other_caption(source, scene)
@@ -109,6 +115,7 @@ def _other_caption(source: Source, scene: scenes.Scene) -> str:
 
 
 def _pick(source: Source, scene: scenes.Scene, picture: str) -> Exchange:
+    """Which of up to five captions is that of a picture, as a listwise judge is asked."""
     candidates = {scenes.caption(scene)}
     for _ in range(source.rng.randint(1, 4)):
         candidates.add(scenes.caption(source.scene(scenes.pair)))

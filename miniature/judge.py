@@ -126,9 +126,12 @@ class Packed:
         images = {}
         for entries in prompts:
             for entry in entries:
-                images.update((id(image), image) for image in entry.images)
+                for image in entry.images:
+                    images[id(image)] = image
         places = {key: place for place, key in enumerate(images)}
-        pixels = self.processor.image_processor(list(images.values()), return_tensors="pt") if images else {}
+        pixels = {}
+        if images:
+            pixels = self.processor.image_processor(list(images.values()), return_tensors="pt")
 
         sequences = []
         for lesson, entries in zip(lessons, prompts):
@@ -145,20 +148,22 @@ class Packed:
         """The first token of each candidate's answer, `[C]`."""
         answers = []
         for lesson in lessons:
-            answers += [self.answers[right] for right in lesson.right]
+            for right in lesson.right:
+                answers.append(self.answers[right])
         return torch.tensor(answers)
 
     def _prompt(self, entry: PreparedItem, places: dict[int, int], grids: torch.Tensor | None) -> _Prompt:
         """A prompt with all of its image tokens, and where these put the tokens behind them."""
-        image_token = self.processor.image_token_id
-        counts = iter(entry.image_tokens)
-        repeats = [next(counts) if token == image_token else 1 for token in entry.input_ids]
-        ids = torch.repeat_interleave(torch.tensor(entry.input_ids), torch.tensor(repeats))  # [p]
+        # an image has one token so far, and as many as its features from here on
+        ids = torch.tensor(entry.input_ids)
+        repeats = torch.ones_like(ids)
+        repeats[ids == self.processor.image_token_id] = torch.tensor(entry.image_tokens, dtype=torch.long)
+        ids = torch.repeat_interleave(ids, repeats)  # [p]
 
         images = [places[id(image)] for image in entry.images]
         positions, _ = self.rope(
             input_ids=ids[None],
-            mm_token_type_ids=(ids == image_token).int()[None],
+            mm_token_type_ids=(ids == self.processor.image_token_id).int()[None],
             attention_mask=torch.ones_like(ids)[None],
             image_grid_thw=grids[images] if images else None,
         )  # [3, 1, p]
@@ -176,6 +181,8 @@ class Packed:
         order = prompts[0].images[:query_images]
         for prompt, right in zip(prompts, lesson.right):
             rest = prompt.ids[shared:]
+
+            # what the picture shows is learnt from texts that are right
             next_words = torch.full_like(rest, -100)
             if right and len(prompt.images) == query_images:
                 next_words[:-1] = rest[1:]
@@ -211,7 +218,8 @@ class Packed:
         ends = []
         order = []
         for row, sequence in enumerate(sequences):
-            ends += [(row, end) for end in sequence.ends]
+            for end in sequence.ends:
+                ends.append((row, end))
             order += sequence.order
 
         width = max(len(sequence.ids) for sequence in sequences)
@@ -229,8 +237,8 @@ class Packed:
 def _common(rows: list[list[int]]) -> int:
     """How many ids all rows begin with, at least one less than the shortest has."""
     limit = min(map(len, rows)) - 1
-    for place in range(limit):
-        if len({row[place] for row in rows}) > 1:
+    for place, ids in zip(range(limit), zip(*rows)):
+        if len(set(ids)) > 1:
             return place
     return limit
 

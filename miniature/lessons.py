@@ -103,7 +103,11 @@ def redraw(scene: scenes.Scene, rng: random.Random) -> scenes.Scene:
     else:
         spots = [scenes.nearby(thing.x, thing.y, 3, rng) for thing in scene.things]
 
-    things = [replace(thing, x=x, y=y) for thing, (x, y) in zip(scene.things, spots)]
+    things = []
+    for thing, (x, y) in zip(scene.things, spots):
+        things.append(replace(thing, x=x, y=y))
+
+    # short captions do not name sizes
     if scene.layout == "pair":
         things = [replace(thing, size=rng.choice(list(scenes.SIZES))) for thing in things]
     return replace(scene, things=tuple(things), background=background)
@@ -181,16 +185,23 @@ class _Source:
 
 
 def _item(text: str, image: Image.Image | None = None) -> dict:
-    return {"text": text} if image is None else {"text": text, "image": image}
+    """An item as processors take it."""
+    if image is None:
+        return {"text": text}
+    return {"text": text, "image": image}
 
 
 def _caption_layout(source: _Source) -> Callable:
+    """The layout of a scene for a caption: short, or long."""
     if source.task.startswith("long"):
         return scenes.quarters
-    return source.rng.choice((scenes.one,) if source.single else (scenes.pair, scenes.pair, scenes.crowd))
+    if source.single:
+        return source.rng.choice((scenes.one,))
+    return source.rng.choice((scenes.pair, scenes.pair, scenes.crowd))
 
 
 def _image_to_text(source: _Source):
+    """A picture; the candidates are captions."""
     layout = _caption_layout(source)
     scene = source.scene(layout)
     words = scenes.describe(scene)
@@ -207,6 +218,7 @@ def _image_to_text(source: _Source):
 
 
 def _text_to_image(source: _Source):
+    """A caption; the candidates are pictures."""
     layout = _caption_layout(source)
     scene = source.scene(layout)
     words = scenes.describe(scene)
@@ -220,6 +232,7 @@ def _text_to_image(source: _Source):
 
 
 def _same(source: _Source):
+    """A picture; the candidates are pictures, of the same content or of another."""
     layout = scenes.one if source.single else scenes.pair
     scene = source.scene(layout)
 
@@ -239,6 +252,7 @@ def _meaning(scene: scenes.Scene) -> tuple:
 
 
 def _change(source: _Source):
+    """A picture with a change in words; the candidates are pictures."""
     rng = source.rng
     scene = source.scene(scenes.pair)
     words, edited = scenes.change(scene, rng)
@@ -249,13 +263,16 @@ def _change(source: _Source):
             other = rng.choice((scene, scenes.change(scene, rng)[1], alter(edited, rng)))
         else:
             other = source.scene_of_kind(kind, edited, scenes.pair)
-        picture = source.redrawn(other) if rng.random() < 0.5 else scenes.draw(other)
-        return _item(prompt(REPRESENT_IMAGE), picture), other.content == edited.content
+        right = other.content == edited.content
+        if rng.random() < 0.5:
+            other = redraw(other, rng)
+        return _item(prompt(REPRESENT_IMAGE), scenes.draw(other)), right
 
     return _item(prompt(FIND_CHANGED, words), scenes.draw(scene)), candidate
 
 
 def _crop(source: _Source):
+    """A picture with the label of one of its things; the candidates are crops."""
     rng = source.rng
     layout = scenes.one if source.single else scenes.pair
     scene = source.scene(layout)
@@ -289,6 +306,7 @@ def _crop(source: _Source):
 
 
 def _label(source: _Source):
+    """A picture of one thing or of a crowd; the candidates are classes."""
     rng = source.rng
     layout = scenes.one if source.single or rng.random() < 0.6 else scenes.crowd
     scene = source.scene(layout)
@@ -305,6 +323,7 @@ def _label(source: _Source):
 
 
 def _question(source: _Source):
+    """A picture with a question; the candidates are answers."""
     rng = source.rng
     layout = scenes.one if source.single else rng.choice((scenes.pair, scenes.crowd, scenes.quarters))
     scene = source.scene(layout)
@@ -325,6 +344,7 @@ def _question(source: _Source):
 
 
 def _digit(source: _Source):
+    """A scan; the candidates are digits in words."""
     digit, image = source.digits.one(source.rng, test=False)
 
     def candidate(kind):
@@ -335,6 +355,7 @@ def _digit(source: _Source):
 
 
 def _digits(source: _Source):
+    """Two scans; the candidates are two scans, smaller and in yellow."""
     name, image, same = source.digits.two(source.rng, test=False)
 
     def candidate(kind):

@@ -183,7 +183,9 @@ def a(words: str) -> str:
 
 def plural(words: str) -> str:
     """The plural of a noun phrase."""
-    return words + ("es" if words.endswith("s") else "s")
+    if words.endswith("s"):
+        return f"{words}es"
+    return f"{words}s"
 
 
 def label(scene: Scene) -> str:
@@ -196,7 +198,7 @@ def label(scene: Scene) -> str:
 
 def labels() -> list[str]:
     """Every class: those of one thing first, then those of crowds."""
-    classes = [" ".join(words) for words in product(SIZES, COLOURS, SHAPES)]
+    classes = list(map(" ".join, product(SIZES, COLOURS, SHAPES)))
     for number, (colour, shape) in product(CROWD_SIZES, kinds()):
         classes.append(f"{NUMBERS[number]} {plural(f'{colour} {shape}')}")
     return classes
@@ -285,7 +287,10 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
             ("What shape are the objects?", thing.shape),
         ]
     if scene.layout == "quarters":
-        return [(f"What is in the {corner}?", thing.kind) for corner, thing in zip(scene.corners, scene.things)]
+        pairs = []
+        for corner, thing in zip(scene.corners, scene.things):
+            pairs.append((f"What is in the {corner}?", thing.kind))
+        return pairs
 
     first, second = scene.things
     pairs = [
@@ -303,7 +308,7 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
 def answers() -> list[str]:
     """Every answer a question can have: the candidates of visual question answering."""
     words = [*COLOURS, *SHAPES, *SIZES, *BACKGROUNDS, *NUMBERS[1:6], "yes", "no", *CORNERS, *SIDES, *INVERSE.values()]
-    single_things = [f"{colour} {shape}" for colour, shape in kinds()]
+    single_things = list(map(" ".join, kinds()))
     return words + single_things + labels()[: len(SIZES) * len(kinds())]
 
 

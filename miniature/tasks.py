@@ -73,6 +73,7 @@ def _with_image(instruction: str, path: str, words: str = "") -> tuple[str, str]
 
 # one maker a task
 def _object(source: Source) -> Row:
+    """A picture of one thing, and its class."""
     scene = source.scene(scenes.one)
     label = scenes.label(scene)
     query = _with_image(NAME_OBJECT, source.painter.scene(scene))
@@ -80,12 +81,14 @@ def _object(source: Source) -> Row:
 
 
 def _digit_label(source: Source) -> Row:
+    """A scan, and the digit that it shows."""
     digit, image = source.digit()
     query = _with_image(CLASSIFY, source.painter.save(image))
     return Row(query, (digit_words(digit), ""), digit_words(digit))
 
 
 def _question(source: Source) -> Row:
+    """A picture with a question, and the answer."""
     layout = source.rng.choice((scenes.one, scenes.pair, scenes.crowd, scenes.quarters))
     scene = source.scene(layout)
     question, answer = source.rng.choice(scenes.questions(scene))
@@ -94,39 +97,47 @@ def _question(source: Source) -> Row:
 
 
 def _caption_to_image(source: Source) -> Row:
+    """A caption of one sentence, and the picture."""
     return _text_to_image(source, _captioned_scene(source))
 
 
 def _image_to_caption(source: Source) -> Row:
+    """A picture, and a caption of one sentence."""
     return _image_to_text(source, _captioned_scene(source))
 
 
 def _long_caption_to_image(source: Source) -> Row:
+    """A caption of several sentences, and the picture."""
     return _text_to_image(source, source.scene(scenes.quarters))
 
 
 def _image_to_long_caption(source: Source) -> Row:
+    """A picture, and a caption of several sentences."""
     return _image_to_text(source, source.scene(scenes.quarters))
 
 
 def _captioned_scene(source: Source) -> scenes.Scene:
+    """A scene for a caption of one sentence."""
     layout = source.rng.choice((scenes.pair, scenes.pair, scenes.pair, scenes.crowd))
     return source.scene(layout)
 
 
 def _text_to_image(source: Source, scene: scenes.Scene) -> Row:
+    """A scene's caption, and its picture."""
     words = scenes.describe(scene)
     target = _with_image(REPRESENT_IMAGE, source.painter.scene(scene))
     return Row((prompt(FIND_IMAGE, words), ""), target, words)
 
 
 def _image_to_text(source: Source, scene: scenes.Scene) -> Row:
+    """A scene's picture, and its caption."""
     words = scenes.describe(scene)
     query = _with_image(FIND_CAPTION, source.painter.scene(scene))
     return Row(query, (words, ""), words)
 
 
 def _same_scene(source: Source) -> Row:
+    """A picture, and another one with the same content."""
     scene = source.scene(scenes.pair)
     other = scenes.restyle(scene, source.rng)
     query = _with_image(FIND_SIMILAR, source.painter.scene(scene))
@@ -135,6 +146,7 @@ def _same_scene(source: Source) -> Row:
 
 
 def _same_digits(source: Source) -> Row:
+    """Two scans, and the same two smaller and in yellow."""
     name, image, other = source.two_digits()
     query = _with_image(FIND_SIMILAR, source.painter.save(image))
     target = _with_image(REPRESENT_IMAGE, source.painter.save(other))
@@ -142,6 +154,7 @@ def _same_digits(source: Source) -> Row:
 
 
 def _change(source: Source) -> Row:
+    """A picture with a change in words, and the picture after it."""
     # the edited scene must be of the same split too
     while True:
         scene = source.scene(scenes.pair)
@@ -157,6 +170,7 @@ def _change(source: Source) -> Row:
 
 
 def _crop(source: Source) -> Row:
+    """A picture with the label of one of its things, and the crop around that thing."""
     scene = source.scene(scenes.pair)
     image = scenes.draw(scene)
     thing, other = source.rng.sample(scene.things, 2)
@@ -187,7 +201,7 @@ _MAKERS = {
 def label_space(task: str) -> list[tuple[str, str]] | None:
     """The closed set of targets of a classification or VQA task; `None` for the other tasks."""
     if task == "Digits_label":
-        labels = [digit_words(digit) for digit in range(10)]
+        labels = list(map(digit_words, range(10)))
     elif task == "Shapes_object":
         labels = scenes.labels()
     elif task == "Shapes_vqa":
@@ -225,5 +239,8 @@ def with_candidates(task: str, rows: list[Row], rng: random.Random) -> list[list
 
 def _targets_of_other_content(row: Row, rows: list[Row]) -> list[tuple[str, str]]:
     """One target of each content but that of a row."""
-    targets = {other.content: other.target for other in rows if other.content != row.content}
+    targets = {}
+    for other in rows:
+        if other.content != row.content:
+            targets[other.content] = other.target
     return list(targets.values())

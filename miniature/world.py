@@ -128,6 +128,7 @@ def _is_complete(root: Path, settings: dict) -> bool:
 
 
 def _make_rows(task: str, source: Source, count: int, bar: tqdm) -> list[Row]:
+    """The rows of one split of a task."""
     rows = []
     for _ in range(count):
         rows.append(make_row(task, source))
@@ -136,6 +137,7 @@ def _make_rows(task: str, source: Source, count: int, bar: tqdm) -> list[Row]:
 
 
 def _make_generative_rows(source: Source, count: int, bar: tqdm) -> list[dict]:
+    """The rows of the backbone's first stage, and then those of its second."""
     rows = []
     for number in range(count):
         rows.append(make_generative(source, first_stage=number < FIRST_STAGE * count))
@@ -158,12 +160,14 @@ def write_json(path: Path, content):
 
 def write_train(root: Path, task: str, rows: list[Row]):
     """Writes the training rows of a task in MMEB's columns, and what their targets show."""
-    columns = {
-        "qry": [row.query[0] for row in rows],
-        "qry_image_path": [row.query[1] for row in rows],
-        "pos_text": [row.target[0] for row in rows],
-        "pos_image_path": [row.target[1] for row in rows],
-    }
+    columns = {"qry": [], "qry_image_path": [], "pos_text": [], "pos_image_path": []}
+    for row in rows:
+        query_text, query_image = row.query
+        target_text, target_image = row.target
+        columns["qry"].append(query_text)
+        columns["qry_image_path"].append(query_image)
+        columns["pos_text"].append(target_text)
+        columns["pos_image_path"].append(target_image)
     write_parquet(root / "train" / task / "original-00000-of-00001.parquet", columns)
     write_json(root / "truth" / f"{task}.json", [row.content for row in rows])
 
@@ -193,6 +197,8 @@ def write_compositional(root: Path, painter: Painter, count: int, seed: int):
     """Writes `count` true and false captions of test scenes for each subset of SugarCrepe, in its layout."""
     rng = random.Random(f"{seed}:compositional")
     subsets = {}
+
+    # a negative that says the same as the caption is left out, so some subsets take more scenes than others
     while len(subsets) < len(SUGARCREPE) or min(map(len, subsets.values())) < count:
         scene = scenes.sample(scenes.pair, rng, test=True)
         caption = scenes.caption(scene)
@@ -211,6 +217,7 @@ def write_nli(root: Path, count: int, seed: int):
     """Writes `count` texts of training scenes, each with one of its meaning and one that is false."""
     rng = random.Random(f"{seed}:nli")
     layouts = (scenes.one, scenes.pair, scenes.pair, scenes.crowd, scenes.quarters)
+
     (root / "nli").mkdir(exist_ok=True)
     with open(root / "nli" / "nli_for_simcse.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -239,7 +246,7 @@ def _draw_side(sheet: Image.Image, root: Path, side: tuple[str, str], x: int, y:
     """A query or a target of the example that begins at `y`: its picture, and its text below."""
     text, path = side
     bottom = y + CELL[1] - 14
-    y += 16
+    y += 16  # the line above names the task
     if path:
         picture = Image.open(root / path)
         sheet.paste(picture, (x, y))
