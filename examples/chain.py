@@ -73,6 +73,7 @@ def run(out: Path, seeds: int, settings: dict):
     folder = out / "chain"
     folder.mkdir(parents=True, exist_ok=True)
 
+    # the lines of the table: for each title, the means of every seed
     raw = measure(load_for_cpu_or_gpu(start.backbone, "summary"), start.tasks, folder / "raw.json")
     lines = {"raw backbone": [raw]}
     for seed in range(seeds):
@@ -112,6 +113,7 @@ def prepare(out: Path, settings: dict) -> Start:
     world = build(out / "world", **settings["world"])
     backbone = pretrain_once(world, out / "backbone", **settings["backbone"])
 
+    # judging takes more layers than embedding
     judge = out / "judge"
     if not is_trained(judge):
         larger = pretrain_once(world, out / "judge-backbone", layers=4, **settings["backbone"])
@@ -135,6 +137,8 @@ def train_two_stages(start: Start, folder: Path, seed: int, steps: dict) -> dict
         teacher=start.teacher,
         teacher_embeddings=start.teacher.with_name("teacher-embeddings"),
     )
+
+    # both trainings of stage 2 differ in nothing but where they start
     changes = {"data": start.world / "train", "image_root": start.world, "seed": seed, **steps["contrastive"]}
     alone = train(contrastive, "contrastive", start.backbone, folder / "stage-2-alone", **changes)
     both = train(contrastive, "contrastive", first, folder / "stages-1-2", **changes)
@@ -162,6 +166,8 @@ def train(stage, name: str, start: Path, out: Path, **changes) -> Path:
         return out
 
     work = out.with_name(f"{out.name}.tmp")
+
+    # as a user would call it: unime train ...
     arguments = ["--config", str(RECIPES / "shapes" / f"{name}.yaml"), "--model_name_or_path", str(start)]
     arguments += ["--output_dir", str(work), "--disable_tqdm", "True"]
     checkpoint = last_checkpoint(work)
@@ -198,6 +204,7 @@ def measure_reranked(embedder: Path, reranker: Path, start: Start, out: Path) ->
     path = run_rerank(retrieved, start.tasks, Reranker(reranker), 10, start.world, limit=30)
     after = json.loads(path.read_text(encoding="utf-8"))["tasks"]
 
+    # the same results, with the score that was before; `summarize` prefers "score" to precision@1
     before = {}
     for name, result in after.items():
         before[name] = {**result, "score": result["before"]["precision@1"]}
@@ -211,6 +218,7 @@ def print_lines(lines: dict[str, list[dict[str, float]]]):
     for title, means_by_seed in lines.items():
         cells = []
         for kind in KINDS:
+            # "mean" is missing where no task has 100 candidates
             values = [means[kind] for means in means_by_seed if kind in means]
             cells.append(_cell(values))
         print(_line(title, cells))
@@ -238,7 +246,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
 
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU is plenty, and several need a launcher
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU: much faster, and exact enough for training
     try:
         run(options.out, options.seeds, FULL)
     except KeyboardInterrupt:

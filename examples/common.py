@@ -52,6 +52,7 @@ def load_for_cpu_or_gpu(path: Path, preset: str | None = None) -> UniMEModel:
     else:
         model = UniMEModel.from_backbone(path, dtype=torch.float32, preset=preset)
 
+    # a GPU has fused kernels for it
     if torch.cuda.is_available():
         return model.to("cuda")
     plain_attention(model)

@@ -10,7 +10,7 @@ import argparse
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,8 @@ def mine(world: Path, embedder: Path, judge: Path, out: Path, **changes) -> Mini
     settings = yaml.safe_load((RECIPES / "mining" / "shapes.yaml").read_text(encoding="utf-8"))
     settings |= {"data": str(world / "train"), "image_root": str(world), "out": str(out)}
     settings |= {"embedder": str(embedder), "judge": str(judge)}
+
+    # each of these goes on where it was interrupted, and does nothing again
     mining = Mining(MiningConfig(**settings | changes))
     mining.run()
     mining.saha()
@@ -55,7 +57,7 @@ class Truth:
     """
 
     def __init__(self, world: Path):
-        self.contents = {}
+        self.contents = {}  # what a target shows, by task and identity of the target
         for path in sorted((world / "truth").glob("*.json")):
             rows = read_mmeb_train(world / "train", [path.stem], image_root=world)
             for positive, content in zip(rows["positive"], json.loads(path.read_text(encoding="utf-8"))):
@@ -88,44 +90,43 @@ class Chooser:
         self.count = count
         self.pool = mining.pool
         self.excluded = mining.pool.excluded()
-        self.queries, self.corpus = mining.embeddings().values()
-
-        self.pairs = {}  # of each task
-        for pair in mining.pairs:
-            self.pairs.setdefault(pair.dataset, []).append(pair)
+        self.pairs = _by_task(mining.pairs)
+        self.mined = _by_task(mining.mined)  # those of the pairs that negatives are mined for
+        self.queries, self.corpus = mining.embeddings().values()  # [Q, D], [N, D]
 
     def in_batch(self, batch: int, seed: int) -> Iterator[Choice]:
         """The candidates of a batch of one task that are most similar to the query."""
         for pairs in self.pairs.values():
+            # in training, rows of a task share a batch by chance
             shuffled = random.Random(seed).sample(pairs, len(pairs))
             for start in range(0, len(shuffled), batch):
                 yield from self._of_batch(shuffled[start : start + batch])
 
     def _of_batch(self, pairs: list[Pair]) -> Iterator[Choice]:
         """The most similar candidates of one batch."""
-        candidates = sorted({pair.positive for pair in pairs})
-        scores = self.queries[[pair.query for pair in pairs]] @ self.corpus[candidates].T  # [B, N]
+        candidates = np.unique([pair.positive for pair in pairs])  # [C]
+        scores = self.queries[[pair.query for pair in pairs]] @ self.corpus[candidates].T  # [B, C]
         for pair, row in zip(pairs, scores):
-            nearest = [candidates[place] for place in np.argsort(-row)]
-            allowed = [number for number in nearest if number not in self.excluded[pair.query]]
+            nearest = candidates[np.argsort(-row)]  # [C]
+            allowed = nearest[~np.isin(nearest, self.excluded[pair.query])]
             yield self._choice(pair, allowed)
 
     def retrieved(self) -> Iterator[Choice]:
         """The candidates of the whole task that are most similar to the query."""
-        for task, pairs in self.pairs.items():
-            candidates = sorted({pair.positive for pair in pairs})
-            place_of = {number: place for place, number in enumerate(candidates)}
+        for task, pairs in self.mined.items():
+            candidates = np.unique([pair.positive for pair in self.pairs[task]])  # [C]
+            queries = [pair.query for pair in pairs]
 
-            mined = [pair for pair in self.mining.mined if pair.dataset == task]
-            queries = [pair.query for pair in mined]
+            # excluded candidates, as places among those of the task
             excluded = []
             for query in queries:
-                excluded.append([place_of[number] for number in self.excluded[query] if number in place_of])
+                places = np.flatnonzero(np.isin(candidates, self.excluded[query]))
+                excluded.append(places.tolist())
 
-            # -1 where there are fewer than `count`
             nearest, _ = exact_top_k(self.queries[queries], self.corpus[candidates], self.count, excluded=excluded)
-            for pair, places in zip(mined, nearest.tolist()):
-                yield self._choice(pair, [candidates[place] for place in places if place >= 0])
+            for pair, places in zip(pairs, nearest):
+                places = places[places >= 0]  # -1 stands where there are fewer candidates than asked for
+                yield self._choice(pair, candidates[places])
 
     def below_positive(self) -> Iterator[Choice]:
         """What mining retrieved: the same, but for candidates more similar than the positive."""
@@ -142,14 +143,24 @@ class Chooser:
         """The positives of the other members of SaHa's clusters."""
         for example in map(to_example, read_clusters(self.mining.out / "saha", self.mining.image_root)):
             positives = [member.positive for member in example.members()]
+
+            # every member of a cluster is a query, and the others are its negatives
             for place, positive in enumerate(positives):
                 others = positives[:place] + positives[place + 1 :]
                 yield Choice(example.dataset, positive, others[: self.count])
 
-    def _choice(self, pair: Pair, candidates: list[int]) -> Choice:
+    def _choice(self, pair: Pair, candidates: Sequence[int]) -> Choice:
         """The first of some candidates, given by their numbers in the pool."""
         items = [self.pool.candidates[number] for number in candidates[: self.count]]
         return Choice(pair.dataset, pair.item, items)
+
+
+def _by_task(pairs: list[Pair]) -> dict[str, list[Pair]]:
+    """Pairs by the task that they are of."""
+    groups = {}
+    for pair in pairs:
+        groups.setdefault(pair.dataset, []).append(pair)
+    return groups
 
 
 def false_negatives(world: Path, mining: Mining, batch: int = 64, negatives: int = 8, seed: int = 0) -> dict:
@@ -167,7 +178,7 @@ def false_negatives(world: Path, mining: Mining, batch: int = 64, negatives: int
     """
     truth = Truth(world)
     chooser = Chooser(mining, negatives)
-    choices = (
+    choices = (  # in the order of METHODS
         chooser.in_batch(batch, seed),
         chooser.retrieved(),
         chooser.below_positive(),
@@ -175,6 +186,7 @@ def false_negatives(world: Path, mining: Mining, batch: int = 64, negatives: int
         chooser.clusters(),
     )
 
+    # one method after the other, as each may read large files
     shares = {}
     for method, choices_of_method in zip(METHODS, choices):
         shares[method] = _shares(choices_of_method, truth, list(chooser.pairs))
@@ -191,25 +203,32 @@ def _shares(choices: Iterable[Choice], truth: Truth, tasks: list[str]) -> dict[s
             for name in (choice.task, "all"):
                 totals[name] += 1
                 wrong[name] += is_false
-    return {name: wrong[name] / max(totals[name], 1) for name in (*tasks, "all")}
+
+    # a task without negatives has no false ones
+    shares = {}
+    for name in (*tasks, "all"):
+        shares[name] = wrong[name] / max(totals[name], 1)
+    return shares
 
 
 def print_shares(shares: dict[str, dict[str, float]]):
     """Method x task, in percent, for the tasks that have false negatives at all."""
+    # of tasks whose targets all differ there is nothing to say
     tasks = []
     for task in shares[METHODS[0]]:
         if any(by_task[task] for by_task in shares.values()):
             tasks.append(task)
 
-    print()
-    print(_line("false negatives, %", [task.removeprefix("Shapes_") for task in tasks]))
+    line = f"{'false negatives, %':<32}"
+    for task in tasks:
+        line += f"{task.removeprefix('Shapes_'):>12}"
+    print(f"\n{line}")
+
     for method, by_task in shares.items():
-        print(_line(method, [f"{100 * by_task[task]:.2f}" for task in tasks]))
-
-
-def _line(title: str, cells: list[str]) -> str:
-    """A line of the table."""
-    return f"{title:<32}" + "".join(f"{cell:>12}" for cell in cells)
+        line = f"{method:<32}"
+        for task in tasks:
+            line += f"{100 * by_task[task]:>12.2f}"
+        print(line)
 
 
 def main(arguments=None):

@@ -32,6 +32,7 @@ def train(model: Path, world: Path, selection: str, steps: int) -> list[dict]:
             num_hard_negatives=8,
             logging_steps=1,
             save_strategy="no",
+            # no decay, so that late steps can be compared with early ones
             lr_scheduler_type="constant_with_warmup",
             lr_scheduler_kwargs={},
         )

@@ -74,6 +74,7 @@ def run(out: Path, settings: dict):
     with clock.step("1/6 The world"):
         world = build(out / "world", **settings["world"])
         tasks = read_world_tasks(world)
+        by_name = {task.name: task for task in tasks}
         print(f"{len(tasks)} tasks; look at {world / 'contact_sheet.png'}")
 
     with clock.step("2/6 The backbone: a small Qwen2-VL learns to see, describe, answer and judge"):
@@ -92,13 +93,16 @@ def run(out: Path, settings: dict):
         model = load_for_cpu_or_gpu(model_path)
         if not (folder / "tuned.json").exists():
             write_json(folder / "tuned.json", evaluate(model, tasks))
-        draw_similarity(load_for_cpu_or_gpu(backbone, "summary"), model, tasks, folder / "similarity.png")
+
+        # the picture is cheap and drawn every time
+        raw = load_for_cpu_or_gpu(backbone, "summary")
+        draw_similarity(raw, model, by_name["Shapes_i2t"], folder / "similarity.png")
 
     with clock.step("6/6 Three searches in a fresh process, through AutoModel"):
-        gallery = write_gallery(tasks, folder / "gallery.json")
-        copy_examples(tasks, folder / "examples")
+        gallery = write_gallery(by_name, folder / "gallery.json")
+        copy_examples(by_name["Shapes_i2t"], folder / "examples")
         command = [sys.executable, str(SEARCH), str(model_path), str(gallery), str(folder / "search.png")]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True)  # a search that fails stops the run
 
     seconds = round(sum(clock.seconds.values()), 1)
     report(folder, seconds)
@@ -124,19 +128,23 @@ def report(folder: Path, seconds: float):
     results = {}
     for name in ("base", "tuned"):
         results[name] = json.loads((folder / f"{name}.json").read_text())
-        summary[name] = {task: result["precision@1"] for task, result in results[name].items()}
-        summary[name]["mean"] = summarize(results[name]).get("mean")
+        summary[name] = {}
+        for task, result in results[name].items():
+            summary[name][task] = result["precision@1"]
+        summary[name]["mean"] = summarize(results[name]).get("mean")  # null where no task has 100 candidates
     summary["seconds"] = seconds
 
     write_json(folder / "results.json", summary)
     print_table({"raw": results["base"], "trained": results["tuned"]})
 
 
-def draw_similarity(raw: UniMEModel, trained: UniMEModel, tasks: list[Task], path: Path):
+def draw_similarity(raw: UniMEModel, trained: UniMEModel, task: Task, path: Path):
     """The cosine matrix of 50 images and their captions, before and after training."""
-    task = next(task for task in tasks if task.name == "Shapes_i2t")
-    images = [query.as_input() for query in task.queries[:50]]
-    captions = [task.corpus[candidates[0]].as_input() for candidates in task.candidates[:50]]
+    images = []
+    captions = []
+    for query, candidates in zip(task.queries[:50], task.candidates[:50]):
+        images.append(query.as_input())
+        captions.append(task.corpus[candidates[0]].as_input())  # the first candidate is right
 
     panels = {}
     for title, model in (("before", raw), ("after", trained)):
@@ -144,9 +152,9 @@ def draw_similarity(raw: UniMEModel, trained: UniMEModel, tasks: list[Task], pat
     similarity_matrix(panels, path, "image", "caption")
 
 
-def write_gallery(tasks: list[Task], path: Path) -> Path:
+def write_gallery(by_name: dict[str, Task], path: Path) -> Path:
     """Writes what `search.py` reads: the first query of three tasks, and all test images and captions to search."""
-    by_name = {task.name: task for task in tasks}
+    # tasks share pictures: each is listed once
     pictures = by_name["Shapes_t2i"].corpus + by_name["Shapes_change"].corpus
     images = list(dict.fromkeys(item.image for item in pictures))
     texts = list(dict.fromkeys(item.text for item in by_name["Shapes_i2t"].corpus))
@@ -168,10 +176,9 @@ def write_gallery(tasks: list[Task], path: Path) -> Path:
     return path
 
 
-def copy_examples(tasks: list[Task], folder: Path):
+def copy_examples(task: Task, folder: Path):
     """A hundred test pictures under plain names, for the README's snippets and the demo."""
     folder.mkdir(exist_ok=True)
-    task = next(task for task in tasks if task.name == "Shapes_i2t")
     for number, query in enumerate(task.queries[:100]):
         shutil.copy(query.image, folder / f"{number}.png")
 
