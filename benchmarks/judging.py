@@ -12,110 +12,174 @@ import argparse
 import random
 import statistics
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from encode_throughput import WORDS
-from PIL import Image
-from rerank_prefix import make_backbone
+from common import WORDS, make_judge_backbone, picture, timed_score
 
 from unime import UniMERerankerForCausalLM
 from unime.scoring_unime import SharedPrefix
 
 
-def picture(seed: int, side: int) -> Image.Image:
-    return Image.effect_noise((side, side), 20 + seed % 80).convert("RGB")
+@dataclass
+class Request:
+    """A query, and the candidates that are judged for it."""
+
+    query: dict
+    candidates: list
 
 
-def requests(queries: int, candidates: int, mixture: bool, seed: int = 0) -> list[tuple]:
+def make_requests(queries: int, candidates: int, mixture: bool, seed: int = 0) -> list[Request]:
     """Queries with their candidates; without `mixture`, queries with an image and short texts."""
-    rng, found = random.Random(seed), []
+    rng = random.Random(seed)
+    requests = []
     for number in range(queries):
-        text = " ".join(rng.choices(WORDS, k=20))
-        query = {"text": text}
+        request = Request({"text": " ".join(rng.choices(WORDS, k=20))}, [])
+        # of four queries, two have an image, and two have images for candidates: all four combinations
         if not mixture or number % 2:
-            query["image"] = picture(number, 448)
-        if mixture and number % 4 >= 2:
-            others = [picture(1000 * number + i, 224) for i in range(candidates)]
-        else:
-            others = [" ".join(rng.choices(WORDS, k=rng.randint(2, 10))) + f" {i}" for i in range(candidates)]
-        found.append((query, others))
-    return found
+            request.query["image"] = picture(448, 448, 20 + number % 80)
+
+        for place in range(candidates):
+            if mixture and number % 4 >= 2:
+                candidate = picture(224, 224, 20 + (1000 * number + place) % 80)
+            else:
+                words = rng.choices(WORDS, k=rng.randint(2, 10))
+                candidate = f"{' '.join(words)} {place}"
+            request.candidates.append(candidate)
+        requests.append(request)
+    return requests
 
 
-def judge(reranker, query, others, share: bool) -> tuple[float, torch.Tensor]:
-    reranker.vision_cache.entries.clear()
-    start = time.perf_counter()
-    scores = reranker.score(query, others, share_prefix=share, show_progress=False)
-    return time.perf_counter() - start, scores
+@dataclass
+class Timing:
+    """Seconds of every round with shared prefixes and pair by pair, and the greatest difference of their scores."""
+
+    shared: list[float]
+    apart: list[float]
+    gap: float
 
 
-def flops(reranker, asked) -> tuple[float, float]:
-    """Operations pair by pair and with shared prefixes, each image seen once a query in the latter."""
-    config = reranker.config.vlm_config
-    text, vision = config.text_config, config.vision_config
-    layer = sum(p.numel() for p in reranker.vlm.model.language_model.layers[0].parameters() if p.ndim == 2)
-    block = sum(p.numel() for p in reranker.vlm.model.visual.blocks[0].parameters() if p.ndim == 2)
+def time_both(reranker: UniMERerankerForCausalLM, requests: list[Request], rounds: int) -> Timing:
+    """Judges all requests in both ways, query by query."""
+    timing = Timing(shared=[], apart=[], gap=0.0)
+    for _ in range(rounds):
+        shared_seconds = 0.0
+        apart_seconds = 0.0
+        for request in requests:
+            seconds, shared_scores = timed_score(reranker, request.query, request.candidates, share_prefix=True)
+            shared_seconds += seconds
+            seconds, apart_scores = timed_score(reranker, request.query, request.candidates, share_prefix=False)
+            apart_seconds += seconds
 
-    def language(new: int, before: int = 0) -> float:
-        attention = 4 * text.hidden_size * (new * before + new * (new + 1) / 2)
-        return text.num_hidden_layers * (2 * layer * new + attention)
+            gap = (shared_scores - apart_scores).abs().max().item()
+            timing.gap = max(timing.gap, gap)
+        timing.shared.append(shared_seconds)
+        timing.apart.append(apart_seconds)
+    return timing
 
-    def look(tokens: int) -> float:
-        patches = 4 * tokens  # four patches are merged to a token
-        return vision.depth * (2 * block * patches + 4 * vision.embed_dim * patches**2)
 
-    apart = shared = 0.0
-    for query, others in asked:
-        turns = [reranker.processor.rerank_messages(query, [other], "pointwise") for other in others]
-        prepared = reranker.processor.prepare(turns)
-        prefix = SharedPrefix.of(reranker, prepared, 8192)
-        apart += sum(language(entry.length) + sum(map(look, entry.image_tokens)) for entry in prepared)
-        distinct = {id(i): tokens for entry in prepared for i, tokens in zip(entry.images, entry.image_tokens)}
-        shared += language(prefix.length) + sum(map(look, distinct.values()))
-        shared += sum(language(entry.length - prefix.length, prefix.length) for entry in prepared)
-    return apart, shared
+class Operations:
+    """Counts the floating point operations of a judge: products with weights, and attention.
+
+    Args:
+        reranker ([`~unime.UniMERerankerForCausalLM`]): a Qwen2-VL.
+    """
+
+    def __init__(self, reranker: UniMERerankerForCausalLM):
+        self.reranker = reranker
+        self.text = reranker.config.vlm_config.text_config
+        self.vision = reranker.config.vlm_config.vision_config
+        self.layer_weights = self._weights(reranker.vlm.model.language_model.layers[0])
+        self.block_weights = self._weights(reranker.vlm.model.visual.blocks[0])
+
+    @staticmethod
+    def _weights(module) -> int:
+        """Parameters of the module's matrices."""
+        return sum(parameter.numel() for parameter in module.parameters() if parameter.ndim == 2)
+
+    def language(self, new: int, before: int = 0) -> float:
+        """Of the language model over new tokens, which also attend to tokens that were run before."""
+        # a token attends to all before it and to itself: scores, and then sums of values
+        pairs = new * before + new * (new + 1) / 2
+        attention = 4 * self.text.hidden_size * pairs
+        return self.text.num_hidden_layers * (2 * self.layer_weights * new + attention)
+
+    def images(self, tokens: list[int]) -> float:
+        """Of the vision tower over images with so many tokens."""
+        total = 0.0
+        for count in tokens:
+            patches = 4 * count  # four patches are merged to a token
+            attention = 4 * self.vision.embed_dim * patches**2
+            total += self.vision.depth * (2 * self.block_weights * patches + attention)
+        return total
+
+    def ratio(self, requests: list[Request]) -> float:
+        """Those of judging pair by pair over those with shared prefixes, where each image is seen once a query."""
+        apart = 0.0
+        shared = 0.0
+        for request in requests:
+            turns = []
+            for candidate in request.candidates:
+                turns.append(self.reranker.processor.rerank_messages(request.query, [candidate], "pointwise"))
+            prepared = self.reranker.processor.prepare(turns)
+            prefix = SharedPrefix.of(self.reranker, prepared, 8192)
+
+            # the query and the images are run once, the rest of each candidate's prompt behind the query
+            shared += self.language(prefix.length)
+            distinct = {}  # tokens of each image
+            for entry in prepared:
+                apart += self.language(entry.length) + self.images(entry.image_tokens)
+                shared += self.language(entry.length - prefix.length, prefix.length)
+                for image, tokens in zip(entry.images, entry.image_tokens):
+                    distinct[id(image)] = tokens
+            shared += self.images(distinct.values())
+        return apart / shared
 
 
 def main():
+    """Prints a table with a line for each dtype and kind of requests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--candidates", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
+
     torch.manual_seed(0)
     print("| dtype | requests | pair by pair s | shared s | ratio | rounds | floor | pairs/s | greatest difference |")
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        path = make_backbone(Path(folder))
+        backbone = make_judge_backbone(Path(folder))
         for dtype in ("float32", "bfloat16"):
-            reranker = UniMERerankerForCausalLM.from_backbone(path, dtype=dtype).eval()
+            reranker = UniMERerankerForCausalLM.from_backbone(backbone, dtype=dtype).eval()
             for name, mixture in (("half images", True), ("image query, short texts", False)):
-                asked = requests(options.queries, options.candidates, mixture)
-                for share in (True, False):
-                    judge(reranker, *requests(1, 4, mixture)[0], share)
-                totals, gap = {True: [], False: []}, 0.0
-                for _ in range(options.rounds):
-                    seconds = {True: 0.0, False: 0.0}
-                    for query, others in asked:
-                        scores = {}
-                        for share in (True, False):
-                            took, scores[share] = judge(reranker, query, others, share)
-                            seconds[share] += took
-                        gap = max(gap, float((scores[True] - scores[False]).abs().max()))
-                    for share, value in seconds.items():
-                        totals[share].append(value)
-                ratios = [apart / shared for apart, shared in zip(totals[False], totals[True])]
+                requests = make_requests(options.queries, options.candidates, mixture)
+                time_both(reranker, make_requests(1, 4, mixture), rounds=1)  # warms up
+                timing = time_both(reranker, requests, options.rounds)
                 with torch.inference_mode():
-                    apart, shared = flops(reranker, asked)
-                best = min(totals[True])
+                    floor = Operations(reranker).ratio(requests)
                 print(
-                    f"| {dtype} | {options.queries} x {options.candidates}, {name} | {min(totals[False]):.1f} | "
-                    f"{best:.1f} | {statistics.median(ratios):.1f} | {', '.join(f'{r:.1f}' for r in ratios)} | "
-                    f"{apart / shared:.1f} | {options.queries * options.candidates / best:.0f} | {gap:.1e} |",
+                    f"| {dtype} | {options.queries} x {options.candidates}, {name} | "
+                    f"{line(timing, options.queries * options.candidates, floor)} |",
                     flush=True,
                 )
+
+
+def line(timing: Timing, pairs: int, floor: float) -> str:
+    """The figures of a line of the table."""
+    # of each round, as both sides of a round met the same machine
+    ratios = [apart / shared for apart, shared in zip(timing.apart, timing.shared)]
+    best = min(timing.shared)
+    cells = (
+        f"{min(timing.apart):.1f}",
+        f"{best:.1f}",
+        f"{statistics.median(ratios):.1f}",
+        ", ".join(f"{ratio:.1f}" for ratio in ratios),
+        f"{floor:.1f}",
+        f"{pairs / best:.0f}",
+        f"{timing.gap:.1e}",
+    )
+    return " | ".join(cells)
 
 
 if __name__ == "__main__":

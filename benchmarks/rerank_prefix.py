@@ -8,68 +8,67 @@ alternate; the best of `--rounds` counts. The vision cache is emptied before eve
 
 import argparse
 import tempfile
-import time
 from pathlib import Path
 
 import torch
-from encode_throughput import WORDS
-from PIL import Image
-from transformers import Qwen2VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from common import WORDS, make_judge_backbone, picture, timed_score
 
 from unime import UniMERerankerForCausalLM
-from unime.miniature.backbone import build_config, build_tokenizer
-from unime.prompts_unime import POINTWISE_INSTRUCTION
 
 
-def make_backbone(folder: Path) -> Path:
-    tokenizer = build_tokenizer([" ".join(WORDS), POINTWISE_INSTRUCTION, "Query: Candidate: Yes No"], vocab_size=800)
-    tokenizer.model_max_length = 4096
-    config = build_config(tokenizer, hidden_size=384, layers=8, vision_size=192, vision_layers=6, patch_size=14)
-    Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
-    pixels = {"shortest_edge": 28 * 28, "longest_edge": 1024 * 28 * 28}
-    Qwen2VLImageProcessorPil(patch_size=14, temporal_patch_size=1, merge_size=2, size=pixels).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def make_candidates(count: int) -> dict[str, list]:
+    """Texts of 5 to 16 words, and images of 224 x 224 pixels, all different."""
+    texts = []
+    images = []
+    for number in range(count):
+        # texts begin with different words, so that most share no more than the prompt
+        words = [WORDS[number % len(WORDS)], *WORDS[: 3 + number % 12], str(number)]
+        texts.append(" ".join(words))
+        images.append(picture(224, 224, 41 + number))
+    return {"text": texts, "image": images}
 
 
-def timed(reranker, query, candidates, share_prefix) -> tuple[float, torch.Tensor]:
-    reranker.vision_cache.entries.clear()
-    start = time.perf_counter()
-    scores = reranker.score(query, candidates, share_prefix=share_prefix, show_progress=False)
-    return time.perf_counter() - start, scores
+def compare(
+    reranker: UniMERerankerForCausalLM, query: dict, candidates: list, rounds: int
+) -> tuple[float, float, float]:
+    """Least seconds pair by pair and with a shared prefix, and the greatest difference of their scores."""
+    # warm up
+    for share in (True, False):
+        timed_score(reranker, query, candidates[:4], share)
+
+    # sides alternate, so that a slow moment of the machine meets both
+    best = {True: float("inf"), False: float("inf")}
+    scores = {}
+    for _ in range(rounds):
+        for share in (True, False):
+            seconds, scores[share] = timed_score(reranker, query, candidates, share)
+            best[share] = min(best[share], seconds)
+
+    gap = (scores[True] - scores[False]).abs().max().item()
+    return best[False], best[True], gap
 
 
 def main():
+    """Prints a table with a line for each dtype and kind of candidates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+
     torch.manual_seed(0)
-    image = lambda seed, side: Image.effect_noise((side, side), 40 + seed).convert("RGB")  # noqa: E731
-    query = {"image": image(0, 448), "text": " ".join(WORDS)}
-    kinds = {
-        "text": [f"{WORDS[i % 17]} {' '.join(WORDS[: 3 + i % 12])} {i}" for i in range(options.candidates)],
-        "image": [image(1 + i, 224) for i in range(options.candidates)],
-    }
-    print(
-        "| dtype | candidates | pair by pair s | shared s | ratio | greatest difference |\n|---|---|---|---|---|---|"
-    )
+    query = {"image": picture(448, 448, 40), "text": " ".join(WORDS)}
+    candidates_by_kind = make_candidates(options.candidates)
+    print("| dtype | candidates | pair by pair s | shared s | ratio | greatest difference |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        path = make_backbone(Path(folder))
+        backbone = make_judge_backbone(Path(folder))
         for dtype in ("float32", "bfloat16"):
-            reranker = UniMERerankerForCausalLM.from_backbone(path, dtype=dtype)
-            for kind, candidates in kinds.items():
-                timed(reranker, query, candidates[:4], True), timed(reranker, query, candidates[:4], False)
-                best = {}
-                for _ in range(options.rounds):
-                    for share in (True, False):
-                        seconds, scores = timed(reranker, query, candidates, share)
-                        best[share] = (min(seconds, best[share][0]) if share in best else seconds, scores)
-                gap = (best[True][1] - best[False][1]).abs().max()
+            reranker = UniMERerankerForCausalLM.from_backbone(backbone, dtype=dtype)
+            for kind, candidates in candidates_by_kind.items():
+                apart, shared, gap = compare(reranker, query, candidates, options.rounds)
                 print(
-                    f"| {dtype} | {options.candidates} {kind} | {best[False][0]:.2f} | {best[True][0]:.2f} | "
-                    f"{best[False][0] / best[True][0]:.1f} | {gap:.1e} |",
+                    f"| {dtype} | {options.candidates} {kind} | {apart:.2f} | {shared:.2f} | "
+                    f"{apart / shared:.1f} | {gap:.1e} |",
                     flush=True,
                 )
 

@@ -56,14 +56,21 @@ CPU = Machine("CPU", 1.0e12, 0.36e12)  # two AMX cores: two thirds of a bare bf1
 
 def steps(corpus: Corpus, embedder: Model, judge: Model) -> dict[str, tuple[float, float, str]]:
     """Operations, bytes left on disk, and kind of arithmetic of each step."""
+    # every distinct item is embedded once
     items = corpus.pairs + corpus.candidates
     images = corpus.pairs * corpus.query_images + corpus.candidates * corpus.candidate_images
+    embedding = embedder.run(items * corpus.text, images * corpus.image)
+
+    # every query with every candidate
+    products = 2 * corpus.pairs * corpus.candidates * embedder.width
+
+    # the judge reads instruction and query once, and then the positive and each retrieved candidate
     prefix = judge.run(corpus.instruction + corpus.text, corpus.query_images * corpus.image)
     suffix = judge.run(corpus.text, corpus.candidate_images * corpus.image)
     judged = corpus.pairs * (corpus.top_k + 1)
-    products = 2 * corpus.pairs * corpus.candidates * embedder.width
+
     return {
-        "embed": (embedder.run(items * corpus.text, images * corpus.image), items * embedder.width * 4, "model"),
+        "embed": (embedding, items * embedder.width * 4, "model"),
         "retrieve, exact": (products, corpus.pairs * corpus.top_k * 12, "matrix"),
         "judge, shared prefix": (corpus.pairs * prefix + judged * suffix, judged * 4, "model"),
         "judge, pair by pair": (judged * (prefix + suffix), judged * 4, "model"),
@@ -72,13 +79,15 @@ def steps(corpus: Corpus, embedder: Model, judge: Model) -> dict[str, tuple[floa
 
 
 def main():
+    """Prints a table for each pair of models and each corpus."""
     for embedder, judge in ((SMALL, SMALL), (LARGE, LARGE)):
         for corpus in CORPORA:
             print(f"\n{corpus.name} pairs, {corpus.candidates / 1e6:g} M candidates, embedder and judge {judge.name}")
             print("\n| step | FLOP | GB on disk | GPU-hours | hours on this CPU |\n|---|---|---|---|---|")
-            for name, (flops, size, kind) in steps(corpus, embedder, judge).items():
-                hours = [flops / getattr(machine, kind) / 3600 for machine in (GPU, CPU)]
-                print(f"| {name} | {flops:.1e} | {size / 1e9:,.1f} | {hours[0]:,.2f} | {hours[1]:,.0f} |")
+            for name, (operations, size, kind) in steps(corpus, embedder, judge).items():
+                gpu_hours = operations / getattr(GPU, kind) / 3600
+                cpu_hours = operations / getattr(CPU, kind) / 3600
+                print(f"| {name} | {operations:.1e} | {size / 1e9:,.1f} | {gpu_hours:,.2f} | {cpu_hours:,.0f} |")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,16 @@ import tempfile
 from pathlib import Path
 
 
+def resident() -> float:
+    """Most MiB this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def one_step(batch_size: int, batch_tokens: int) -> dict:
+    """Trains a step in this process, and returns the MiB held before it and at its peak."""
     import torch
 
-    from unime import UniMEModel
+    from unime import UniMEConfig, UniMEModel
     from unime.data.readers import read_mmeb_train
     from unime.miniature.backbone import build_config, build_processor, build_tokenizer, world_texts
     from unime.miniature.world import build
@@ -28,13 +34,13 @@ def one_step(batch_size: int, batch_tokens: int) -> dict:
 
     with tempfile.TemporaryDirectory() as folder:
         world = build(Path(folder) / "world", train_rows=520, test_rows=2, pretrain_rows=2, show_progress=False)
+        rows = read_mmeb_train(world / "train", ["Shapes_t2i"], image_root=world)
+
         tokenizer = build_tokenizer(world_texts(world))
         config = build_config(tokenizer, hidden_size=384, layers=8, vision_size=192, vision_layers=6)
-        from unime import UniMEConfig
-
         model = UniMEModel(UniMEConfig(vlm_config=config))
         model.processor = build_processor(tokenizer)
-        rows = read_mmeb_train(world / "train", ["Shapes_t2i"], image_root=world)
+
         args = ContrastiveConfig(
             output_dir=folder,
             max_steps=1,
@@ -45,17 +51,25 @@ def one_step(batch_size: int, batch_tokens: int) -> dict:
             disable_tqdm=True,
             logging_strategy="no",
         )
+
+        # the world and the model are not what is measured
         trainer = ContrastiveTrainer(model, args, train_dataset=rows)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        before = resident()
         trainer.train()
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated() / 2**20
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else resident()
     return {"batch": batch_size, "before_mib": round(before), "peak_mib": round(peak)}
 
 
+def run_apart(batch_size: int, batch_tokens: int) -> dict:
+    """The same in a process of its own, which gives freed memory back at once."""
+    command = [sys.executable, __file__, "--one", str(batch_size), "--batch-tokens", str(batch_tokens)]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    return json.loads(output.strip().splitlines()[-1])  # the trainer prints lines before it
+
+
 def main():
+    """Prints a line for each batch size, and the growth from the first to the last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--batch-tokens", type=int, default=2048)
@@ -64,17 +78,16 @@ def main():
     if options.one:
         print(json.dumps(one_step(options.one, options.batch_tokens)))
         return
-    found = []
-    for batch in options.batches:
-        command = [sys.executable, __file__, "--one", str(batch), "--batch-tokens", str(options.batch_tokens)]
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-        output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
-        found.append(json.loads(output.strip().splitlines()[-1]))
-        print(found[-1], flush=True)
-    growth = found[-1]["peak_mib"] / found[0]["peak_mib"] - 1
-    print(
-        f"peak from batch {found[0]['batch']} to {found[-1]['batch']} at {options.batch_tokens} tokens: {growth:+.1%}"
-    )
+
+    results = []
+    for batch_size in options.batches:
+        results.append(run_apart(batch_size, options.batch_tokens))
+        print(results[-1], flush=True)
+
+    first = results[0]
+    last = results[-1]
+    growth = last["peak_mib"] / first["peak_mib"] - 1
+    print(f"peak from batch {first['batch']} to {last['batch']} at {options.batch_tokens} tokens: {growth:+.1%}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 import torch
+from common import SENTENCE, load_peer, make_embedder, picture, summary_chat
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,85 +34,84 @@ from unime.trainers.gradient_cache import ChunkEncoder, cached_loss
 from unime.trainers.losses import HardNegativeInfoNCE
 from unime.trainers.stage import plain_attention
 
-WORDS = "a red circle left of the large blue star near two small green squares above one ring and some other thing"
-TEMPERATURE, NEGATIVES = 0.05, 8
+TEXT = f"{SENTENCE} and some other thing"
+TEMPERATURE = 0.05
+NEGATIVES = 8
+COLUMNS = 2 + NEGATIVES  # anchor, positive, negatives
 CASES = ("lora", "full", "repeated")
 
+Row = list[tuple[str, str]]  # a text and the path of an image for each column; either may be empty
 
-def make_rows(case: str, count: int, folder: Path) -> list[list[tuple[str, str]]]:
-    """Rows of ten (text, image path) items; images have sides of 112 to 336 pixels."""
-    words = WORDS.split()
 
-    def picture(number):
-        path = folder / f"{number}.png"
-        if not path.exists():
-            draw = random.Random(number)
-            size = (draw.randint(112, 336), draw.randint(112, 336))
-            Image.effect_noise(size, 90).convert("RGB").save(path)
-        return str(path)
-
-    def text(number):
-        draw = random.Random(number)
-        return " ".join(draw.choices(words, k=draw.randint(8, 60))) + f" {number}"
-
-    if case == "repeated":
-        pool = [picture(number) for number in range(50)]
-        drawn = [random.Random(row).sample(pool, 1 + NEGATIVES) for row in range(count)]
-        return [[(text(row), ""), *(("", image) for image in images)] for row, images in enumerate(drawn)]
+# inputs
+def make_rows(case: str, count: int, folder: Path) -> list[Row]:
+    """The rows of a case; images have sides of 112 to 336 pixels and go to the folder."""
     rows = []
-    for row in range(count):
-        numbers = [row * (2 + NEGATIVES) + column for column in range(2 + NEGATIVES)]
-        rows.append([(text(n), picture(n) if (n + row) % 2 else "") for n in numbers])
+    # texts search among few pictures, so batches repeat them
+    if case == "repeated":
+        pool = [save_picture(number, folder) for number in range(50)]
+        for number in range(count):
+            images = random.Random(number).sample(pool, COLUMNS - 1)
+            row = [(make_text(number), "")]
+            row += [("", image) for image in images]
+            rows.append(row)
+        return rows
+
+    # every other item has an image, and all are different
+    for number in range(count):
+        row = []
+        for item in range(number * COLUMNS, (number + 1) * COLUMNS):
+            image = save_picture(item, folder) if (item + number) % 2 else ""
+            row.append((make_text(item), image))
+        rows.append(row)
     return rows
 
 
-def make_repo(folder: Path) -> Path:
-    """A Qwen2-VL with random weights in a repository that both sides read; the tower is 0.4 of the language model."""
-    from transformers import Qwen2VLForConditionalGeneration
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+def save_picture(number: int, folder: Path) -> str:
+    """The path of a picture, which both sides read; its size is a function of its number."""
+    path = folder / f"{number}.png"
+    if not path.exists():
+        rng = random.Random(number)
+        width = rng.randint(112, 336)
+        height = rng.randint(112, 336)
+        picture(width, height, 90).save(path)
+    return str(path)
 
-    tokenizer = build_tokenizer([WORDS], vocab_size=600)
+
+def make_text(number: int) -> str:
+    """Eight to 60 words and the number, so that no two texts are equal."""
+    rng = random.Random(number)
+    words = rng.choices(TEXT.split(), k=rng.randint(8, 60))
+    return f"{' '.join(words)} {number}"
+
+
+def make_repo(folder: Path) -> Path:
+    """A repository that both sides read; the tower is 0.4 of the language model."""
+    tokenizer = build_tokenizer([TEXT], vocab_size=600)
     torch.manual_seed(0)
     config = build_config(tokenizer, hidden_size=384, layers=8, vision_size=288, vision_layers=6, patch_size=14)
-    config.vision_config.temporal_patch_size = 2
-    Qwen2VLForConditionalGeneration(config).save_pretrained(folder / "backbone")
-    Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}).save_pretrained(
-        folder / "backbone"
-    )
-    tokenizer.save_pretrained(folder / "backbone")
-    UniMEModel.from_backbone(folder / "backbone", preset="summary").save_pretrained(folder / "repo")
-    method = {"method": "forward", "method_output_name": "embeddings"}
-    modalities = {"text": method, "image": method, "image+text": method, "message": {**method, "format": "structured"}}
-    module = "sentence_transformers.base.modules.transformer.Transformer"
-    files = {
-        "modules.json": [{"idx": 0, "name": "0", "path": "", "type": module}],
-        "sentence_bert_config.json": {
-            "transformer_task": "feature-extraction",
-            "modality_config": modalities,
-            "module_output_name": "sentence_embedding",
-            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
-        },
-        "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
-    }
-    for name, content in files.items():
-        (folder / "repo" / name).write_text(json.dumps(content))
-    return folder / "repo"
+    return make_embedder(folder, tokenizer, config)
 
 
+# the two sides: each a model, and a function that runs one step from rows to gradients and returns its loss
 def with_lora(model):
+    """A model with a LoRA over its language model, and everything else frozen."""
     from peft import LoraConfig
 
     return adapted(model, LoraConfig(r=8, target_modules=find_targets(model)), seed=0)
 
 
-def our_step(repo: Path, case: str, rows, budget: int, graph_tokens: int):
-    """A function that runs one step and returns its loss."""
+def our_step(repo: Path, case: str, rows: list[Row], batch_tokens: int, graph_tokens: int):
+    """Our collator, loss and gradient cache, with chunks of so many tokens."""
     model = UniMEModel.from_pretrained(repo, dtype=torch.float32)
     processor = model.processor
     plain_attention(model)  # what our commands do on a CPU
-    model = (with_lora(model) if case == "lora" else model).train()
-    examples = [Example(*(Item(*item) for item in row[:2]), [Item(*item) for item in row[2:]]) for row in rows]
-    data, collator = list(to_dataset(examples)), EmbeddingCollator(processor, budget)
+    if case == "lora":
+        model = with_lora(model)
+    model.train()
+
+    data = list(to_dataset(map(as_example, rows)))
+    collator = EmbeddingCollator(processor, batch_tokens)
     loss = HardNegativeInfoNCE(TEMPERATURE, num_hard_negatives=None, false_negative_margin=None)
     encoder = ChunkEncoder(model, torch.device("cpu"))
 
@@ -119,7 +119,8 @@ def our_step(repo: Path, case: str, rows, budget: int, graph_tokens: int):
         batch = collator(data)["batch"]
 
         def loss_of(encoded):
-            table = torch.empty_like(encoded).index_copy(0, batch.order, encoded)
+            # chunks come in an order of their own
+            table = torch.empty_like(encoded).index_copy(0, batch.order, encoded)  # [T, D]
             return loss(table, batch.query, batch.positive, batch.negatives)
 
         output = cached_loss(encoder, batch.chunks, loss_of, graph_tokens=graph_tokens)
@@ -129,39 +130,50 @@ def our_step(repo: Path, case: str, rows, budget: int, graph_tokens: int):
     return model, step
 
 
-def their_step(repo: Path, case: str, rows, mini_batch: int, _):
+def as_example(row: Row) -> Example:
+    """A row as our trainers read it."""
+    query, positive, *negatives = [Item(text, image) for text, image in row]
+    return Example(query, positive, negatives)
+
+
+def their_step(repo: Path, case: str, rows: list[Row], mini_batch: int):
     """The same with the peer: one call of its preprocessing a column, its loss, its gradient cache."""
-    from sentence_transformers import SentenceTransformer
     from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
 
-    model = SentenceTransformer(str(repo), device="cpu", trust_remote_code=True, model_kwargs={"dtype": torch.float32})
-    model[0].model.set_attn_implementation("sdpa")  # the stock vision attention, not ours
+    model = load_peer(repo, torch.float32)
     if case == "lora":
         model[0].model = with_lora(model[0].model)
     model.train()
     loss = CachedMultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE, mini_batch_size=mini_batch)
 
-    def message(text, image):
-        kind = "sentence" if not image else "image and sentence" if text else "image"
-        words = (f"\n{text}" if image and text else text) + f"\nSummary above {kind} in one word:"
-        content = [{"type": "image", "image": Image.open(image).convert("RGB")}] if image else []
-        return [{"role": "user", "content": [*content, {"type": "text", "text": words}]}]
-
     def step():
-        columns = [model.preprocess([message(*row[column]) for row in rows]) for column in range(2 + NEGATIVES)]
-        found = loss(columns, torch.zeros(len(rows)))
-        found.backward()
-        return found.item()
+        columns = []
+        for column in zip(*rows):
+            chats = []
+            for text, path in column:
+                image = Image.open(path).convert("RGB") if path else None
+                chats.append(summary_chat(text, image))
+            columns.append(model.preprocess(chats))
+
+        value = loss(columns, torch.zeros(len(rows)))  # labels are not used
+        value.backward()
+        return value.item()
 
     return model, step
 
 
-def floor_flops(model, rows) -> float:
+# figures
+def floor_flops(model, rows: list[Row]) -> float:
     """FLOPs of one forward and backward over every distinct item alone."""
-    items, total = list(dict.fromkeys(item for row in rows for item in row)), 0
-    inputs = [{key: part for key, part in zip(("text", "image"), item) if part} for item in items]
+    # equal items count once
+    inputs = {}
+    for row in rows:
+        for text, image in row:
+            inputs[text, image] = Item(text, image).as_input()
+
     processor = without_adapter(model).processor
-    for entry in processor.prepare(inputs):
+    total = 0
+    for entry in processor.prepare(list(inputs.values())):
         with FlopCounterMode(display=False) as counter:
             model(**processor.collate([entry])).embeddings.sum().backward()
         total += counter.get_total_flops()
@@ -171,34 +183,69 @@ def floor_flops(model, rows) -> float:
 
 def matmul_rate(size: int = 2048) -> float:
     """FLOPs a second of a large float32 matrix product."""
-    a, best = torch.randn(size, size), float("inf")
+    matrix = torch.randn(size, size)
+    best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        a @ a
+        matrix @ matrix
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
-def one(side: str, case: str, folder: Path, rows: int, size: int, graph_tokens: int, rounds: int) -> dict:
-    data = make_rows(case, rows, folder)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    model, step = (our_step if side == "unime" else their_step)(folder / "repo", case, data, size, graph_tokens)
-    best, loss = float("inf"), None
-    for _ in range(rounds + 1):  # the first warms up
+def resident() -> int:
+    """Most MiB this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def run_here(side: str, case: str, folder: Path, options) -> dict:
+    """Runs one side of a case in this process, and returns its figures."""
+    rows = make_rows(case, options.rows, folder)
+    start_mib = resident()
+    if side == "unime":
+        model, step = our_step(folder / "repo", case, rows, options.batch_tokens, options.graph_tokens)
+    else:
+        model, step = their_step(folder / "repo", case, rows, options.mini_batch)
+
+    # the first round warms up; every round computes the same gradients
+    seconds = []
+    for _ in range(1 + options.rounds):
         model.zero_grad()
         start = time.perf_counter()
         loss = step()
-        best = min(best, time.perf_counter() - start) if _ else float("inf")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"seconds": best, "loss": loss, "peak_mib": peak // 1024, "start_mib": before // 1024}
-    norm = sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None) ** 0.5
-    found["gradient_norm"] = norm
+        seconds.append(time.perf_counter() - start)
+    peak_mib = resident()
+
+    # loss and norm tell whether both sides computed the same
+    squares = 0.0
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            squares += float(parameter.grad.double().square().sum())
+
+    figures = {
+        "seconds": min(seconds[1:], default=float("inf")),
+        "loss": loss,
+        "peak_mib": peak_mib,
+        "start_mib": start_mib,
+        "gradient_norm": squares**0.5,
+    }
     if side == "unime":
-        found["floor_seconds"] = floor_flops(model, data) / matmul_rate()
-    return found
+        figures["floor_seconds"] = floor_flops(model, rows) / matmul_rate()
+    return figures
+
+
+def run_apart(side: str, case: str, folder: str, options) -> dict:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--rows", str(options.rows), "--rounds", str(options.rounds)]
+    command += ["--batch-tokens", str(options.batch_tokens), "--mini-batch", str(options.mini_batch)]
+    command += ["--graph-tokens", str(options.graph_tokens), "--one", side, case, folder]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    # libraries may print lines before it
+    return json.loads(output.strip().splitlines()[-1])
 
 
 def main():
+    """Prints a line for each case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=2)
@@ -210,22 +257,14 @@ def main():
     options = parser.parse_args()
     if options.one:
         side, case, folder = options.one
-        size = options.batch_tokens if side == "unime" else options.mini_batch
-        print(json.dumps(one(side, case, Path(folder), options.rows, size, options.graph_tokens, options.rounds)))
+        print(json.dumps(run_here(side, case, Path(folder), options)))
         return
+
     with tempfile.TemporaryDirectory() as folder:
         make_repo(Path(folder))
         for case in options.cases:
-            found = {}
-            for side in ("peer", "unime"):
-                command = [sys.executable, __file__, "--rows", str(options.rows), "--rounds", str(options.rounds)]
-                command += ["--batch-tokens", str(options.batch_tokens), "--mini-batch", str(options.mini_batch)]
-                command += ["--graph-tokens", str(options.graph_tokens)]
-                output = subprocess.run(
-                    [*command, "--one", side, case, folder], check=True, capture_output=True, text=True
-                ).stdout
-                found[side] = json.loads(output.strip().splitlines()[-1])
-            ours, theirs = found["unime"], found["peer"]
+            theirs = run_apart("peer", case, folder, options)
+            ours = run_apart("unime", case, folder, options)
             print(
                 f"{case:9s} unime {options.rows / ours['seconds']:6.2f} rows/s   peer "
                 f"{options.rows / theirs['seconds']:6.2f} rows/s   ratio {theirs['seconds'] / ours['seconds']:.2f}   "

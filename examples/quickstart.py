@@ -2,7 +2,7 @@
 
     python -m unime.examples.quickstart --out outputs
 
-Every stage leaves a file and is skipped when that file is there, so an interrupted run goes on where it stopped.
+Every step leaves a file and is skipped when that file is there, so an interrupted run goes on where it stopped.
 """
 
 import argparse
@@ -15,178 +15,180 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-import yaml
-from transformers import HfArgumentParser
-
-from ..data.readers import read_mmeb_train
 from ..data.schema import PLACEHOLDER
 from ..eval.figures import similarity_matrix
 from ..eval.means import print_table, summarize
 from ..eval.runner import evaluate
-from ..eval.tasks import read_world_tasks
-from ..jobs.shards import write_text
-from ..miniature.backbone import BackboneConfig, last_checkpoint, pretrain
+from ..eval.tasks import Task, read_world_tasks
+from ..miniature.backbone import last_checkpoint
 from ..miniature.world import build
 from ..modeling_unime import UniMEModel
-from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
-from ..trainers.stage import plain_attention
+from .common import load_for_cpu_or_gpu, make_trainer, pretrain_once, write_json
 
-RECIPE = Path(__file__).parent.parent / "recipes" / "shapes" / "contrastive.yaml"
 SEARCH = Path(__file__).parent / "search.py"
+SEARCHES = (  # what is searched with what: a title, the task of the query, and what is searched
+    ("text to image", "Shapes_t2i", "images"),
+    ("image and text to image", "Shapes_change", "images"),
+    ("image to text", "Shapes_i2t", "texts"),
+)
+FULL = {"world": {}, "backbone": {}, "training": {}}  # changes of the defaults; the tests make everything smaller
 
 
 class Clock:
-    """Seconds spent in each stage, kept in a file so that a resumed run reports the whole."""
+    """Seconds spent in each step, in a file, so that a resumed run reports the whole.
+
+    Args:
+        path (`Path`): of the file.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self.seconds = json.loads(path.read_text()) if path.exists() else {}
 
     @contextmanager
-    def stage(self, name: str):
-        print(f"\n== {name}", flush=True)
+    def step(self, title: str):
+        """Prints a step's title, and adds what it takes to its seconds, also where it is interrupted."""
+        print(f"\n== {title}", flush=True)
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = round(self.seconds.get(name, 0) + time.perf_counter() - start, 1)
+            seconds = self.seconds.get(title, 0) + time.perf_counter() - start
+            self.seconds[title] = round(seconds, 1)
             write_json(self.path, self.seconds)
 
 
-def load_for_cpu_or_gpu(path, **kwargs) -> UniMEModel:
-    """Loads an embedder; on a CPU its text attention runs as plain matrix products, whose backward is faster there."""
-    load = UniMEModel.from_backbone if kwargs else UniMEModel.from_pretrained
-    model = load(path, dtype=torch.float32, **kwargs)
-    if torch.cuda.is_available():
-        return model.to("cuda")
-    plain_attention(model)
-    return model
-
-
-def write_json(path: Path, content):
-    """Writes a file that is there whole or not at all."""
-    write_text(path, json.dumps(content, indent=1))
-
-
-def measure(model, tasks, path: Path):
-    results = evaluate(model, tasks)
-    write_json(path, results)
-
-
 def run(out: Path, settings: dict):
-    home = out / "quickstart"
-    home.mkdir(parents=True, exist_ok=True)
-    clock = Clock(home / "seconds.json")
-    model_path, base_path, tuned_path = home / "model", home / "base.json", home / "tuned.json"
+    """Runs all steps that are not done yet, and prints how good the embedder is before and after its training.
 
-    with clock.stage("1/6 The world"):
+    Args:
+        out (`Path`): folder for everything that is made.
+        settings (`dict`): arguments of `build` under `"world"`, and settings of the two trainings under `"backbone"`
+            and `"training"`.
+    """
+    folder = out / "quickstart"
+    folder.mkdir(parents=True, exist_ok=True)
+    model_path = folder / "model"
+    clock = Clock(folder / "seconds.json")
+
+    with clock.step("1/6 The world"):
         world = build(out / "world", **settings["world"])
         tasks = read_world_tasks(world)
+        by_name = {task.name: task for task in tasks}
         print(f"{len(tasks)} tasks; look at {world / 'contact_sheet.png'}")
-    with clock.stage("2/6 The backbone: a small Qwen2-VL learns to see, describe, answer and judge"):
-        backbone = out / "backbone"
-        if not (backbone / "model.safetensors").exists():  # written last
-            pretrain(world, BackboneConfig(output_dir=str(backbone), **settings["backbone"]))
-    with clock.stage("3/6 The raw backbone as an embedder, with the summary prompt"):
-        if not base_path.exists():
-            measure(load_for_cpu_or_gpu(backbone, preset="summary"), tasks, base_path)
-    with clock.stage("4/6 Contrastive training with hard negatives"):
-        if not model_path.exists():
-            train(world, backbone, home, settings["training"])
-    with clock.stage("5/6 The trained embedder"):
-        model = load_for_cpu_or_gpu(model_path)
-        if not tuned_path.exists():
-            measure(model, tasks, tuned_path)
-        draw_similarity(load_for_cpu_or_gpu(backbone, preset="summary"), model, tasks, home / "similarity.png")
-    with clock.stage("6/6 Three searches in a fresh process, through AutoModel"):
-        gallery = write_gallery(tasks, home / "gallery.json")
-        copy_examples(tasks, home / "examples")
-        command = [sys.executable, str(SEARCH), str(model_path), str(gallery), str(home / "search.png")]
-        subprocess.run(command, check=True)
 
-    results = {name: json.loads(path.read_text()) for name, path in (("base", base_path), ("tuned", tuned_path))}
-    report = {name: {task: r["precision@1"] for task, r in found.items()} for name, found in results.items()}
-    for name, found in results.items():
-        report[name]["mean"] = summarize(found).get("mean")
-    report["seconds"] = round(sum(clock.seconds.values()), 1)
-    write_json(home / "results.json", report)
-    print_table({"raw": results["base"], "trained": results["tuned"]})
+    with clock.step("2/6 The backbone: a small Qwen2-VL learns to see, describe, answer and judge"):
+        backbone = pretrain_once(world, out / "backbone", **settings["backbone"])
+
+    with clock.step("3/6 The raw backbone as an embedder, with the summary prompt"):
+        if not (folder / "base.json").exists():
+            results = evaluate(load_for_cpu_or_gpu(backbone, "summary"), tasks)
+            write_json(folder / "base.json", results)
+
+    with clock.step("4/6 Contrastive training with hard negatives"):
+        if not model_path.exists():
+            train(world, backbone, folder, settings["training"])
+
+    with clock.step("5/6 The trained embedder"):
+        model = load_for_cpu_or_gpu(model_path)
+        if not (folder / "tuned.json").exists():
+            write_json(folder / "tuned.json", evaluate(model, tasks))
+
+        # the picture is cheap and drawn every time
+        raw = load_for_cpu_or_gpu(backbone, "summary")
+        draw_similarity(raw, model, by_name["Shapes_i2t"], folder / "similarity.png")
+
+    with clock.step("6/6 Three searches in a fresh process, through AutoModel"):
+        gallery = write_gallery(by_name, folder / "gallery.json")
+        copy_examples(by_name["Shapes_i2t"], folder / "examples")
+        command = [sys.executable, str(SEARCH), str(model_path), str(gallery), str(folder / "search.png")]
+        subprocess.run(command, check=True)  # a search that fails stops the run
+
+    seconds = round(sum(clock.seconds.values()), 1)
+    report(folder, seconds)
     print(
         f"\nThe model is in {model_path}; results.json, similarity.png and search.png are beside it. "
-        f"{report['seconds']:.0f} s in all."
+        f"{seconds:.0f} s in all."
     )
 
 
-def make_trainer(world: Path, start: Path, **changes) -> ContrastiveTrainer:
-    """A trainer of the miniature recipe, from a stock VLM on, with some of its settings changed."""
-    recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    preset = recipe.pop("preset")
-    for key in ("model_name_or_path", "data", "image_root"):
-        recipe.pop(key)
-    (args,) = HfArgumentParser(ContrastiveConfig).parse_dict(recipe | changes)
-    rows = read_mmeb_train(world / "train", image_root=world)
-    return ContrastiveTrainer(load_for_cpu_or_gpu(start, preset=preset), args, train_dataset=rows)
-
-
-def train(world: Path, backbone: Path, home: Path, overrides: dict):
-    trainer = make_trainer(world, backbone, **overrides, output_dir=str(home / "training"))
+def train(world: Path, backbone: Path, folder: Path, changes: dict):
+    """Trains the embedder, going on from a checkpoint of an interrupted run."""
+    trainer = make_trainer(world, backbone, **changes, output_dir=str(folder / "training"))
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
-    trainer.save_model(str(home / "model.tmp"))
-    os.replace(home / "model.tmp", home / "model")
+
+    # moved into place at the end: a folder that exists holds a finished model
+    trainer.save_model(str(folder / "model.tmp"))
+    os.replace(folder / "model.tmp", folder / "model")
 
 
-def draw_similarity(base, tuned, tasks, path: Path):
-    """The cosine matrix of 50 images and their captions, before and after."""
-    task = next(task for task in tasks if task.name == "Shapes_i2t")
-    images = [query.as_input() for query in task.queries[:50]]
-    captions = [task.corpus[candidates[0]].as_input() for candidates in task.candidates[:50]]
-    panels = {
-        name: (model.encode_query(images), model.encode_document(captions))
-        for name, model in (("before", base), ("after", tuned))
-    }
+def report(folder: Path, seconds: float):
+    """Writes precision@1 of both embedders to `results.json`, and prints it as a table."""
+    summary = {}
+    results = {}
+    for name in ("base", "tuned"):
+        results[name] = json.loads((folder / f"{name}.json").read_text())
+        summary[name] = {}
+        for task, result in results[name].items():
+            summary[name][task] = result["precision@1"]
+        summary[name]["mean"] = summarize(results[name]).get("mean")  # null where no task has 100 candidates
+    summary["seconds"] = seconds
+
+    write_json(folder / "results.json", summary)
+    print_table({"raw": results["base"], "trained": results["tuned"]})
+
+
+def draw_similarity(raw: UniMEModel, trained: UniMEModel, task: Task, path: Path):
+    """The cosine matrix of 50 images and their captions, before and after training."""
+    images = []
+    captions = []
+    for query, candidates in zip(task.queries[:50], task.candidates[:50]):
+        images.append(query.as_input())
+        captions.append(task.corpus[candidates[0]].as_input())  # the first candidate is right
+
+    panels = {}
+    for title, model in (("before", raw), ("after", trained)):
+        panels[title] = (model.encode_query(images), model.encode_document(captions))
     similarity_matrix(panels, path, "image", "caption")
 
 
-def write_gallery(tasks, path: Path) -> Path:
-    """The first query of three tasks, over all test images and captions."""
-    by_name = {task.name: task for task in tasks}
-    images = {item.image: None for name in ("Shapes_t2i", "Shapes_change") for item in by_name[name].corpus}
-    texts = {item.text: None for item in by_name["Shapes_i2t"].corpus}
+def write_gallery(by_name: dict[str, Task], path: Path) -> Path:
+    """Writes what `search.py` reads: the first query of three tasks, and all test images and captions to search."""
+    # tasks share pictures: each is listed once
+    pictures = by_name["Shapes_t2i"].corpus + by_name["Shapes_change"].corpus
+    images = list(dict.fromkeys(item.image for item in pictures))
+    texts = list(dict.fromkeys(item.text for item in by_name["Shapes_i2t"].corpus))
+
     queries = []
-    for title, name, over in (
-        ("text to image", "Shapes_t2i", "images"),
-        ("image and text to image", "Shapes_change", "images"),
-        ("image to text", "Shapes_i2t", "texts"),
-    ):
+    for title, name, over in SEARCHES:
         task = by_name[name]
         answer = task.corpus[task.candidates[0][0]]
-        target = list(images).index(answer.image) if over == "images" else list(texts).index(answer.text)
+        target = images.index(answer.image) if over == "images" else texts.index(answer.text)
+
+        # a stranger would not write a placeholder
         item = task.queries[0].as_input()
         if "text" in item:
             item["text"] = item["text"].replace(PLACEHOLDER, "").strip()
         queries.append({"title": title, "item": item, "over": over, "target": target})
-    path.write_text(
-        json.dumps({"images": list(images), "texts": list(texts), "queries": queries}, indent=1), encoding="utf-8"
-    )
+
+    gallery = {"images": images, "texts": texts, "queries": queries}
+    path.write_text(json.dumps(gallery, indent=1), encoding="utf-8")
     return path
 
 
-def copy_examples(tasks, folder: Path):
+def copy_examples(task: Task, folder: Path):
     """A hundred test pictures under plain names, for the README's snippets and the demo."""
     folder.mkdir(exist_ok=True)
-    task = next(task for task in tasks if task.name == "Shapes_i2t")
     for number, query in enumerate(task.queries[:100]):
         shutil.copy(query.image, folder / f"{number}.png")
 
 
-FULL = {"world": {}, "backbone": {}, "training": {}}
-
-
 def main(arguments=None):
+    """The command `python -m unime.examples.quickstart`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for everything that is made")
     out = parser.parse_args(arguments).out
+
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU is plenty, and several need a launcher
     try:
         run(out, FULL)

@@ -19,11 +19,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ..configuration_unime import UniMERerankerConfig
 from ..data.samplers import HomogeneousSampler
+from ..data.schema import PLACEHOLDER
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION
 from ..trainers.embedding_trainer import fast_bf16
 from ..trainers.metered_trainer import resolve_decay
+from ..trainers.stage import plain_attention
 
 SPECIAL = [
     "<|endoftext|>",
@@ -44,19 +46,33 @@ CHAT_TEMPLATE = (
 
 
 def world_texts(world: Path) -> list[str]:
-    """Every training text of a world, the prompts included."""
+    """Every training text of a world, the prompts included: what the tokenizer learns its words from.
+
+    Args:
+        world (`Path`): written by [`~unime.miniature.world.build`].
+    """
+    # the frames of chats and judgements
     texts = ["user", "assistant", "system", "Query:", "Candidate:", "Candidates:", "Ans: (", "Yes No"]
     texts += [POINTWISE_INSTRUCTION, LISTWISE_INSTRUCTION, "Summary above image and sentence in one word:"]
+
     for path in sorted((world / "train").glob("*/original-*.parquet")):
         table = pq.read_table(path, columns=["qry", "pos_text"])
         texts += table["qry"].to_pylist() + table["pos_text"].to_pylist()
+
     for row in pq.read_table(world / "pretrain" / "generative.parquet").to_pylist():
-        texts += [row["query"]["text"], row["answer"], *(candidate["text"] for candidate in row["candidates"])]
-    return [text.replace("<|image_1|>", "") for text in texts]
+        texts += [row["query"]["text"], row["answer"]]
+        for candidate in row["candidates"]:
+            texts.append(candidate["text"])
+    return [text.replace(PLACEHOLDER, "") for text in texts]
 
 
 def build_tokenizer(texts: list[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with Qwen2-VL's special tokens; any string can be encoded."""
+    """A byte-level BPE tokenizer with Qwen2-VL's special tokens; any string can be encoded.
+
+    Args:
+        texts (`list[str]`): it is trained on these.
+        vocab_size (`int`, defaults to 1024): tokens at most, the special ones and the 256 bytes included.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -67,6 +83,8 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1024) -> PreTrainedToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+
+    # padding is on the left, so that the last position of every row is its last token
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -79,20 +97,27 @@ def build_tokenizer(texts: list[str], vocab_size: int = 1024) -> PreTrainedToken
 
 
 def build_config(
-    tokenizer,
+    tokenizer: PreTrainedTokenizerFast,
     hidden_size: int = 192,
     layers: int = 2,
     vision_size: int = 192,
     vision_layers: int = 3,
     patch_size: int = 8,
-):
-    """A Qwen2-VL configuration of miniature size with the tokenizer's special ids."""
-    ids = {
-        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
-    }
-    ids |= {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}_pad|>") for name in ("image", "video")}
+) -> Qwen2VLConfig:
+    """A Qwen2-VL configuration of miniature size with the tokenizer's special ids.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`): made by [`build_tokenizer`].
+        hidden_size (`int`, defaults to 192): width of the language model, a multiple of 96: heads have 48 dimensions,
+            and every two share their keys and values.
+        layers (`int`, defaults to 2): of the language model.
+        vision_size (`int`, defaults to 192): width of the vision tower, a multiple of 48.
+        vision_layers (`int`, defaults to 3): of the vision tower.
+        patch_size (`int`, defaults to 8): pixels of a patch's side; four patches make a token.
+    """
+    # about 1 / sqrt(width): at this size the usual 0.02 costs hundreds of steps before anything is seen
+    initializer_range = 0.08
     heads = hidden_size // 48
-    spread = 0.08  # about 1 / sqrt(width): at this size the usual 0.02 costs hundreds of steps before anything is seen
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": hidden_size,
@@ -103,7 +128,7 @@ def build_config(
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 8, 8]},
-        "initializer_range": spread,
+        "initializer_range": initializer_range,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -116,67 +141,108 @@ def build_config(
         "mlp_ratio": 3,
         "patch_size": patch_size,
         "temporal_patch_size": 1,
-        "initializer_range": spread,
+        "initializer_range": initializer_range,
     }
     return Qwen2VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=True, initializer_range=spread, **ids
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=True,
+        initializer_range=initializer_range,
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
     )
 
 
-def build_processor(tokenizer, patch_size: int = 8, max_side: int = 128) -> UniMEProcessor:
+def build_processor(tokenizer: PreTrainedTokenizerFast, patch_size: int = 8, max_side: int = 128) -> UniMEProcessor:
+    """A processor for [`build_config`]'s model.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`): made by [`build_tokenizer`].
+        patch_size (`int`, defaults to 8): as the configuration has it.
+        max_side (`int`, defaults to 128): images of more than `max_side ** 2` pixels are made smaller.
+    """
     pixels = {"shortest_edge": (2 * patch_size) ** 2, "longest_edge": max_side**2}
     image_processor = Qwen2VLImageProcessorPil(patch_size=patch_size, temporal_patch_size=1, merge_size=2, size=pixels)
     return UniMEProcessor(image_processor, tokenizer, max_length=1024)
 
 
 class GenerativeCollator:
-    """Rows of `pretrain/generative.parquet` -> prompt and answer, with only the answer's tokens as labels."""
+    """Rows of `pretrain/generative.parquet` -> prompt and answer, with only the answer's tokens as labels.
+
+    Args:
+        processor ([`~unime.processing_unime.UniMEProcessor`]): tokenises prompts and reads images.
+        root (`Path`): the folder that image paths start from.
+    """
 
     def __init__(self, processor: UniMEProcessor, root: Path):
-        self.processor, self.root = processor, root
+        self.processor = processor
+        self.root = root
 
-    def __call__(self, rows) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
+        """A batch as the model takes it; `labels` `[B, L]` are -100 but for the answers."""
         tokenizer = self.processor.tokenizer
-        prepared = self.processor.prepare([self.messages(row) for row in rows])
+        prompts = self.processor.prepare([self.messages(row) for row in rows])
         answers = tokenizer([row["answer"] + tokenizer.eos_token for row in rows])["input_ids"]
-        batch = self.processor.collate([replace(p, input_ids=p.input_ids + a) for p, a in zip(prepared, answers)])
-        labels = torch.full_like(batch["input_ids"], -100)
+
+        sequences = []
+        for prompt, answer in zip(prompts, answers):
+            sequences.append(replace(prompt, input_ids=prompt.input_ids + answer))
+        batch = self.processor.collate(sequences)
+
+        # padding is on the left, so answers end at the right edge
+        labels = torch.full_like(batch["input_ids"], -100)  # [B, L]
         for row, answer in enumerate(answers):
-            labels[row, -len(answer) :] = torch.tensor(answer)  # left padding: answers end at the right edge
+            labels[row, -len(answer) :] = torch.tensor(answer)
         return {**batch, "labels": labels}
 
-    def messages(self, row) -> list[dict]:
-        def item(part):
-            return {"text": part["text"], "image": str(self.root / part["image"]) if part["image"] else None}
-
+    def messages(self, row: dict) -> list[dict]:
+        """The chat that a row asks its question in: that of a judge where it has candidates."""
+        query = self._item(row["query"])
         if row["candidates"]:
+            candidates = [self._item(candidate) for candidate in row["candidates"]]
             strategy = "pointwise" if row["task"] == "match" else "listwise"
-            return self.processor.rerank_messages(item(row["query"]), [item(c) for c in row["candidates"]], strategy)
-        query = item(row["query"])
-        content = [{"type": "image", "image": query["image"]}] * bool(query["image"])
-        return [{"role": "user", "content": [*content, {"type": "text", "text": query["text"]}]}]
+            return self.processor.rerank_messages(query, candidates, strategy)
 
+        content = [{"type": "text", "text": query["text"]}]
+        if query["image"]:
+            content.insert(0, {"type": "image", "image": query["image"]})
+        return [{"role": "user", "content": content}]
 
-SHORT = ("caption", "question", "summary")  # prompts of about one length: they share batches
+    def _item(self, cell: dict) -> dict:
+        """A cell of the table, with a path that can be opened; no image is an empty string there."""
+        if not cell["image"]:
+            return {"text": cell["text"], "image": None}
+        return {"text": cell["text"], "image": str(self.root / cell["image"])}
 
 
 class CurriculumSampler(Sampler[int]):
-    """One stage after the other, each in blocks of rows of about one length."""
+    """One stage after the other, each in blocks of rows of about one length.
+
+    Args:
+        stages (`list[int]`): stage of each row; lower ones come first.
+        tasks (`list[str]`): task of each row; the tasks in `SHORT` share blocks, the others have blocks of their own.
+        block_size (`int`): rows in a block: those of a step on all processes.
+        seed (`int`): the order is a function of seed and epoch.
+    """
+
+    SHORT = ("caption", "question", "summary")  # prompts of about one length
 
     def __init__(self, stages: list[int], tasks: list[str], block_size: int, seed: int):
+        # the row numbers of each stage, with a sampler of places among them
         self.stages = []
         for stage in sorted(set(stages)):
-            rows = [row for row, own in enumerate(stages) if own == stage]
-            self.stages.append(
-                (
-                    rows,
-                    HomogeneousSampler(
-                        ["short" if tasks[row] in SHORT else tasks[row] for row in rows], block_size, seed
-                    ),
-                )
-            )
+            rows = []
+            groups = []
+            for row, task in enumerate(tasks):
+                if stages[row] == stage:
+                    rows.append(row)
+                    groups.append("short" if task in self.SHORT else task)
+            self.stages.append((rows, HomogeneousSampler(groups, block_size, seed)))
 
     def set_epoch(self, epoch: int):
+        """Chooses the order of an epoch."""
         for _, sampler in self.stages:
             sampler.set_epoch(epoch)
 
@@ -185,7 +251,8 @@ class CurriculumSampler(Sampler[int]):
 
     def __iter__(self):
         for rows, sampler in self.stages:
-            yield from (rows[index] for index in sampler)
+            for place in sampler:
+                yield rows[place]
 
 
 class GenerativeTrainer(Trainer):
@@ -197,13 +264,14 @@ class GenerativeTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset=None):
         rows = self.train_dataset
-        return CurriculumSampler(
-            rows["stage"], rows["task"], self._train_batch_size * self.args.world_size, self.args.seed
-        )
+        block_size = self._train_batch_size * self.args.world_size
+        return CurriculumSampler(rows["stage"], rows["task"], block_size, self.args.seed)
 
 
 @dataclass
 class BackboneArguments:
+    """What the command needs beside [`BackboneConfig`]."""
+
     world: str = field(metadata={"help": "Folder written by unime.miniature.world."})
 
 
@@ -238,31 +306,69 @@ class BackboneConfig(TrainingArguments):
 
 
 def last_checkpoint(folder) -> str | None:
-    """The newest checkpoint that was written to the end; the state is its last file."""
-    whole = [path.parent for path in Path(folder).glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
+    """The newest checkpoint of a training that was written to the end; `None` where there is none.
+
+    Args:
+        folder (`str` or `Path`): the training's `output_dir`.
+    """
+    # the state is the last file that is written
+    states = list(Path(folder).glob("checkpoint-*/trainer_state.json"))
+    if not states:
+        return None
+
+    newest = max(states, key=lambda path: int(path.parent.name.rpartition("-")[2]))
+    return str(newest.parent)
 
 
 def pretrain(world, args: BackboneConfig) -> Path:
-    """Builds tokenizer and model and trains on the world's generative rows, going on where it was interrupted."""
-    world, out = Path(world), Path(args.output_dir)
+    """Builds tokenizer and model and trains on the world's generative rows, going on where it was interrupted.
+
+    Args:
+        world (`str` or `Path`): written by [`~unime.miniature.world.build`].
+        args ([`BackboneConfig`]): settings of the training; the checkpoint goes to its `output_dir`.
+
+    Returns:
+        `Path`: the folder with a stock `Qwen2VLForConditionalGeneration`; `model.safetensors` is written last.
+
+    Example:
+
+    ```python
+    pretrain("outputs/world", BackboneConfig(output_dir="outputs/backbone", max_steps=100, warmup_steps=10))
+    ```
+    """
+    world = Path(world)
+    out = Path(args.output_dir)
     set_seed(args.seed)
+
     tokenizer = build_tokenizer(world_texts(world))
     processor = build_processor(tokenizer)
     model = UniMERerankerForCausalLM(UniMERerankerConfig(vlm_config=build_config(tokenizer, layers=args.layers)))
-    model.vlm.set_attn_implementation({"text_config": "eager", "vision_config": model.vision_attention})
+
     rows = Dataset(pq.read_table(world / "pretrain" / "generative.parquet"))
-    trainer = GenerativeTrainer(
-        model=model, args=args, train_dataset=rows, data_collator=GenerativeCollator(processor, world)
-    )
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    processor.image_processor.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    model.vlm.save_pretrained(out)
+    collator = GenerativeCollator(processor, world)
+    train_and_save(GenerativeTrainer(model=model, args=args, train_dataset=rows, data_collator=collator), processor)
     return out
 
 
+def train_and_save(trainer: GenerativeTrainer, processor: UniMEProcessor):
+    """Trains, going on from the last checkpoint, and saves a stock checkpoint to the trainer's `output_dir`.
+
+    Args:
+        trainer ([`GenerativeTrainer`]): of a [`~unime.modeling_unime.UniMERerankerForCausalLM`].
+        processor ([`~unime.processing_unime.UniMEProcessor`]): its image processor and tokenizer are saved too.
+    """
+    model = trainer.model
+    plain_attention(model)
+
+    out = trainer.args.output_dir
+    trainer.train(resume_from_checkpoint=last_checkpoint(out))
+    processor.image_processor.save_pretrained(out)
+    processor.tokenizer.save_pretrained(out)
+    model.vlm.save_pretrained(out)
+
+
 def main(arguments=None):
+    """The command `python -m unime.miniature.backbone`."""
     options, args = HfArgumentParser((BackboneArguments, BackboneConfig)).parse_args_into_dataclasses(arguments)
     print(pretrain(options.world, args))
 

@@ -9,7 +9,7 @@ and itself only, and stands where it would stand alone, so the answers are those
 
 import argparse
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,30 +17,86 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset, SequentialSampler
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..items_unime import PreparedItem
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..prompts_unime import POINTWISE
-from .backbone import BackboneConfig, GenerativeTrainer, last_checkpoint
+from .backbone import BackboneConfig, GenerativeTrainer, train_and_save
 from .lessons import Lesson, make_lesson
-from .world import Digits
+from .sources import Digits
 
-SINGLE, WHOLE = 0.15, 0.4  # share of the lessons up to which there are single things, and no near misses
-SLOPE, HARDEST = 1.5, 2.2  # how the level grows with the share after that, and how far
+SINGLE_UNTIL = 0.15  # share of the lessons up to which there are single things
+NEAR_FROM = 0.4  # share of the lessons from which there are near misses
+SLOPE = 1.5  # how the level grows with the share after that
+HARDEST = 2.2  # and how far
 DESCRIBE = 0.3  # weight of saying right texts word by word: without it, what the backbone can describe is forgotten
+HIDDEN = torch.finfo(torch.float32).min  # added to the attention's score of a token that is not seen
 
 
 class Lessons(Dataset):
-    """Lesson number `n` is a function of the seed and `n`, and grows harder with `n`."""
+    """Lesson number `n` is a function of the seed and `n`, and grows harder with `n`.
+
+    Args:
+        count (`int`): number of lessons.
+        candidates (`int`): of each lesson.
+        seed (`int`): everything random follows from it.
+    """
 
     def __init__(self, count: int, candidates: int, seed: int):
-        self.count, self.candidates, self.seed, self.digits = count, candidates, seed, Digits()
+        self.count = count
+        self.candidates = candidates
+        self.seed = seed
+        self.digits = Digits()
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, number: int) -> Lesson:
+        rng = random.Random(f"{self.seed}:{number}")
+        return make_lesson(rng, self.digits, self._level(number), self.candidates)
+
+    def _level(self, number: int) -> float:
+        """How hard a lesson is, as [`~unime.miniature.lessons.make_lesson`] takes it."""
         share = number / self.count
-        level = 0.5 if share < SINGLE else 1.5 if share < WHOLE else min(2 + SLOPE * (share - WHOLE), HARDEST)
-        return make_lesson(random.Random(f"{self.seed}:{number}"), self.digits, level, self.candidates)
+        if share < SINGLE_UNTIL:
+            return 0.5
+        if share < NEAR_FROM:
+            return 1.5
+        return min(2 + SLOPE * (share - NEAR_FROM), HARDEST)
+
+
+@dataclass
+class _Prompt:
+    """The whole prompt of one candidate, of `p` tokens."""
+
+    ids: torch.Tensor  # [p]
+    positions: torch.Tensor  # [3, p]
+    images: list[int]  # places of its images in the batch
+    image_tokens: list[int]  # how many tokens each of them has
+
+
+@dataclass
+class _Sequence:
+    """A packed lesson of `l` tokens: what [`Packed`] gives of it, before padding."""
+
+    ids: torch.Tensor  # [l]
+    mask: torch.Tensor  # [l, l]
+    positions: torch.Tensor  # [3, l]
+    words: torch.Tensor  # [l]
+    ends: list[int]
+    order: list[int]
+
+    def padded(self, width: int) -> "_Sequence":
+        """The same with tokens on the right that nothing depends on."""
+        added = width - len(self.ids)
+        mask = F.pad(self.mask, (0, added, 0, added), value=HIDDEN)
+        mask[:, 0] = 0.0  # padding sees the first token, so that its softmax is defined
+        return replace(
+            self,
+            ids=F.pad(self.ids, (0, added)),
+            mask=mask,
+            positions=F.pad(self.positions, (0, added)),
+            words=F.pad(self.words, (0, added), value=-100),
+        )
 
 
 class Packed:
@@ -48,98 +104,143 @@ class Packed:
 
     Gives `input_ids` `[B, L]`, `attention_mask` `[B, 1, L, L]` (added to the attention's scores), `position_ids`
     `[3, B, L]`, `words` `[B, L]` (the next token of candidates that are right and have no image, else -100), `ends`
-    (where each candidate's answer is due), `answers`, `images` (their pixels and grids), and `order`: which image
-    stands at each place.
+    `[C, 2]` (row and place where each candidate's answer is due), `answers` `[C]`, `images` (their pixels and grids),
+    and `order`: which image stands at each place.
+
+    Args:
+        model ([`~unime.modeling_unime.UniMERerankerForCausalLM`]): its processor reads the lessons, and it says which
+            positions tokens have.
     """
 
     def __init__(self, model: UniMERerankerForCausalLM):
-        self.processor, self.rope = model.processor, model.vlm.model.get_rope_index
+        self.processor = model.processor
+        self.rope = model.vlm.model.get_rope_index
         tokenizer = self.processor.tokenizer
         _, yes, no = POINTWISE["yes_no"]
         self.answers = [tokenizer(word)["input_ids"][0] for word in (no, yes)]
 
     def __call__(self, lessons: list[Lesson]) -> dict:
-        images, sequences = {}, []
-        for lesson in lessons:
-            turns = [self.processor.rerank_messages(lesson.query, [item], "pointwise") for item in lesson.candidates]
-            prepared = self.processor.prepare(turns)
-            for entry in prepared:
-                images.update((id(image), image) for image in entry.images)
-            sequences.append(prepared)
-        places = {key: place for place, key in enumerate(images)}
-        pixels = self.processor.image_processor(list(images.values()), return_tensors="pt") if images else {}
-        rows = [self._row(lesson, prepared, places, pixels) for lesson, prepared in zip(lessons, sequences)]
-        width = max(len(row["ids"]) for row in rows)
-        return {
-            "input_ids": torch.stack([F.pad(row["ids"], (0, width - len(row["ids"]))) for row in rows]),
-            "attention_mask": torch.stack([_padded(row["mask"], width) for row in rows])[:, None],
-            "position_ids": torch.stack(
-                [F.pad(row["positions"], (0, width - len(row["ids"]))) for row in rows], dim=1
-            ),
-            "words": torch.stack([F.pad(row["words"], (0, width - len(row["ids"])), value=-100) for row in rows]),
-            "ends": torch.tensor([(number, end) for number, row in enumerate(rows) for end in row["ends"]]),
-            "answers": torch.tensor([self.answers[right] for lesson in lessons for right in lesson.right]),
-            "images": dict(pixels),
-            "order": [place for row in rows for place in row["order"]],
-        }
+        prompts = [self._prepare(lesson) for lesson in lessons]
 
-    def _row(self, lesson, prepared, places, pixels) -> dict:
-        """One lesson: ids `[l]`, mask `[l, l]`, positions `[3, l]`, words `[l]`, ends, and the images in order."""
-        grids = pixels.get("image_grid_thw")
-        whole = []  # the whole prompt of each candidate: ids and positions
-        for entry in prepared:
-            counts = iter(entry.image_tokens)
-            image = self.processor.image_token_id
-            repeats = [next(counts) if token == image else 1 for token in entry.input_ids]
-            ids = torch.repeat_interleave(torch.tensor(entry.input_ids), torch.tensor(repeats))
-            own = [places[id(picture)] for picture in entry.images]
-            positions, _ = self.rope(
-                input_ids=ids[None],
-                mm_token_type_ids=(ids == image).int()[None],
-                attention_mask=torch.ones_like(ids)[None],
-                image_grid_thw=grids[own] if own else None,
-            )
-            whole.append((ids, positions[:, 0], own))
-        shared = _common([ids.tolist() for ids, *_ in whole])
-        seen = len(set.intersection(*(set(own) for *_, own in whole)))  # the query's image
-        if len(whole[0][2]) > seen:  # a candidate's image looks like any other until it is filled in
-            starts = torch.nonzero(whole[0][0] == self.processor.image_token_id)[:, 0]
-            shared = min(shared, int(starts[sum(prepared[0].image_tokens[:seen])]))
-        ids, positions, ends, order = [whole[0][0][:shared]], [whole[0][1][:, :shared]], [], whole[0][2][:seen]
-        spans, words = [shared], [torch.full((shared,), -100)]
-        for (own_ids, own_positions, own), right in zip(whole, lesson.right):
-            ids.append(own_ids[shared:])
-            said = own_ids[shared + 1 :] if right and len(own) == seen else torch.full((len(ids[-1]) - 1,), -100)
-            words.append(F.pad(said, (0, 1), value=-100))
-            positions.append(own_positions[:, shared:])
-            order = order + own[seen:]
-            spans.append(len(own_ids) - shared)
-            ends.append(sum(spans) - 1)
-        owner = torch.repeat_interleave(torch.arange(len(spans)), torch.tensor(spans))  # [l]
-        sees = (owner[:, None] == owner[None]) | (owner[None] == 0)
-        mask = torch.where(sees.tril(), 0.0, torch.finfo(torch.float32).min)
+        # every image is read once, however many prompts it is in
+        images = {}
+        for entries in prompts:
+            for entry in entries:
+                for image in entry.images:
+                    images[id(image)] = image
+        places = {key: place for place, key in enumerate(images)}
+        pixels = {}
+        if images:
+            pixels = self.processor.image_processor(list(images.values()), return_tensors="pt")
+
+        sequences = []
+        for lesson, entries in zip(lessons, prompts):
+            whole = [self._prompt(entry, places, pixels.get("image_grid_thw")) for entry in entries]
+            sequences.append(self._pack(lesson, whole))
+        return {**self._pad(sequences), "answers": self._answers(lessons), "images": dict(pixels)}
+
+    def _prepare(self, lesson: Lesson) -> list[PreparedItem]:
+        """The tokenised prompt of each candidate, as the judge would read it alone."""
+        turns = [self.processor.rerank_messages(lesson.query, [item], "pointwise") for item in lesson.candidates]
+        return self.processor.prepare(turns)
+
+    def _answers(self, lessons: list[Lesson]) -> torch.Tensor:
+        """The first token of each candidate's answer, `[C]`."""
+        answers = []
+        for lesson in lessons:
+            for right in lesson.right:
+                answers.append(self.answers[right])
+        return torch.tensor(answers)
+
+    def _prompt(self, entry: PreparedItem, places: dict[int, int], grids: torch.Tensor | None) -> _Prompt:
+        """A prompt with all of its image tokens, and where these put the tokens behind them."""
+        # an image has one token so far, and as many as its features from here on
+        ids = torch.tensor(entry.input_ids)
+        repeats = torch.ones_like(ids)
+        repeats[ids == self.processor.image_token_id] = torch.tensor(entry.image_tokens, dtype=torch.long)
+        ids = torch.repeat_interleave(ids, repeats)  # [p]
+
+        images = [places[id(image)] for image in entry.images]
+        positions, _ = self.rope(
+            input_ids=ids[None],
+            mm_token_type_ids=(ids == self.processor.image_token_id).int()[None],
+            attention_mask=torch.ones_like(ids)[None],
+            image_grid_thw=grids[images] if images else None,
+        )  # [3, 1, p]
+        return _Prompt(ids, positions[:, 0], images, entry.image_tokens)
+
+    def _pack(self, lesson: Lesson, prompts: list[_Prompt]) -> _Sequence:
+        """One lesson in one sequence: the beginning that its prompts share, and the rest of each."""
+        # images that all prompts have are the query's, and come first
+        query_images = len(set.intersection(*(set(prompt.images) for prompt in prompts)))
+        shared = self._shared_length(prompts, query_images)
+
+        ids = [prompts[0].ids[:shared]]
+        positions = [prompts[0].positions[:, :shared]]
+        words = [torch.full((shared,), -100)]
+        order = prompts[0].images[:query_images]
+        for prompt, right in zip(prompts, lesson.right):
+            rest = prompt.ids[shared:]
+
+            # what the picture shows is learnt from texts that are right
+            next_words = torch.full_like(rest, -100)
+            if right and len(prompt.images) == query_images:
+                next_words[:-1] = rest[1:]
+
+            ids.append(rest)
+            positions.append(prompt.positions[:, shared:])
+            words.append(next_words)
+            order = order + prompt.images[query_images:]
+
+        # a token sees the shared beginning and the tokens of its own candidate, up to itself
+        lengths = torch.tensor([len(span) for span in ids])  # [1 + C]
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)  # [l], 0 is the beginning
+        sees = (owner[:, None] == owner[None]) | (owner[None] == 0)  # [l, l]
+        mask = torch.where(sees.tril(), 0.0, HIDDEN)
+
+        ends = lengths.cumsum(0)[1:] - 1  # [C]
+        return _Sequence(torch.cat(ids), mask, torch.cat(positions, 1), torch.cat(words), ends.tolist(), order)
+
+    def _shared_length(self, prompts: list[_Prompt], query_images: int) -> int:
+        """How many tokens all prompts of a lesson begin with."""
+        shared = _common([prompt.ids.tolist() for prompt in prompts])
+
+        # a candidate's image looks like any other until it is filled in, so the beginning ends before it
+        first = prompts[0]
+        if len(first.images) > query_images:
+            image_places = torch.nonzero(first.ids == self.processor.image_token_id)[:, 0]
+            query_tokens = sum(first.image_tokens[:query_images])
+            shared = min(shared, int(image_places[query_tokens]))
+        return shared
+
+    def _pad(self, sequences: list[_Sequence]) -> dict:
+        """Packed lessons as one batch, padded on the right."""
+        ends = []
+        order = []
+        for row, sequence in enumerate(sequences):
+            for end in sequence.ends:
+                ends.append((row, end))
+            order += sequence.order
+
+        width = max(len(sequence.ids) for sequence in sequences)
+        rows = [sequence.padded(width) for sequence in sequences]
         return {
-            "ids": torch.cat(ids),
-            "mask": mask,
-            "positions": torch.cat(positions, 1),
-            "words": torch.cat(words),
-            "ends": ends,
+            "input_ids": torch.stack([row.ids for row in rows]),
+            "attention_mask": torch.stack([row.mask for row in rows])[:, None],
+            "position_ids": torch.stack([row.positions for row in rows], dim=1),
+            "words": torch.stack([row.words for row in rows]),
+            "ends": torch.tensor(ends),
             "order": order,
         }
 
 
 def _common(rows: list[list[int]]) -> int:
     """How many ids all rows begin with, at least one less than the shortest has."""
-    least = min(map(len, rows)) - 1
-    return next((place for place in range(least) if len({row[place] for row in rows}) > 1), least)
-
-
-def _padded(mask: torch.Tensor, width: int) -> torch.Tensor:
-    """A mask `[width, width]`; padding sees the first token, so that its softmax is defined."""
-    added = width - len(mask)
-    mask = F.pad(mask, (0, added, 0, added), value=torch.finfo(torch.float32).min)
-    mask[:, 0] = 0.0
-    return mask
+    limit = min(map(len, rows)) - 1
+    for place, ids in zip(range(limit), zip(*rows)):
+        if len(set(ids)) > 1:
+            return place
+    return limit
 
 
 class JudgeTrainer(GenerativeTrainer):
@@ -150,25 +251,31 @@ class JudgeTrainer(GenerativeTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         vlm = self.accelerator.unwrap_model(model).vlm
-        images, order = inputs["images"], inputs["order"]
-        seen = {}
-        if order:
-            features = vlm.get_image_features(**images, return_dict=True).pooler_output
-            joined = BaseModelOutputWithPooling(pooler_output=[features[place] for place in order])
+
+        # each image runs through the tower once, and its features go wherever it stands
+        encoder_outputs = {}
+        if inputs["order"]:
+            features = vlm.get_image_features(**inputs["images"], return_dict=True).pooler_output
+            joined = BaseModelOutputWithPooling(pooler_output=[features[place] for place in inputs["order"]])
             joined.deepstack_features = []
-            seen["mm_encoder_outputs"] = {"image": joined}
+            encoder_outputs["mm_encoder_outputs"] = {"image": joined}
+
         hidden = vlm.model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             position_ids=inputs["position_ids"],
             use_cache=False,
-            **seen,
+            **encoder_outputs,
         ).last_hidden_state  # [B, L, H]
+
         row, end = inputs["ends"].T
-        loss = F.cross_entropy(vlm.lm_head(hidden[row, end]).float(), inputs["answers"])
-        said = inputs["words"] != -100
-        if model.training and said.any():
-            loss = loss + DESCRIBE * F.cross_entropy(vlm.lm_head(hidden[said]).float(), inputs["words"][said])
+        logits = vlm.lm_head(hidden[row, end])  # [C, V]
+        loss = F.cross_entropy(logits.float(), inputs["answers"])
+
+        described = inputs["words"] != -100  # [B, L]
+        if model.training and described.any():
+            logits = vlm.lm_head(hidden[described])  # [W, V]
+            loss = loss + DESCRIBE * F.cross_entropy(logits.float(), inputs["words"][described])
         return loss
 
 
@@ -184,20 +291,30 @@ class JudgeConfig(BackboneConfig):
 
 
 def train_judge(backbone, args: JudgeConfig) -> Path:
-    """Trains a judge from the miniature backbone, going on where it was interrupted; a stock checkpoint comes out."""
-    out = Path(args.output_dir)
+    """Trains a judge from the miniature backbone, going on where it was interrupted.
+
+    Args:
+        backbone (`str` or `Path`): written by [`~unime.miniature.backbone.pretrain`].
+        args ([`JudgeConfig`]): settings of the training; the judge goes to its `output_dir`.
+
+    Returns:
+        `Path`: the folder with a stock checkpoint; `model.safetensors` is written last.
+
+    Example:
+
+    ```python
+    train_judge("outputs/backbone", JudgeConfig(output_dir="outputs/judge", max_steps=600))
+    ```
+    """
     model = UniMERerankerForCausalLM.from_backbone(backbone)
-    model.vlm.set_attn_implementation({"text_config": "eager", "vision_config": model.vision_attention})
     lessons = Lessons(args.max_steps * args.per_device_train_batch_size, args.candidates, args.seed)
     trainer = JudgeTrainer(model=model, args=args, train_dataset=lessons, data_collator=Packed(model))
-    trainer.train(resume_from_checkpoint=last_checkpoint(out))
-    model.processor.image_processor.save_pretrained(out)
-    model.processor.tokenizer.save_pretrained(out)
-    model.vlm.save_pretrained(out)
-    return out
+    train_and_save(trainer, model.processor)
+    return Path(args.output_dir)
 
 
 def main(arguments=None):
+    """The command `python -m unime.miniature.judge`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", type=Path, default=Path("outputs/backbone"))
     parser.add_argument("--out", type=Path, default=Path("outputs/judge"))

@@ -10,9 +10,25 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from . import scenes
-from .world import Digits, digit_words, sample
+from PIL import Image
 
+from . import scenes
+from .instructions import (
+    ANSWER,
+    CLASSIFY,
+    FIND_CAPTION,
+    FIND_CHANGED,
+    FIND_IMAGE,
+    FIND_SIMILAR,
+    NAME_OBJECT,
+    REPRESENT_CROP,
+    REPRESENT_IMAGE,
+    SELECT_CROP,
+    prompt,
+)
+from .sources import Digits, digit_words
+
+# weights of the tasks: with one thing in a picture, and with whole scenes
 SINGLE = {"i2t": 2, "t2i": 3, "same": 3, "label": 1, "question": 1, "digit": 2, "crop": 1}
 WHOLE = {
     "i2t": 3,
@@ -27,12 +43,11 @@ WHOLE = {
     "digit": 1,
     "digits": 1,
 }
-PICTURE = "Represent the given image.\n"
 
 
 @dataclass
 class Lesson:
-    """`query` and `candidates` are items with PIL images; `right` says which candidates meet the query."""
+    """A query with candidates, as items with PIL images; `right` says which candidates meet the query."""
 
     task: str
     query: dict
@@ -41,199 +56,323 @@ class Lesson:
 
 
 def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8) -> Lesson:
-    """A lesson with `count` candidates; contents of the test split never occur."""
+    """A lesson from the training split; contents of the test split never occur.
+
+    Args:
+        rng (`random.Random`): everything random about the lesson takes from it.
+        digits ([`~unime.miniature.sources.Digits`]): scans for the tasks with digits.
+        level (`float`): how hard it is, from 0 to 3.
+        count (`int`, defaults to 8): number of candidates.
+
+    Example:
+
+    ```python
+    lesson = make_lesson(random.Random(0), Digits(), level=2.5)
+    print(lesson.query["text"], lesson.right)
+    ```
+    """
     single = level < 1 or rng.random() < 0.15
     weights = SINGLE if single else WHOLE
     task = rng.choices(list(weights), weights.values())[0]
-    query, candidate = _MAKERS[task.removeprefix("long_")](rng, digits, single, task)
+    query, make_candidate = _MAKERS[task](_Source(rng, digits, single, task))
+
+    # four ninths are right; with the level, far candidates give way to near ones
     near = min(max(level - 2, 0), 1)
     kinds = rng.choices(("right", "near", "far"), (4, 4 * near, 5 - 4 * near), k=count)
-    pairs = [candidate(kind) for kind in kinds]
-    return Lesson(task, query, [item for item, _ in pairs], [right for _, right in pairs])
+
+    lesson = Lesson(task, query, candidates=[], right=[])
+    for kind in kinds:
+        item, right = make_candidate(kind)
+        lesson.candidates.append(item)
+        lesson.right.append(right)
+    return lesson
 
 
-def _item(text: str, image=None) -> dict:
-    return {"text": text} if image is None else {"text": text, "image": image}
-
-
-def redraw(scene: scenes.Scene, rng) -> scenes.Scene:
+# other scenes
+def redraw(scene: scenes.Scene, rng: random.Random) -> scenes.Scene:
     """The same content: other places where these do not count, another background, other sizes in a pair."""
-    if scene.layout == "quarters":  # its description names places, sizes and background
+    # the description of quarters names places, sizes and background
+    if scene.layout == "quarters":
         return scene
+
     background = rng.choice(list(scenes.BACKGROUNDS))
     if scene.layout == "one":
-        spots = [(32 + rng.randint(-17, 17), 32 + rng.randint(-17, 17))]
+        spots = [scenes.nearby(32, 32, 17, rng)]
     elif scene.layout == "crowd":
         spots = _spots(rng, len(scene.things))
     else:
-        spots = [(thing.x + rng.randint(-3, 3), thing.y + rng.randint(-3, 3)) for thing in scene.things]
-    things = [replace(thing, x=x, y=y) for thing, (x, y) in zip(scene.things, spots)]
+        spots = [scenes.nearby(thing.x, thing.y, 3, rng) for thing in scene.things]
+
+    things = []
+    for thing, (x, y) in zip(scene.things, spots):
+        things.append(replace(thing, x=x, y=y))
+
+    # short captions do not name sizes
     if scene.layout == "pair":
         things = [replace(thing, size=rng.choice(list(scenes.SIZES))) for thing in things]
     return replace(scene, things=tuple(things), background=background)
 
 
-def alter(scene: scenes.Scene, rng) -> scenes.Scene:
+def alter(scene: scenes.Scene, rng: random.Random) -> scenes.Scene:
     """A scene that differs in one respect: a colour, a shape, a size, a number, or who is where."""
     if scene.layout == "pair":
-        first, second = scene.things
-        kind = rng.randrange(4)
-        if kind == 0:  # change places
-            return replace(
-                scene, things=(replace(second, x=first.x, y=first.y), replace(first, x=second.x, y=second.y))
-            )
-        if kind == 1 and first.colour != second.colour and first.shape != second.shape:
-            return replace(scene, things=(replace(first, colour=second.colour), replace(second, colour=first.colour)))
-        return scenes.change(scene, rng)[1]
+        return _alter_pair(scene, rng)
+
     index = rng.randrange(len(scene.things))
-    wrong = scene.things[index]
+    thing = scene.things[index]
     attribute, options = rng.choice((("colour", scenes.COLOURS), ("shape", scenes.SHAPES), ("size", scenes.SIZES)))
-    if scene.layout == "crowd" and attribute == "size":  # whose things are all small: another number of them
-        count = rng.choice([number for number in range(2, 6) if number != len(scene.things)])
-        return replace(scene, things=tuple(replace(wrong, x=x, y=y) for x, y in _spots(rng, count)))
-    value = rng.choice([option for option in options if option != getattr(wrong, attribute)])
-    if scene.layout == "crowd":
-        return replace(scene, things=tuple(replace(thing, **{attribute: value}) for thing in scene.things))
-    changed = replace(wrong, **{attribute: value})
-    return replace(scene, things=(*scene.things[:index], changed, *scene.things[index + 1 :]))
+
+    # the things of a crowd are all small: another number of them stands for another size
+    if scene.layout == "crowd" and attribute == "size":
+        count = rng.choice(scenes.without(scenes.CROWD_SIZES, len(scene.things)))
+        things = [replace(thing, x=x, y=y) for x, y in _spots(rng, count)]
+        return replace(scene, things=tuple(things))
+
+    change = {attribute: rng.choice(scenes.without(options, getattr(thing, attribute)))}
+    things = list(scene.things)
+    for place, other in enumerate(things):
+        # the things of a crowd are all alike and change together
+        if place == index or scene.layout == "crowd":
+            things[place] = replace(other, **change)
+    return replace(scene, things=tuple(things))
 
 
-def _spots(rng, count: int) -> list[tuple[int, int]]:
-    spots = rng.sample([(x, y) for x in (12, 32, 52) for y in (12, 32, 52)], count)
-    return [(x + rng.randint(-2, 2), y + rng.randint(-2, 2)) for x, y in spots]
+def _alter_pair(scene: scenes.Scene, rng: random.Random) -> scenes.Scene:
+    """The things change places or colours, or one of them gets another colour or shape."""
+    first, second = scene.things
+    kind = rng.randrange(4)
+    if kind == 0:
+        things = (replace(second, x=first.x, y=first.y), replace(first, x=second.x, y=second.y))
+        return replace(scene, things=things)
+    if kind == 1 and first.colour != second.colour and first.shape != second.shape:
+        things = (replace(first, colour=second.colour), replace(second, colour=first.colour))
+        return replace(scene, things=things)
+    return scenes.change(scene, rng)[1]
 
 
-def _other(kind: str, scene: scenes.Scene, make: Callable, rng) -> scenes.Scene:
-    if kind == "right":
-        return scene
-    return alter(scene, rng) if kind == "near" else sample(make, rng, False)
+def _spots(rng: random.Random, count: int) -> list[tuple[int, int]]:
+    """Places for the things of a crowd."""
+    places = rng.sample(scenes.GRID, count)
+    return [scenes.nearby(x, y, 2, rng) for x, y in places]
 
 
-def _caption(rng, digits, single: bool, task: str):
-    """Image to text and text to image, with short and long captions."""
-    choices = (scenes.one,) if single else (scenes.pair, scenes.pair, scenes.crowd)
-    make = scenes.quarters if task.startswith("long") else rng.choice(choices)
-    scene = sample(make, rng, False)
+# One maker a task. It returns the query and a function that makes a candidate of a kind ("right", "near" or "far"),
+# with whether it is right: what is drawn as a wrong candidate may be right by chance.
+@dataclass(frozen=True)
+class _Source:
+    """What a maker draws from; `single` asks for one thing in a picture."""
+
+    rng: random.Random
+    digits: Digits
+    single: bool
+    task: str
+
+    def scene(self, layout: Callable) -> scenes.Scene:
+        """A scene of the training split."""
+        return scenes.sample(layout, self.rng, test=False)
+
+    def scene_of_kind(self, kind: str, scene: scenes.Scene, layout: Callable) -> scenes.Scene:
+        """The scene itself, one that differs in one respect, or any of a layout."""
+        if kind == "right":
+            return scene
+        if kind == "near":
+            return alter(scene, self.rng)
+        return self.scene(layout)
+
+    def redrawn(self, scene: scenes.Scene) -> Image.Image:
+        """Another picture with the content of a scene."""
+        return scenes.draw(redraw(scene, self.rng))
+
+
+def _item(text: str, image: Image.Image | None = None) -> dict:
+    """An item as processors take it."""
+    if image is None:
+        return {"text": text}
+    return {"text": text, "image": image}
+
+
+def _caption_layout(source: _Source) -> Callable:
+    """The layout of a scene for a caption: short, or long."""
+    if source.task.startswith("long"):
+        return scenes.quarters
+    if source.single:
+        return source.rng.choice((scenes.one,))
+    return source.rng.choice((scenes.pair, scenes.pair, scenes.crowd))
+
+
+def _image_to_text(source: _Source):
+    """A picture; the candidates are captions."""
+    layout = _caption_layout(source)
+    scene = source.scene(layout)
     words = scenes.describe(scene)
-    to_text = task.endswith("i2t")
 
     def candidate(kind):
-        other = _other(kind, scene, make, rng)
-        right = scenes.describe(other) == words
-        if not to_text:
-            return _item(PICTURE, scenes.draw(redraw(other, rng))), right
-        return _item(scenes.paraphrase(other) if rng.random() < 0.3 else scenes.describe(other)), right
+        other = source.scene_of_kind(kind, scene, layout)
+        text = scenes.describe(other)
+        right = text == words
+        if source.rng.random() < 0.3:
+            text = scenes.paraphrase(other)
+        return _item(text), right
 
-    if to_text:
-        return _item("Find an image caption describing the given everyday image.\n", scenes.draw(scene)), candidate
-    return _item(f"Find me an everyday image that matches the given caption: {words}\n"), candidate
+    return _item(prompt(FIND_CAPTION), scenes.draw(scene)), candidate
 
 
-def _same(rng, digits, single: bool, task: str):
-    make = scenes.one if single else scenes.pair
-    scene = sample(make, rng, False)
-
-    def shown(other):
-        sizes = [thing.size for thing in other.things] if single else []
-        return [thing.kind for thing in other.things], other.relation, sizes
+def _text_to_image(source: _Source):
+    """A caption; the candidates are pictures."""
+    layout = _caption_layout(source)
+    scene = source.scene(layout)
+    words = scenes.describe(scene)
 
     def candidate(kind):
-        other = _other(kind, scene, make, rng)
-        return _item(PICTURE, scenes.draw(redraw(other, rng))), shown(other) == shown(scene)
+        other = source.scene_of_kind(kind, scene, layout)
+        item = _item(prompt(REPRESENT_IMAGE), source.redrawn(other))
+        return item, scenes.describe(other) == words
 
-    text = "Find a day-to-day image that looks similar to the provided image.\n"
-    return _item(text, scenes.draw(scene)), candidate
+    return _item(prompt(FIND_IMAGE, words)), candidate
 
 
-def _change(rng, digits, single: bool, task: str):
-    scene = sample(scenes.pair, rng, False)
+def _same(source: _Source):
+    """A picture; the candidates are pictures, of the same content or of another."""
+    layout = scenes.one if source.single else scenes.pair
+    scene = source.scene(layout)
+
+    def candidate(kind):
+        other = source.scene_of_kind(kind, scene, layout)
+        item = _item(prompt(REPRESENT_IMAGE), source.redrawn(other))
+        return item, _meaning(other) == _meaning(scene)
+
+    return _item(prompt(FIND_SIMILAR), scenes.draw(scene)), candidate
+
+
+def _meaning(scene: scenes.Scene) -> tuple:
+    """What two pictures of the same share; sizes count for single things only, as redrawing a pair changes them."""
+    kinds = [thing.kind for thing in scene.things]
+    size = scene.things[0].size if scene.layout == "one" else ""
+    return kinds, scene.relation, size
+
+
+def _change(source: _Source):
+    """A picture with a change in words; the candidates are pictures."""
+    rng = source.rng
+    scene = source.scene(scenes.pair)
     words, edited = scenes.change(scene, rng)
 
     def candidate(kind):
+        # near are: no change at all, another change, and the right change with a second one
         if kind == "near":
             other = rng.choice((scene, scenes.change(scene, rng)[1], alter(edited, rng)))
         else:
-            other = _other(kind, edited, scenes.pair, rng)
-        picture = redraw(other, rng) if rng.random() < 0.5 else other
-        return _item(PICTURE, scenes.draw(picture)), other.content == edited.content
+            other = source.scene_of_kind(kind, edited, scenes.pair)
+        right = other.content == edited.content
+        if rng.random() < 0.5:
+            other = redraw(other, rng)
+        return _item(prompt(REPRESENT_IMAGE), scenes.draw(other)), right
 
-    text = f"Given an image, find a similar everyday image with the described changes: {words}\n"
-    return _item(text, scenes.draw(scene)), candidate
+    return _item(prompt(FIND_CHANGED, words), scenes.draw(scene)), candidate
 
 
-def _crop(rng, digits, single: bool, task: str):
-    make = scenes.one if single else scenes.pair
-    scene = sample(make, rng, False)
-    wanted = rng.choice(scene.things)
+def _crop(source: _Source):
+    """A picture with the label of one of its things; the candidates are crops."""
+    rng = source.rng
+    layout = scenes.one if source.single else scenes.pair
+    scene = source.scene(layout)
+    index = rng.randrange(len(scene.things))
+    target = scene.things[index]
 
     def candidate(kind):
-        other, thing = scene, wanted
-        if kind == "right" and rng.random() < 0.5:  # the same thing, a little elsewhere
-            thing = replace(wanted, x=wanted.x + rng.randint(-3, 3), y=wanted.y + rng.randint(-3, 3))
-            other = replace(scene, things=tuple(thing if own == wanted else own for own in scene.things))
-        elif kind == "near" and not single and rng.random() < 0.5:
-            thing = next(own for own in scene.things if own != wanted)
-        elif kind != "right":
-            other = _other(kind, scene, make, rng)
+        other = scene
+        thing = target
+
+        # half of the right ones show the thing a little elsewhere
+        if kind == "right":
+            if rng.random() < 0.5:
+                x, y = scenes.nearby(target.x, target.y, 3, rng)
+                thing = replace(target, x=x, y=y)
+                things = (*scene.things[:index], thing, *scene.things[index + 1 :])
+                other = replace(scene, things=things)
+
+        # half of the near ones show the other thing of the same picture
+        elif kind == "near" and not source.single and rng.random() < 0.5:
+            thing = scene.things[1 - index]
+        else:
+            other = source.scene_of_kind(kind, scene, layout)
             thing = rng.choice(other.things)
+
         picture = scenes.crop(scenes.draw(other), thing)
-        right = thing.label == wanted.label and other.background == scene.background
-        return _item("Represent the given cropped image of the object.\n", picture), right
+        right = thing.label == target.label and other.background == scene.background
+        return _item(prompt(REPRESENT_CROP), picture), right
 
-    text = f'Select the portion of the image that isolates the object labeled as "{wanted.label}"\n'
-    return _item(text, scenes.draw(scene)), candidate
+    return _item(prompt(SELECT_CROP, f'"{target.label}"'), scenes.draw(scene)), candidate
 
 
-def _label(rng, digits, single: bool, task: str):
-    scene = sample(scenes.one if single or rng.random() < 0.6 else scenes.crowd, rng, False)
+def _label(source: _Source):
+    """A picture of one thing or of a crowd; the candidates are classes."""
+    rng = source.rng
+    layout = scenes.one if source.single or rng.random() < 0.6 else scenes.crowd
+    scene = source.scene(layout)
     words = scenes.label(scene)
 
     def candidate(kind):
-        wrong = rng.choice(scenes.labels())
-        other = wrong if kind == "far" else scenes.label(_other(kind, scene, scenes.one, rng))
-        return _item(other), other == words
+        # drawn even where it is not used: all later random numbers depend on it
+        label = rng.choice(scenes.labels())
+        if kind != "far":
+            label = scenes.label(source.scene_of_kind(kind, scene, layout))
+        return _item(label), label == words
 
-    return _item("Identify the object shown in the image\n", scenes.draw(scene)), candidate
-
-
-def _question(rng, digits, single: bool, task: str):
-    make = scenes.one if single else rng.choice((scenes.pair, scenes.crowd, scenes.quarters))
-    scene = sample(make, rng, False)
-    known = scenes.questions(scene)
-    question, answer = rng.choice(known)
-
-    def candidate(kind):
-        other = answer if kind == "right" else rng.choice(known)[1] if kind == "near" else rng.choice(scenes.answers())
-        return _item(other), other == answer
-
-    text = f"Represent the given image with the following question: {question}\n"
-    return _item(text, scenes.draw(scene)), candidate
+    return _item(prompt(NAME_OBJECT), scenes.draw(scene)), candidate
 
 
-def _digit(rng, digits, single: bool, task: str):
-    digit, image = digits.one(rng, False)
+def _question(source: _Source):
+    """A picture with a question; the candidates are answers."""
+    rng = source.rng
+    layout = scenes.one if source.single else rng.choice((scenes.pair, scenes.crowd, scenes.quarters))
+    scene = source.scene(layout)
+    questions = scenes.questions(scene)
+    question, answer = rng.choice(questions)
 
     def candidate(kind):
-        other = digit if kind == "right" else rng.randrange(10)
+        # near are the answers to other questions about the same picture
+        if kind == "right":
+            words = answer
+        elif kind == "near":
+            words = rng.choice(questions)[1]
+        else:
+            words = rng.choice(scenes.answers())
+        return _item(words), words == answer
+
+    return _item(prompt(ANSWER, question), scenes.draw(scene)), candidate
+
+
+def _digit(source: _Source):
+    """A scan; the candidates are digits in words."""
+    digit, image = source.digits.one(source.rng, test=False)
+
+    def candidate(kind):
+        other = digit if kind == "right" else source.rng.randrange(10)
         return _item(digit_words(other)), other == digit
 
-    return _item("Represent the given image for classification\n", image), candidate
+    return _item(prompt(CLASSIFY), image), candidate
 
 
-def _digits(rng, digits, single: bool, task: str):
-    name, image, same = digits.two(rng, False)
+def _digits(source: _Source):
+    """Two scans; the candidates are two scans, smaller and in yellow."""
+    name, image, same = source.digits.two(source.rng, test=False)
 
     def candidate(kind):
-        other, _, picture = (name, None, same) if kind == "right" else digits.two(rng, False)
-        return _item(PICTURE, picture), other == name
+        other = name
+        picture = same
+        if kind != "right":
+            other, _, picture = source.digits.two(source.rng, test=False)
+        return _item(prompt(REPRESENT_IMAGE), picture), other == name
 
-    text = "Find a day-to-day image that looks similar to the provided image.\n"
-    return _item(text, image), candidate
+    return _item(prompt(FIND_SIMILAR), image), candidate
 
 
 _MAKERS = {
-    "i2t": _caption,
-    "t2i": _caption,
+    "i2t": _image_to_text,
+    "t2i": _text_to_image,
+    "long_i2t": _image_to_text,
+    "long_t2i": _text_to_image,
     "same": _same,
     "change": _change,
     "crop": _crop,

@@ -20,335 +20,26 @@ and the handwritten digits of the test images are scans that no training image u
 
 import argparse
 import csv
-import hashlib
 import json
-import os
 import random
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from ..eval.suites import SUGARCREPE
 from . import scenes
+from .generative import FIRST_STAGE, make_generative
+from .instructions import IMAGE
+from .sources import Digits, Painter, Source
+from .tasks import KINDS, Row, make_row, with_candidates
 
-IMAGE = "<|image_1|>\n"
-TARGET = f"{IMAGE}Represent the given image.\n"
-KINDS = {
-    "Shapes_object": "Classification",
-    "Digits_label": "Classification",
-    "Shapes_vqa": "VQA",
-    "Shapes_t2i": "Retrieval",
-    "Shapes_i2t": "Retrieval",
-    "Shapes_change": "Retrieval",
-    "Shapes_same": "Retrieval",
-    "Digits_same": "Retrieval",
-    "Shapes_long_t2i": "Retrieval",
-    "Shapes_long_i2t": "Retrieval",
-    "Shapes_crop": "Grounding",
-}
-CANDIDATES = 100
-
-
-@dataclass
-class Row:
-    """One query with its target; `content` tells targets apart, `near` is a distractor that must be there."""
-
-    query: tuple[str, str]
-    target: tuple[str, str]
-    content: str
-    near: tuple[str, str] | None = None
-
-
-class Painter:
-    """Draws pictures into one folder, each content-addressed so that equal pictures share a file."""
-
-    def __init__(self, root: Path):
-        self.root = root
-        (root / "images").mkdir(parents=True, exist_ok=True)
-
-    def save(self, image: Image.Image) -> str:
-        path = f"images/{hashlib.blake2b(image.tobytes() + str(image.size).encode(), digest_size=8).hexdigest()}.png"
-        if not (self.root / path).exists():
-            image.save(self.root / "images" / "drawing.png", compress_level=1)
-            os.replace(
-                self.root / "images" / "drawing.png", self.root / path
-            )  # a picture is there whole or not at all
-        return path
-
-    def scene(self, scene: scenes.Scene) -> str:
-        return self.save(scenes.draw(scene))
-
-
-def sample(make, rng, test: bool):
-    """Draws scenes until one belongs to the wanted split."""
-    while True:
-        scene = make(rng)
-        if scenes.is_test(scene.content) == test:
-            return scene
-
-
-class Digits:
-    """scikit-learn's bundled scans of handwritten digits, 8 x 8 pixels; every fourth is for the test split."""
-
-    def __init__(self):
-        from sklearn.datasets import load_digits
-
-        bunch = load_digits()
-        scans = [
-            (int(digit), Image.fromarray((scan * 15.9).astype("uint8")))
-            for scan, digit in zip(bunch.images, bunch.target)
-        ]
-        self.scans = {test: [entry for i, entry in enumerate(scans) if (i % 4 == 0) == test] for test in (True, False)}
-
-    def one(self, rng, test: bool) -> tuple[int, Image.Image]:
-        """A digit and its scan, 32 x 32 pixels."""
-        digit, scan = rng.choice(self.scans[test])
-        return digit, scan.resize((32, 32), Image.Resampling.BICUBIC).convert("RGB")
-
-    def two(self, rng, test: bool) -> tuple[str, Image.Image, Image.Image]:
-        """Two scans side by side, and again smaller and in yellow, with a name for the pair."""
-        chosen = [rng.randrange(len(self.scans[test])) for _ in range(2)]
-        scans = [self.scans[test][number][1].resize((32, 32), Image.Resampling.BICUBIC) for number in chosen]
-        image, other = Image.new("L", (64, 32)), Image.new("L", (64, 32))
-        for place, scan in enumerate(scans):
-            image.paste(scan, (32 * place, 0))
-            other.paste(scan.resize((28, 28)), (32 * place + 2, 2))
-        return f"scans {chosen}", image.convert("RGB"), ImageOps.colorize(other, "black", "yellow")
-
-
-def digit_words(digit: int) -> str:
-    return f"the digit {scenes.NUMBERS[digit]}"
-
-
-def make_row(task: str, rng, test: bool, paint: Painter, digits: Digits) -> Row:
-    """One example of a task. Instructions are MMEB's own strings for the task they stand for."""
-    if task == "Digits_label":
-        digit, image = digits.one(rng, test)
-        query = (f"{IMAGE}Represent the given image for classification\n", paint.save(image))
-        return Row(query, (digit_words(digit), ""), digit_words(digit))
-    if task == "Digits_same":
-        name, image, other = digits.two(rng, test)
-        text = f"{IMAGE}Find a day-to-day image that looks similar to the provided image.\n"
-        return Row((text, paint.save(image)), (TARGET, paint.save(other)), name)
-    if task == "Shapes_object":
-        scene = sample(scenes.one, rng, test)
-        label = scenes.label(scene)
-        return Row((f"{IMAGE}Identify the object shown in the image\n", paint.scene(scene)), (label, ""), label)
-    if task == "Shapes_vqa":
-        scene = sample(rng.choice((scenes.one, scenes.pair, scenes.crowd, scenes.quarters)), rng, test)
-        question, answer = rng.choice(scenes.questions(scene))
-        text = f"{IMAGE}Represent the given image with the following question: {question}\n"
-        return Row((text, paint.scene(scene)), (answer, ""), answer)
-    if task in ("Shapes_t2i", "Shapes_i2t"):
-        scene = sample(rng.choice((scenes.pair, scenes.pair, scenes.pair, scenes.crowd)), rng, test)
-        words, picture = scenes.caption(scene), paint.scene(scene)
-        if task == "Shapes_t2i":
-            text = f"Find me an everyday image that matches the given caption: {words}\n"
-            return Row((text, ""), (TARGET, picture), words)
-        return Row(
-            (f"{IMAGE}Find an image caption describing the given everyday image.\n", picture), (words, ""), words
-        )
-    if task in ("Shapes_long_t2i", "Shapes_long_i2t"):
-        scene = sample(scenes.quarters, rng, test)
-        words, picture = scenes.long_caption(scene), paint.scene(scene)
-        if task == "Shapes_long_t2i":
-            text = f"Find me an everyday image that matches the given caption: {words}\n"
-            return Row((text, ""), (TARGET, picture), words)
-        return Row(
-            (f"{IMAGE}Find an image caption describing the given everyday image.\n", picture), (words, ""), words
-        )
-    if task == "Shapes_same":
-        scene = sample(scenes.pair, rng, test)
-        other = scenes.restyle(scene, rng)
-        text = f"{IMAGE}Find a day-to-day image that looks similar to the provided image.\n"
-        return Row((text, paint.scene(scene)), (TARGET, paint.scene(other)), scene.content)
-    if task == "Shapes_change":
-        while True:
-            scene = sample(scenes.pair, rng, test)
-            words, edited = scenes.change(scene, rng)
-            if scenes.is_test(edited.content) == test:
-                break
-        text = f"{IMAGE}Given an image, find a similar everyday image with the described changes: {words}\n"
-        picture = paint.scene(scene)
-        return Row((text, picture), (TARGET, paint.scene(edited)), edited.content, near=(TARGET, picture))
-    if task == "Shapes_crop":
-        scene = sample(scenes.pair, rng, test)
-        image, (wanted, other) = scenes.draw(scene), rng.sample(scene.things, 2)
-        crops = [
-            (f"{IMAGE}Represent the given cropped image of the object.\n", paint.save(scenes.crop(image, t)))
-            for t in (wanted, other)
-        ]
-        text = f'{IMAGE}Select the portion of the image that isolates the object labeled as "{wanted.label}"\n'
-        return Row((text, paint.save(image)), crops[0], f"{wanted.label} on {scene.background}", near=crops[1])
-    raise ValueError(f"unknown task {task!r}")
-
-
-def label_space(task: str) -> list[tuple[str, str]] | None:
-    """The closed label set of a classification or VQA task."""
-    if task == "Digits_label":
-        return [(digit_words(digit), "") for digit in range(10)]
-    if task == "Shapes_object":
-        return [(label, "") for label in scenes.labels()]
-    if task == "Shapes_vqa":
-        return [(answer, "") for answer in scenes.answers()]
-    return None
-
-
-def with_candidates(task: str, rows: list[Row], rng) -> list[list[tuple[str, str]]]:
-    """A candidate list for each row: its target, its near miss, then targets of other content, all distinct."""
-    labels, lists = label_space(task), []
-    for row in rows:
-        pool = labels or list({other.content: other.target for other in rows if other.content != row.content}.values())
-        first = [row.target] + [row.near] * (row.near is not None)
-        rest = [target for target in pool if target not in first]
-        lists.append(first + rng.sample(rest, min(CANDIDATES - len(first), len(rest))))
-    return lists
-
-
-# what the backbone is pre-trained on
-FIRST_STAGE = 0.25  # share of the generative rows that show one thing only: seeing is learnt there
-GENERATIVE = {"caption": 36, "question": 42, "detail": 11, "summary": 6, "match": 3, "pick": 2}
-
-
-def make_generative(rng, paint: Painter, digits: Digits, first_stage: bool) -> dict:
-    """One generative example: a caption, an answer, a one-word summary, a yes/no match or a pick among candidates."""
-    task = (
-        rng.choice(("caption", "question")) if first_stage else rng.choices(list(GENERATIVE), GENERATIVE.values())[0]
-    )
-
-    def row(text, picture, answer, candidates=()):
-        options = [{"text": option, "image": ""} for option in candidates]
-        return {
-            "stage": int(not first_stage),
-            "task": task,
-            "query": {"text": text, "image": picture},
-            "candidates": options,
-            "answer": answer,
-        }
-
-    if task == "caption" and rng.random() < 0.08:
-        digit, image = digits.one(rng, False)
-        return row("Describe the image.", paint.save(image), digit_words(digit))
-    layouts = {
-        "detail": [scenes.quarters],
-        "pick": [scenes.pair],
-        "question": [scenes.pair, scenes.pair, scenes.crowd, scenes.quarters],
-    }
-    make = (
-        scenes.one
-        if first_stage
-        else rng.choice(
-            layouts.get(task, [scenes.one, scenes.pair, scenes.pair, scenes.pair, scenes.crowd, scenes.crowd])
-        )
-    )
-    scene = sample(make, rng, False)
-    picture, main = paint.scene(scene), scene.things[0]
-    if task == "detail":
-        return row("Describe the image in detail.", picture, scenes.long_caption(scene))
-    if task == "question":
-        question, answer = rng.choice(scenes.questions(scene))
-        return row(question, picture, answer)
-    words = scenes.caption(scene)
-    if task == "caption":
-        return row("Describe the image.", picture, words)
-    if task == "summary":
-        answer = rng.choice((main.colour, main.shape))
-        if rng.random() < 0.4:
-            return row(f"{words}\nSummary above sentence in one word:", "", answer)
-        return row("Summary above image in one word:", picture, answer)
-    text = f"{IMAGE}Find an image caption describing the given everyday image.\n"
-    if task == "match":
-        shown = words
-        if rng.random() < 0.5:
-            near = scenes.negatives(scene, rng) if scene.layout == "pair" and rng.random() < 0.5 else None
-            shown = rng.choice(list(near.values())) if near else scenes.caption(sample(scenes.pair, rng, False))
-        return row(text, picture, "Yes" if shown == words else "No", [shown])
-    options = sorted({scenes.caption(sample(scenes.pair, rng, False)) for _ in range(rng.randint(1, 4))} | {words})
-    rng.shuffle(options)
-    return row(text, picture, f"Ans: ({options.index(words) + 1})", options)
-
-
-# writing
-def write_parquet(path: Path, columns: dict):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
-
-
-def write_train(root: Path, task: str, rows: list[Row]):
-    columns = {
-        "qry": [row.query[0] for row in rows],
-        "qry_image_path": [row.query[1] for row in rows],
-        "pos_text": [row.target[0] for row in rows],
-        "pos_image_path": [row.target[1] for row in rows],
-    }
-    write_parquet(root / "train" / task / "original-00000-of-00001.parquet", columns)
-
-
-def write_json(path: Path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-
-
-def write_eval(root: Path, task: str, rows: list[Row], rng):
-    lists = with_candidates(task, rows, rng)
-    columns = {
-        "qry_text": [row.query[0] for row in rows],
-        "qry_img_path": [row.query[1] for row in rows],
-        "tgt_text": [[text for text, _ in candidates] for candidates in lists],
-        "tgt_img_path": [[image for _, image in candidates] for candidates in lists],
-    }
-    write_parquet(root / "eval" / task / "test-00000-of-00001.parquet", columns)
-
-
-def write_compositional(root: Path, paint: Painter, count: int, seed: int):
-    rng, subsets = random.Random(f"{seed}:compositional"), {}
-    while len(subsets) < 7 or min(map(len, subsets.values())) < count:
-        scene = sample(scenes.pair, rng, True)
-        for subset, negative in scenes.negatives(scene, rng).items():
-            rows = subsets.setdefault(subset, [])
-            if len(rows) < count and negative != scenes.caption(scene):
-                filename = Path(paint.scene(scene)).name
-                rows.append({"filename": filename, "caption": scenes.caption(scene), "negative_caption": negative})
-    for subset, rows in sorted(subsets.items()):
-        write_json(root / "compositional" / f"{subset}.json", {str(i): row for i, row in enumerate(rows)})
-
-
-def write_nli(root: Path, count: int, seed: int):
-    rng = random.Random(f"{seed}:nli")
-    (root / "nli").mkdir(exist_ok=True)
-    with open(root / "nli" / "nli_for_simcse.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("sent0", "sent1", "hard_neg"))
-        for _ in range(count):
-            scene = sample(
-                rng.choice((scenes.one, scenes.pair, scenes.pair, scenes.crowd, scenes.quarters)), rng, False
-            )
-            texts = (scenes.describe(scene), scenes.paraphrase(scene), scenes.contradiction(scene, rng))
-            writer.writerow(texts)
-
-
-def write_contact_sheet(root: Path, shown: dict[str, list[Row]]):
-    """A page with three examples a task: query picture, target picture, and the words below."""
-    width, height, per_row = 400, 150, 3
-    sheet = Image.new("RGB", (width * per_row + 10, height * len(shown) + 10), "white")
-    pen = ImageDraw.Draw(sheet)
-    for r, (task, rows) in enumerate(shown.items()):
-        for c, row in enumerate(rows[:per_row]):
-            x, y = 10 + c * width, 8 + r * height
-            pen.text((x, y), f"{KINDS[task]} / {task}", fill="black")
-            for i, (text, image) in enumerate((row.query, row.target)):
-                left, top = x + i * width // 2, y + 16
-                if image:
-                    picture = Image.open(root / image)
-                    sheet.paste(picture, (left, top))
-                    top += picture.height + 2
-                lines = textwrap.wrap(text.replace(IMAGE, ""), 32)[: (y + height - 14 - top) // 13]
-                pen.multiline_text((left, top), "\n".join(lines), fill=("navy", "darkgreen")[i], spacing=2)
-    sheet.save(root / "contact_sheet.png")
+VERSION = 4  # of the files; a world of another version is refused
+EXAMPLES = 3  # of each task on the contact sheet
+CELL = (400, 150)  # width and height of an example there, in pixels
 
 
 def build(
@@ -363,58 +54,211 @@ def build(
 
     Args:
         out (`str` or `Path`): folder to write.
-        seed (`int`): everything follows from it.
-        train_rows, test_rows (`int`): rows of each task; evaluation lists have up to 100 candidates.
-        pretrain_rows (`int`): generative examples for the miniature backbone.
+        seed (`int`, defaults to 0): everything follows from it.
+        train_rows (`int`, defaults to 3000): training rows of each task.
+        test_rows (`int`, defaults to 150): test queries of each task; evaluation lists have up to 100 candidates.
+        pretrain_rows (`int`, defaults to 26400): generative examples for the miniature backbone.
+        show_progress (`bool`, defaults to `True`): whether to show a progress bar.
 
     Returns:
         `Path`: the folder.
+
+    Raises:
+        ValueError: the folder holds a world made with other settings.
+
+    Example:
+
+    ```python
+    world = build("outputs/world", train_rows=100, test_rows=50, pretrain_rows=500)
+    ```
     """
     root = Path(out)
     settings = {
-        "version": 4,
+        "version": VERSION,
         "seed": seed,
         "train_rows": train_rows,
         "test_rows": test_rows,
         "pretrain_rows": pretrain_rows,
     }
-    done = root / "world.json"
-    if done.exists():
-        found = json.loads(done.read_text(encoding="utf-8"))["settings"]
-        if found == settings:
-            return root
-        raise ValueError(
-            f"{done} holds a world made with {found}, not {settings}; choose another folder or delete it."
-        )
-    paint, digits, shown = Painter(root), Digits(), {}
+    if _is_complete(root, settings):
+        return root
+
+    painter = Painter(root)
+    digits = Digits()
+    examples = {}
     total = len(KINDS) * (train_rows + test_rows) + pretrain_rows
     with tqdm(total=total, desc="Drawing the world", unit="row", disable=not show_progress) as bar:
+        # every split of a task has random numbers of its own: more rows of one task change no other
         for task in KINDS:
-            for test, count in ((False, train_rows), (True, test_rows)):
-                rng, rows = random.Random(f"{seed}:{task}:{test}"), []
-                for _ in range(count):
-                    rows.append(make_row(task, rng, test, paint, digits))
-                    bar.update()
-                if test:
-                    write_eval(root, task, rows, rng)
-                    shown[task] = rows[:3]
-                else:
-                    write_train(root, task, rows)
-                    write_json(root / "truth" / f"{task}.json", [row.content for row in rows])
-        rng = random.Random(f"{seed}:generative")
-        rows = []
-        for number in range(pretrain_rows):
-            rows.append(make_generative(rng, paint, digits, first_stage=number < FIRST_STAGE * pretrain_rows))
-            bar.update()
-    write_parquet(root / "pretrain" / "generative.parquet", {key: [row[key] for row in rows] for key in rows[0]})
-    write_compositional(root, paint, test_rows, seed)
+            source = Source(random.Random(f"{seed}:{task}:False"), False, painter, digits)
+            rows = _make_rows(task, source, train_rows, bar)
+            write_train(root, task, rows)
+
+            source = Source(random.Random(f"{seed}:{task}:True"), True, painter, digits)
+            rows = _make_rows(task, source, test_rows, bar)
+            write_eval(root, task, rows, source.rng)
+            examples[task] = rows[:EXAMPLES]
+
+        source = Source(random.Random(f"{seed}:generative"), False, painter, digits)
+        write_generative(root, _make_generative_rows(source, pretrain_rows, bar))
+
+    write_compositional(root, painter, test_rows, seed)
     write_nli(root, max(2 * train_rows, 100), seed)
-    write_contact_sheet(root, shown)
-    write_json(done, {"settings": settings, "tasks": KINDS})
+    write_contact_sheet(root, examples)
+    write_json(root / "world.json", {"settings": settings, "tasks": KINDS})
     return root
 
 
+def _is_complete(root: Path, settings: dict) -> bool:
+    """Whether a folder holds the world with these settings.
+
+    Raises:
+        ValueError: it holds one with others.
+    """
+    path = root / "world.json"
+    if not path.exists():
+        return False
+
+    present = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    if present != settings:
+        raise ValueError(
+            f"{path} holds a world made with {present}, not {settings}; choose another folder or delete it."
+        )
+    return True
+
+
+def _make_rows(task: str, source: Source, count: int, bar: tqdm) -> list[Row]:
+    """The rows of one split of a task."""
+    rows = []
+    for _ in range(count):
+        rows.append(make_row(task, source))
+        bar.update()
+    return rows
+
+
+def _make_generative_rows(source: Source, count: int, bar: tqdm) -> list[dict]:
+    """The rows of the backbone's first stage, and then those of its second."""
+    rows = []
+    for number in range(count):
+        rows.append(make_generative(source, first_stage=number < FIRST_STAGE * count))
+        bar.update()
+    return rows
+
+
+# writing
+def write_parquet(path: Path, columns: dict):
+    """Writes columns by name, and the folders above them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def write_json(path: Path, content):
+    """Writes a content as JSON, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+
+def write_train(root: Path, task: str, rows: list[Row]):
+    """Writes the training rows of a task in MMEB's columns, and what their targets show."""
+    columns = {"qry": [], "qry_image_path": [], "pos_text": [], "pos_image_path": []}
+    for row in rows:
+        query_text, query_image = row.query
+        target_text, target_image = row.target
+        columns["qry"].append(query_text)
+        columns["qry_image_path"].append(query_image)
+        columns["pos_text"].append(target_text)
+        columns["pos_image_path"].append(target_image)
+    write_parquet(root / "train" / task / "original-00000-of-00001.parquet", columns)
+    write_json(root / "truth" / f"{task}.json", [row.content for row in rows])
+
+
+def write_eval(root: Path, task: str, rows: list[Row], rng: random.Random):
+    """Writes the test rows of a task in MMEB's columns, with candidates that `rng` draws."""
+    columns = {"qry_text": [], "qry_img_path": [], "tgt_text": [], "tgt_img_path": []}
+    for row, candidates in zip(rows, with_candidates(task, rows, rng)):
+        query_text, query_image = row.query
+        texts, images = zip(*candidates)
+        columns["qry_text"].append(query_text)
+        columns["qry_img_path"].append(query_image)
+        columns["tgt_text"].append(list(texts))
+        columns["tgt_img_path"].append(list(images))
+    write_parquet(root / "eval" / task / "test-00000-of-00001.parquet", columns)
+
+
+def write_generative(root: Path, rows: list[dict]):
+    """Writes the rows that the backbone is pre-trained on."""
+    columns = {}
+    for name in rows[0]:
+        columns[name] = [row[name] for row in rows]
+    write_parquet(root / "pretrain" / "generative.parquet", columns)
+
+
+def write_compositional(root: Path, painter: Painter, count: int, seed: int):
+    """Writes `count` true and false captions of test scenes for each subset of SugarCrepe, in its layout."""
+    rng = random.Random(f"{seed}:compositional")
+    subsets = {}
+
+    # a negative that says the same as the caption is left out, so some subsets take more scenes than others
+    while len(subsets) < len(SUGARCREPE) or min(map(len, subsets.values())) < count:
+        scene = scenes.sample(scenes.pair, rng, test=True)
+        caption = scenes.caption(scene)
+        for subset, negative in scenes.negatives(scene, rng).items():
+            rows = subsets.setdefault(subset, [])
+            if len(rows) < count and negative != caption:
+                filename = Path(painter.scene(scene)).name
+                rows.append({"filename": filename, "caption": caption, "negative_caption": negative})
+
+    for subset, rows in subsets.items():
+        by_number = {str(number): row for number, row in enumerate(rows)}
+        write_json(root / "compositional" / f"{subset}.json", by_number)
+
+
+def write_nli(root: Path, count: int, seed: int):
+    """Writes `count` texts of training scenes, each with one of its meaning and one that is false."""
+    rng = random.Random(f"{seed}:nli")
+    layouts = (scenes.one, scenes.pair, scenes.pair, scenes.crowd, scenes.quarters)
+
+    (root / "nli").mkdir(exist_ok=True)
+    with open(root / "nli" / "nli_for_simcse.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("sent0", "sent1", "hard_neg"))
+        for _ in range(count):
+            scene = scenes.sample(rng.choice(layouts), rng, test=False)
+            writer.writerow((scenes.describe(scene), scenes.paraphrase(scene), scenes.contradiction(scene, rng)))
+
+
+# the contact sheet
+def write_contact_sheet(root: Path, examples: dict[str, list[Row]]):
+    """Draws a page with a line for each task: its examples, each with query and target side by side."""
+    width, height = CELL
+    sheet = Image.new("RGB", (width * EXAMPLES + 10, height * len(examples) + 10), "white")
+    for line, (task, rows) in enumerate(examples.items()):
+        for column, row in enumerate(rows):
+            x = 10 + column * width
+            y = 8 + line * height
+            ImageDraw.Draw(sheet).text((x, y), f"{KINDS[task]} / {task}", fill="black")
+            _draw_side(sheet, root, row.query, x, y, "navy")
+            _draw_side(sheet, root, row.target, x + width // 2, y, "darkgreen")
+    sheet.save(root / "contact_sheet.png")
+
+
+def _draw_side(sheet: Image.Image, root: Path, side: tuple[str, str], x: int, y: int, colour: str):
+    """A query or a target of the example that begins at `y`: its picture, and its text below."""
+    text, path = side
+    bottom = y + CELL[1] - 14
+    y += 16  # the line above names the task
+    if path:
+        picture = Image.open(root / path)
+        sheet.paste(picture, (x, y))
+        y += picture.height + 2
+
+    # no more lines, of 13 pixels each, than there is room for
+    lines = textwrap.wrap(text.replace(IMAGE, ""), 32)[: (bottom - y) // 13]
+    ImageDraw.Draw(sheet).multiline_text((x, y), "\n".join(lines), fill=colour, spacing=2)
+
+
 def main(arguments=None):
+    """The command `python -m unime.miniature.world`."""
     parser = argparse.ArgumentParser(description="Write the miniature world.")
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--seed", type=int, default=0)

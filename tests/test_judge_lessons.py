@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from unime.miniature import scenes
 from unime.miniature.judge import JudgeTrainer, Lessons, Packed
 from unime.miniature.lessons import SINGLE, WHOLE, alter, make_lesson, redraw
-from unime.miniature.world import Digits
+from unime.miniature.sources import Digits
 
 
 @pytest.fixture(scope="module")

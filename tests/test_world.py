@@ -11,7 +11,9 @@ from PIL import Image
 from unime.data.readers import read_mmeb_train
 from unime.eval.tasks import read_world_tasks
 from unime.miniature import scenes
-from unime.miniature.world import KINDS, Digits, build, main
+from unime.miniature.sources import Digits
+from unime.miniature.tasks import KINDS, Row, with_candidates
+from unime.miniature.world import build, main
 
 
 def files(root):
@@ -72,8 +74,6 @@ def test_every_kind_of_task_is_there_in_mmebs_columns(world):
 
 
 def test_candidates_number_a_hundred_where_there_are_enough_rows(tmp_path):
-    from unime.miniature.world import Row, with_candidates
-
     rows = [Row(("q", ""), (f"target {i}", ""), str(i)) for i in range(150)]
     lists = with_candidates("Shapes_t2i", rows, random.Random(0))
     assert all(len(candidates) == len(set(candidates)) == 100 for candidates in lists)
