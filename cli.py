@@ -140,7 +140,7 @@ def _run(name: str, module: str, arguments: list[str]):
 
 def _usage() -> str:
     """What `unime --help` prints: every command under the heading of its group, within 24 lines."""
-    # 13 commands, 5 headings, and 5 lines around them
+    # 13 commands, 5 headings, and 4 lines around them
     lines = ["usage: unime COMMAND ... [--quiet]      (COMMAND --help says more)", ""]
     for heading, commands in GROUPS.items():
         lines.append(heading)
