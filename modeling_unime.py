@@ -290,7 +290,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     @classmethod
     def _find_preset(cls, path, model_type, preset):
-        """A reranker's prompts are chats of its own: a name that promises prompts we do not know is no trouble."""
+        """As for an embedder, but an unknown UniME name may pass: a reranker's prompts do not depend on its preset."""
         return find_preset(path, model_type, preset, strict=False)
 
     def forward(self, **kwargs):

@@ -1,4 +1,4 @@
-"""What a backbone wants to see: its image processor, its image tokens, and how many of them an image takes.
+"""What a backbone reads: its image processor, its image tokens, and how many of them an image takes.
 
 Two classes with one interface read prompts and images: [`NativeProcessor`] stands on any processor of transformers,
 [`~unime.processing_phi3_v.Phi3VProcessor`] reads Phi-3-vision, which transformers does not know.

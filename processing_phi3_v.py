@@ -123,7 +123,7 @@ class Phi3VProcessor:
 
     follows_transformers = False  # its prompts cannot go through `ProcessorMixin.__call__`
     takes_several_images = True
-    grain = None  # its tokens are no squares of a fixed size
+    grain = None  # its tokens are not squares of a fixed size
     types_name = "mm_token_type_ids"
     image_token = "<|image_1|>"
     image_token_id = IMAGE_TOKEN_ID

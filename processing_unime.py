@@ -57,7 +57,7 @@ class UniMEProcessor(ProcessorMixin):
 
     Args:
         image_processor: of the backbone.
-        tokenizer: the backbone's tokenizer, with a chat template if the preset wants one.
+        tokenizer: the backbone's tokenizer, with a chat template if the preset needs one.
         chat_template (`str`, *optional*): Jinja template; the tokenizer's own by default.
         preset (`str`, defaults to `"summary"`): a key of `PRESETS`.
         max_length (`int`, *optional*): longest sequence in tokens; longer texts are cut, images never are. By default

@@ -114,15 +114,6 @@ class Card:
     license: str | None = None
     tags: tuple = ()
 
-    @property
-    def licence(self) -> str | None:
-        """Earlier name of `license`."""
-        return self.license
-
-    @licence.setter
-    def licence(self, value: str | None):
-        self.license = value
-
     def render(self, repo: str | None = None) -> str:
         """The whole file, with the Hub's metadata first.
 

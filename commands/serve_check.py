@@ -35,7 +35,7 @@ class Server:
     Args:
         url (`str`): with or without `/v1` at its end.
         model (`str`, *optional*): the name it knows the model under; by default its only one.
-        key_variable (`str`): the environment variable that holds the key, if it wants one.
+        key_variable (`str`): the environment variable that holds the key, if it needs one.
         timeout (`float`, defaults to 120): seconds for one request.
 
     Raises:

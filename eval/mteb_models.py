@@ -25,7 +25,7 @@ MODALITIES = ["text", "image"]  # without it, mteb takes a model for a text mode
 
 
 def model_meta(model, name: str, loader, revision: str | None = None, **facts) -> ModelMeta:
-    """What mteb wants to know about a model: its size, width, modalities.
+    """What mteb asks about a model: its size, width, modalities.
 
     Args:
         model (`UniMEModel` or `UniMERerankerForCausalLM`).

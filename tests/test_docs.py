@@ -105,7 +105,7 @@ def program(words: list[str]):
     if first == "python":
         assert (ROOT / rest[0]).exists(), f"{rest[0]} does not exist"
         return lambda _: runpy.run_path(str(ROOT / rest[0]), run_name="__main__"), rest[1:], rest[0]
-    assert first in OTHERS, f"{first} is no command that the docs may use"
+    assert first in OTHERS, f"{first} is not a command that the docs may use"
     return None
 
 

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from ..checkpoints.cards import Card
 from .adapters import without_adapter
 
-# what a reader wants to know of `TrainingArguments`, beside all of a stage's own arguments
+# what a reader needs to know of `TrainingArguments`, beside all of a stage's own arguments
 _SHARED = (
     "learning_rate",
     "lr_scheduler_type",
@@ -110,7 +110,7 @@ def _settings(trainer) -> list[tuple[str, str]]:
 
 
 def _adapter_settings(adapter) -> dict:
-    """What a reader wants to know of PEFT's configuration."""
+    """What a reader needs to know of PEFT's configuration."""
     settings = {}
     for name in ("r", "lora_alpha", "lora_dropout", "use_dora"):
         settings[f"adapter {name}"] = getattr(adapter, name)

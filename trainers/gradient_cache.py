@@ -37,7 +37,7 @@ class ChunkEncoder:
         device (`torch.device`): where it runs.
         autocast (`Callable`, defaults to `nullcontext`): makes the mixed-precision context in which `model` runs its
             forward; the vision tower, when it runs by itself, runs in such a context too.
-        lockstep (`bool`, defaults to `False`): all ranks must run as many forwards, as DeepSpeed wants.
+        lockstep (`bool`, defaults to `False`): all ranks must run as many forwards, as DeepSpeed requires.
     """
 
     model: nn.Module
