@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unime.data.schema import content_hash
 from unime.trainers.losses import HardNegativeInfoNCE, JudgeAlignment, MatryoshkaLoss, SimilarityDistillation
-from unime.trainers.temperatures import DatasetTemperatures
+from unime.trainers.temperatures import DatasetTemperatures, LearnTemperatures
 
 
 def reference(table, query, positive, negatives, temperature, k, margin):
@@ -43,7 +43,7 @@ def test_equals_the_float64_reference(seed, rows, k, margin, negatives):
     more = torch.randint(-1, 12, (rows, negatives), generator=generator)
     loss = HardNegativeInfoNCE(0.05, k, margin)(table.float(), query, positive, more).loss
     expected = reference(table.tolist(), query.tolist(), positive.tolist(), more.tolist(), 0.05, k, margin)
-    assert float(loss) == pytest.approx(expected, abs=2e-5, rel=1e-4)
+    assert loss.item() == pytest.approx(expected, abs=2e-5, rel=1e-4)
 
 
 @pytest.mark.parametrize("k", [None, 2])
@@ -193,6 +193,36 @@ def test_options_pass_gradcheck(options):
     assert torch.autograd.gradcheck(lambda x: loss(x, QUERY, POSITIVE).loss, (table_of(8).requires_grad_(),))
 
 
+def test_a_temperature_at_the_floor_rises_again():
+    temperatures = DatasetTemperatures(["a"], start=0.02)
+    callback = LearnTemperatures(temperatures, learning_rate=0.05)
+    rows = torch.tensor([content_hash("a")])
+    values = []
+    for direction in [1.0] * 60 + [-1.0] * 60:  # first the loss asks for less, then for more
+        (direction * temperatures(rows).sum()).backward()
+        callback.on_pre_optimizer_step(None, None, None)
+        values.append(temperatures(rows).item())
+    assert min(values) == pytest.approx(0.01) and values[59] == pytest.approx(0.01)
+    assert values[-1] > 0.02, "it has come back"
+
+
+@pytest.mark.parametrize("name", ["contrastive", "released", "distillation", "alignment"])
+def test_half_precision_is_left_before_similarities_are_taken(name):
+    half = table_of(8, seed=5).detach().bfloat16()
+    negatives = torch.tensor([[1, 3], [0, 5], [2, 7], [6, 0]])
+    scores = torch.tensor([[0.2, 0.3], [0.1, 0.4], [0.6, 0.1], [0.2, 0.2]])
+    losses = {
+        "contrastive": lambda x: HardNegativeInfoNCE()(x, QUERY, POSITIVE),
+        "released": lambda x: HardNegativeInfoNCE(shortage="released")(x, QUERY, POSITIVE),
+        "distillation": lambda x: SimilarityDistillation()(x, x.flip(0)),
+        "alignment": lambda x: JudgeAlignment()(x, QUERY, POSITIVE, negatives, torch.full((4,), 0.9), scores),
+    }
+    loss = losses[name](half).loss
+    assert loss.dtype == torch.float32
+    # the same embeddings in double precision: only their own rounding is left, which both have
+    assert loss.item() == pytest.approx(losses[name](half.double()).loss.item(), rel=1e-5)
+
+
 def test_temperatures_of_rows_follow_their_data_set():
     table = table_of(8, seed=3)
     temperatures = DatasetTemperatures(["b", "a", "b"], start=0.2)
@@ -267,7 +297,7 @@ def test_distillation_is_zero_for_a_perfect_student_and_for_a_single_text():
     alone = table[:1].clone().requires_grad_()
     loss = SimilarityDistillation()(alone, table[:1]).loss
     loss.backward()
-    assert float(loss) == 0 and not alone.grad.any()
+    assert loss.item() == 0 and not alone.grad.any()
 
 
 def test_a_kept_diagonal_is_dead_at_small_temperatures():

@@ -64,6 +64,13 @@ def test_alignment_lowers_the_loss_and_says_what_it_did(backbone, world, tmp_pat
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert logs[-1]["loss"] < 0.8 * logs[0]["loss"] and logs[0]["rows_left_out"] == 0
+
+    # what the loss does not look at is not encoded, unless it has to choose by score
+    for order, limit in (("file", 2), ("score", None)):
+        args = AlignmentConfig(output_dir=str(tmp_path), num_negatives=2, order=order, **settings)
+        trainer = AlignmentTrainer(UniMEModel.from_backbone(backbone), args, train_dataset=rows)
+        negatives = trainer.data_collator([rows[0], rows[1]])["batch"].negatives
+        assert negatives.shape[1] == (limit or max(len(row["negatives"]) for row in rows.select(range(2))))
     assert logs[-1]["positive_similarity"] > logs[-1]["hardest_negative_similarity"]
 
 

@@ -45,6 +45,9 @@ class AlignmentTrainer(EmbeddingTrainer):
     paper = "2510.13515"
 
     def __init__(self, model, args: AlignmentConfig, **kwargs):
+        # negatives that the loss would not look at are not encoded; by score, all must be there to choose from
+        if args.order == "file":
+            kwargs.setdefault("max_negatives", args.num_negatives)
         super().__init__(model, args, **kwargs)
         loss = JudgeAlignment(
             temperature=args.temperature,

@@ -34,6 +34,14 @@ def positive_number(name: str, value: float) -> float:
     return value
 
 
+def at_least_float32(embeddings: torch.Tensor) -> torch.Tensor:
+    """Embeddings of half precision in float32, others as they are.
+
+    Similarities are divided by temperatures of a hundredth; rounded to bfloat16 before that, they are off by tenths.
+    """
+    return embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+
+
 class HardNegativeInfoNCE(nn.Module):
     """InfoNCE against the hardest in-batch candidates that are not false negatives (UniME, 2504.17432 eqs. 3-4).
 
@@ -100,6 +108,7 @@ class HardNegativeInfoNCE(nn.Module):
             temperature (`Tensor` `[B]`, *optional*): one for each row, in place of the one for all.
             seed (`int`): of `"random"` selection; what all ranks know of the batch, such as the sum of its hashes.
         """
+        embeddings = at_least_float32(embeddings)
         forward = self._released if self.shortage == "released" else self._direction
         temperature = self.temperature if temperature is None else temperature[:, None]  # a number, or [B, 1]
         output = forward(embeddings, query, positive, negatives, temperature, seed)
@@ -200,7 +209,6 @@ class HardNegativeInfoNCE(nn.Module):
         finite = negative_scores.masked_fill(missing, 0)  # infinity over a learnable temperature has no gradient
         negative_logits = finite / temperature + self.hardness * finite.detach()
         logits = torch.cat([positive_scores / temperature, negative_logits.masked_fill(missing, float("-inf"))], dim=1)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 has too few digits here
 
         # the positive stands in column 0
         targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
@@ -295,8 +303,8 @@ class SimilarityDistillation(nn.Module):
             embeddings (`Tensor` `[N, D]`): unit-norm student embeddings of distinct texts.
             teacher (`Tensor` `[N, D']`): the teacher's, of any norm.
         """
-        teacher = F.normalize(teacher.to(torch.promote_types(embeddings.dtype, torch.float32)), dim=-1)
-        student = embeddings.to(teacher.dtype)
+        student = at_least_float32(embeddings)
+        teacher = F.normalize(teacher.to(student.dtype), dim=-1)
         student_scores = student @ student.T  # [N, N]
         teacher_scores = teacher @ teacher.T  # [N, N]
 
@@ -385,6 +393,7 @@ class JudgeAlignment(nn.Module):
             query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): rows of the table.
             positive_score (`Tensor` `[B]`), negative_scores (`Tensor` `[B, K]`): in [0, 1]; NaN where there is none.
         """
+        embeddings = at_least_float32(embeddings)
         negatives, negative_scores = self._first_negatives(negatives, negative_scores)  # [B, k], [B, k]
         present = negatives >= 0  # [B, k]
         if self.unscored == "released":
@@ -398,9 +407,8 @@ class JudgeAlignment(nn.Module):
         judged = torch.cat([positive_score[:, None], negative_scores], dim=1)[usable].to(scores)  # [b, 1 + k]
 
         # P and Q over the candidates
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        log_p = masked_log_softmax(scores.to(dtype) / self.temperature, mask)
-        log_q = masked_log_softmax(judged.to(dtype) / self.judge_temperature, mask)
+        log_p = masked_log_softmax(scores / self.temperature, mask)
+        log_q = masked_log_softmax(judged / self.judge_temperature, mask)
 
         # without a usable row there is still a gradient, of zero
         loss = self._divergence(log_p, log_q, mask).mean() if len(candidates) else embeddings.sum() * 0

@@ -14,7 +14,10 @@ LOWEST = 0.01  # as in CLIP (2103.00020), whose logits are scaled by at most 100
 
 
 class DatasetTemperatures(nn.Module):
-    """A learnable temperature for each data set, in float64; kept above 0.01, as CLIP (2103.00020) does.
+    """A learnable temperature for each data set, in float64; never below 0.01, as in CLIP (2103.00020).
+
+    The lowest temperature is a floor, not a trap: the gradient still passes there, and [`hold`] keeps the parameter
+    from sinking further, so that a temperature rises again as soon as the loss asks for it.
 
     Args:
         names (`list[str]`): of the data sets; repeated ones count once.
@@ -51,7 +54,16 @@ class DatasetTemperatures(nn.Module):
             KeyError: a hash belongs to none of the data sets.
         """
         rows = torch.tensor([self.index[key] for key in datasets.tolist()])
-        return self.log_temperature[rows].exp().clamp(min=LOWEST).float().to(datasets.device)
+        logs = self.log_temperature[rows]  # [B]
+
+        # the floor is added as a constant: a clamp would have no gradient below it
+        below = (logs.clamp(min=math.log(LOWEST)) - logs).detach()
+        return (logs + below).exp().float().to(datasets.device)
+
+    def hold(self):
+        """Puts temperatures that an optimizer took below the lowest back to it."""
+        with torch.no_grad():
+            self.log_temperature.clamp_(min=math.log(LOWEST))
 
     def values(self) -> dict[str, float]:
         """The temperatures by the names under which they are logged."""
@@ -92,6 +104,7 @@ class LearnTemperatures(TrainerCallback, ExportableState):
         """Steps them just before the optimizer steps the model."""
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.temperatures.hold()
 
     def state(self) -> dict:
         """What `Trainer` writes into `trainer_state.json`."""
