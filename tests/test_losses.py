@@ -66,7 +66,7 @@ def unit(*angles):
 def test_copies_of_the_positive_are_never_negatives():
     table = unit(0.0, 0.1, 0.2)  # rows 0 and 1 share the positive 2 by index
     output = HardNegativeInfoNCE(0.05)(table, torch.tensor([0, 1]), torch.tensor([2, 2]))
-    assert float(output.loss) == 0.0
+    assert output.loss.item() == 0.0
     assert output.metrics["duplicates_masked"] > 0
 
 
@@ -79,7 +79,7 @@ def test_filtered_candidates_never_come_back_when_too_few_survive():
     table = unit(0.0, 1.0, 0.1, 0.2)  # the negatives 2 and 3 are far more similar than the positive 1
     query, positive, negatives = torch.tensor([0]), torch.tensor([1]), torch.tensor([[2, 3]])
     filtered = HardNegativeInfoNCE(0.05, 8, 0.1)(table, query, positive, negatives)
-    assert float(filtered.loss) == 0.0 and filtered.metrics["filtered_share"] == 1.0
+    assert filtered.loss.item() == 0.0 and filtered.metrics["filtered_share"] == 1.0
     assert float(HardNegativeInfoNCE(0.05, 8, None)(table, query, positive, negatives).loss) > 5
 
 
@@ -285,7 +285,7 @@ def test_distillation_equals_the_float64_reference(direction, diagonal):
     expected = {"student_teacher": divergence(s, t), "teacher_student": divergence(t, s)}
     expected["symmetric"] = sum(expected.values()) / 2
     loss = SimilarityDistillation(0.1, direction, diagonal, teacher_temperature=0.2)
-    assert float(loss(student, teacher * 3).loss) == pytest.approx(expected[direction], rel=1e-9)
+    assert loss(student, teacher * 3).loss.item() == pytest.approx(expected[direction], rel=1e-9)
     assert float(loss(student.float(), teacher.float()).loss) == pytest.approx(expected[direction], rel=1e-4)
     table = student.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(x, teacher).loss, (table,))
@@ -351,8 +351,8 @@ def test_alignment_equals_the_float64_reference(kind):
     batch[3][1, 2] = -1  # one row has two negatives only
     loss = JudgeAlignment(0.1, divergence=kind)
     expected = divergence_by_hand(*batch, 0.1, kind)
-    assert float(loss(*batch).loss) == pytest.approx(expected, rel=1e-9)
-    assert float(loss(batch[0].float(), *batch[1:]).loss) == pytest.approx(expected, rel=1e-4)
+    assert loss(*batch).loss.item() == pytest.approx(expected, rel=1e-9)
+    assert loss(batch[0].float(), *batch[1:]).loss.item() == pytest.approx(expected, rel=1e-4)
     table = batch[0].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: loss(x, *batch[1:]).loss, (table,))
 
@@ -378,11 +378,11 @@ def test_rows_without_judge_scores_are_left_out_and_counted():
     batch = (table, query, positive, negatives, score, scores)
     output = JudgeAlignment(0.1)(*batch)
     alone = JudgeAlignment(0.1)(*(x if x is table else x[3:] for x in batch))
-    assert float(output.loss) == pytest.approx(float(alone.loss)) and output.metrics["rows_left_out"] == 0.75
+    assert output.loss.item() == pytest.approx(alone.loss.item()) and output.metrics["rows_left_out"] == 0.75
     table = table.clone().requires_grad_()
     none = JudgeAlignment(0.1)(table, query[:1], positive[:1], negatives[:1], score[:1], scores[:1])
     none.loss.backward()
-    assert float(none.loss) == 0 and not table.grad.any()
+    assert none.loss.item() == 0 and not table.grad.any()
 
 
 def test_a_confidently_wrong_row_keeps_its_gradient_unless_released():
@@ -413,4 +413,4 @@ def test_rows_with_the_released_fallback_score_are_left_out_unless_asked_for():
     kept = JudgeAlignment(num_negatives=3, unscored="released")(*batch)
     filled = (*batch[:5], negative_scores.nan_to_num(nan=1.0))
     expected = divergence_by_hand(*filled, 0.02, "jeffreys")
-    assert kept.metrics["rows_left_out"] == 0 and float(kept.loss) == pytest.approx(expected, rel=1e-5)
+    assert kept.metrics["rows_left_out"] == 0 and kept.loss.item() == pytest.approx(expected, rel=1e-5)
