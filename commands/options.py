@@ -8,11 +8,10 @@ import argparse
 import json
 import sys
 
+from ..jobs.embedding import DTYPES, LIBRARIES
 from ..jobs.reranking import STRATEGIES
 from ..prompts_unime import PRESETS
 
-LIBRARIES = ("unime", "sentence-transformers")
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 ROLES = ("query", "document")
 SPLITS = ("original", "diverse_instruction")
 

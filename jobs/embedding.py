@@ -17,6 +17,8 @@ from ..data.schema import Item
 from ..prompts_unime import PRESETS
 from .shards import fingerprint, processes, read_job, run_job
 
+LIBRARIES = ("unime", "sentence-transformers")
+DTYPES = ("auto", "bfloat16", "float16", "float32")  # "auto" is the checkpoint's own
 # of files above SMALL bytes, each tensor is read in so many PLACES, SAMPLE bytes at each
 SMALL = 2**18
 PLACES = 8
@@ -121,7 +123,7 @@ class Embedder:
     """
 
     def __init__(self, source, library: str = "unime", preset: str | None = None, dtype: str = "auto", **options):
-        if library not in ("unime", "sentence-transformers"):
+        if library not in LIBRARIES:
             raise ValueError(f"the library must be 'unime' or 'sentence-transformers', got {library!r}.")
         self.source = source
         self.library = library

@@ -20,7 +20,7 @@ import numpy as np
 from ..checkpoints.opening import open_checkpoint
 from ..data.readers import Findings, read_rows
 from ..data.schema import Example, Item, content_hash, to_example
-from ..jobs.embedding import Embedder, checkpoint_fingerprint, embed, item_name
+from ..jobs.embedding import DTYPES, LIBRARIES, Embedder, checkpoint_fingerprint, embed, item_name
 from ..jobs.shards import (
     MANIFEST,
     check_manifest,
@@ -37,6 +37,10 @@ from .saha import write_clusters
 from .selection import Pair, Pool, select
 from .writers import write_judged
 
+SPLITS = ("original", "diverse_instruction")
+POOLS = ("global", "dataset")
+INDICES = ("exact", "flat", "ivf")
+FALLBACKS = ("drop", "judge_lowest", "released")
 EMBEDDED = ("queries", "candidates")  # folders of the embeddings
 RETRIEVAL_SETTINGS = ("top_k", "pool", "delta", "index", "ivf_lists", "ivf_probes")
 SELECTION_SETTINGS = ("num_negatives", "margin", "stride", "fallback", "seed")
@@ -54,7 +58,9 @@ class MiningConfig:
         default=None, metadata={"help": "Where image paths start; by default the data's folder."}
     )
     subsets: list[str] | None = field(default=None, metadata={"help": "Data sets to take; all by default."})
-    split: str = field(default="original", metadata={"help": "MMEB-train: original or diverse_instruction."})
+    split: str = field(
+        default="original", metadata={"help": "MMEB-train: original or diverse_instruction.", "choices": SPLITS}
+    )
     rows_per_subset: int | None = field(default=None, metadata={"help": "At most that many rows of each data set."})
     mined_per_subset: int | None = field(
         default=None, metadata={"help": "Mine for that many pairs of each data set; the others are candidates only."}
@@ -63,9 +69,11 @@ class MiningConfig:
 
     # embed
     embedder: str | None = field(default=None, metadata={"help": "Folder or repository of the embedder."})
-    embedder_library: str = field(default="unime", metadata={"help": "unime or sentence-transformers."})
+    embedder_library: str = field(
+        default="unime", metadata={"help": "unime or sentence-transformers.", "choices": LIBRARIES}
+    )
     embedder_preset: str | None = field(default=None, metadata={"help": "Prompts, for a stock VLM."})
-    embedder_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own."})
+    embedder_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own.", "choices": DTYPES})
     embedder_options: dict | str | None = field(
         default_factory=dict, metadata={"help": "For encode: batch_tokens, ..."}
     )
@@ -74,13 +82,14 @@ class MiningConfig:
     # retrieve
     top_k: int = field(default=50, metadata={"help": "Potential hard negatives of each pair."})
     pool: str = field(
-        default="global", metadata={"help": "Candidates of all data sets (global) or of the pair's own (dataset)."}
+        default="global",
+        metadata={"help": "Candidates of all data sets (global) or of the pair's own (dataset).", "choices": POOLS},
     )
     delta: str = field(
         default="positive",
         metadata={"help": "Candidates must be less similar than the positive (positive), than a number, or none."},
     )
-    index: str = field(default="exact", metadata={"help": "exact, flat or ivf (both FAISS)."})
+    index: str = field(default="exact", metadata={"help": "exact, flat or ivf (both FAISS).", "choices": INDICES})
     ivf_lists: int | None = field(default=None, metadata={"help": "Cells of ivf; 4 sqrt(N) by default."})
     ivf_probes: int = field(default=32, metadata={"help": "Cells that ivf looks into."})
     retrieve_shard: int = field(default=8192, metadata={"help": "Pairs of one shard."})
@@ -89,7 +98,7 @@ class MiningConfig:
     judge: str | None = field(
         default=None, metadata={"help": "Folder or repository of the judge, or its name on the server."}
     )
-    judge_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own."})
+    judge_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own.", "choices": DTYPES})
     judge_options: dict | str | None = field(
         default_factory=dict, metadata={"help": "For score: answer_format, resolution, batch_tokens, ..."}
     )
@@ -104,7 +113,8 @@ class MiningConfig:
     margin: str = field(default="0.01", metadata={"help": "beta of s <= s_pos - beta, or released."})
     stride: int = field(default=5, metadata={"help": "Step of the cyclic sampling."})
     fallback: str = field(
-        default="drop", metadata={"help": "Where no candidate is allowed: drop, judge_lowest or released."}
+        default="drop",
+        metadata={"help": "Where no candidate is allowed: drop, judge_lowest or released.", "choices": FALLBACKS},
     )
     seed: int = field(default=0, metadata={"help": "Of random choices."})
     name: str = field(default="judged", metadata={"help": "Name of the file of selected rows, and of the page."})
