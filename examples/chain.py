@@ -24,6 +24,7 @@ from ..eval.rerank import run_rerank
 from ..eval.runner import evaluate, run_benchmark
 from ..eval.tasks import Task, read_world_tasks
 from ..jobs.embedding import Embedder
+from ..jobs.notices import silence_alarms
 from ..jobs.reranking import Reranker
 from ..miniature.backbone import last_checkpoint
 from ..miniature.judge import JudgeConfig, train_judge
@@ -244,6 +245,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("outputs"), help="folder for everything that is made")
     parser.add_argument("--seeds", type=int, default=1, help="train every stage that often")
     options = parser.parse_args(arguments)
+    silence_alarms()
 
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one GPU is plenty, and several need a launcher
     torch.set_float32_matmul_precision("high")  # TF32 on a GPU: much faster, and exact enough for training

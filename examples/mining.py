@@ -19,6 +19,7 @@ import yaml
 
 from ..data.readers import read_clusters, read_judged, read_mmeb_train
 from ..data.schema import Item, to_example
+from ..jobs.notices import silence_alarms
 from ..mining.pipeline import Mining, MiningConfig
 from ..mining.retrieval import exact_top_k
 from ..mining.selection import Pair
@@ -240,6 +241,7 @@ def main(arguments=None):
     parser.add_argument("--mined", type=Path, default=Path("outputs/mined"), help="folder for what is made")
     parser.add_argument("--rows", type=int, help="pairs mined of each task")
     options = parser.parse_args(arguments)
+    silence_alarms()
 
     changes = {}
     if options.rows:

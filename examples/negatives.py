@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from ..eval.figures import training_curves
+from ..jobs.notices import silence_alarms
 from .common import make_trainer
 
 
@@ -48,6 +49,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("outputs/negatives.png"))
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args(arguments)
+    silence_alarms()
 
     runs = {}
     for selection in ("easy", "random", "hard"):

@@ -5,6 +5,11 @@
 Every step leaves a file and is skipped when that file is there, so an interrupted run goes on where it stopped.
 """
 
+if __name__ == "__main__":  # before the imports, some of which raise false alarms
+    from unime.jobs.notices import silence_alarms
+
+    silence_alarms()
+
 import argparse
 import json
 import os

@@ -20,6 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from ..configuration_unime import UniMERerankerConfig
 from ..data.samplers import HomogeneousSampler
 from ..data.schema import PLACEHOLDER
+from ..jobs.notices import silence_alarms
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION
@@ -369,6 +370,7 @@ def train_and_save(trainer: GenerativeTrainer, processor: UniMEProcessor):
 
 def main(arguments=None):
     """The command `python -m unime.miniature.backbone`."""
+    silence_alarms()
     options, args = HfArgumentParser((BackboneArguments, BackboneConfig)).parse_args_into_dataclasses(arguments)
     print(pretrain(options.world, args))
 

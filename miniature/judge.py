@@ -18,6 +18,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..items_unime import PreparedItem
+from ..jobs.notices import silence_alarms
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..prompts_unime import POINTWISE
 from .backbone import BackboneConfig, GenerativeTrainer, train_and_save
@@ -320,6 +321,7 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path, default=Path("outputs/judge"))
     parser.add_argument("--steps", type=int, default=JudgeConfig.max_steps)
     options = parser.parse_args(arguments)
+    silence_alarms()
     print(train_judge(options.backbone, JudgeConfig(output_dir=str(options.out), max_steps=options.steps)))
 
 

@@ -15,6 +15,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
+from ..jobs.notices import silence_alarms
 from .backbone import build_tokenizer
 
 
@@ -119,7 +120,9 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description="Train the miniature text teacher.")
     parser.add_argument("--pairs", required=True, help="CSV with sent0, sent1, hard_neg")
     parser.add_argument("--out", required=True, help="folder for the model")
-    print(train_teacher(**vars(parser.parse_args(arguments))))
+    options = parser.parse_args(arguments)
+    silence_alarms()
+    print(train_teacher(**vars(options)))
 
 
 if __name__ == "__main__":
