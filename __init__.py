@@ -1,7 +1,7 @@
 """UniME: universal multimodal embedders and rerankers made from multimodal LLMs.
 
-Importing the package loads neither torch nor transformers: names resolve on first use. With the first of our models
-or processors, our classes are registered with transformers' Auto classes, which then need no `trust_remote_code`.
+Importing the package loads neither torch nor transformers: names resolve on first use. Importing one of our models
+registers all our classes with transformers' Auto classes, which then need no `trust_remote_code`.
 
 Example:
 

@@ -211,7 +211,7 @@ def item_key(item, max_pixels: int = MAX_IMAGE_PIXELS, name: str = "item") -> st
 
 
 def _feed(digest, value, max_pixels: int, name: str):
-    """Adds a value to the digest, after a letter for its kind, so that values of two kinds are never equal."""
+    """Adds a value to the digest, after a mark for its kind, so that values of two kinds are never equal."""
     if isinstance(value, Image.Image):
         try:
             image = open_image(value, max_pixels)

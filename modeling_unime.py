@@ -135,6 +135,8 @@ class UniMEModel(UniMEPreTrainedModel):
         show_progress = _same_argument(show_progress=show_progress, show_progress_bar=show_progress_bar)
         if truncate_dim is not None and not 0 < truncate_dim <= self.config.hidden_size:
             raise ValueError(f"truncate_dim must be between 1 and {self.config.hidden_size}, got {truncate_dim}.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         is_single = not isinstance(items, (list, tuple)) or is_chat(items)
         items = [items] if is_single else list(items)
         reading = Reading(instruction, role, max_length, resolution, fusion)
@@ -143,6 +145,7 @@ class UniMEModel(UniMEPreTrainedModel):
         distinct, names, places = self._distinct(items, show_progress)
         rows, prepared = self.processor.prepare_parts(distinct, reading, names)
         if batch_size is not None:
+            # shorter items share a pass in greater number
             longest = max((entry.length for entry in prepared), default=1)
             batch_tokens = batch_size * longest
 
@@ -290,7 +293,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     @classmethod
     def _find_preset(cls, path, model_type, preset):
-        """As for an embedder, but an unknown UniME name may pass: a reranker's prompts do not depend on its preset."""
+        """As for an embedder, but any name is accepted: a reranker takes only its resolution from the preset."""
         return find_preset(path, model_type, preset, strict=False)
 
     def forward(self, **kwargs):
@@ -385,7 +388,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             seed (`int`): of the shuffling.
             retrieval_scores (`list[float]`): of the candidates, for `"fused"`.
             weight (`float`): of the reranker's score, for `"fused"`.
-            top_k (`int`, *optional*): return the best only.
+            top_k (`int`, *optional*): how many entries to return, best first; all by default.
             return_documents (`bool`, defaults to `False`): return each candidate too, as `"text"`, whatever its kind.
             scoring: for `"pointwise"` and `"fused"`, the other arguments of `score`.
 
@@ -406,7 +409,11 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             raise ValueError(f"unknown strategy {strategy!r}; choose 'pointwise', 'listwise', 'fused' or 'generate'.")
         if scoring and strategy in ("listwise", "generate"):
             raise TypeError(f"{', '.join(scoring)} means nothing to the strategy {strategy!r}.")
+        if top_k is not None and top_k < 0:
+            raise ValueError(f"top_k must not be negative, got {top_k}.")
         _check_candidates(candidates)
+        if strategy == "fused":
+            retrieval_scores = _as_retrieval_scores(retrieval_scores, len(candidates))
 
         if strategy == "generate":
             order = self._order_by_generation(query, candidates, resolution)
@@ -419,7 +426,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             else:
                 scores = self.score(query, candidates, batch_tokens, show_progress, resolution, **scoring)
             if strategy == "fused":
-                scores = _as_retrieval_scores(retrieval_scores, len(candidates)) + weight * scores
+                scores = retrieval_scores + weight * scores
             order = scores.argsort(descending=True, stable=True).tolist()
             scores = scores.tolist()
 
@@ -506,7 +513,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         else:
             warnings.warn(
                 f"the answer {answer.strip()[:80]!r} names none of {len(candidates)} candidates; their order stays.",
-                stacklevel=4,
+                stacklevel=3,
             )
         return order
 

@@ -50,6 +50,8 @@ class Reading:
     def __post_init__(self):
         if self.role not in ("query", "document"):
             raise ValueError(f"role must be 'query' or 'document', got {self.role!r}.")
+        if self.resolution is not None:
+            Resolution.parse(self.resolution)  # raises early
 
 
 class UniMEProcessor(ProcessorMixin):
@@ -377,8 +379,9 @@ class UniMEProcessor(ProcessorMixin):
         batch = processor.collate(entries)
         ```
         """
-        reading = replace(reading or Reading(), **settings)
-        return self._prepare(items, [reading] * len(items), names or _numbered("item", len(items)))
+        reading = _with_settings(reading, settings)
+        names = names or _numbered("item", len(items))
+        return self._prepare(items, [reading] * len(items), names)
 
     def _prepare(self, items, readings: list[Reading], names: list[str]) -> list[PreparedItem]:
         """Items tokenised and measured, each by a reading of its own."""
@@ -392,19 +395,21 @@ class UniMEProcessor(ProcessorMixin):
         # all prompts are tokenised at once, which a fast tokenizer does on several threads
         token_ids = self._native.tokenize(prompts)
         prepared = []
-        cut_count = 0
+        cut_names = set()
         for i, reading in enumerate(readings):
             resolution = Resolution.parse(self.resolution if reading.resolution is None else reading.resolution)
             limit = min(reading.max_length or self.max_length, self.tokenizer.model_max_length)
             entry = self._plan(names[i], prompts[i], token_ids[i], images[i], resolution)
             if entry.length > limit:
                 entry = self._shorten(entry, items[i], reading, limit)
-                cut_count += 1
+                cut_names.add(names[i])
             prepared.append(entry)
 
-        if cut_count:
+        # the image and the text of a sum are two parts of one item, under one name
+        if cut_names:
             warnings.warn(
-                f"{cut_count} of {len(items)} items were longer than {limit} tokens; their texts were cut to fit.",
+                f"{len(cut_names)} of {len(set(names))} items were longer than {limit} tokens; "
+                "their texts were cut to fit.",
                 stacklevel=4,
             )
         return prepared
@@ -486,7 +491,7 @@ class UniMEProcessor(ProcessorMixin):
         Returns:
             the number of its item for each part, and the parts; embeddings of one item's parts are added up.
         """
-        reading = replace(reading or Reading(), **settings)
+        reading = _with_settings(reading, settings)
         fusion = one_of("fusion", reading.fusion or self.fusion, "joint", "sum")
         names = names or _numbered("item", len(items))
 
@@ -556,7 +561,7 @@ class UniMEProcessor(ProcessorMixin):
         """
         counts = [self._native.run_length(string) for string in strings]
 
-        # Other tokens stand between the image tokens: the text as a whole decides on its tokens.
+        # Some backbones put other tokens between the image tokens; the unfolded prompt is then tokenised again.
         if None in counts:
             pieces = entry.prompt.split(self.image_token)
             prompt = "".join(chain.from_iterable(zip(pieces, [*strings, ""])))
@@ -626,6 +631,13 @@ def _split_into_parts(item, fusion: str, instruction: str | None) -> list[tuple]
     if not spoken:
         return [(item, None)]
     return [(picture, None), (spoken, None)]
+
+
+def _with_settings(reading: Reading | None, settings: dict) -> Reading:
+    """A reading with some of its fields replaced by name."""
+    if reading is not None and not isinstance(reading, Reading):
+        raise TypeError(f"reading must be a Reading, not {reading!r}; name its fields: prepare(items, role='query').")
+    return replace(reading or Reading(), **settings)
 
 
 def _numbered(kind: str, count: int) -> list[str]:

@@ -43,9 +43,8 @@ class _UniMEModule(InputModule):
         for theirs, ours in _HUB.items():
             if kwargs.get(theirs) is not None:
                 hub[ours] = kwargs[theirs]
-        model = cls.auto_class.from_pretrained(
-            model_name_or_path, trust_remote_code=trust_remote_code, **hub, **(model_kwargs or {})
-        )
+        arguments = {"trust_remote_code": trust_remote_code, **hub, **(model_kwargs or {})}
+        model = cls.auto_class.from_pretrained(model_name_or_path, **arguments)
         return cls(model)
 
     def save(self, output_path, *args, **kwargs):

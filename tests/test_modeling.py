@@ -358,3 +358,28 @@ def test_untied_head_survives(tmp_path):
     reranker.save_pretrained(tmp_path / "saved")
     again = UniMERerankerForCausalLM.from_pretrained(tmp_path / "saved")
     assert torch.equal(again.vlm.lm_head.weight, stock.lm_head.weight)
+
+
+def test_names_of_sentence_transformers_are_understood(embedder, reranker):
+    texts = ["a red circle", "a blue star", "a red circle left of a blue star"]
+    expected = embedder.encode(texts, instruction="Find it.")
+    assert torch.equal(embedder.encode(texts, prompt="Find it.", show_progress_bar=False), expected)
+    assert torch.allclose(embedder.encode(texts, instruction="Find it.", batch_size=1), expected, atol=1e-6)
+    with pytest.raises(TypeError, match="instruction and prompt are two names"):
+        embedder.encode("a", prompt="b", instruction="c")
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        embedder.encode("a", batch_size=0)
+
+    ranking = reranker.rank("red", texts, top_k=2, return_documents=True)
+    whole = reranker.rank("red", texts)
+    assert [(e["index"], e["score"]) for e in ranking] == [(e["index"], e["score"]) for e in whole[:2]]
+    assert all(e["corpus_id"] == e["index"] and e["text"] == texts[e["index"]] for e in ranking)
+    with pytest.raises(ValueError, match="top_k must not be negative"):
+        reranker.rank("red", texts, top_k=-1)
+
+
+def test_a_reading_is_a_reading(embedder):
+    with pytest.raises(TypeError, match="reading must be a Reading"):
+        embedder.processor.prepare(["x"], "Find it")
+    with pytest.raises(ValueError):
+        embedder.encode([], resolution="zzz")

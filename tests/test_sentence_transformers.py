@@ -74,6 +74,13 @@ def test_prompts_of_a_preset_and_summed_parts_are_kept(preset, kind, tiny, tmp_p
         assert np.abs(found - model.encode(own, role=role).numpy()).max() < 1e-5
 
 
+def test_trust_may_be_given_among_the_arguments_of_the_model_too(saved, sentences):
+    twice = SentenceTransformer(
+        str(saved / "embedder"), trust_remote_code=True, device="cpu", model_kwargs={"trust_remote_code": True}
+    )
+    assert np.abs(twice.encode("a red circle") - sentences.encode("a red circle")).max() < 1e-6
+
+
 def test_scores_are_those_of_score(saved):
     model, own = UniMERerankerForCausalLM.from_pretrained(saved / "reranker"), items()[:-1]
     loaded = CrossEncoder(str(saved / "reranker"), trust_remote_code=True, device="cpu")

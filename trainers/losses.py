@@ -161,7 +161,7 @@ class HardNegativeInfoNCE(nn.Module):
         missing = ~allowed.gather(1, selected)  # [B, k]
 
         if self.shortage == "duplicate":
-            # the allowed ones come first, and are counted through again and again
+            # the allowed ones come first; they fill all places by turns
             survivors = (~missing).sum(1, keepdim=True)  # [B, 1]
             repeated = torch.arange(count, device=selected.device) % survivors.clamp(min=1)  # [B, k]
             selected = selected.gather(1, repeated)
@@ -314,7 +314,7 @@ class SimilarityDistillation(nn.Module):
         if self.diagonal == "masked":
             mask = diagonal
 
-        # S and T
+        # row-wise distributions: the student's S, the teacher's T
         log_s = masked_log_softmax(student_scores / self.temperature, mask)
         log_t = masked_log_softmax(teacher_scores / self.teacher_temperature, mask)
 
@@ -445,7 +445,7 @@ class JudgeAlignment(nn.Module):
 
     def _divergence(self, log_p, log_q, mask):
         """`[b]` from log-probabilities `[b, 1 + k]`."""
-        # before arithmetic in which infinities meet
+        # masked entries are minus infinity, and the difference of two of these is NaN
         log_p = log_p.masked_fill(mask, 0.0)
         log_q = log_q.masked_fill(mask, 0.0)
 
