@@ -74,7 +74,11 @@ def open_checkpoint(
     if (folder / "adapter_config.json").exists():
         kwargs.pop("revision", None)  # of the adapter, not of its base
         model = open_checkpoint(base or base_model_of(folder), preset, reranker, change_preset=change_preset, **kwargs)
-        return load_adapter(model, folder).merge_and_unload()
+        merged = load_adapter(model, folder).merge_and_unload()
+        # PEFT froze what it was put on, and the merged model may be trained on
+        for parameter in merged.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return merged
 
     model_type = model_type_of(folder)
     if model_type not in UNIME_MODEL_TYPES:
@@ -115,6 +119,24 @@ def base_model_of(adapter: Path) -> str:
     if not base:
         raise ValueError(f"{adapter} does not say which model it is an adapter of; name it with `base`.")
     return base
+
+
+def require_kind(model, source, reranker: bool):
+    """Refuses a reranker where an embedder is needed, and the other way round.
+
+    Args:
+        model: opened by [`open_checkpoint`].
+        source: folder or repository, for the message.
+        reranker (`bool`): which of the two is needed.
+
+    Raises:
+        ValueError: the model is the other of the two.
+    """
+    if isinstance(model, UniMERerankerForCausalLM) == reranker:
+        return
+    if reranker:
+        raise ValueError(f"{source} is an embedder; a reranker or a stock VLM is needed.")
+    raise ValueError(f"{source} is a reranker; an embedder or a stock VLM is needed.")
 
 
 def load_adapter(model, path):

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from ..checkpoints.opening import local_folder, open_checkpoint
+from ..checkpoints.opening import local_folder, open_checkpoint, require_kind
 from ..data.schema import Item
 from ..prompts_unime import PRESETS
 from .shards import fingerprint, processes, read_job, run_job
@@ -153,7 +153,9 @@ class Embedder:
             return self.model
 
         if self.library == "unime":
-            self.model = open_checkpoint(self.source, self.preset, dtype=self.dtype).to(self.state.device).eval()
+            model = open_checkpoint(self.source, self.preset, dtype=self.dtype)
+            require_kind(model, self.source, reranker=False)
+            self.model = model.to(self.state.device).eval()
         else:
             from sentence_transformers import SentenceTransformer
 

@@ -1,6 +1,6 @@
 """A reranker as a long job uses it."""
 
-from ..checkpoints.opening import open_checkpoint
+from ..checkpoints.opening import open_checkpoint, require_kind
 from ..modeling_unime import UniMERerankerForCausalLM
 from .embedding import checkpoint_fingerprint
 from .shards import processes
@@ -51,8 +51,7 @@ class Reranker:
         """The model, on this process's device."""
         if self.model is None:
             model = open_checkpoint(self.source, reranker=True, dtype=self.dtype)
-            if not isinstance(model, UniMERerankerForCausalLM):
-                raise ValueError(f"{self.source} is an embedder; a reranker or a stock VLM is needed.")
+            require_kind(model, self.source, reranker=True)
             self.model = model.to(processes().device).eval()
         return self.model
 

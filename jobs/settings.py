@@ -37,7 +37,8 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str):
         """Prints `message` behind the name of the command and exits with 2."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        line = " ".join(message.split())  # the messages of YAML have several lines
+        self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
 
     def _parse_optional(self, arg_string: str):
         # every option on a command line passes here, in subcommands and groups of options too

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoints.opening import open_checkpoint
+from ..checkpoints.opening import open_checkpoint, require_kind
 from ..data.readers import Findings, read_rows
 from ..data.schema import Example, Item, content_hash, to_example
 from ..jobs.embedding import DTYPES, LIBRARIES, Embedder, checkpoint_fingerprint, embed, item_name
@@ -436,6 +436,7 @@ class Mining:
         if config.server:
             return ServerJudge(config.server, config.judge, **config.judge_options, **config.server_options)
         model = open_checkpoint(config.judge, reranker=True, dtype=config.judge_dtype)
+        require_kind(model, config.judge, reranker=True)
         return LocalJudge(model.to(self.state.device).eval(), **config.judge_options)
 
     # jobs and their manifests

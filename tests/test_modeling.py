@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import fresh_process, picture, save_backbone
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText
 
 from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.jobs.embedding import Embedder
+from unime.jobs.reranking import Reranker
+from unime.trainers.stage import load_model
 
 
 def items():
@@ -383,3 +387,22 @@ def test_a_reading_is_a_reading(embedder):
         embedder.processor.prepare(["x"], "Find it")
     with pytest.raises(ValueError):
         embedder.encode([], resolution="zzz")
+
+
+def test_the_other_kind_of_model_is_refused_by_name(embedder, reranker, tmp_path):
+    embedder.save_pretrained(tmp_path / "emb")
+    reranker.save_pretrained(tmp_path / "rer")
+    with pytest.raises(ValueError, match="rer is a reranker; an embedder or a stock VLM is needed"):
+        Embedder(tmp_path / "rer").load()
+    with pytest.raises(ValueError, match="rer is a reranker; an embedder"):
+        load_model(tmp_path / "rer")
+    with pytest.raises(ValueError, match="emb is an embedder; a reranker or a stock VLM is needed"):
+        Reranker(tmp_path / "emb").load()
+
+
+def test_a_merged_adapter_can_be_trained_on(embedder, tmp_path):
+    embedder.save_pretrained(tmp_path / "base")
+    adapted = get_peft_model(embedder, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert all(parameter.requires_grad for parameter in load_model(tmp_path / "adapter").parameters())

@@ -65,13 +65,14 @@ def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs
     trainer = ContrastiveTrainer(model, ContrastiveConfig(output_dir="out"), train_dataset=rows)
     ```
     """
-    from ..checkpoints.opening import open_checkpoint
+    from ..checkpoints.opening import open_checkpoint, require_kind
 
     options = {"dtype": "float32"}
     for name, value in kwargs.items():
         if value is not None:
             options[name] = value
     model = open_checkpoint(path, preset, reranker, change_preset=True, **options)
+    require_kind(model, path, reranker)
 
     if "attn_implementation" not in options and not torch.accelerator.is_available():
         plain_attention(model)
