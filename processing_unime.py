@@ -381,14 +381,18 @@ class UniMEProcessor(ProcessorMixin):
         """
         reading = _with_settings(reading, settings)
         names = names or _numbered("item", len(items))
-        return self._prepare(items, [reading] * len(items), names)
+        return self._prepare(items, [reading.instruction] * len(items), reading, names)
 
-    def _prepare(self, items, readings: list[Reading], names: list[str]) -> list[PreparedItem]:
-        """Items tokenised and measured, each by a reading of its own."""
+    def _prepare(self, items, instructions: list, reading: Reading, names: list[str]) -> list[PreparedItem]:
+        """Items tokenised and measured, each with an instruction of its own, or None."""
+        resolution = Resolution.parse(self.resolution if reading.resolution is None else reading.resolution)
+        limit = min(reading.max_length or self.max_length, self.tokenizer.model_max_length)
+        readings = {instruction: replace(reading, instruction=instruction) for instruction in set(instructions)}
+
         prompts = []
         images = []
-        for item, reading, name in zip(items, readings, names):
-            prompt, item_images = self._render(item, reading, name)
+        for item, instruction, name in zip(items, instructions, names):
+            prompt, item_images = self._render(item, readings[instruction], name)
             prompts.append(prompt + reading.suffix)
             images.append(item_images)
 
@@ -396,12 +400,10 @@ class UniMEProcessor(ProcessorMixin):
         token_ids = self._native.tokenize(prompts)
         prepared = []
         cut_names = set()
-        for i, reading in enumerate(readings):
-            resolution = Resolution.parse(self.resolution if reading.resolution is None else reading.resolution)
-            limit = min(reading.max_length or self.max_length, self.tokenizer.model_max_length)
+        for i, item in enumerate(items):
             entry = self._plan(names[i], prompts[i], token_ids[i], images[i], resolution)
             if entry.length > limit:
-                entry = self._shorten(entry, items[i], reading, limit)
+                entry = self._shorten(entry, item, readings[instructions[i]], limit)
                 cut_names.add(names[i])
             prepared.append(entry)
 
@@ -497,13 +499,13 @@ class UniMEProcessor(ProcessorMixin):
 
         rows = []
         parts = []
-        readings = []
+        instructions = []
         for row, item in enumerate(items):
             for part, instruction in _split_into_parts(item, fusion, reading.instruction):
                 rows.append(row)
                 parts.append(part)
-                readings.append(replace(reading, instruction=instruction))
-        return rows, self._prepare(parts, readings, [names[row] for row in rows])
+                instructions.append(instruction)
+        return rows, self._prepare(parts, instructions, reading, [names[row] for row in rows])
 
     def read_image(self, entry: PreparedItem, index: int) -> Image.Image:
         """An image of a prepared item, decoded and at the size that was planned."""

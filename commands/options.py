@@ -8,12 +8,12 @@ import argparse
 import json
 import sys
 
+from ..data.readers import SPLITS
 from ..jobs.embedding import DTYPES, LIBRARIES
 from ..jobs.reranking import STRATEGIES
 from ..prompts_unime import PRESETS
 
 ROLES = ("query", "document")
-SPLITS = ("original", "diverse_instruction")
 
 
 def json_object(text: str) -> dict:

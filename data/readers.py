@@ -31,6 +31,7 @@ from .schema import PLACEHOLDER, Example, Item, to_dataset
 
 __all__ = [
     "HUB",
+    "SPLITS",
     "Findings",
     "Problem",
     "check_scores",
@@ -44,6 +45,8 @@ __all__ = [
     "read_rows",
     "read_text_pairs",
 ]
+
+SPLITS = ("original", "diverse_instruction")  # of MMEB-train
 
 _MMEB_TRAIN = {  # column -> other spellings of it in public files
     "qry": ("qry_text",),

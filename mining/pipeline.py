@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints.opening import open_checkpoint, require_kind
-from ..data.readers import Findings, read_rows
+from ..data.readers import SPLITS, Findings, read_rows
 from ..data.schema import Example, Item, content_hash, to_example
 from ..jobs.embedding import DTYPES, LIBRARIES, Embedder, checkpoint_fingerprint, embed, item_name
 from ..jobs.shards import (
@@ -37,7 +37,6 @@ from .saha import write_clusters
 from .selection import Pair, Pool, select
 from .writers import write_judged
 
-SPLITS = ("original", "diverse_instruction")
 POOLS = ("global", "dataset")
 INDICES = ("exact", "flat", "ivf")
 FALLBACKS = ("drop", "judge_lowest", "released")
