@@ -1,12 +1,13 @@
 """Texts and images from the command line: folders, JSON lines, texts by line, and the standard input."""
 
-import json
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ..data.readers import item_of
 from ..data.schema import VIDEOS, Item
+from ..data.texts import KEEP_BYTES, open_text, parse_json, require_text
 from ..images_unime import IMAGES
 from ..prompts_unime import instruct
 
@@ -31,16 +32,17 @@ def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
     for source in sources:
         path = Path(source)
         if source == "-":
-            yield from _json_lines(sys.stdin, "standard input", Path.cwd())
+            lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors=KEEP_BYTES)
+            yield from _json_lines(lines, "standard input", Path.cwd())
         elif path.is_dir():
             yield from _folder(path)
         elif not path.exists():
             raise ValueError(f"{source} does not exist.")
         elif path.suffix == ".jsonl":
-            with open(path, encoding="utf-8") as lines:
+            with open_text(path) as lines:
                 yield from _json_lines(lines, source, path.parent)
         elif path.suffix == ".txt":
-            with open(path, encoding="utf-8") as lines:
+            with open_text(path) as lines:
                 yield from _text_lines(lines, path.name)
         elif _is_picture(path):
             yield path.name, Item(image=str(path.resolve()))
@@ -63,8 +65,13 @@ def _folder(folder: Path) -> Iterator[tuple[str, Item]]:
 def _text_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, Item]]:
     """A text a line, without the empty ones."""
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield f"{name}:{number}", Item(line.strip())
+        if not line.strip():
+            continue
+        try:
+            item = Item(require_text(line.strip()))
+        except ValueError as error:
+            raise ValueError(f"{name}, line {number}: {error}") from error
+        yield f"{name}:{number}", item
 
 
 def _json_lines(lines: Iterable[str], name: str, root: Path) -> Iterator[tuple[str, Item]]:
@@ -75,7 +82,7 @@ def _json_lines(lines: Iterable[str], name: str, root: Path) -> Iterator[tuple[s
 
         # whatever is wrong with a row, the message says where it is
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             if isinstance(row, str):
                 row = {"text": row}
             if not isinstance(row, dict) or row.keys() - {"id", "text", "image"}:

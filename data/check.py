@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from ..images_unime import FORMATS, open_image
 from .readers import Findings, read_rows
 from .schema import Example, Item, to_example
+from .texts import printable
 
 SHOWN = 20  # bad rows, and bad images, that are printed; the JSON report has all
 
@@ -50,7 +51,7 @@ def check(path, image_root=None, split: str = "original", images: bool = True) -
         tally.add(to_example(row))
 
     return {
-        "file": str(path),
+        "file": printable(str(path)),
         "rows": len(rows),
         "bad_rows": [problem._asdict() for problem in findings.problems],
         "datasets": tally.datasets(),

@@ -1,75 +1,18 @@
-"""Files of rows, local or on the Hub, read one row after the other, each with the place where it stands.
+"""Files of rows, local or on the Hub, read one row after the other, each with the place where it stands."""
 
-A bad row ends the reading with an error that names file and row. Given [`Findings`], it is left out instead and kept
-there with the reason.
-"""
-
-import csv
-import json
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .json_lists import json_list
+from .csv_rows import csv_rows
+from .findings import Findings, Located, as_object, refuse
+from .json_lists import list_elements
+from .texts import open_text, parse_json
 
 HUB = "hf://datasets/"
-
-
-class Problem(NamedTuple):
-    """A row that cannot be used: where it stands, and why."""
-
-    where: str
-    reason: str
-
-
-@dataclass
-class Findings:
-    """What a reader meets on its way, instead of an error at the first bad row.
-
-    Args:
-        images_must_exist (`bool`, defaults to `True`): whether a row with a missing image is bad; if not, its image
-            stays a path that leads nowhere.
-        problems (`list[Problem]`): bad rows, which are left out.
-        notes (`Counter`): what was mended, such as image placeholders in texts without an image.
-
-    Example:
-
-    ```python
-    findings = Findings()
-    rows = read_rows("pairs.jsonl", findings=findings)
-    print(len(rows), "good rows; the first bad one:", findings.problems[:1])
-    ```
-    """
-
-    images_must_exist: bool = True
-    problems: list[Problem] = field(default_factory=list)
-    notes: Counter = field(default_factory=Counter)
-
-
-class Located(NamedTuple):
-    """A raw row, its data set, and where it stands."""
-
-    where: str
-    dataset: str
-    row: dict
-
-
-def refuse(where: str, error: Exception, findings: Findings | None):
-    """A bad row is an error, or, given findings, one of them."""
-    if findings is None:
-        raise ValueError(f"{where}: {error}") from error
-    findings.problems.append(Problem(where, str(error)))
-
-
-def as_object(row) -> dict:
-    """The row itself, which must be a JSON object."""
-    if not isinstance(row, dict):
-        raise ValueError(f"is not an object but {str(row)[:60]!r}; a row is an object of keys and values.")
-    return row
+_BAD_VALUES = (ValueError, OverflowError, pa.ArrowException)  # for example of bytes that are no text
 
 
 # where files are
@@ -117,36 +60,78 @@ def parquet_files(folder: Path, split: str) -> list[Path]:
     return paths
 
 
-def parquet_rows(path: Path, names: dict[str, tuple[str, ...]] | None = None) -> Iterator[tuple[int, dict]]:
+def parquet_rows(
+    path: Path, names: dict[str, tuple[str, ...]] | None = None, findings: Findings | None = None
+) -> Iterator[tuple[int, dict]]:
     """Numbered rows of a Parquet file, of which a few thousand are in memory at a time.
 
     Args:
         path (`Path`): the file.
         names (`dict[str, tuple[str, ...]]`, *optional*): the columns to read, each with other spellings of it; all
             columns by default.
+        findings ([`~unime.data.findings.Findings`], *optional*): takes bad rows, which end the reading otherwise.
 
     Yields:
         `(number, row)`: the number from 0, and a dict with the keys of `names`.
 
     Raises:
-        ValueError: a column is missing under all its spellings.
+        ValueError: the file is no Parquet file or is damaged, a column is missing under all its spellings, or, without
+            `findings`, a row holds what is not a value of its column; the message names the file.
     """
-    with pq.ParquetFile(path) as file:
-        # column names of the file, under which `names` are looked for
-        present = file.schema_arrow.names
-        if names is None:
-            names = dict.fromkeys(present, ())
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            columns = _columns(path, file.schema_arrow.names, names)
+            for batch in file.iter_batches(columns=list(columns.values()), batch_size=4096):
+                for row in _batch_rows(path, batch, number, findings):
+                    if row is not None:
+                        yield number, {key: row[column] for key, column in columns.items()}
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read from row {number} on: {error}") from error
 
-        columns = find_columns(present, names)
-        missing = [key for key, column in columns.items() if column is None]
-        if missing:
-            raise ValueError(f"{path} lacks the columns {missing}; it has {present}.")
 
-        number = 0
-        for batch in file.iter_batches(columns=list(columns.values()), batch_size=4096):
-            for row in batch.to_pylist():
-                yield number, {key: row[column] for key, column in columns.items()}
-                number += 1
+def parquet_columns(path: Path) -> list[str]:
+    """The names of a Parquet file's columns.
+
+    Raises:
+        ValueError: the file is no Parquet file; the message names it.
+    """
+    try:
+        return pq.read_schema(path).names
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+
+
+def _columns(path: Path, present: list[str], names: dict[str, tuple[str, ...]] | None) -> dict[str, str]:
+    """The column of the file for each of `names`."""
+    repeated = sorted({name for name in present if present.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{path} has the columns {repeated} more than once.")
+
+    if names is None:
+        names = dict.fromkeys(present, ())
+    columns = find_columns(present, names)
+    missing = [key for key, column in columns.items() if column is None]
+    if missing:
+        raise ValueError(f"{path} lacks the columns {missing}; it has {present}.")
+    return columns
+
+
+def _batch_rows(path: Path, batch: pa.RecordBatch, first: int, findings: Findings | None) -> list[dict | None]:
+    """The rows of a batch, the first of which has the number `first`; `None` in the place of a bad one."""
+    try:
+        return batch.to_pylist()
+    except _BAD_VALUES:
+        rows = []  # one of them is bad: each is read by itself
+
+    for index in range(batch.num_rows):
+        try:
+            rows += batch.slice(index, 1).to_pylist()
+        except _BAD_VALUES as error:
+            refuse(f"{path}, row {first + index}", error, findings)
+            rows.append(None)
+    return rows
 
 
 def find_columns(present: list[str], names: dict[str, tuple[str, ...]]) -> dict[str, str | None]:
@@ -163,46 +148,42 @@ def find_columns(present: list[str], names: dict[str, tuple[str, ...]]) -> dict[
 
 
 def table_rows(path: Path, findings: Findings | None) -> Iterator[Located]:
-    """Rows of a CSV, JSON lines or Parquet file; their data set is the file's name."""
-    if path.suffix == ".parquet":
-        for number, row in parquet_rows(path):
+    """Rows of a CSV, JSON, JSON lines or Parquet file; their data set is the file's name."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        for number, row in parquet_rows(path, findings=findings):
             yield Located(f"{path}, row {number}", path.stem, row)
-    elif path.suffix == ".jsonl":
+    elif suffix == ".jsonl":
         yield from _json_lines(path, findings)
-    elif path.suffix == ".csv":
-        yield from _csv_rows(path)
+    elif suffix == ".csv":
+        yield from csv_rows(path, findings)
+    elif suffix == ".json":
+        yield from list_rows(path, findings, path.stem)
     else:
         raise ValueError(f"{path}: rows are read from .csv, .jsonl, .parquet and .json files, and from folders.")
 
 
 def _json_lines(path: Path, findings: Findings | None) -> Iterator[Located]:
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         for number, line in enumerate(file):
             # an empty line is not a row, but it is counted as one, as lines are
             if not line.strip():
                 continue
             where = f"{path}, row {number} (line {number + 1})"
-            try:
-                row = as_object(json.loads(line))
-            except ValueError as error:
-                refuse(where, error, findings)
-            else:
-                yield Located(where, path.stem, row)
+            yield from _json_row(where, line, path.stem, findings)
 
 
-def _csv_rows(path: Path) -> Iterator[Located]:
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-
-        line = 2  # the first is the header, and a row with line breaks in quotes takes several
-        for number, row in enumerate(reader):
-            # a column without a name is an index, and cells beyond the header are under None
-            cells = {name: value for name, value in row.items() if name}
-            yield Located(f"{path}, row {number} (line {line})", path.stem, cells)
-            line = reader.line_num + 1
-
-
-def list_rows(path: Path, dataset: str = "") -> Iterator[Located]:
+def list_rows(path: Path, findings: Findings | None, dataset: str = "") -> Iterator[Located]:
     """Rows of a JSON list."""
-    for where, row in json_list(path):
+    for where, text in list_elements(path):
+        yield from _json_row(where, text, dataset, findings)
+
+
+def _json_row(where: str, text: str, dataset: str, findings: Findings | None) -> Iterator[Located]:
+    """The row that a text is, or none where it is bad."""
+    try:
+        row = as_object(parse_json(text))
+    except ValueError as error:
+        refuse(where, error, findings)
+    else:
         yield Located(where, dataset, row)

@@ -4,6 +4,8 @@ import base64
 import io
 from pathlib import Path
 
+from .texts import shown
+
 
 def resolve_image(root: Path, name: str, must_exist: bool = True) -> str:
     """The path of an image that a data file names relative to `root`; an empty name stays empty.
@@ -17,19 +19,35 @@ def resolve_image(root: Path, name: str, must_exist: bool = True) -> str:
         `str`: the absolute path, with symbolic links resolved.
 
     Raises:
-        ValueError: the path leaves `root` (also through a symbolic link), or `must_exist` and there is no such file.
+        ValueError: the path leaves `root` (also through a symbolic link), or `must_exist` and there is no such file;
+            it cannot be a path, or its links lead in a circle.
     """
     if not name:
         return ""
 
     # both are resolved first: neither ".." nor a link in the data leads out of the root
-    root = Path(root).resolve()
-    path = (root / name).resolve()
+    try:
+        root = Path(root).resolve()
+        path = (root / name).resolve()
+        is_present = path.exists()
+        str(path).encode()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ValueError(f"image path {shown(name)} cannot be followed: {_reason(error)}.") from error
+
     if not path.is_relative_to(root):
-        raise ValueError(f"image path {name!r} leaves the image root {str(root)!r}.")
-    if must_exist and not path.exists():
-        raise ValueError(f"image {name!r} does not exist under {str(root)!r}; is that where image paths start?")
+        raise ValueError(f"image path {shown(name)} leaves the image root {str(root)!r}.")
+    if must_exist and not is_present:
+        raise ValueError(f"image {shown(name)} does not exist under {str(root)!r}; is that where image paths start?")
     return str(path)
+
+
+def _reason(error: Exception) -> str:
+    """Why the system cannot follow a path, in a few words."""
+    if isinstance(error, UnicodeError):
+        return "the name of a folder is not UTF-8"
+    if isinstance(error, RuntimeError):
+        return "its symbolic links lead in a circle"
+    return getattr(error, "strerror", None) or str(error)
 
 
 def sent_image(image) -> dict:

@@ -1,8 +1,16 @@
 """Long JSON lists, read in pieces."""
 
-import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from .texts import open_text, parse_json
+
+MOST = 2**26  # characters of one row; a longer one is a row that never ends
+_STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'  # one that ends within the piece
+_TOP = re.compile(_STRING + r'|["\[\]{},]', re.DOTALL)  # what counts at the level of the rows
+_NESTED = re.compile(_STRING + r'|["\[\]{}]', re.DOTALL)  # within a row, a comma is not its end
+_OPEN_STRING = re.compile(r'["\\]')  # in a string that began in an earlier piece
 
 
 def json_list(path: Path) -> Iterator[tuple[str, object]]:
@@ -15,28 +23,46 @@ def json_list(path: Path) -> Iterator[tuple[str, object]]:
         `(where, element)`: a text that says where the element stands (file, row and line), and the element.
 
     Raises:
+        ValueError: the file is not a list, is broken off, or an element is not JSON; the message names file, row and
+            line.
+    """
+    for where, text in list_elements(path):
+        try:
+            row = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
+        yield where, row
+
+
+def list_elements(path: Path) -> Iterator[tuple[str, str]]:
+    """As [`json_list`], with the text of each element, whatever it is; the time is linear in the file.
+
+    Args:
+        path (`Path`): the file.
+
+    Raises:
         ValueError: the file is not a list, or is broken off; the message names file, row and line.
     """
-    with open(path, encoding="utf-8") as file:
+    with open_text(path) as file:
         text = _Pieces(file)
         if text.next() != "[":
             raise ValueError(f"{path} is not a list of rows; it must begin with [ and hold one object for each row.")
-        text.skip(1)
+        text.skip()
 
         number = 0
         while text.next() != "]":
             where = f"{path}, row {number} (line {text.line})"
-            try:
-                row = text.decode()
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: the file is broken off or not JSON: {error}") from error
-            yield where, row
+            element = text.element()
+            if not element or not text.next():
+                raise ValueError(f"{where}: the file is broken off in this row: a bracket or a quote is missing.")
+            yield where, element
             number += 1
 
+            # a comma must be followed by another row
             if text.next() == ",":
-                text.skip(1)
-            elif text.next() != "]":
-                raise ValueError(f"{where}: the list is broken off after this row; a comma or ] must follow.")
+                text.skip()
+                if text.next() in ("]", ""):
+                    raise ValueError(f"{where}: the file is broken off: no row follows the comma after this one.")
 
 
 class _Pieces:
@@ -45,23 +71,27 @@ class _Pieces:
     def __init__(self, file, size: int = 2**20):
         self.file = file
         self.size = size  # characters of one piece
-        self.decoder = json.JSONDecoder()
 
         self.text = ""
         self.position = 0  # of the next character in `text`
         self.line = 1
 
     def more(self) -> bool:
-        """Reads a piece and forgets what has been passed; whether the file had one."""
-        piece = self.file.read(self.size)
-        self.text = self.text[self.position :] + piece
+        """Reads the next piece, in the place of the last one; whether the file had one."""
+        self.text = self.file.read(self.size)
         self.position = 0
-        return bool(piece)
+        return bool(self.text)
 
-    def skip(self, count: int):
-        """Passes so many characters."""
-        self.line += self.text.count("\n", self.position, self.position + count)
-        self.position += count
+    def take(self, end: int) -> str:
+        """The characters from the present one up to `end`, which are passed."""
+        passed = self.text[self.position : end]
+        self.line += passed.count("\n")
+        self.position = end
+        return passed
+
+    def skip(self):
+        """Passes the next character."""
+        self.take(self.position + 1)
 
     def next(self) -> str:
         """The next character that is not a space, without passing it; empty at the end of the file."""
@@ -69,23 +99,42 @@ class _Pieces:
             position = self.position
             while self.text[position : position + 1].isspace():
                 position += 1
-            self.skip(position - self.position)
+            self.take(position)
 
             if position < len(self.text) or not self.more():
                 return self.text[self.position : self.position + 1]
 
-    def decode(self):
-        """The next value, which is passed."""
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.text, self.position)
-            except json.JSONDecodeError:
-                # the piece may end within the value
+    def element(self) -> str:
+        """The text up to the comma or bracket that ends an element of the list; empty if there is no such end."""
+        parts = []
+        length = 0
+        depth = 0  # of brackets
+        in_string = False
+        position = self.position
+
+        while length < MOST:
+            pattern = _NESTED if depth else _TOP
+            mark = (_OPEN_STRING if in_string else pattern).search(self.text, position)
+            if mark is None:
+                # a backslash at the end of a piece takes the first character of the next one with it
+                position = max(0, position - len(self.text))
+                parts.append(self.take(len(self.text)))
+                length += len(parts[-1])
                 if not self.more():
-                    raise
+                    return ""
                 continue
 
-            # a number at the end of a piece may go on in the next
-            if end < len(self.text) or not self.more():
-                self.skip(end - self.position)
-                return value
+            position = mark.end()
+            character = mark[0]
+            if character == "\\":
+                position += 1
+            elif character == '"':
+                in_string = not in_string
+            elif character in ("[", "{"):
+                depth += 1
+            elif depth == 0 and character in (",", "]", "}"):
+                parts.append(self.take(mark.start()))
+                return "".join(parts).rstrip()
+            elif character in ("]", "}"):
+                depth -= 1
+        return ""

@@ -8,26 +8,23 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from .files import (
     HUB,
-    Findings,
-    Located,
-    Problem,
-    as_object,
     find_columns,
     is_folder,
     list_rows,
     local_path,
+    parquet_columns,
     parquet_files,
     parquet_rows,
-    refuse,
     table_rows,
 )
+from .findings import Findings, Located, Problem, as_object, refuse
 from .images import resolve_image
 from .schema import PLACEHOLDER, Example, Item, to_dataset
+from .texts import require_text, shown
 
 __all__ = [
     "HUB",
@@ -46,6 +43,7 @@ __all__ = [
     "read_text_pairs",
 ]
 
+SHOWN = 5  # bad rows that are listed where there is no good one
 SPLITS = ("original", "diverse_instruction")  # of MMEB-train
 
 _MMEB_TRAIN = {  # column -> other spellings of it in public files
@@ -79,7 +77,7 @@ def read_rows(
     """Reads training rows of any layout, told apart by the file's kind and its columns.
 
     - a folder of `<subset>/<split>-*.parquet` (MMEB-train) or of `<subset>_hard_negatives.json` (SaHa);
-    - a `.json` list (UniME-V2);
+    - a `.json` list of UniME-V2's rows, or of any that follow here;
     - `.jsonl`, `.parquet` or `.csv` with `sent0, sent1` (SimCSE), with the columns of MMEB-train, or with our own:
       `query` and `positive`, each a text or `{"text", "image"}`, and where they are known `negatives`,
       `positive_score`, `negative_scores` and `dataset`.
@@ -97,8 +95,9 @@ def read_rows(
         `datasets.Dataset` with the columns of [`~unime.data.schema.Example`].
 
     Raises:
-        ValueError: the file is of an unknown kind, or there is no row; a row lacks a key, or has an empty item, a
-            missing image or a score outside [0, 1]. The message names file and row.
+        ValueError: the file is of an unknown kind, or there is no row; a data set of `subsets` is not in it; a row
+            lacks a key, or has an empty item, a missing image or a score outside [0, 1]. The message names file and
+            row.
 
     Example:
 
@@ -111,14 +110,10 @@ def read_rows(
     if is_folder(path):
         return _read_folder(path, image_root, subsets, split, limit, findings)
 
+    # each row says by its columns which layout it has
     path = local_path(path)
-    if path.suffix == ".json":
-        return read_judged(path, image_root, subsets, limit, findings)
-
-    # of a table, each row says by its columns which layout it has
-    rows = _of_subsets(_with_named_datasets(table_rows(path, findings)), subsets)
-    examples = _examples(_limited(rows, limit), _parse_any, image_root or path.parent, findings)
-    return _not_empty(path, to_dataset(examples), subsets)
+    rows = map(_with_dataset, table_rows(path, findings))
+    return _read(path, rows, _parse_any, image_root or path.parent, subsets, limit, findings)
 
 
 def _read_folder(path, image_root, subsets, split: str, limit, findings) -> Dataset:
@@ -138,10 +133,17 @@ def _patterns(subsets: list[str] | None, *endings: str) -> list[str]:
     return patterns
 
 
-def _with_named_datasets(rows: Iterable[Located]) -> Iterator[Located]:
-    """The rows with the data set that they name themselves, if any."""
-    for located in rows:
-        yield located._replace(dataset=located.row.get("dataset") or located.dataset)
+def _with_dataset(located: Located) -> Located:
+    """A row with the data set that it names itself, if any."""
+    if _is_judged(located.row):
+        return _with_judged_dataset(located)
+    return located._replace(dataset=located.row.get("dataset") or located.dataset)
+
+
+def _is_judged(row: dict) -> bool:
+    """Whether a row is of UniME-V2's layout, also where it lacks some of its keys."""
+    keys = set(_JUDGED) - {"pos_text"}  # MMEB-train has that too
+    return not keys.isdisjoint(row)
 
 
 def _parse_any(located: Located, root: Path, findings: Findings) -> Example:
@@ -149,12 +151,15 @@ def _parse_any(located: Located, root: Path, findings: Findings) -> Example:
         return _parse_own(located, root, findings)
     if "sent0" in located.row:
         return _parse_text_pair(located, root, findings)
+    if _is_judged(located.row):
+        return _parse_judged(located, root, findings)
 
-    # a row of no layout at all is told which columns of MMEB-train it lacks
     spellings = {}
     for name, others in (_MMEB_TRAIN | _MMEB_NEGATIVE).items():
         spellings |= dict.fromkeys(others, name)
     row = {spellings.get(name, name): value for name, value in located.row.items()}
+    if row.keys().isdisjoint(_MMEB_TRAIN):
+        raise ValueError(f"lacks 'query' and 'positive', or the columns of another layout; it has {shown(list(row))}.")
     return _parse_mmeb(located._replace(row=row), root, findings)
 
 
@@ -163,17 +168,15 @@ def _parse_own(located: Located, root: Path, findings: Findings) -> Example:
     row = located.row
     _require(row, ("query", "positive"))
 
-    for name in ("negatives", "negative_scores", "negative_queries"):
-        if not isinstance(row.get(name) or [], list):
-            raise ValueError(f"{name!r} must be a list, got {row[name]!r}.")
-
-    negatives = row.get("negatives") or []
-    negative_scores = row.get("negative_scores") or []
-    negative_queries = row.get("negative_queries") or []
+    negatives = _list(row, "negatives")
+    negative_scores = _list(row, "negative_scores")
+    negative_queries = _list(row, "negative_queries")
 
     # negatives without scores are fine, some scores for other negatives are not
     if negative_scores and len(negatives) != len(negative_scores):
         raise ValueError(f"{len(negatives)} negatives for {len(negative_scores)} scores.")
+    if negative_queries and len(negatives) != len(negative_queries):
+        raise ValueError(f"{len(negatives)} negatives for {len(negative_queries)} queries of negatives.")
     check_scores(negative_scores)
     positive_score = row.get("positive_score")
     if positive_score is not None:
@@ -184,7 +187,7 @@ def _parse_own(located: Located, root: Path, findings: Findings) -> Example:
         positive=_own_item(row["positive"], root, findings),
         negatives=_own_items(negatives, root, findings),
         positive_score=positive_score,
-        negative_scores=list(negative_scores),
+        negative_scores=negative_scores,
         dataset=located.dataset,
         negative_queries=_own_items(negative_queries, root, findings),
     )
@@ -196,12 +199,22 @@ def _own_item(value, root: Path, findings: Findings) -> Item:
         value = {"text": value}
 
     if not isinstance(value, dict) or value.keys() - {"text", "image"}:
-        raise ValueError(f"an item is a text or has 'text' and 'image', got {value!r}.")
+        raise ValueError(f"an item is a text or has 'text' and 'image', got {shown(value)}.")
     return item_of(value.get("text"), value.get("image"), root, findings)
 
 
 def _own_items(values: list, root: Path, findings: Findings) -> list[Item]:
     return [_own_item(value, root, findings) for value in values]
+
+
+def _list(row: dict, name: str) -> list:
+    """A list of a row, empty where there is none."""
+    values = row.get(name)
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise ValueError(f"{name!r} must be a list, got {shown(values)}.")
+    return values
 
 
 # MMEB
@@ -236,37 +249,40 @@ def read_mmeb_train(
     ```
     """
     root = local_path(root, _patterns(subsets, f"/{split}-*.parquet"))
-    subsets = subsets or sorted({path.parent.name for path in root.glob(f"*/{split}-*.parquet")})
-    if not subsets:
+    present = sorted({path.parent.name for path in root.glob(f"*/{split}-*.parquet")})
+    if not present:
         raise ValueError(f"{root} holds no <subset>/{split}-*.parquet; is it the right folder and split?")
+    _require_subsets(root, subsets, present)
 
-    rows = _limited(_mmeb_rows(root, subsets, split), limit)
-    return to_dataset(_examples(rows, _parse_mmeb, image_root or root, findings))
+    rows = _mmeb_rows(root, subsets or present, split, findings)
+    return _read(root, rows, _parse_mmeb, image_root or root, None, limit, findings)
 
 
-def _mmeb_rows(root: Path, subsets: list[str], split: str) -> Iterator[Located]:
+def _mmeb_rows(root: Path, subsets: list[str], split: str, findings: Findings | None) -> Iterator[Located]:
     for subset in subsets:
         for path in parquet_files(root / subset, split):
             names = _MMEB_TRAIN
             if _has_negatives(path):
                 names = _MMEB_TRAIN | _MMEB_NEGATIVE
-            for number, row in parquet_rows(path, names):
+            for number, row in parquet_rows(path, names, findings):
                 yield Located(f"{path}, row {number}", subset, row)
 
 
 def _has_negatives(path: Path) -> bool:
     """Whether a file of MMEB-train has the columns of a negative, which only some subsets have."""
-    columns = find_columns(pq.read_schema(path).names, _MMEB_NEGATIVE)
+    columns = find_columns(parquet_columns(path), _MMEB_NEGATIVE)
     return None not in columns.values()
 
 
 def _parse_mmeb(located: Located, root: Path, findings: Findings) -> Example:
     row = located.row
+    text = _valid_text(row.get("neg_text"))
+    image = _valid_text(row.get("neg_image_path"))
 
     # a negative of nothing but a placeholder stands where there is none
     negatives = []
-    if row.get("neg_image_path") or (row.get("neg_text") or "").replace(PLACEHOLDER, "").strip():
-        negatives = [item_of(row.get("neg_text"), row.get("neg_image_path"), root, findings)]
+    if image or text.replace(PLACEHOLDER, "").strip():
+        negatives = [item_of(text, image, root, findings)]
 
     query, positive = _mmeb_pair(row, root, findings)
     return Example(query, positive, negatives, dataset=located.dataset)
@@ -306,27 +322,28 @@ def read_clusters(
     ```
     """
     root = local_path(root, _patterns(subsets, _CLUSTERS))
-    subsets = subsets or sorted(path.name.removesuffix(_CLUSTERS) for path in root.glob(f"*{_CLUSTERS}"))
-    if not subsets:
+    present = sorted(path.name.removesuffix(_CLUSTERS) for path in root.glob(f"*{_CLUSTERS}"))
+    if not present:
         raise ValueError(f"{root} holds no <subset>{_CLUSTERS}; `unime mine saha` writes such files.")
+    _require_subsets(root, subsets, present)
 
-    rows = _limited(_cluster_rows(root, subsets), limit)
-    return to_dataset(_examples(rows, _parse_cluster, image_root or root, findings))
+    rows = _cluster_rows(root, subsets or present, findings)
+    return _read(root, rows, _parse_cluster, image_root or root, None, limit, findings)
 
 
-def _cluster_rows(root: Path, subsets: list[str]) -> Iterator[Located]:
+def _cluster_rows(root: Path, subsets: list[str], findings: Findings | None) -> Iterator[Located]:
     for subset in subsets:
-        yield from list_rows(root / f"{subset}{_CLUSTERS}", subset)
+        yield from list_rows(root / f"{subset}{_CLUSTERS}", findings, subset)
 
 
 def _parse_cluster(located: Located, root: Path, findings: Findings) -> Example:
-    row = as_object(located.row)
+    row = located.row
     query, positive = _mmeb_pair(row, root, findings)
 
     # each of the others is a pair too: its positive is our negative
     negatives = []
     negative_queries = []
-    for member in row.get("neg_samples", ()):
+    for member in _list(row, "neg_samples"):
         negative_query, negative = _mmeb_pair(as_object(member), root, findings)
         negative_queries.append(negative_query)
         negatives.append(negative)
@@ -358,19 +375,18 @@ def read_text_pairs(path, limit: int | None = None, findings: Findings | None = 
     ```
     """
     path = local_path(path)
-    rows = _limited(table_rows(path, findings), limit)
-    return _not_empty(path, to_dataset(_examples(rows, _parse_text_pair, path.parent, findings)))
+    return _read(path, table_rows(path, findings), _parse_text_pair, path.parent, None, limit, findings)
 
 
 def _parse_text_pair(located: Located, root: Path, findings: Findings) -> Example:
     row = located.row
     missing = _missing(row, ("sent0", "sent1"))
     if missing:
-        raise ValueError(f"lacks the columns {missing}; it has {list(row)}.")
+        raise ValueError(f"lacks the columns {missing}; it has {shown(list(row))}.")
 
     negatives = []
-    if row.get("hard_neg"):
-        negatives = [Item(_valid_text(row["hard_neg"]))]
+    if _valid_text(row.get("hard_neg")):
+        negatives = [Item(row["hard_neg"])]
     query = Item(_valid_text(row["sent0"]))
     positive = Item(_valid_text(row["sent1"]))
     return Example(query, positive, negatives, dataset=located.dataset)
@@ -406,20 +422,16 @@ def read_judged(
     ```
     """
     path = local_path(path)
-    rows = _of_subsets(_judged_rows(path), subsets)
-    examples = _examples(_limited(rows, limit), _parse_judged, image_root or path.parent, findings)
-    return _not_empty(path, to_dataset(examples), subsets)
+    rows = map(_with_judged_dataset, list_rows(path, findings))
+    return _read(path, rows, _parse_judged, image_root or path.parent, subsets, limit, findings)
 
 
-def _judged_rows(path: Path) -> Iterator[Located]:
-    for located in list_rows(path):
-        yield located._replace(dataset=_judged_dataset(located.row))
+def _with_judged_dataset(located: Located) -> Located:
+    return located._replace(dataset=_judged_dataset(located.row))
 
 
-def _judged_dataset(row) -> str:
+def _judged_dataset(row: dict) -> str:
     """The data set of a row; nothing is known of the row yet, and what is wrong with it is said when it is parsed."""
-    if not isinstance(row, dict):
-        return ""
     if "dataset" in row:
         return row["dataset"]
 
@@ -441,19 +453,19 @@ def _judged_dataset(row) -> str:
 
 
 def _parse_judged(located: Located, root: Path, findings: Findings) -> Example:
-    row = as_object(located.row)
+    row = located.row
     _require(row, _JUDGED)
 
     # the file has one score for the positive, and one for each negative
-    pairs = row["hard_negatives"]
-    scores = row["hard_negatives_scores"]
+    pairs = _list(row, "hard_negatives")
+    scores = _list(row, "hard_negatives_scores")
     if len(pairs) != len(scores):
         raise ValueError(f"{len(pairs)} negatives for {len(scores)} scores.")
     check_scores([row["query_pos_scores"], *scores])
 
     for pair in pairs:
-        if len(pair) != 2:
-            raise ValueError(f"a negative must be a pair of text and image, not {pair!r}.")
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"a negative must be a pair of text and image, not {shown(pair)}.")
 
     query = item_of(row["query_text"], row["query_image"], root, findings)
     positive = item_of(row["pos_text"], row["pos_image"], root, findings)
@@ -462,53 +474,89 @@ def _parse_judged(located: Located, root: Path, findings: Findings) -> Example:
 
 
 # what all of them do
-def _examples(
-    rows: Iterable[Located], parse: Callable[[Located, Path, Findings], Example], root, findings: Findings | None
-) -> Iterator[Example]:
-    """The examples of raw rows."""
-    root = Path(root)
+def _read(
+    source: Path,
+    rows: Iterable[Located],
+    parse: Callable[[Located, Path, Findings], Example],
+    root,
+    subsets: list[str] | None,
+    limit: int | None,
+    findings: Findings | None,
+) -> Dataset:
+    """The examples of raw rows, of which there must be one."""
+    rows = _of_subsets(source, _with_valid_names(rows, findings), subsets)
+    examples = to_dataset(_examples(_limited(rows, limit), parse, Path(root), findings))
+    if len(examples):
+        return examples
 
-    notes = findings or Findings()  # a parser notes what it mends, whether anybody reads it or not
+    # why there is none
+    message = f"{source} holds no row that can be used"
+    problems = findings.problems if findings else []
+    if not problems:
+        raise ValueError(f"{message}.")
+    reasons = [f"{problem.where}: {problem.reason}" for problem in problems[:SHOWN]]
+    raise ValueError("\n".join([f"{message}; of its {len(problems)} bad rows the first are", *reasons]))
+
+
+def _with_valid_names(rows: Iterable[Located], findings: Findings | None) -> Iterator[Located]:
+    """The rows whose data set has a name that is a text."""
     for located in rows:
         try:
-            example = parse(located, root, notes)
             if not isinstance(located.dataset, str):
-                raise ValueError(f"the data set's name must be a string, not {located.dataset!r}.")
-        except (ValueError, TypeError) as error:  # TypeError: a number where a list was due
+                raise ValueError(f"the data set's name must be a string, not {shown(located.dataset)}.")
+            require_text(located.dataset)
+        except ValueError as error:
             refuse(located.where, error, findings)
         else:
-            yield example
+            yield located
+
+
+def _of_subsets(source: Path, rows: Iterable[Located], subsets: list[str] | None) -> Iterator[Located]:
+    """The rows of some data sets, or all rows; an error at the end if there is no row of one of them."""
+    present = set()
+    for located in rows:
+        present.add(located.dataset)
+        if not subsets or located.dataset in subsets:
+            yield located
+    _require_subsets(source, subsets, sorted(present))
+
+
+def _require_subsets(source: Path, subsets: list[str] | None, present: list[str]):
+    missing = sorted(set(subsets or ()) - set(present))
+    if missing:
+        raise ValueError(f"{source} has no data set {', '.join(missing)}; it has {', '.join(present) or 'none'}.")
 
 
 def _limited(rows: Iterable[Located], limit: int | None) -> Iterator[Located]:
     """At most `limit` rows of each data set."""
     counts = Counter()
     for located in rows:
-        counts[str(located.dataset)] += 1
-        if limit is None or counts[str(located.dataset)] <= limit:
+        counts[located.dataset] += 1
+        if limit is None or counts[located.dataset] <= limit:
             yield located
 
 
-def _of_subsets(rows: Iterable[Located], subsets: list[str] | None) -> Iterator[Located]:
-    """The rows of some data sets, or all rows."""
+def _examples(
+    rows: Iterable[Located],
+    parse: Callable[[Located, Path, Findings], Example],
+    root: Path,
+    findings: Findings | None,
+) -> Iterator[Example]:
+    """The examples of raw rows."""
+    notes = findings or Findings()  # a parser notes what it mends, whether anybody reads it or not
     for located in rows:
-        if not subsets or located.dataset in subsets:
-            yield located
-
-
-def _not_empty(path: Path, rows: Dataset, subsets: list[str] | None = None) -> Dataset:
-    if len(rows):
-        return rows
-
-    if subsets:
-        raise ValueError(f"{path} holds no row of {subsets}; are these the names of its data sets?")
-    raise ValueError(f"{path} holds no row that can be used.")
+        try:
+            example = parse(located, root, notes)
+        except ValueError as error:
+            refuse(located.where, error, findings)
+        else:
+            yield example
 
 
 def _require(row: dict, names: Iterable[str]):
     missing = _missing(row, names)
     if missing:
-        raise ValueError(f"lacks {missing}; it has {list(row)}.")
+        raise ValueError(f"lacks {missing}; it has {shown(list(row))}.")
 
 
 def _missing(row: dict, names: Iterable[str]) -> list[str]:
@@ -541,14 +589,12 @@ def item_of(text: str | None, image: str | None, root: Path, findings: Findings 
 def _valid_text(value: str | None) -> str:
     """A text or an image path of a data file, empty if there is none."""
     if not isinstance(value, (str, type(None))):
-        raise ValueError(f"a text or an image path must be a string, not {value!r}.")
-    value = value or ""
-    value.encode()  # a UnicodeError, which is a ValueError, where it holds half a character
-    return value
+        raise ValueError(f"a text or an image path must be a string, not {shown(value)}.")
+    return require_text(value or "")
 
 
 def check_scores(scores: Iterable):
     """Raises `ValueError` unless all judge scores are numbers in [0, 1]."""
     for score in scores:
         if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
-            raise ValueError(f"the judge score {score!r} is not a number in [0, 1].")
+            raise ValueError(f"the judge score {shown(score)} is not a number in [0, 1].")

@@ -1,6 +1,5 @@
 """MMEB-V2's visual documents and videos in their public layouts. Its images are read by `tasks.read_mmeb`."""
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from ..data.json_lists import json_list
 from ..data.readers import parquet_files, parquet_rows
 from ..data.schema import Item
+from ..data.texts import open_text, parse_json, read_text
 from .retrieval_sets import image_rows
 from .suites import VIDEO, VISDOC
 from .tasks import Items, Task, not_empty, select_tasks
@@ -258,16 +258,17 @@ class _Builder:
             yield from self._rows_of_folder()
             return
 
-        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines()):
-            if not line.strip():
-                continue
+        with open_text(self.path) as lines:
+            for number, line in enumerate(lines):
+                if not line.strip():
+                    continue
 
-            where = f"{self.path}, row {number}"
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: {error}") from error
-            yield _Row(row, where)
+                where = f"{self.path}, row {number}"
+                try:
+                    row = parse_json(line)
+                except ValueError as error:
+                    raise ValueError(f"{where}: {error}") from error
+                yield _Row(row, where)
 
     def _rows_of_folder(self) -> Iterator[_Row]:
         """Rows of a folder of JSON lists, each with the name of its file as `subset`."""
@@ -332,7 +333,7 @@ def _labels(builder: _Builder, rows: list[_Row]) -> list[str]:
     path = builder.path.with_suffix(".labels.txt")
     labels = []
     if path.exists():
-        labels = path.read_text(encoding="utf-8").splitlines()
+        labels = read_text(path).splitlines()
     if not labels:
         labels = [row["pos_text"] for row in rows]
     labels = list(dict.fromkeys(labels))

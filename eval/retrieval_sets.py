@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from ..data.json_lists import json_list
 from ..data.readers import local_path
 from ..data.schema import Item
+from ..data.texts import read_text
 from ..jobs.shards import write_whole
 from .tasks import Items, Task, lacking
 
@@ -175,7 +176,7 @@ def read_urban1k(root, cache=None) -> list[Task]:
     images = []
     captions = []
     for name, path in image_paths.items():
-        lines = caption_paths[name].read_text(encoding="utf-8").splitlines() or [""]
+        lines = read_text(caption_paths[name]).splitlines() or [""]
         images.append(items.get("", f"image/{path.name}", str(path)))
         captions.append([items.get(lines[0].strip(), "", f"{caption_paths[name]}, line 1")])
     return both_ways("urban1k", images, captions)

@@ -1,6 +1,5 @@
 """Readers of benchmarks: a public layout in, evaluation tasks out; nothing downstream knows a source format."""
 
-import json
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 
 from ..data.readers import HUB, item_of, local_path, parquet_files, parquet_rows
 from ..data.schema import Item
+from ..data.texts import read_json
 from .suites import BY_PLAIN_NAME, MMEB, SUGARCREPE, DataSet, plain
 
 _MMEB_EVAL = {  # column -> other spellings of it in public files
@@ -355,11 +355,7 @@ def _read_subset(path: Path, image_root) -> Task:
 
 def _subset_rows(path: Path) -> dict[str, dict]:
     """The rows of a file by their numbers."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
+    rows = read_json(path)
     if not isinstance(rows, dict) or not all(isinstance(row, dict) for row in rows.values()):
         raise ValueError(f"{path} is not an object of rows by their number.")
     return rows
@@ -379,7 +375,7 @@ def read_world_tasks(root) -> list[Task]:
     ```
     """
     root = Path(root)
-    world = json.loads((root / "world.json").read_text(encoding="utf-8"))
+    world = read_json(root / "world.json")
     tasks = []
     for name, kind in world["tasks"].items():
         tasks.append(read_mmeb_eval(root / "eval", name, kind, image_root=root))
