@@ -48,6 +48,11 @@ class UniMEModel(UniMEPreTrainedModel):
     def _wrap_config(cls, vlm_config, preset, **fields):
         return cls.config_class(vlm_config=vlm_config, positions=PRESETS[preset].positions, **fields)
 
+    def use_preset(self, preset: str, positions: str | None = None, **settings):
+        """As in [`~UniMEPreTrainedModel.use_preset`]; `positions` are the preset's too, unless they are given."""
+        super().use_preset(preset, **settings)
+        self.config.positions = positions or PRESETS[preset].positions
+
     def forward(self, input_ids=None, attention_mask=None, **kwargs) -> UniMEOutput:
         """Runs the VLM over what the processor returned.
 

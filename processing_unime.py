@@ -91,20 +91,18 @@ class UniMEProcessor(ProcessorMixin):
         backbone=None,
         **kwargs,
     ):
-        if preset not in PRESETS:
-            raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}.")
-        defaults = PRESETS[preset]
-        self.preset = preset
-        self.max_length = min(max_length or defaults.max_length, tokenizer.model_max_length)
-        self.max_image_pixels = max_image_pixels
-        self.resolution = defaults.resolution if resolution is None else resolution
-        self.fusion = one_of("fusion", fusion or defaults.fusion, "joint", "sum")
-        self.anyres_padding = one_of("anyres_padding", anyres_padding or defaults.anyres_padding, "even", "legacy")
-        self.num_frames = num_frames
         self.backbone = backbone or {"processor_class": "Qwen2VLProcessor"}
-        Resolution.parse(self.resolution)  # raises early
-
-        self._native = build_native(image_processor, tokenizer, self.backbone, self.anyres_padding == "legacy")
+        self.max_image_pixels = max_image_pixels
+        self.num_frames = num_frames
+        self._take_preset(
+            preset,
+            image_processor,
+            tokenizer,
+            max_length=max_length,
+            resolution=resolution,
+            fusion=fusion,
+            anyres_padding=anyres_padding,
+        )
         self.image_token = self._native.image_token
         self.image_token_id = self._native.image_token_id
         self.image_token_ids = self._native.image_token_ids
@@ -115,6 +113,51 @@ class UniMEProcessor(ProcessorMixin):
         self._fenced_image = f"{fence[0]}{self.image_token}{fence[1]}" if has_fence else self.image_token
         self._template_takes_strings = None  # tried out on first use
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+
+    def _take_preset(
+        self,
+        preset: str,
+        image_processor,
+        tokenizer,
+        max_length=None,
+        resolution=None,
+        fusion=None,
+        anyres_padding=None,
+    ):
+        """Sets what a preset decides; a setting that is not None is taken in the place of the preset's."""
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}.")
+        defaults = PRESETS[preset]
+        self.preset = preset
+        self.max_length = min(max_length or defaults.max_length, tokenizer.model_max_length)
+        self.resolution = defaults.resolution if resolution is None else resolution
+        self.fusion = one_of("fusion", fusion or defaults.fusion, "joint", "sum")
+        self.anyres_padding = one_of("anyres_padding", anyres_padding or defaults.anyres_padding, "even", "legacy")
+        Resolution.parse(self.resolution)  # raises early
+        self._native = build_native(image_processor, tokenizer, self.backbone, self.anyres_padding == "legacy")
+
+    def use_preset(self, preset: str, **settings):
+        """Reads items by another preset from now on: its prompts, fusion, resolution, limit and padding.
+
+        Of a model, take [`~unime.vlm_unime.UniMEPreTrainedModel.use_preset`], which also changes its positions.
+
+        Args:
+            preset (`str`): a key of `PRESETS`.
+            settings: `max_length`, `resolution`, `fusion` and `anyres_padding`, where they are to differ from the
+                preset's; and `chat_template`, `max_image_pixels` and `num_frames`, which stay as they are otherwise.
+
+        Raises:
+            ValueError: the preset or a setting is unknown.
+        """
+        for name in ("chat_template", "max_image_pixels", "num_frames"):
+            if name in settings:
+                setattr(self, name, settings.pop(name))
+        self._template_takes_strings = None  # a template may have changed
+        self._take_preset(preset, self.image_processor, self.tokenizer, **settings)
+
+    def document_role(self, dataset: str) -> str:
+        """The role in which the preset words the documents of a data set: `"document"`, but for a few `"query"`."""
+        return "query" if dataset in PRESETS[self.preset].documents_as_queries else "document"
 
     @property
     def takes_several_images(self) -> bool:
@@ -129,6 +172,20 @@ class UniMEProcessor(ProcessorMixin):
             return super().to_dict()
         finally:
             self._native = native
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, preset: str | None = None, **kwargs):
+        """As in transformers; a preset takes the place of all that was saved, except settings that stand beside it.
+
+        Args:
+            pretrained_model_name_or_path (`str` or path): a saved UniME model, folder or repository.
+            preset (`str`, *optional*): a key of `PRESETS`; as it was saved by default.
+            kwargs: settings of `__init__`; the rest (`revision`, `token`, ...) goes to the Hub loaders.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if preset is not None:
+            processor.use_preset(preset, **{key: kwargs[key] for key in SETTINGS if key in kwargs})
+        return processor
 
     @classmethod
     def _get_arguments_from_pretrained(cls, path, processor_dict=None, **kwargs):
@@ -263,7 +320,7 @@ class UniMEProcessor(ProcessorMixin):
         """The user's turn in the chat template, behind the preset's system turn."""
         preset = PRESETS[self.preset]
         first, *others = turn.split(self._image_in_prompt)
-        content = [_text_part(first, preset.strip and bool(others))]
+        content = [_text_part(first, preset.strip)]
         for piece in others:
             content.append({"type": "image"})
             content.append(_text_part(piece, preset.strip))
@@ -271,10 +328,13 @@ class UniMEProcessor(ProcessorMixin):
         messages = [{"role": "user", "content": _without_empty_texts(content)}]
         if preset.system:
             messages.insert(0, {"role": "system", "content": [_text_part(preset.system)]})
-        return self._template(messages)
+        return self._template(messages, image=self._image_in_prompt)
 
-    def _template(self, messages, add_generation_prompt: bool = True) -> str:
-        """Renders messages whose content is a list of text and image parts."""
+    def _template(self, messages, add_generation_prompt: bool = True, image: str | None = None) -> str:
+        """Renders messages whose content is a list of text and image parts.
+
+        A template that takes strings gets `image` in the place of images, the backbone's fenced one by default.
+        """
         if self.chat_template is None:
             raise ValueError(
                 f"the preset {self.preset!r} needs a chat template, and this checkpoint has none; pass "
@@ -286,7 +346,7 @@ class UniMEProcessor(ProcessorMixin):
         turns = []
         for message in messages:
             if self._template_takes_strings:
-                content = "".join(entry.get("text", self._fenced_image) for entry in message["content"])
+                content = "".join(entry.get("text", image or self._fenced_image) for entry in message["content"])
             else:  # such templates put a line break between image and text themselves
                 content = _without_leading_breaks(message["content"])
             turns.append({**message, "content": content})
@@ -658,11 +718,10 @@ def _text_part(text: str, strip: bool = False) -> dict:
 
 
 def _fill(template: str, text: str) -> str:
-    """Puts the text into a prompt; a line break with which it already ends is not written twice."""
-    before, _, after = template.partition("{text}")
-    if text.endswith("\n"):
-        after = after.removeprefix("\n")
-    return before + text + after
+    """Puts the text into a prompt as it is; a prompt that ends in a line break does not end in two."""
+    if template.endswith("{text}\n") and text.endswith("\n"):
+        template = template.removesuffix("\n")
+    return template.replace("{text}", text)
 
 
 def _without_leading_breaks(content: list[dict]) -> list[dict]:

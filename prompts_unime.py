@@ -81,7 +81,7 @@ class Preset:
         verbatim (`bool`): a text that places the image itself is the whole turn; otherwise it replaces image and
             text in the prompt.
         fenced (`bool`): whether images stand between the backbone's own markers (Qwen's `<|vision_start|>`).
-        strip (`bool`): strip texts that accompany an image.
+        strip (`bool`): strip texts.
         fusion (`str`): `"joint"` reads image and text in one prompt; `"sum"` adds their two embeddings.
         positions (`str`): `"native"`, or `"flat"`: 1-D positions for image tokens too.
         padding_side (`str`): side of the padding in a batch.
@@ -92,6 +92,7 @@ class Preset:
         processor (`str`, *optional*): repository of the tokenizer and image processor the checkpoints were trained
             with, where it is not their own.
         model_types (`tuple`): backbones the preset is for; empty for any.
+        documents_as_queries (`tuple`): data sets whose documents are worded as queries.
     """
 
     query: Prompts
@@ -110,6 +111,7 @@ class Preset:
     anyres_padding: str = "even"
     processor: str | None = None
     model_types: tuple[str, ...] = ()
+    documents_as_queries: tuple[str, ...] = ()
 
 
 def _same(prompts: Prompts, **settings) -> Preset:
@@ -119,6 +121,16 @@ def _same(prompts: Prompts, **settings) -> Preset:
 
 _JOINT = "{image}\n{text}\n"
 _CAPTION = "Find an image caption describing the given image."
+_SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
+_QWEN = ("qwen2_vl", "qwen2_5_vl")
+
+# SaHa's, of which documents are the bare items
+_HIERARCHICAL_QUERY = Prompts(
+    text="{text}\nRepresent the given text in one word.",
+    image="{image}\nRepresent the given text/image in one word.",
+    both="{image}\n{text}\nRepresent the given text/image in one word.",
+)
+_HIERARCHICAL_DOCUMENT = Prompts(text="{text}", image="{image}", both="{image}\n{text}")
 
 PRESETS = {
     # Zero-shot, and UniME stage 1 (2504.17432 section 3.2): the next token after the prompt sums the item up.
@@ -130,19 +142,32 @@ PRESETS = {
         )
     ),
     # From Generator to Embedder (2508.00955): a shared system sentence, and a one-word request on the query side only.
-    "hierarchical": Preset(
-        system="Given an image, summarize the provided image in one word. "
-        "Given only text, describe the text in one word.",
-        query=Prompts(
-            text="{text}\nRepresent the given text in one word.",
-            image="{image}\nRepresent the given text/image in one word.",
-            both="{image}\n{text}\nRepresent the given text/image in one word.",
-        ),
-        document=Prompts(text="{text}", image="{image}", both="{image}\n{text}"),
+    "hierarchical": Preset(query=_HIERARCHICAL_QUERY, document=_HIERARCHICAL_DOCUMENT, system=_SYSTEM),
+    # The same as SaHa's checkpoints were trained (Gen2Embed): bare image tokens, and so positions of text for them.
+    "saha-qwen2-vl": Preset(
+        query=_HIERARCHICAL_QUERY,
+        document=_HIERARCHICAL_DOCUMENT,
+        system=_SYSTEM,
+        fenced=False,
+        positions="flat",
+        max_length=2048,
+        model_types=_QWEN,
+        documents_as_queries=("RefCOCO-Matching",),
     ),
     # VLM2Vec and UniME stage 2 on MMEB: the data set's own strings, unwrapped.
     "joint": _same(
         Prompts(text="{text}", image="{image}\nRepresent the given image.\n", both=_JOINT), chat=False, verbatim=True
+    ),
+    # VLM2Vec's own checkpoints, with the words of its demos; MMEB's strings stay as they are.
+    "vlm2vec-qwen2-vl": _same(
+        Prompts(text="{text}", image="{image} Represent the given image.", both="{image} {text}"),
+        chat=False,
+        verbatim=True,
+        fenced=False,
+        positions="flat",
+        max_length=4096,
+        resolution="tokens:1280",
+        model_types=_QWEN,
     ),
     "unime-phi3.5-v": _same(
         Prompts(
@@ -190,7 +215,7 @@ PRESETS = {
         positions="flat",
         max_length=4096,
         resolution=1344,
-        model_types=("qwen2_vl", "qwen2_5_vl"),
+        model_types=_QWEN,
     ),
     "unime-v2-llava-onevision": _same(
         Prompts(text="{text}", image=f"{{image}}{_CAPTION}", both="{image}{text}"),
@@ -216,6 +241,10 @@ CHECKPOINTS = {
     "TianchengGu/UniME-V2-Qwen2VL-7B": "unime-v2-qwen2-vl",
     "TianchengGu/UniME-V2-LLaVA-OneVision-8B": "unime-v2-llava-onevision",
     "TianchengGu/UniME-V2-reranker-Qwen25VL-7B": "unime-v2-reranker",
+    "TIGER-Lab/VLM2Vec-Qwen2VL-2B": "vlm2vec-qwen2-vl",
+    "TIGER-Lab/VLM2Vec-Qwen2VL-7B": "vlm2vec-qwen2-vl",
+    "Y-J-Ju/SaHa-Qwen2-VL-2B-Instruct": "saha-qwen2-vl",
+    "Y-J-Ju/SaHa-Qwen2-VL-7B-Instruct": "saha-qwen2-vl",
 }
 
 
@@ -247,11 +276,10 @@ def find_preset(name, model_type: str, preset: str | None = None, strict: bool =
             fitting.append(key)
 
     if preset is None:
-        names = _possible_names(name)
-        preset = _published_preset(names)
+        preset = published_preset(name)
 
         # a wrong prompt gives no error, only worse embeddings
-        if preset is None and strict and any("unime" in candidate.lower() for candidate in names):
+        if preset is None and strict and any("unime" in candidate.lower() for candidate in _possible_names(name)):
             raise ValueError(
                 f"{name} is not a published checkpoint that UniME knows, but its name says that it was trained with "
                 f"its own prompts; pass `preset=`, one of {', '.join(fitting)}."
@@ -285,15 +313,25 @@ def _possible_names(path) -> list[str]:
     return names
 
 
-def _published_preset(names: list[str]) -> str | None:
-    """The preset of the published checkpoint that has one of these names."""
+def published_preset(name) -> str | None:
+    """The preset of the published checkpoint that a repository or folder is, by its name; `None` if it is none.
+
+    Args:
+        name (`str` or path): repository, folder, or a snapshot in the Hub's cache.
+
+    Example:
+
+    ```python
+    published_preset("models/VLM2Vec-Qwen2VL-2B")  # "vlm2vec-qwen2-vl"
+    ```
+    """
     presets_by_name = {}
     for repository, preset in CHECKPOINTS.items():
         presets_by_name[_plain(repository.split("/")[1])] = preset
 
-    for name in names:
-        if _plain(name) in presets_by_name:
-            return presets_by_name[_plain(name)]
+    for candidate in _possible_names(name):
+        if _plain(candidate) in presets_by_name:
+            return presets_by_name[_plain(candidate)]
     return None
 
 
@@ -340,4 +378,14 @@ def instruct(instruction: str | None, text: str | None) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["CHECKPOINTS", "PRESETS", "Preset", "Prompts", "find_preset", "instruct", "one_of", "strip_placeholders"]
+__all__ = [
+    "CHECKPOINTS",
+    "PRESETS",
+    "Preset",
+    "Prompts",
+    "find_preset",
+    "instruct",
+    "one_of",
+    "published_preset",
+    "strip_placeholders",
+]

@@ -77,16 +77,28 @@ class UniMEPreTrainedModel(PreTrainedModel):
 
     # loading and saving
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, quantization: str | None = None, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        preset: str | None = None,
+        quantization: str | None = None,
+        **kwargs,
+    ):
         """As in transformers, but a missing, unexpected or mis-shaped weight is an error that names it.
 
         Args:
             pretrained_model_name_or_path (`str` or path): a saved UniME model, folder or repository.
+            preset (`str`, *optional*): read items by this preset, all of it, and not as the model was saved (see
+                [`~UniMEPreTrainedModel.use_preset`]).
             quantization (`str`, *optional*): `"nf4"` (4 bits) or `"int8"` through bitsandbytes, with the vision tower
                 in full precision; for anything else pass a `quantization_config`.
+            kwargs: processor settings as in [`~UniMEPreTrainedModel.from_backbone`], in the place of those that were
+                saved or that come with `preset`; everything else goes to transformers.
 
         Raises:
-            ValueError: the checkpoint is not one of this class, a weight did not land, or a file is damaged.
+            ValueError: the checkpoint is not one of this class, a weight did not land, a file is damaged, or the
+                preset is unknown or for another backbone.
 
         Example:
 
@@ -97,6 +109,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         path = pretrained_model_name_or_path
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # so that our own error can name the weights
+        settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
         hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
         _assert_ours(cls, path, hub)
         _set_quantization(kwargs, quantization)
@@ -105,7 +118,11 @@ class UniMEPreTrainedModel(PreTrainedModel):
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         _assert_all_landed(info, path)
         model.source = path
-        model._processor_source = (path, hub)
+        model._processor_source = (path, {**hub, **settings})
+        if preset is not None:
+            if "positions" in kwargs:
+                settings["positions"] = kwargs["positions"]
+            model.use_preset(preset, **settings)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -217,14 +234,27 @@ class UniMEPreTrainedModel(PreTrainedModel):
         if self._processor is None:
             if self._processor_source is None:
                 raise ValueError("this model has no processor yet; set `model.processor`.")
-            source, hub = self._processor_source
+            source, options = self._processor_source
             # Whoever runs this class has trusted its repository; with the package imported, local classes win.
-            self._processor = UniMEProcessor.from_pretrained(source, trust_remote_code=True, **hub)
+            self._processor = UniMEProcessor.from_pretrained(source, trust_remote_code=True, **options)
         return self._processor
 
     @processor.setter
     def processor(self, processor):
         self._processor = processor
+
+    def use_preset(self, preset: str, **settings):
+        """Reads items by another preset from now on, all of it, not only its prompts.
+
+        Args:
+            preset (`str`): a key of `PRESETS`.
+            settings: what is to differ from the preset (see [`~unime.processing_unime.UniMEProcessor.use_preset`]).
+
+        Raises:
+            ValueError: the preset or a setting is unknown, or the preset is for another backbone.
+        """
+        preset = self._find_preset(self.source or "this model", self.config.vlm_config.model_type, preset)
+        self.processor.use_preset(preset, **settings)
 
     # batching
     @contextmanager

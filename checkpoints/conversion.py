@@ -11,7 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from ..modeling_unime import UniMEModel
 from .exports import write_exports, write_json
-from .opening import UNIME_MODEL_TYPES, base_model_of, local_folder, model_type_of, open_checkpoint
+from .opening import (
+    UNIME_MODEL_TYPES,
+    adapter_folder,
+    base_model_of,
+    local_folder,
+    model_type_of,
+    open_checkpoint,
+)
 
 HEAD_FILE = "lm_head.safetensors"  # the output head of a converted VLM, which an embedder has no use for
 
@@ -55,7 +62,8 @@ def merge(source, out, base=None, preset: str | None = None, reranker: bool = Fa
         source (`str` or `Path`): folder or repository of a LoRA or DoRA adapter.
         out (`str` or `Path`): folder to write.
         base (*optional*): what the adapter was trained on; by default what its own file says.
-        preset (`str`, *optional*): prompts, if that was a stock VLM.
+        preset (`str`, *optional*): how items are read; by default as the adapter was trained, where its files or its
+            name say that, else as its base is.
         reranker (`bool`, defaults to `False`): whether a stock VLM becomes a reranker; else it becomes an embedder.
 
     Returns:
@@ -70,12 +78,12 @@ def merge(source, out, base=None, preset: str | None = None, reranker: bool = Fa
     merge("outputs/adapter", "outputs/merged", preset="summary")
     ```
     """
-    folder = local_folder(source)
-    if not (folder / "adapter_config.json").exists():
+    adapter = adapter_folder(local_folder(source))
+    if adapter is None:
         raise ValueError(f"{source} is not an adapter: it has no adapter_config.json.")
 
-    base = base or base_model_of(folder)
-    model = open_checkpoint(folder, preset, reranker, base)
+    base = base or base_model_of(adapter)
+    model = open_checkpoint(source, preset, reranker, base)
     model.save_pretrained(out)
     _keep_head(model, local_folder(base), out)
     return model

@@ -168,9 +168,9 @@ def preset_template(processor, role: str = "query") -> str:
     for kind, item in _sample_items(_QUERY).items():
         # a text is inserted as `UniMEProcessor.render` does it
         words = getattr(getattr(preset, role), kind)
-        if preset.strip and kind == "both":
+        if preset.strip:
             text = "trimmed_text"
-        elif "{text}\n" in words:  # a line break with which the text already ends is not written twice
+        elif words.endswith("{text}\n"):  # a prompt that ends in a line break does not end in two
             text = "text_without_last_break"
         else:
             text = "text"

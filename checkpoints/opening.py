@@ -7,7 +7,8 @@ from pathlib import Path
 from huggingface_hub.errors import HfHubHTTPError
 
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
-from ..prompts_unime import find_preset
+from ..processing_unime import SETTINGS, UniMEProcessor
+from ..prompts_unime import published_preset
 
 HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # among them the base class of whichever httpx it uses
 UNIME_MODEL_TYPES = ("unime", "unime_reranker")  # what `config.json` calls our models
@@ -43,19 +44,16 @@ def local_folder(source, revision: str | None = None) -> Path:
         raise ValueError(f"{source} is not a folder here, and is not available from the Hub: {reason}") from error
 
 
-def open_checkpoint(
-    source, preset: str | None = None, reranker: bool = False, base=None, change_preset: bool = False, **kwargs
-):
+def open_checkpoint(source, preset: str | None = None, reranker: bool = False, base=None, **kwargs):
     """Opens a UniME checkpoint, a stock VLM, or an adapter over either, which is merged into it.
 
     Args:
         source (`str` or `Path`): folder or repository.
-        preset (`str`, *optional*): prompts, for a stock VLM.
+        preset (`str`, *optional*): how items are read, all of it: prompts, positions, resolution, fusion, limit and
+            padding. By default as the checkpoint was saved, or as a published one of its name was trained.
         reranker (`bool`, defaults to `False`): whether a stock VLM becomes a reranker; else it becomes an embedder.
         base (*optional*): what an adapter was trained on; by default what its own file says.
-        change_preset (`bool`, defaults to `False`): give a UniME checkpoint the prompts of another preset, because it
-            is to be trained on.
-        kwargs: for `from_pretrained`.
+        kwargs: for `from_backbone` or `from_pretrained`; settings of the processor among them go before the preset's.
 
     Returns:
         [`UniMEModel`] or [`UniMERerankerForCausalLM`].
@@ -71,10 +69,15 @@ def open_checkpoint(
     """
     folder = local_folder(source, kwargs.get("revision"))
 
-    if (folder / "adapter_config.json").exists():
+    adapter = adapter_folder(folder)
+    if adapter is not None:
         kwargs.pop("revision", None)  # of the adapter, not of its base
-        model = open_checkpoint(base or base_model_of(folder), preset, reranker, change_preset=change_preset, **kwargs)
-        merged = load_adapter(model, folder).merge_and_unload()
+        if preset is None:  # what the adapter was trained with, its base does not know
+            kwargs = {**_saved_settings(adapter), **kwargs}
+            preset = kwargs.pop("preset", None) or published_preset(source)
+
+        model = open_checkpoint(base or base_model_of(adapter), preset, reranker, **kwargs)
+        merged = load_adapter(model, adapter).merge_and_unload()
         # PEFT froze what it was put on, and the merged model may be trained on
         for parameter in merged.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
@@ -86,14 +89,33 @@ def open_checkpoint(
         return model_class.from_backbone(source, preset, **kwargs)
 
     model_class = UniMEModel if model_type == "unime" else UniMERerankerForCausalLM
-    model = model_class.from_pretrained(source, **kwargs)
-    if change_preset and preset is not None:
-        model.processor.preset = find_preset(source, model.config.vlm_config.model_type, preset)
-    elif preset not in (None, model.processor.preset):
-        raise ValueError(
-            f"{source} was made with the preset {model.processor.preset!r}, not {preset!r}; leave `preset` out."
-        )
-    return model
+    return model_class.from_pretrained(source, preset=preset, **kwargs)
+
+
+def adapter_folder(folder: Path) -> Path | None:
+    """Where in a folder an adapter lies: in itself, or, where there is no model in it, in `lora/`; `None` if nowhere.
+
+    Args:
+        folder (`Path`): of any checkpoint.
+    """
+    candidates = [folder]
+    if not any(folder.glob("*.safetensors")):
+        candidates.append(folder / "lora")  # as in TIGER-Lab/VLM2Vec-Qwen2VL-7B
+    for candidate in candidates:
+        if (candidate / "adapter_config.json").exists():
+            return candidate
+    return None
+
+
+def _saved_settings(adapter: Path) -> dict:
+    """Preset and settings of the processor that was saved beside an adapter; empty if it is not ours."""
+    file = adapter / "processor_config.json"
+    if not file.exists():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content.get("processor_class") != UniMEProcessor.__name__:
+        return {}
+    return {name: content[name] for name in ("preset", *SETTINGS) if name in content}
 
 
 def model_type_of(folder: Path) -> str | None:

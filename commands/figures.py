@@ -86,7 +86,7 @@ def _models(options, preset: str | None) -> Iterator[tuple[str, UniMEModel]]:
     """The models with their names, one loaded after the other."""
     names = _distinct_names(options, options.models, "models")
     for name, path in zip(names, options.models):
-        yield name, open_checkpoint(path, preset, change_preset=True).to(processes().device).eval()
+        yield name, open_checkpoint(path, preset).to(processes().device).eval()
 
 
 def _embedded(options) -> tuple[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:

@@ -54,7 +54,7 @@ OPTIONS = {
     "preset": {
         "metavar": "PRESET",
         "choices": sorted(PRESETS),
-        "help": f"prompts for a stock VLM, by default those of its name, else summary; {', '.join(sorted(PRESETS))}",
+        "help": f"how items are read; by default as saved, or by a stock VLM's name: {', '.join(sorted(PRESETS))}",
     },
     "dtype": {
         "default": "auto",

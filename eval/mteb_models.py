@@ -88,7 +88,7 @@ class UniMEEncoder(AbsEncoder):
     Args:
         model_name: folder or repository, or a loaded model.
         revision, device (`str`, *optional*): as mteb passes them.
-        preset (`str`, *optional*): prompts, for a stock VLM.
+        preset (`str`, *optional*): how items are read; by default as the checkpoint was saved, or as its name says.
         use_task_instructions (`bool`, defaults to `True`): put the task's prompt before queries, and before documents
             where it has one.
         default_instruction (`str`, *optional*): before queries of tasks without a prompt (mteb's own wrapper of

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from ..checkpoints.opening import local_folder, open_checkpoint, require_kind
+from ..checkpoints.opening import adapter_folder, base_model_of, local_folder, open_checkpoint, require_kind
 from ..data.schema import Item
 from ..prompts_unime import PRESETS
 from .shards import fingerprint, processes, read_job, run_job
@@ -42,6 +42,9 @@ def checkpoint_fingerprint(source) -> str:
         `str`: such as `"my-model@0123456789abcdef"`.
     """
     folder = local_folder(source)
+    adapter = adapter_folder(folder)
+    if adapter is not None:
+        folder = adapter
     digest = hashlib.blake2b(digest_size=8)
     for path in _model_files(folder):
         digest.update(f"{path.relative_to(folder)}:{path.stat().st_size}:".encode())
@@ -51,11 +54,8 @@ def checkpoint_fingerprint(source) -> str:
                 digest.update(file.read(size))
 
     # an adapter computes nothing without the model that it was trained on
-    adapter = folder / "adapter_config.json"
-    if adapter.exists():
-        base = json.loads(adapter.read_text())["base_model_name_or_path"]
-        if base:
-            digest.update(checkpoint_fingerprint(base).encode())
+    if adapter is not None:
+        digest.update(checkpoint_fingerprint(base_model_of(adapter)).encode())
     return f"{Path(str(source)).name}@{digest.hexdigest()}"
 
 
@@ -107,7 +107,7 @@ class Embedder:
         source (`str` or `Path`): folder or repository.
         library (`str`, defaults to `"unime"`): `"unime"` (which also opens stock VLMs and adapters) or
             `"sentence-transformers"`.
-        preset (`str`, *optional*): prompts, for a stock VLM.
+        preset (`str`, *optional*): how items are read; by default as the checkpoint was saved, or as its name says.
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
         options: for the model's `encode` (UniME), or its `encode_query` and `encode_document`.
 

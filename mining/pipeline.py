@@ -71,7 +71,9 @@ class MiningConfig:
     embedder_library: str = field(
         default="unime", metadata={"help": "unime or sentence-transformers.", "choices": LIBRARIES}
     )
-    embedder_preset: str | None = field(default=None, metadata={"help": "Prompts, for a stock VLM."})
+    embedder_preset: str | None = field(
+        default=None, metadata={"help": "Preset by which it reads items; its own by default."}
+    )
     embedder_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own.", "choices": DTYPES})
     embedder_options: dict | str | None = field(
         default_factory=dict, metadata={"help": "For encode: batch_tokens, ..."}

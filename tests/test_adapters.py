@@ -5,8 +5,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import picture
+from conftest import ROOT, picture
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import write
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
@@ -15,6 +16,7 @@ from unime import UniMEModel, UniMERerankerForCausalLM
 from unime.checkpoints.conversion import export
 from unime.checkpoints.opening import load_adapter, open_checkpoint
 from unime.commands.convert import main
+from unime.jobs.embedding import checkpoint_fingerprint
 
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v")
 RENAMED = {
@@ -23,6 +25,7 @@ RENAMED = {
     "llava_onevision": ("model.model.language_model.", "model.language_model.model."),
     "phi3_v": ("model.model.", "model.model."),
 }
+GOLDENS = ROOT.parent / "shared" / "checkpoints"
 ITEMS = ["a red circle", picture(40, (64, 48))]
 
 
@@ -82,6 +85,47 @@ def test_merge_command_and_adapters_of_the_wrappers(tiny, tmp_path, capsys):
     assert "written to" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="is not an adapter"):
         main(["merge", str(path), str(tmp_path / "x")])
+
+
+def test_adapters_are_read_as_they_were_trained(tiny, tmp_path):
+    """What their base does not know: the preset of a published name, or what was saved beside them."""
+    path, _ = tiny("qwen2_vl")
+    published = tmp_path / "VLM2Vec-Qwen2VL-7B"
+    expected = stock_adapter(path, published / "lora", "qwen2_vl", dora=True, old=True)
+    model = open_checkpoint(published)
+    assert (model.processor.preset, model.config.positions) == ("vlm2vec-qwen2-vl", "flat")
+    assert max((model.vlm.state_dict()[key] - expected[key]).abs().max() for key in expected) <= 1e-6
+    assert open_checkpoint(published, "joint").config.positions == "native"
+
+    # a fingerprint sees the adapter below the repository, and its base
+    before = checkpoint_fingerprint(published)
+    settings = published / "lora" / "adapter_config.json"
+    settings.write_text(settings.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
+    assert checkpoint_fingerprint(published) != before
+
+    stock_adapter(path, tmp_path / "mine", "qwen2_vl", dora=False, old=False)
+    saved = UniMEModel.from_backbone(path, "unime-v2-qwen2-vl", resolution=112).processor
+    saved.save_pretrained(tmp_path / "mine")
+    model = open_checkpoint(tmp_path / "mine")
+    assert (model.processor.preset, model.processor.resolution, model.config.positions) == (
+        "unime-v2-qwen2-vl",
+        112,
+        "flat",
+    )
+    assert open_checkpoint(tmp_path / "mine", resolution=56).processor.resolution == 56
+
+
+@pytest.mark.skipif(not GOLDENS.exists(), reason="the tiny published checkpoints are not here")
+def test_vlm2vec_gives_its_authors_embeddings():
+    model = open_checkpoint(GOLDENS / "VLM2Vec-Qwen2VL-2B", base=GOLDENS / "Qwen2-VL-2B-Instruct", dtype="float32")
+    street = Image.open(GOLDENS.parent / "data" / "street.jpg").convert("RGB")
+    images = {"small": street.resize((200, 150)), "wide": street.resize((330, 120))}
+    for golden in json.loads((GOLDENS / "VLM2Vec-Qwen2VL-2B" / "golden.json").read_text())["items"]:
+        item = {"text": golden.get("text"), "image": images.get(golden.get("image_name"))}
+        if golden["key"].endswith("_mmeb"):
+            item["text"] = "<|image_1|>\nRepresent the given image.\n"
+        ours = model.encode(item, instruction=golden.get("instruction"))
+        assert (ours - torch.tensor(golden["embedding"])).abs().max() <= 1e-6, golden["key"]
 
 
 def test_ranks_of_single_modules_follow_their_names(tiny, tmp_path):

@@ -86,6 +86,27 @@ def test_unime_v2_qwen(tiny, kind):
     assert (ours[2] - grid).abs().max() > 1e-3, "3-D positions would be another embedding"
 
 
+def test_vlm2vec_and_saha_qwen(tiny):
+    path, stock = tiny("qwen2_vl")
+    tokenizer, image, pad = tokenizer_for("qwen2_vl"), picture(1), "<|image_pad|>"
+    chat = (
+        "<|im_start|>system\nGiven an image, summarize the provided image in one word. Given only text, describe the "
+        "text in one word.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    request = "\nRepresent the given text/image in one word."
+    mmeb = {"text": f"<|image_1|>\n{QUESTION}\n", "image": image}
+    for preset, role, item, prompt in (
+        ("vlm2vec-qwen2-vl", "query", CAPTION, CAPTION),
+        ("vlm2vec-qwen2-vl", "document", image, f"{pad} Represent the given image."),
+        ("vlm2vec-qwen2-vl", "query", mmeb, f"{pad}\n{QUESTION}\n"),
+        ("saha-qwen2-vl", "query", mmeb, chat.format(f"{pad}\n{QUESTION}\n{request}")),
+        ("saha-qwen2-vl", "document", mmeb, chat.format(f"{pad}\n{QUESTION}\n")),
+    ):
+        model = UniMEModel.from_backbone(path, preset=preset)
+        shown = image if pad in prompt else None
+        close(model.encode(item, role=role), qwen_reference(stock, tokenizer, prompt, shown))
+
+
 # LLaVA: anyres tiles
 
 

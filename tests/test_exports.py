@@ -18,6 +18,8 @@ KINDS = [
     ("qwen2_vl", "joint"),
     ("qwen2_vl", "hierarchical"),
     ("qwen2_vl", "unime-v2-qwen2-vl"),
+    ("qwen2_vl", "saha-qwen2-vl"),
+    ("qwen2_vl", "vlm2vec-qwen2-vl"),
     ("llava_next", "unime-llava-1.6"),
     ("llava_onevision", "unime-v2-llava-onevision"),
     ("phi3_v", "unime-phi3.5-v"),

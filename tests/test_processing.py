@@ -53,7 +53,7 @@ def test_summary_prompts(processor):
     image = picture(0)
     assert processor.render("a cat")[0] == CHAT.format("a cat\nSummary above sentence in one word:")
     assert processor.render(image) == (CHAT.format(IMAGE + "\nSummary above image in one word:"), (image,))
-    both = CHAT.format(IMAGE + "\nfind this\nSummary above image and sentence in one word:")
+    both = CHAT.format(IMAGE + "\nfind this\n\nSummary above image and sentence in one word:")
     assert processor.render({"text": "find this\n", "image": image})[0] == both
     assert processor.render({"text": "<|image_1|>\nfind this\n", "image": image})[0] == both
 

@@ -34,7 +34,8 @@ class StageArguments:
         default=None, metadata={"help": "At most that many rows of each subset (papers: 50000)."}
     )
     preset: str | None = field(
-        default=None, metadata={"help": "Prompt preset for a stock VLM (default: by its name, else summary)."}
+        default=None,
+        metadata={"help": "Preset by which items are read (default: the checkpoint's own, or by a stock VLM's name)."},
     )
     holdout: int = field(
         default=0, metadata={"help": "Rows of each data set kept for evaluation (eval_strategy, best checkpoint)."}
@@ -53,7 +54,7 @@ def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs
 
     Args:
         path (`str` or `Path`): folder or Hub id.
-        preset (`str`, *optional*): prompts; the checkpoint's own by default, or those that go with a stock VLM.
+        preset (`str`, *optional*): how items are read; as the checkpoint was saved by default, or as its name says.
         reranker (`bool`, defaults to `False`): load a reranker, not an embedder.
         kwargs: for `from_pretrained`, such as `dtype`, `attn_implementation` or `quantization`; None counts as not
             given.
@@ -71,7 +72,7 @@ def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs
     for name, value in kwargs.items():
         if value is not None:
             options[name] = value
-    model = open_checkpoint(path, preset, reranker, change_preset=True, **options)
+    model = open_checkpoint(path, preset, reranker, **options)
     require_kind(model, path, reranker)
 
     if "attn_implementation" not in options and not torch.accelerator.is_available():
@@ -158,7 +159,9 @@ def check_quantized(options):
         raise ValueError("quantised weights do not train; add an adapter with use_peft: true (QLoRA).")
     if is_deepspeed_zero3_enabled():
         raise ValueError("QLoRA does not go with ZeRO-3, which would share out packed bits; use multi_gpu.yaml.")
-    if (Path(options.model_name_or_path) / "adapter_config.json").exists():
+    from ..checkpoints.opening import adapter_folder
+
+    if adapter_folder(Path(options.model_name_or_path)) is not None:
         raise ValueError(
             f"{options.model_name_or_path} is an adapter, which merged into quantised weights would be rounded; merge "
             "it first: unime merge ADAPTER OUT."
