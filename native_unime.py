@@ -165,7 +165,7 @@ def load_saved_images(path, saved: dict, hub: dict):
     Args:
         path: directory or repository.
         saved (`dict`): settings of the image processor as the repository has them.
-        hub (`dict`): `revision`, `token`, ... for the loader.
+        hub (`dict`): `revision`, `token`, `trust_remote_code`, ... for the loader.
     """
     if saved.get("image_processor_type") == Phi3VImageProcessor.__name__:
         return load_phi3_v_images(saved)
@@ -179,7 +179,7 @@ def load_parts(path, config, hub: dict):
         path: directory or repository.
         config: configuration of the backbone; what it says about the vision tower goes before what old processor
             files say.
-        hub (`dict`): `revision`, `token`, ... for the loaders.
+        hub (`dict`): `revision`, `token`, `trust_remote_code`, ... for the loaders.
 
     Raises:
         ValueError: transformers has no processor for the backbone.
@@ -211,7 +211,7 @@ def _load_phi3_v_parts(path, hub: dict):
 
     Args:
         path: directory or repository.
-        hub (`dict`): `revision`, `token`, ... for the loaders.
+        hub (`dict`): `revision`, `token`, `trust_remote_code`, ... for the loaders.
     """
     published, _ = Phi3VImageProcessor.get_image_processor_dict(path, **hub)
     image_processor = load_phi3_v_images({**Phi3VImageProcessor().to_dict(), **published})

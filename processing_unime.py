@@ -189,6 +189,7 @@ class UniMEProcessor(ProcessorMixin):
 
     @classmethod
     def _get_arguments_from_pretrained(cls, path, processor_dict=None, **kwargs):
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
         image_processor = load_saved_images(path, (processor_dict or {}).get("image_processor", {}), kwargs)
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", path, **{"subfolder": "", **kwargs})
         return [image_processor, tokenizer]
@@ -202,10 +203,12 @@ class UniMEProcessor(ProcessorMixin):
             preset (`str`, *optional*): by default the one of the published checkpoint, or `"summary"`.
             processor (*optional*): where tokenizer and image processor are, if not beside the weights; UniME's first
                 two checkpoints were trained with those of their stock backbones, which is the default for them.
-            kwargs: keyword arguments of `__init__`; the rest (`revision`, `token`, ...) goes to the Hub loaders.
+            kwargs: keyword arguments of `__init__`; the rest (`revision`, `token`, ...) goes to the Hub loaders. No
+                code of the repository runs without `trust_remote_code=True`.
         """
         settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
-        config = AutoConfig.from_pretrained(path_or_repo, **{"trust_remote_code": False, **kwargs})
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
+        config = AutoConfig.from_pretrained(path_or_repo, **kwargs)
         preset = find_preset(path_or_repo, config.model_type, preset)
 
         # A folder has its own files; a published repository may lack those that it was trained with.

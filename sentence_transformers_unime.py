@@ -13,7 +13,6 @@ from transformers import AutoModel, AutoModelForCausalLM
 from transformers.image_utils import load_image
 
 try:
-    from sentence_transformers.base.modality import is_image_url_or_path, is_video_url_or_path
     from sentence_transformers.base.modules.input_module import InputModule
 except ModuleNotFoundError as error:
     if error.name != "sentence_transformers":
@@ -22,6 +21,7 @@ except ModuleNotFoundError as error:
     InputModule = torch.nn.Module
 
 _HUB = {"token": "token", "cache_folder": "cache_dir", "revision": "revision", "local_files_only": "local_files_only"}
+_TIMEOUT = 30  # seconds in which a server must answer that is asked for an image
 
 
 class _UniMEModule(InputModule):
@@ -45,6 +45,7 @@ class _UniMEModule(InputModule):
                 hub[ours] = kwargs[theirs]
         arguments = {"trust_remote_code": trust_remote_code, **hub, **(model_kwargs or {})}
         model = cls.auto_class.from_pretrained(model_name_or_path, **arguments)
+        _ = model.processor  # it is read on first use, and what is wrong with it is to be known now
         return cls(model)
 
     def save(self, output_path, *args, **kwargs):
@@ -72,23 +73,19 @@ class _UniMEModule(InputModule):
 
 
 def _as_item(value):
-    """What `encode` takes: as everywhere in sentence-transformers, a string that names an image or video means that.
+    """What `encode` takes: a string is a text, whatever it looks like, and `{"image": name}` is an image.
 
-    Addresses and data URIs of images are read here, as a path inside a dict stays a path.
+    Addresses and data URIs of images are read here; any other name is a path.
     """
-    if isinstance(value, dict):
-        if isinstance(value.get("image"), str):
-            return {**value, "image": _picture(value["image"])}
-        return value
-    if isinstance(value, str) and is_image_url_or_path(value):
-        return {"image": _picture(value)}
-    if isinstance(value, str) and is_video_url_or_path(value):
-        return {"video": value}
+    if isinstance(value, dict) and isinstance(value.get("image"), str):
+        return {**value, "image": _picture(value["image"])}
     return value
 
 
 def _picture(name: str):
-    return load_image(name) if name.startswith(("http://", "https://", "data:image/")) else name
+    if name.startswith(("http://", "https://", "data:image/")):
+        return load_image(name, timeout=_TIMEOUT)
+    return name
 
 
 class UniMETransformer(_UniMEModule):

@@ -51,7 +51,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
             vision._attn_implementation = "sdpa"
 
         super().__init__(config)
-        self.vlm = self._vlm_class.from_config(config.vlm_config)
+        self.vlm = self._vlm_class.from_config(config.vlm_config, trust_remote_code=False)
         self.post_init()
         self.source = None
         self._processor = None
@@ -94,7 +94,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
             quantization (`str`, *optional*): `"nf4"` (4 bits) or `"int8"` through bitsandbytes, with the vision tower
                 in full precision; for anything else pass a `quantization_config`.
             kwargs: processor settings as in [`~UniMEPreTrainedModel.from_backbone`], in the place of those that were
-                saved or that come with `preset`; everything else goes to transformers.
+                saved or that come with `preset`; everything else goes to transformers. Without
+                `trust_remote_code=True` no code of the repository runs, that of its tokenizer and its image processor
+                included.
 
         Raises:
             ValueError: the checkpoint is not one of this class, a weight did not land, a file is damaged, or the
@@ -111,6 +113,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         kwargs["ignore_mismatched_sizes"] = True  # so that our own error can name the weights
         settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
         hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
         _assert_ours(cls, path, hub)
         _set_quantization(kwargs, quantization)
 
@@ -118,7 +121,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         _assert_all_landed(info, path)
         model.source = path
-        model._processor_source = (path, {**hub, **settings})
+        trust = kwargs["trust_remote_code"]
+        model._processor_source = (path, {**hub, **settings, "trust_remote_code": trust})
         if preset is not None:
             if "positions" in kwargs:
                 settings["positions"] = kwargs["positions"]
@@ -137,7 +141,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
             kwargs: processor settings (`max_length`, `max_image_pixels`, `chat_template`, `resolution`, `fusion`,
                 `anyres_padding`, `num_frames`, and `processor`, a folder or repository where they are not beside the
                 weights); everything else (`dtype`, `device_map`, `quantization_config`,
-                `attn_implementation`, `revision`, ...) goes to the VLM's `from_pretrained`.
+                `attn_implementation`, `revision`, `trust_remote_code`, ...) goes to the VLM's `from_pretrained`.
 
         Raises:
             ValueError: a weight of the checkpoint is missing, unexpected or mis-shaped, a file is broken, or the
@@ -150,8 +154,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
         ```
         """
         settings = {key: kwargs.pop(key) for key in (*SETTINGS, "processor") if key in kwargs}
+        kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
         hub = {key: kwargs[key] for key in (*_HUB_KEYS, "trust_remote_code") if key in kwargs}
-        config = AutoConfig.from_pretrained(path_or_repo, **{"trust_remote_code": False, **hub})
+        config = AutoConfig.from_pretrained(path_or_repo, **hub)
         if config.model_type in ("unime", "unime_reranker"):
             raise ValueError(f"{path_or_repo} is a UniME checkpoint already; load it with `from_pretrained`.")
 
@@ -234,9 +239,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
         if self._processor is None:
             if self._processor_source is None:
                 raise ValueError("this model has no processor yet; set `model.processor`.")
-            source, options = self._processor_source
-            # Whoever runs this class has trusted its repository; with the package imported, local classes win.
-            self._processor = UniMEProcessor.from_pretrained(source, trust_remote_code=True, **options)
+            source, options = self._processor_source  # with the trust that was given when the model was loaded
+            self._processor = UniMEProcessor.from_pretrained(source, **options)
         return self._processor
 
     @processor.setter

@@ -32,7 +32,7 @@ def convert(source, out, preset: str | None = None, reranker: bool = False, revi
         preset (`str`, *optional*): prompts; by default those of the published checkpoint, or `"summary"`.
         reranker (`bool`, defaults to `False`): make a reranker, not an embedder.
         revision (`str`, *optional*): branch, tag or commit of the repository.
-        kwargs: for `from_backbone`.
+        kwargs: for `from_backbone`, such as `trust_remote_code`.
 
     Returns:
         the model that was written.
@@ -55,7 +55,7 @@ def convert(source, out, preset: str | None = None, reranker: bool = False, revi
     return model
 
 
-def merge(source, out, base=None, preset: str | None = None, reranker: bool = False):
+def merge(source, out, base=None, preset: str | None = None, reranker: bool = False, trust_remote_code: bool = False):
     """Writes a whole UniME repository from an adapter and what it was trained on.
 
     Args:
@@ -65,6 +65,7 @@ def merge(source, out, base=None, preset: str | None = None, reranker: bool = Fa
         preset (`str`, *optional*): how items are read; by default as the adapter was trained, where its files or its
             name say that, else as its base is.
         reranker (`bool`, defaults to `False`): whether a stock VLM becomes a reranker; else it becomes an embedder.
+        trust_remote_code (`bool`, defaults to `False`): run the code of the base's repository.
 
     Returns:
         the model that was written.
@@ -83,19 +84,20 @@ def merge(source, out, base=None, preset: str | None = None, reranker: bool = Fa
         raise ValueError(f"{source} is not an adapter: it has no adapter_config.json.")
 
     base = base or base_model_of(adapter)
-    model = open_checkpoint(source, preset, reranker, base)
+    model = open_checkpoint(source, preset, reranker, base, trust_remote_code=trust_remote_code)
     model.save_pretrained(out)
     _keep_head(model, local_folder(base), out)
     return model
 
 
-def export(source, out, head=None):
+def export(source, out, head=None, trust_remote_code: bool = False):
     """Writes a UniME repository as a stock `*ForConditionalGeneration` checkpoint, and as a SentenceTransformer.
 
     Args:
         source (`str` or `Path`): UniME folder or repository.
         out (`str` or `Path`): folder to write.
         head (*optional*): stock checkpoint to take the output head from, for an embedder that has none by itself.
+        trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
 
     Raises:
         ValueError: it is not a UniME repository, or the output head is neither tied, nor kept by `convert`, nor given.
@@ -111,7 +113,7 @@ def export(source, out, head=None):
     model_type = model_type_of(folder)
     if model_type not in UNIME_MODEL_TYPES:
         raise ValueError(f"{source} is not a UniME repository but a {model_type}; there is nothing to export.")
-    model = open_checkpoint(folder)
+    model = open_checkpoint(folder, trust_remote_code=trust_remote_code)
 
     # transformers does not know a model under the name of our attention
     vision = getattr(model.vlm.config, "vision_config", None)

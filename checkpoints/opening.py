@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
@@ -54,12 +56,15 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
         reranker (`bool`, defaults to `False`): whether a stock VLM becomes a reranker; else it becomes an embedder.
         base (*optional*): what an adapter was trained on; by default what its own file says.
         kwargs: for `from_backbone` or `from_pretrained`; settings of the processor among them go before the preset's.
+            Code of a repository, of an adapter's base too, runs only with `trust_remote_code=True`; a saved UniME
+            model is opened by the classes of this package without it.
 
     Returns:
         [`UniMEModel`] or [`UniMERerankerForCausalLM`].
 
     Raises:
-        ValueError: `preset` does not fit the checkpoint, or a weight did not land.
+        ValueError: `preset` does not fit the checkpoint, a weight did not land, or the checkpoint needs code of its
+            repository, which was not trusted.
 
     Example:
 
@@ -84,12 +89,15 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
         return merged
 
     model_type = model_type_of(folder)
-    if model_type not in UNIME_MODEL_TYPES:
-        model_class = UniMERerankerForCausalLM if reranker else UniMEModel
-        return model_class.from_backbone(source, preset, **kwargs)
+    with naming_untrusted_code(source):
+        if model_type not in UNIME_MODEL_TYPES:
+            model_class = UniMERerankerForCausalLM if reranker else UniMEModel
+            return model_class.from_backbone(source, preset, **kwargs)
 
-    model_class = UniMEModel if model_type == "unime" else UniMERerankerForCausalLM
-    return model_class.from_pretrained(source, preset=preset, **kwargs)
+        model_class = UniMEModel if model_type == "unime" else UniMERerankerForCausalLM
+        model = model_class.from_pretrained(source, preset=preset, **kwargs)
+        _ = model.processor  # it is read on first use, and what is wrong with it is to be known now
+    return model
 
 
 def adapter_folder(folder: Path) -> Path | None:
@@ -116,6 +124,59 @@ def _saved_settings(adapter: Path) -> dict:
     if content.get("processor_class") != UniMEProcessor.__name__:
         return {}
     return {name: content[name] for name in ("preset", *SETTINGS) if name in content}
+
+
+def open_sentence_transformer(source, device, trust_remote_code: bool = False, **kwargs):
+    """Opens any sentence-transformers model; a saved UniME embedder by this package's own class, which needs no trust.
+
+    Args:
+        source (`str` or `Path`): folder or repository.
+        device: where the model is put.
+        trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
+        kwargs: for `SentenceTransformer`.
+
+    Returns:
+        `SentenceTransformer`.
+
+    Raises:
+        ValueError: the model needs code of its repository, which was not trusted.
+
+    Example:
+
+    ```python
+    model = open_sentence_transformer("outputs/quickstart/model", "cpu")
+    ```
+    """
+    from sentence_transformers import SentenceTransformer
+
+    from ..sentence_transformers_unime import UniMETransformer
+
+    # `modules.json` of a saved embedder names our class by the file that travels with it; that file is not run
+    name = f"{UniMETransformer.__module__.rpartition('.')[2]}.{UniMETransformer.__name__}"
+    options = {"device": str(device), "trust_remote_code": trust_remote_code, **kwargs}
+    with naming_untrusted_code(source):
+        return SentenceTransformer._load_with_module_classes(str(source), {name: UniMETransformer}, **options)
+
+
+@contextmanager
+def naming_untrusted_code(source) -> Iterator[None]:
+    """Turns the error of a loader that was not allowed to run a repository's code into one that says how to allow it.
+
+    Args:
+        source: the folder or repository, for the message.
+
+    Raises:
+        ValueError: in the place of the loader's own.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{source} needs code of its repository. Read that code, then allow it with `trust_remote_code=True` "
+            "(`--trust-remote-code` on the command line)."
+        ) from error
 
 
 def model_type_of(folder: Path) -> str | None:

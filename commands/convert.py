@@ -30,12 +30,14 @@ def _parser() -> CommandParser:
     _add_places(command)
     _add_kind(command)
     command.add_argument("--revision", help="branch, tag or commit of the repository")
+    add(command, "trust-remote-code")
     add(command, "quiet")
 
     text = "UniME repository -> stock VLM checkpoint and SentenceTransformer"
     command = commands.add_parser("export", help=text, description=text)
     _add_places(command)
     command.add_argument("--head", help="stock checkpoint to take the output head from")
+    add(command, "trust-remote-code")
     add(command, "quiet")
 
     text = "LoRA or DoRA adapter -> whole UniME repository"
@@ -43,6 +45,7 @@ def _parser() -> CommandParser:
     _add_places(command)
     _add_kind(command)
     command.add_argument("--base", help="what the adapter was trained on (default: what its file says)")
+    add(command, "trust-remote-code")
     add(command, "quiet")
     return parser
 

@@ -213,6 +213,7 @@ def main(arguments=None):
     parser.add_argument("--images", required=True, help="folder of images")
     add_embedder(parser)
     add_reranker(parser)
+    add(parser, "trust-remote-code")
     add(parser, "instruction")
     parser.add_argument("--cache", default=CACHE, help="folder for the embeddings (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows the page to the network")
@@ -234,12 +235,19 @@ def _page_of(options):
     """The page that a command line asks for."""
     if not Path(options.images).is_dir():
         raise ValueError(f"{options.images} is not a folder.")
-    embedder = Embedder(options.model, options.library, options.preset, options.dtype, **options.options)
+    embedder = Embedder(
+        options.model,
+        options.library,
+        options.preset,
+        options.dtype,
+        options.trust_remote_code,
+        **options.options,
+    )
     photos = Photos(options.images, embedder, options.cache)
 
     reranker = None
     if options.reranker:
-        reranker = Reranker(options.reranker, options.strategy, options.dtype)
+        reranker = Reranker(options.reranker, options.strategy, options.dtype, options.trust_remote_code)
     return page(photos, reranker, options.instruction or "")
 
 

@@ -217,6 +217,7 @@ def main(arguments=None):
     parser.add_argument("sources", nargs="+", help=SOURCES)
     add_embedder(parser)
     parser.add_argument("--out", required=True, help=".parquet or .npz file to write")
+    add(parser, "trust-remote-code")
     add(parser, "role", default="document")
     parser.add_argument("--update", action="store_true", help="embed only what the file lacks or what has changed")
     add_output(parser)
@@ -224,7 +225,14 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
 
     with one_line_errors("unime encode"):
-        embedder = Embedder(options.model, options.library, options.preset, options.dtype, **options.options)
+        embedder = Embedder(
+            options.model,
+            options.library,
+            options.preset,
+            options.dtype,
+            options.trust_remote_code,
+            **options.options,
+        )
         encoded = encode(options.sources, embedder, options.out, options.role, update=options.update)
     if encoded is None:  # not the main process
         return

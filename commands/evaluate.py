@@ -34,6 +34,7 @@ class EvalConfig:
     library: str = field(**setting("library"))
     preset: str | None = field(**setting("preset"))
     dtype: str = field(**setting("dtype"))
+    trust_remote_code: bool = field(**setting("trust-remote-code"))
     options: dict | str | None = field(**setting("options"))
     data: str | None = field(default=None, metadata={"help": "folder of the benchmark (`unime data fetch`)"})
     image_root: str | None = field(**setting("image-root"))
@@ -102,7 +103,14 @@ def run(step: str, config: EvalConfig) -> Path:
         return _run_rerank(config)
 
     _require(config, "model", "data")
-    embedder = Embedder(config.model, config.library, config.preset, config.dtype, **config.options or {})
+    embedder = Embedder(
+        config.model,
+        config.library,
+        config.preset,
+        config.dtype,
+        config.trust_remote_code,
+        **config.options or {},
+    )
     embedder.settings()  # a mistyped model should not cost the reading of a benchmark
 
     source = {
@@ -131,7 +139,9 @@ def _run_rerank(config: EvalConfig) -> Path:
     with processes().main_process_first():
         tasks, root = read(before["benchmark"], source)
 
-    reranker = Reranker(config.reranker, config.strategy, config.dtype, **config.rank_options or {})
+    reranker = Reranker(
+        config.reranker, config.strategy, config.dtype, config.trust_remote_code, **config.rank_options or {}
+    )
     return run_rerank(path, tasks, reranker, config.candidates, root, config.limit, config.rerank_shard)
 
 

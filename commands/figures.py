@@ -86,7 +86,8 @@ def _models(options, preset: str | None) -> Iterator[tuple[str, UniMEModel]]:
     """The models with their names, one loaded after the other."""
     names = _distinct_names(options, options.models, "models")
     for name, path in zip(names, options.models):
-        yield name, open_checkpoint(path, preset).to(processes().device).eval()
+        model = open_checkpoint(path, preset, trust_remote_code=options.trust_remote_code)
+        yield name, model.to(processes().device).eval()
 
 
 def _embedded(options) -> tuple[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
@@ -132,7 +133,9 @@ def next_token(options) -> Path:
         items.append(query)
 
     # an embedder has no output head, but the model it was made from has
-    backbone = UniMERerankerForCausalLM.from_backbone(options.head or options.models[0])
+    backbone = UniMERerankerForCausalLM.from_backbone(
+        options.head or options.models[0], trust_remote_code=options.trust_remote_code
+    )
     head = backbone.get_output_embeddings().weight  # [vocabulary, D]
     panels = {}
     for name, model in _models(options, options.preset or "summary"):
@@ -291,6 +294,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--models", nargs="+", default=[], help="embedders, stock VLMs too")
     parser.add_argument("--names", nargs="+", help="what to call models, results or runs")
     add(parser, "preset", help="prompts of all models (default: each one's own; next-token: summary)")
+    add(parser, "trust-remote-code")
     parser.add_argument("--head", help="next-token: checkpoint with the language head (default: the first model)")
     parser.add_argument(
         "--benchmark", default="world", choices=list(BENCHMARKS), help="whose pairs (default: %(default)s)"

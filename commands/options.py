@@ -61,6 +61,11 @@ OPTIONS = {
         "choices": DTYPES,
         "help": "precision of the weights; auto is the checkpoint's own (default: %(default)s)",
     },
+    "trust-remote-code": {
+        "action": "store_true",
+        "default": False,
+        "help": "run the code of the model repositories that are named here; read it first",
+    },
     "options": {
         "type": json_object,
         "default": {},

@@ -22,6 +22,7 @@ def main(arguments=None):
     add_query(parser)
     add_reranker(parser, required=True, strategies=STRATEGIES)
     add(parser, "dtype")
+    add(parser, "trust-remote-code")
     add(parser, "top")
     add_output(parser)
 
@@ -36,7 +37,7 @@ def main(arguments=None):
 
         # every item is a candidate, of a similarity that nobody has measured
         matches = [(position, 0.0) for position in range(len(items))]
-        reranker = Reranker(options.reranker, options.strategy, options.dtype)
+        reranker = Reranker(options.reranker, options.strategy, options.dtype, options.trust_remote_code)
         rows = rerank(reranker, query, items, matches)
     for row in rows:
         del row["similarity"]

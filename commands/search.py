@@ -40,12 +40,13 @@ class Searcher:
         self.embedder = embedder
 
     @classmethod
-    def open(cls, path, model=None) -> "Searcher":
+    def open(cls, path, model=None, trust_remote_code: bool = False) -> "Searcher":
         """Reads what `unime encode` wrote.
 
         Args:
             path: the file.
             model (*optional*): the embedder, where it has moved; by default the one that the file names.
+            trust_remote_code (`bool`, defaults to `False`): run the code of the embedder's repository.
 
         Raises:
             ValueError: the file or the model is missing, or the model is not the one that made the file.
@@ -53,6 +54,7 @@ class Searcher:
         index = read_index(path)
         settings = dict(index.about["settings"])
         maker = settings.pop("model")  # name@digest
+        settings["trust_remote_code"] = trust_remote_code  # whatever the file says
         embedder = Embedder(model or index.about["source"], **settings)
 
         # the name of a folder may change, the digest of its files does not
@@ -139,6 +141,7 @@ def main(arguments=None):
     add(parser, "top")
     add(parser, "model", help="the embedder, if it is no longer where the index says")
     add_reranker(parser)
+    add(parser, "trust-remote-code")
     add(parser, "candidates")
     add_output(parser)
 
@@ -146,12 +149,13 @@ def main(arguments=None):
 
     with one_line_errors("unime search"):
         query = one_item(options.text, options.image, options.instruction)
-        searcher = Searcher.open(options.index, options.model)
+        searcher = Searcher.open(options.index, options.model, options.trust_remote_code)
         index = searcher.index
         if options.reranker:
             # it may lift an answer that the embedder has too low to be shown
             matches = searcher.search(query, max(options.top, options.candidates))
-            rows = rerank(Reranker(options.reranker, options.strategy), query, index.items, matches)
+            reranker = Reranker(options.reranker, options.strategy, trust_remote_code=options.trust_remote_code)
+            rows = rerank(reranker, query, index.items, matches)
         else:
             rows = as_rows(searcher.search(query, options.top))
     show(rows[: options.top], index.names, index.items, options.json)

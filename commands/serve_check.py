@@ -308,6 +308,7 @@ def main(arguments=None):
     add(parser, "model", required=True, help="the same model in UniME's form: a folder, or a repository of the Hub")
     add(parser, "preset")
     add(parser, "dtype")
+    add(parser, "trust-remote-code")
     parser.add_argument("--served-model", help="the name that the server knows, if it serves several")
     add(parser, "role", default="query")
     parser.add_argument("--reranker", action="store_true", help="for a stock VLM that is served as a reranker")
@@ -322,7 +323,13 @@ def main(arguments=None):
 
     with one_line_errors("unime serve-check"):
         server = Server(options.url, options.served_model)
-        model = open_checkpoint(options.model, options.preset, reranker=options.reranker, dtype=options.dtype).eval()
+        model = open_checkpoint(
+            options.model,
+            options.preset,
+            reranker=options.reranker,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+        ).eval()
 
         items = probes()
         if options.items:

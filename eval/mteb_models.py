@@ -89,6 +89,7 @@ class UniMEEncoder(AbsEncoder):
         model_name: folder or repository, or a loaded model.
         revision, device (`str`, *optional*): as mteb passes them.
         preset (`str`, *optional*): how items are read; by default as the checkpoint was saved, or as its name says.
+        trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
         use_task_instructions (`bool`, defaults to `True`): put the task's prompt before queries, and before documents
             where it has one.
         default_instruction (`str`, *optional*): before queries of tasks without a prompt (mteb's own wrapper of
@@ -110,6 +111,7 @@ class UniMEEncoder(AbsEncoder):
         preset: str | None = None,
         use_task_instructions: bool = True,
         default_instruction: str | None = None,
+        trust_remote_code: bool = False,
         **options,
     ):
         if isinstance(model_name, UniMEModel):
@@ -117,7 +119,8 @@ class UniMEEncoder(AbsEncoder):
             model = model_name
         else:
             name = _name(model_name)
-            model = open_checkpoint(model_name, preset).to(device or processes().device)
+            model = open_checkpoint(model_name, preset, trust_remote_code=trust_remote_code)
+            model = model.to(device or processes().device)
 
         self.model = model.eval()
         self.use_task_instructions = use_task_instructions
@@ -164,16 +167,25 @@ class UniMECrossEncoder:
     Args:
         model_name: folder or repository, or a loaded model.
         revision, device (`str`, *optional*): as mteb passes them.
+        trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
         options: for `score`: `answer_format`, `resolution`, `batch_tokens`, ...
     """
 
-    def __init__(self, model_name, revision: str | None = None, device: str | None = None, **options):
+    def __init__(
+        self,
+        model_name,
+        revision: str | None = None,
+        device: str | None = None,
+        trust_remote_code: bool = False,
+        **options,
+    ):
         if isinstance(model_name, UniMERerankerForCausalLM):
             name = "unime/reranker"
             model = model_name
         else:
             name = _name(model_name)
-            model = open_checkpoint(model_name, reranker=True).to(device or processes().device)
+            model = open_checkpoint(model_name, reranker=True, trust_remote_code=trust_remote_code)
+            model = model.to(device or processes().device)
 
         self.model = model.eval()
         self.options = options

@@ -12,7 +12,14 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from ..checkpoints.opening import adapter_folder, base_model_of, local_folder, open_checkpoint, require_kind
+from ..checkpoints.opening import (
+    adapter_folder,
+    base_model_of,
+    local_folder,
+    open_checkpoint,
+    open_sentence_transformer,
+    require_kind,
+)
 from ..data.schema import Item
 from ..prompts_unime import PRESETS
 from .shards import fingerprint, processes, read_job, run_job
@@ -109,6 +116,7 @@ class Embedder:
             `"sentence-transformers"`.
         preset (`str`, *optional*): how items are read; by default as the checkpoint was saved, or as its name says.
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
+        trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
         options: for the model's `encode` (UniME), or its `encode_query` and `encode_document`.
 
     Raises:
@@ -122,13 +130,22 @@ class Embedder:
     ```
     """
 
-    def __init__(self, source, library: str = "unime", preset: str | None = None, dtype: str = "auto", **options):
+    def __init__(
+        self,
+        source,
+        library: str = "unime",
+        preset: str | None = None,
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        **options,
+    ):
         if library not in LIBRARIES:
             raise ValueError(f"the library must be 'unime' or 'sentence-transformers', got {library!r}.")
         self.source = source
         self.library = library
         self.preset = preset
         self.dtype = dtype
+        self.trust_remote_code = trust_remote_code
         self.options = options
         self.model = None
         self.state = processes()
@@ -153,14 +170,14 @@ class Embedder:
             return self.model
 
         if self.library == "unime":
-            model = open_checkpoint(self.source, self.preset, dtype=self.dtype)
+            model = open_checkpoint(
+                self.source, self.preset, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+            )
             require_kind(model, self.source, reranker=False)
             self.model = model.to(self.state.device).eval()
         else:
-            from sentence_transformers import SentenceTransformer
-
-            self.model = SentenceTransformer(
-                str(self.source), device=str(self.state.device), model_kwargs={"dtype": self.dtype}
+            self.model = open_sentence_transformer(
+                self.source, self.state.device, self.trust_remote_code, model_kwargs={"dtype": self.dtype}
             )
         return self.model
 
@@ -187,16 +204,30 @@ class Embedder:
         if self.library == "unime":
             return self.load().encode(inputs, role=role, show_progress=False, **self.options).numpy()  # [N, D]
 
-        # where there is nothing but a text, sentence-transformers takes it as it is
+        model = self.load()
         for number, entry in enumerate(inputs):
             if entry.keys() == {"text"}:
-                inputs[number] = entry["text"]
+                inputs[number] = as_text(entry["text"], model)
 
-        model = self.load()
         encode = model.encode_query if role == "query" else model.encode_document
         with torch.inference_mode():
             embeddings = encode(inputs, normalize_embeddings=True, show_progress_bar=False, **self.options)
         return np.asarray(embeddings, dtype=np.float32)  # [N, D]
+
+
+def as_text(text: str, model):
+    """A text in a form that a sentence-transformers model takes for a text, whatever it looks like.
+
+    A model that reads pictures would fetch a string that is an address, and open one that names a picture file.
+
+    Args:
+        text (`str`): the text.
+        model (`SentenceTransformer`): what is to embed it.
+
+    Returns:
+        `str`, or `dict` for a model that reads more than texts.
+    """
+    return text if set(model.modalities) <= {"text"} else {"text": text}
 
 
 def embed(

@@ -16,6 +16,7 @@ class Reranker:
         strategy (`str`, defaults to `"pointwise"`): `"pointwise"`, `"listwise"` or `"fused"`, as in
             [`UniMERerankerForCausalLM.rank`].
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
+        trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
         options: for the model's `rank`.
 
     Raises:
@@ -29,12 +30,15 @@ class Reranker:
     ```
     """
 
-    def __init__(self, source, strategy: str = "pointwise", dtype: str = "auto", **options):
+    def __init__(
+        self, source, strategy: str = "pointwise", dtype: str = "auto", trust_remote_code: bool = False, **options
+    ):
         if strategy not in STRATEGIES:
             raise ValueError(f"the strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
         self.source = source
         self.strategy = strategy
         self.dtype = dtype
+        self.trust_remote_code = trust_remote_code
         self.options = options
         self.model = None
 
@@ -50,7 +54,9 @@ class Reranker:
     def load(self) -> UniMERerankerForCausalLM:
         """The model, on this process's device."""
         if self.model is None:
-            model = open_checkpoint(self.source, reranker=True, dtype=self.dtype)
+            model = open_checkpoint(
+                self.source, reranker=True, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+            )
             require_kind(model, self.source, reranker=True)
             self.model = model.to(processes().device).eval()
         return self.model

@@ -65,6 +65,9 @@ class MiningConfig:
         default=None, metadata={"help": "Mine for that many pairs of each data set; the others are candidates only."}
     )
     retry_failed: bool = field(default=False, metadata={"help": "Do shards with failed rows once more."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code of the repositories of embedder and judge; read it first."}
+    )
 
     # embed
     embedder: str | None = field(default=None, metadata={"help": "Folder or repository of the embedder."})
@@ -195,6 +198,7 @@ class Mining:
             config.embedder_library,
             config.embedder_preset,
             config.embedder_dtype,
+            config.trust_remote_code,
             **config.embedder_options,
         )
 
@@ -436,7 +440,12 @@ class Mining:
         config = self.config
         if config.server:
             return ServerJudge(config.server, config.judge, **config.judge_options, **config.server_options)
-        model = open_checkpoint(config.judge, reranker=True, dtype=config.judge_dtype)
+        model = open_checkpoint(
+            config.judge,
+            reranker=True,
+            dtype=config.judge_dtype,
+            trust_remote_code=config.trust_remote_code,
+        )
         require_kind(model, config.judge, reranker=True)
         return LocalJudge(model.to(self.state.device).eval(), **config.judge_options)
 

@@ -1,6 +1,8 @@
 """Every saved embedder is a SentenceTransformer, every saved reranker a CrossEncoder, with our own numbers."""
 
 import base64
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +15,15 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
+from sentence_transformers.base.modality import infer_modality
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from sentence_transformers.util import mine_hard_negatives
 
 from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.data.schema import Item
+from unime.jobs.embedding import Embedder
+from unime.trainers.distillation import encode_teacher
 
 TEXTS = ["a red circle", "a blue star left of it", "Query"]
 
@@ -49,18 +55,65 @@ def test_embeddings_are_those_of_encode(saved, sentences):
     assert sentences.prompts == {"query": "", "document": ""} and sentences.max_seq_length == 1024
 
 
-def test_strings_that_name_pictures_are_pictures(saved, sentences, tmp_path):
+def test_texts_are_texts_whatever_they_name(saved, sentences, tmp_path):
     picture(5).save(tmp_path / "five.png")
-    path, buffer = str(tmp_path / "five.png"), (tmp_path / "five.png").read_bytes()
-    address = f"data:image/png;base64,{base64.b64encode(buffer).decode()}"
-    expected = UniMEModel.from_pretrained(saved / "embedder").encode(picture(5)).numpy()
-    for value in (path, {"image": path}, address, {"image": address}):
-        assert np.abs(sentences.encode(value) - expected).max() < 1e-5
-    gone = sentences.encode("gone.png")
-    assert np.abs(gone - UniMEModel.from_pretrained(saved / "embedder").encode("gone.png").numpy()).max() < 1e-5
-    scores = CrossEncoder(str(saved / "reranker"), trust_remote_code=True, device="cpu").predict([("a", path)])
-    own = UniMERerankerForCausalLM.from_pretrained(saved / "reranker").score("a", [picture(5)])
+    path = str(tmp_path / "five.png")
+    address = f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    texts = [path, "http://127.0.0.1:9/five.png", "https://youtu.be/five", str(tmp_path / "five.mp4"), address]
+    (tmp_path / "five.mp4").write_bytes(b"no video")
+
+    model = UniMEModel.from_pretrained(saved / "embedder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the data URI is longer than the model reads
+        expected = model.encode(texts).numpy()
+        assert np.abs(sentences.encode(texts) - expected).max() < 1e-5
+        embedder = Embedder(saved / "embedder", "sentence-transformers")
+        assert np.abs(embedder.encode([Item(text) for text in texts], "query") - expected).max() < 1e-5
+        teacher = encode_teacher(str(saved / "embedder"), texts, tmp_path / "teacher")
+    hashes = np.array([Item(text).content_hash for text in texts])
+    assert np.abs(teacher(torch.from_numpy(hashes)).numpy() - expected).max() < 1e-5
+
+    pairs = [("a", text) for text in texts[:3]]
+    scores = CrossEncoder(str(saved / "reranker"), trust_remote_code=True, device="cpu").predict(pairs)
+    own = UniMERerankerForCausalLM.from_pretrained(saved / "reranker").score("a", texts[:3])
     assert scores == pytest.approx(own.tolist(), abs=1e-5)
+
+
+class Reader(torch.nn.Module):
+    """What a foreign model that reads pictures makes of its inputs: one-hot by kind."""
+
+    modalities = ["text", "image", "message"]
+
+    def preprocess(self, inputs, **kwargs):
+        kinds = [infer_modality(value, self.modalities) for value in inputs]
+        return {"kinds": torch.tensor([self.modalities.index(kind) for kind in kinds])}
+
+    def forward(self, features, **kwargs):
+        return {"sentence_embedding": torch.eye(2)[features["kinds"]]}
+
+
+def test_foreign_models_that_read_pictures_are_given_texts_as_texts(tmp_path, monkeypatch):
+    picture(5).save(tmp_path / "five.png")
+    strings = [str(tmp_path / "five.png"), "https://example.org/five.png", "a text"]
+    foreign = SentenceTransformer(modules=[Reader()], device="cpu")
+    assert foreign.encode(strings).argmax(1).tolist() == [1, 1, 0], "by itself it takes them for pictures"
+
+    embedder = Embedder("nowhere", "sentence-transformers")
+    embedder.model = foreign
+    assert embedder.encode([Item(text) for text in strings], "query").argmax(1).tolist() == [0, 0, 0]
+    monkeypatch.setattr("unime.checkpoints.opening.open_sentence_transformer", lambda *args, **options: foreign)
+    teacher = encode_teacher("nowhere", strings, tmp_path / "teacher")
+    hashes = torch.tensor([Item(text).content_hash for text in strings])
+    assert teacher(hashes).argmax(1).tolist() == [0, 0, 0]
+
+
+def test_images_may_be_named_by_path_or_data_uri(saved, sentences, tmp_path):
+    picture(5).save(tmp_path / "five.png")
+    path = str(tmp_path / "five.png")
+    address = f"data:image/png;base64,{base64.b64encode(Path(path).read_bytes()).decode()}"
+    expected = UniMEModel.from_pretrained(saved / "embedder").encode(picture(5)).numpy()
+    for value in ({"image": path}, {"image": address}):
+        assert np.abs(sentences.encode(value) - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("preset, kind", [("hierarchical", "qwen2_vl"), ("unime-llava-1.6", "llava_next")])

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from ..data.readers import read_text_pairs
 from ..data.schema import Item
+from ..jobs.embedding import as_text
 from ..jobs.shards import processes, read_job, run_job
 from ..vlm_unime import vision_parameters
 from .adapters import vlm_of
@@ -109,12 +110,13 @@ def encode_teacher(
     state = processes()
 
     def load():
-        from sentence_transformers import SentenceTransformer
+        from ..checkpoints.opening import open_sentence_transformer
 
-        return SentenceTransformer(model, device=str(state.device), **kwargs)
+        return open_sentence_transformer(model, state.device, **kwargs)
 
     def encode(shard, teacher):
-        embeddings = teacher.encode(list(shard), prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
+        inputs = [as_text(text, teacher) for text in shard]
+        embeddings = teacher.encode(inputs, prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
         return {"embeddings": embeddings.astype(np.float32)}
 
     run_job(

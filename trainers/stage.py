@@ -37,6 +37,9 @@ class StageArguments:
         default=None,
         metadata={"help": "Preset by which items are read (default: the checkpoint's own, or by a stock VLM's name)."},
     )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code of the model's repository; read it first."}
+    )
     holdout: int = field(
         default=0, metadata={"help": "Rows of each data set kept for evaluation (eval_strategy, best checkpoint)."}
     )
@@ -241,6 +244,7 @@ def _model_source(stage: StageArguments, options, reranker: bool) -> dict:
         "dtype": options.dtype,
         "attn_implementation": options.attn_implementation,
         "revision": options.model_revision,
+        "trust_remote_code": stage.trust_remote_code,
     }
 
 
