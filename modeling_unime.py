@@ -16,6 +16,15 @@ from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .items_unime import is_chat, item_key
 from .processing_unime import Reading
 from .prompts_unime import LISTWISE_ANSWER, POINTWISE, PRESETS, find_preset, one_of
+from .ranking_unime import (
+    OUTPUTS,
+    as_retrieval_scores,
+    log_odds_among,
+    log_probability,
+    penalised,
+    ranked,
+    rival_tokens,
+)
 from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
 
@@ -322,6 +331,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         sum_variants: bool = False,
         repetition_penalty: float = 1.0,
         share_prefix: bool = True,
+        output: str = "probability",
     ) -> torch.Tensor:
         """Probability that each candidate meets the query: softmax over the logits of two answers (2510.13515).
 
@@ -335,14 +345,23 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             sum_variants (`bool`): add up the probabilities of all spellings of an answer that are one token (`yes`,
                 ` Yes`, ...).
             repetition_penalty (`float`, defaults to 1): divides the logit of answers that occur in the prompt, as
-                `generate` does; 1.05 gives the scores published with UniME-V2.
+                `generate` does; above 0. 1.05 gives the scores published with UniME-V2.
             share_prefix (`bool`, defaults to `True`): run what all prompts begin with once, and see every image once,
                 kept in `vision_cache` for later calls. Off, every prompt is run whole.
+            output (`str`, defaults to `"probability"`): `"logit"` gives the log-odds of Yes against No instead.
+                Probabilities of confident answers are all 1.0 in float32; their log-odds still differ, so compare
+                and sort by these.
 
         Returns:
-            float32 tensor `[len(candidates)]` in [0, 1].
+            float32 tensor `[len(candidates)]`: probabilities in [0, 1], or log-odds.
+
+        Raises:
+            ValueError: an option is unknown or out of range, or a candidate cannot be read; the message names it.
         """
         _check_candidates(candidates)
+        one_of("output", output, *OUTPUTS)
+        if not 0 < repetition_penalty < float("inf"):
+            raise ValueError(f"repetition_penalty must be a number above 0, got {repetition_penalty}.")
         one_of("answer_format", answer_format, *POINTWISE)
         if not candidates:
             return torch.empty(0)
@@ -356,12 +375,13 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         yes_tokens, no_tokens = self._answers(POINTWISE[answer_format][1:], sum_variants)
         tokens = [*yes_tokens, *no_tokens]
         logits = self._next_logits(prepared, tokens, batch_tokens, share_prefix, show_progress)
-        logits = _penalise(logits, prepared, tokens, repetition_penalty)  # [N, yes tokens + no tokens]
+        logits = penalised(logits, prepared, tokens, repetition_penalty)  # [N, yes tokens + no tokens]
 
         # the logits of all spellings of an answer become one, whose probability is their sum
         yes = logits[:, : len(yes_tokens)].logsumexp(dim=1)
         no = logits[:, len(yes_tokens) :].logsumexp(dim=1)
-        return torch.stack([yes, no], dim=1).softmax(dim=1)[:, 0]
+        log_odds = yes - no  # [N]
+        return log_odds if output == "logit" else log_odds.sigmoid()
 
     def rank(
         self,
@@ -378,16 +398,18 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         *,
         top_k: int | None = None,
         return_documents: bool = False,
+        output: str = "probability",
         **scoring,
     ) -> list[dict]:
         """Ranks candidates, best first.
 
         Args:
             query, candidates, batch_tokens, resolution, show_progress: as in [`~UniMERerankerForCausalLM.score`].
-            strategy (`str`): `"pointwise"` sorts by `score`. `"listwise"` shows all candidates at once and reads the
-                distribution of the number after the forced prefix `Ans: (`. `"fused"` sorts by retrieval score plus
-                `weight` times `score`. `"generate"` is the procedure released with UniME-V2: the model writes an
-                answer, the candidate it names comes first and the others keep their order.
+            strategy (`str`): `"pointwise"` sorts by the log-odds of `score`. `"listwise"` shows all candidates at once
+                and reads the distribution of the number after the forced prefix `Ans: (`. `"fused"` sorts by retrieval
+                score plus `weight` times `score`, and equal sums by log-odds. `"generate"` is the procedure released
+                with UniME-V2: the model writes an answer, the candidate it names comes first and the others keep
+                their order.
             rounds (`int`, defaults to 1): listwise passes, each after the first with the candidates shuffled; their
                 distributions are averaged, which cancels a liking for certain positions.
             seed (`int`): of the shuffling.
@@ -395,13 +417,19 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             weight (`float`): of the reranker's score, for `"fused"`.
             top_k (`int`, *optional*): how many entries to return, best first; all by default.
             return_documents (`bool`, defaults to `False`): return each candidate too, as `"text"`, whatever its kind.
+            output (`str`, defaults to `"probability"`): `"logit"` reports log-odds, and for `"fused"` adds them in
+                place of probabilities. Otherwise the order is the same with either.
             scoring: for `"pointwise"` and `"fused"`, the other arguments of `score`.
 
         Returns:
             list of `{"index": int, "corpus_id": int, "score": float}`, where `"corpus_id"` is `"index"` under the
-            name that sentence-transformers gives it; equal scores keep the order of `candidates`. With `"generate"`,
-            which gives no scores, `score` is None; if the answer names no candidate, a warning says so and the order
-            is that of `candidates`.
+            name that sentence-transformers gives it; equal log-odds keep the order of `candidates`. With
+            `"generate"`, which gives no scores, `score` is None; if the answer names no candidate, a warning says so
+            and the order is that of `candidates`.
+
+        Raises:
+            ValueError: an option is unknown, or `"fused"` lacks a retrieval score or was given one that is NaN.
+            TypeError: an option means nothing to the strategy.
 
         Example:
 
@@ -414,26 +442,27 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             raise ValueError(f"unknown strategy {strategy!r}; choose 'pointwise', 'listwise', 'fused' or 'generate'.")
         if scoring and strategy in ("listwise", "generate"):
             raise TypeError(f"{', '.join(scoring)} means nothing to the strategy {strategy!r}.")
+        if one_of("output", output, *OUTPUTS) == "logit" and strategy == "generate":
+            raise TypeError("output means nothing to the strategy 'generate', which gives no scores.")
         if top_k is not None and top_k < 0:
             raise ValueError(f"top_k must not be negative, got {top_k}.")
         _check_candidates(candidates)
         if strategy == "fused":
-            retrieval_scores = _as_retrieval_scores(retrieval_scores, len(candidates))
+            retrieval_scores = as_retrieval_scores(retrieval_scores, len(candidates), weight)  # [N]
 
         if strategy == "generate":
-            order = self._order_by_generation(query, candidates, resolution)
             scores = [None] * len(candidates)
+            order = self._order_by_generation(query, candidates, resolution)
         else:
             if strategy == "listwise":
-                scores = self._listwise_scores(
+                log_odds = self._listwise_log_odds(
                     query, candidates, rounds, seed, batch_tokens, resolution, show_progress
                 )
             else:
-                scores = self.score(query, candidates, batch_tokens, show_progress, resolution, **scoring)
-            if strategy == "fused":
-                scores = retrieval_scores + weight * scores
-            order = scores.argsort(descending=True, stable=True).tolist()
-            scores = scores.tolist()
+                log_odds = self.score(
+                    query, candidates, batch_tokens, show_progress, resolution, output="logit", **scoring
+                )
+            scores, order = ranked(log_odds, output, retrieval_scores if strategy == "fused" else None, weight)
 
         ranking = []
         for index in order[:top_k]:
@@ -443,26 +472,26 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             ranking.append(entry)
         return ranking
 
-    def _listwise_scores(
+    def _listwise_log_odds(
         self, query, candidates, rounds, seed, batch_tokens, resolution, show_progress
     ) -> torch.Tensor:
-        """Probability `[N]` that each candidate is the best of all, averaged over rounds."""
+        """Log-odds `[N]` that each candidate is the best of all, of probabilities averaged over rounds; float64."""
         if rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {rounds}.")
         count = len(candidates)
-        total = torch.zeros(count)
         if not count:
-            return total
+            return torch.zeros(0)
 
         generator = torch.Generator().manual_seed(seed)
         is_silent = not wants_progress(show_progress, rounds)
+        by_round = torch.empty(rounds, count, dtype=torch.float64)
         for number in trange(rounds, desc="Ranking", disable=is_silent, unit="round"):
             order = torch.randperm(count, generator=generator) if number else torch.arange(count)
             order = order.tolist()
             shown = [candidates[i] for i in order]
             entry = self._listwise_prompt(query, shown, [f"candidate {i}" for i in order], resolution)
-            total[order] += self._number_distribution(entry, count, batch_tokens)
-        return total / rounds
+            by_round[number, order] = self._log_probabilities_of_numbers(entry, count, batch_tokens)
+        return log_odds_among(by_round.logsumexp(dim=0))  # the number of rounds cancels
 
     def _listwise_prompt(self, query, candidates, names, resolution, suffix=LISTWISE_ANSWER):
         messages = self.processor.rerank_messages(query, candidates, "listwise", names)
@@ -471,28 +500,29 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         )
         return entry
 
-    def _number_distribution(self, entry, count: int, batch_tokens: int) -> torch.Tensor:
-        """Probabilities `[count]` of the numbers 1 to `count` as the answer.
+    def _log_probabilities_of_numbers(self, entry, count: int, batch_tokens: int) -> torch.Tensor:
+        """Log-probabilities `[count]` of the numbers 1 to `count` as the answer, float64.
 
         Numbers of several digits are several tokens: the probability of each is the product of its tokens', each among
         those that may follow there (another digit, or the closing bracket).
         """
         answers = self._number_tokens(count)
-        rivals = _rival_tokens(answers)
+        rivals = rival_tokens(answers)
         if not rivals:  # a single candidate
-            return torch.ones(count)
+            return torch.zeros(count, dtype=torch.float64)
 
         # one prompt for each beginning of a number after which several tokens may come
         prompts = [replace(entry, written=beginning) for beginning in rivals]
         columns = sorted(set().union(*rivals.values()))
         logits = self._next_logits(prompts, columns, batch_tokens, share_prefix=True, show_progress=False)
 
-        # beginning of a number -> the probability of each token that may come next
+        # beginning of a number -> the log-probability of each token that may come next
         chances = {}
         for row, (beginning, tokens) in zip(logits, rivals.items()):
             is_rival = torch.isin(torch.tensor(columns), torch.tensor(tokens))
-            chances[beginning] = dict(zip(tokens, row[is_rival].softmax(dim=0).tolist()))
-        return torch.tensor([_probability(answer, chances) for answer in answers])
+            chances[beginning] = dict(zip(tokens, row[is_rival].double().log_softmax(dim=0).tolist()))
+        log_probabilities = [log_probability(answer, chances) for answer in answers]
+        return torch.tensor(log_probabilities, dtype=torch.float64)
 
     def _number_tokens(self, count: int) -> list[list[int]]:
         """Ids of `1)`, `2)`, ... as they stand after the forced prefix."""
@@ -614,44 +644,9 @@ def _same_argument(**names):
     return second_value if first_value is None else first_value
 
 
-def _as_retrieval_scores(scores, count: int) -> torch.Tensor:
-    """Retrieval scores `[N]`, one for each candidate."""
-    if scores is None or len(scores) != count:
-        raise ValueError("the strategy 'fused' needs one retrieval score for each candidate.")
-    return torch.as_tensor(scores, dtype=torch.float32).cpu()
-
-
-def _rival_tokens(answers: list[list[int]]) -> dict[tuple, list[int]]:
-    """Beginnings of answers after which several tokens may come -> these tokens, sorted."""
-    followers = {}
-    for answer in answers:
-        for i, token in enumerate(answer):
-            followers.setdefault(tuple(answer[:i]), set()).add(token)
-    return {beginning: sorted(tokens) for beginning, tokens in followers.items() if len(tokens) > 1}
-
-
-def _probability(answer: list[int], chances: dict[tuple, dict]) -> float:
-    """The product of the probabilities of an answer's tokens; a token without a rival is certain."""
-    probability = 1.0
-    for i, token in enumerate(answer):
-        rivals = chances.get(tuple(answer[:i]), {})
-        probability *= rivals.get(token, 1.0)
-    return probability
-
-
 def _check_candidates(candidates):
     if not isinstance(candidates, (list, tuple)):
         raise TypeError(f"candidates must be a list of items, not a {type(candidates).__name__}.")
-
-
-def _penalise(logits, prepared, tokens, penalty: float) -> torch.Tensor:
-    """Applies `generate`'s repetition penalty to the logits of answers that occur in the prompt."""
-    if penalty == 1.0:
-        return logits
-    tokens = torch.tensor(tokens)
-    occurs = torch.stack([torch.isin(tokens, torch.tensor(entry.input_ids)) for entry in prepared])
-    penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(occurs, penalised, logits)  # [N, len(tokens)]
 
 
 UniMEModel.register_for_auto_class("AutoModel")

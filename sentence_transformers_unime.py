@@ -131,7 +131,12 @@ class UniMECrossEncoder(_UniMEModule):
     def forward(self, features: dict, **kwargs) -> dict:
         yes, no = self._answers
         last = self.model(**features, use_cache=False, **self.model.keep_last_logits).logits[:, -1].float()
-        return {"scores": last[:, yes] - last[:, no]}
+        scores = last[:, yes] - last[:, no]  # [N]
+
+        # `rank` sorts what the sigmoid makes of these, and that of confident answers is 1.0 in float32
+        if not self.training and scores.device.type != "mps":  # which has no float64
+            scores = scores.double()
+        return {"scores": scores}
 
 
 def write_modules(model, folder):

@@ -98,12 +98,12 @@ def rerank(reranker: Reranker, query: dict, items: list[Item], matches: list[tup
     """
     candidates = [items[position].as_input() for position, _ in matches]
     similarities = [similarity for _, similarity in matches]
-    scores = reranker.scores(query, candidates, similarities)
 
     rows = []
-    for (position, similarity), score in zip(matches, scores):
-        rows.append({"index": position, "score": score, "similarity": similarity})
-    return sorted(rows, key=lambda row: -row["score"])
+    for entry in reranker.rank(query, candidates, similarities):
+        position, similarity = matches[entry["index"]]
+        rows.append({"index": position, "score": entry["score"], "similarity": similarity})
+    return rows
 
 
 def show(rows: list[dict], names: list[str], items: list[Item], as_json: bool):

@@ -162,7 +162,7 @@ class UniMEEncoder(AbsEncoder):
 
 
 class UniMECrossEncoder:
-    """[`UniMERerankerForCausalLM`] for mteb's reranking tasks; what it returns is what `score` returns.
+    """[`UniMERerankerForCausalLM`] for mteb's reranking tasks; it returns the log-odds of `score`.
 
     Args:
         model_name: folder or repository, or a loaded model.
@@ -188,7 +188,7 @@ class UniMECrossEncoder:
             model = model.to(device or processes().device)
 
         self.model = model.eval()
-        self.options = options
+        self.options = {"output": "logit", **options}  # probabilities near one would be ties
         self.mteb_model_meta = model_meta(self.model, name, UniMECrossEncoder, revision)
 
     def predict(self, inputs1, inputs2, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs):

@@ -95,7 +95,7 @@ def _queries(path: Path, tasks: list[Task], top: int, limit: int | None) -> list
 
 def _score_slice(queries: Sequence[_Query], reranker: Reranker, top: int) -> dict[str, np.ndarray]:
     """The work of the job: a slice of the queries in, the scores of their candidates out."""
-    scores = np.zeros((len(queries), top), np.float32)  # a query with fewer candidates keeps zeros at the end
+    scores = np.zeros((len(queries), top), np.float64)  # a query with fewer candidates keeps zeros at the end
     for row, query in enumerate(queries):
         item = query.task.queries[query.number].as_input()
         candidates = [query.task.corpus[index].as_input() for index in query.candidates]

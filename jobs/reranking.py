@@ -1,5 +1,7 @@
 """A reranker as a long job uses it."""
 
+import sys
+
 from ..checkpoints.opening import open_checkpoint, require_kind
 from ..modeling_unime import UniMERerankerForCausalLM
 from .embedding import checkpoint_fingerprint
@@ -47,6 +49,7 @@ class Reranker:
         return {
             "reranker": checkpoint_fingerprint(self.source),
             "strategy": self.strategy,
+            "scores": "logit",
             "dtype": self.dtype,
             **self.options,
         }
@@ -61,22 +64,36 @@ class Reranker:
             self.model = model.to(processes().device).eval()
         return self.model
 
-    def scores(self, query, candidates: list, similarity: list[float]) -> list[float]:
-        """Scores candidates for a query.
+    def rank(self, query, candidates: list, similarity: list[float], **options) -> list[dict]:
+        """The model's ranking of candidates for a query, best first.
 
         Args:
             query: a text, or a dict of `text` and `image`.
             candidates (`list`): C of the same.
             similarity (`list[float]`): the embedder's C similarities, which the strategy `"fused"` adds to.
+            options: for the model's `rank`, before those of this reranker.
 
         Returns:
-            `list[float]`: C scores in the order of `candidates`, the greater the better.
+            `list[dict]`: C times `{"index": int, "corpus_id": int, "score": float}`.
         """
-        options = dict(self.options)
+        options = {**self.options, **options}
         if self.strategy == "fused":
             options["retrieval_scores"] = similarity
-        ranking = self.load().rank(query, candidates, strategy=self.strategy, show_progress=False, **options)
+        return self.load().rank(query, candidates, strategy=self.strategy, show_progress=False, **options)
 
-        # a ranking has its own order
-        scores = {entry["index"]: entry["score"] for entry in ranking}
+    def scores(self, query, candidates: list, similarity: list[float]) -> list[float]:
+        """Scores by which candidates can be put in order: log-odds, as probabilities near one are all equal.
+
+        Args:
+            query, candidates, similarity: as in [`Reranker.rank`].
+
+        Returns:
+            `list[float]`: C finite scores in the order of `candidates`, the greater the better. With `"fused"`, which
+            adds up similarities and probabilities, these sums.
+        """
+        output = "probability" if self.strategy == "fused" else "logit"
+        ranking = self.rank(query, candidates, similarity, **{"output": output, **self.options})
+
+        # a ranking has its own order; the only candidate of a list is certain
+        scores = {entry["index"]: min(entry["score"], sys.float_info.max) for entry in ranking}
         return [scores[index] for index in range(len(candidates))]

@@ -17,14 +17,33 @@ from ..images_unime import Resolution, open_image
 from ..items_unime import judge_messages
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..prompts_unime import POINTWISE, one_of
-from .selection import Pair, Pool
+from .selection import Pair, Pool, probabilities
 
 Request = tuple[Item, Sequence[Item]]
 RETRIED = (408, 409, 425, 429)  # statuses below 500 after which the same request may succeed later
 TOKEN_SIDE = 28  # pixels of a side of Qwen2-VL's image tokens, of which images sent have whole numbers
 
 
-class LocalJudge:
+class Judge:
+    """Whoever can tell the log-odds that candidates meet a query; probabilities follow from these."""
+
+    def log_odds(self, batch: Sequence[Request]) -> list[np.ndarray]:
+        """The log-odds of Yes against No for each request's candidates, float32 `[n]`."""
+        raise NotImplementedError
+
+    def score(self, batch: Sequence[Request]) -> list[np.ndarray]:
+        """Scores in [0, 1] of each request's candidates, float32 `[n]`.
+
+        Args:
+            batch (`Sequence[Request]`): queries, each with its candidates.
+
+        Raises:
+            ValueError: a candidate could not be judged; the message says which and why.
+        """
+        return [probabilities(log_odds).astype(np.float32) for log_odds in self.log_odds(batch)]
+
+
+class LocalJudge(Judge):
     """A reranker on this machine; what the candidates of a query share is run once.
 
     Args:
@@ -43,8 +62,8 @@ class LocalJudge:
         self.model = model
         self.options = options
 
-    def score(self, batch: Sequence[Request]) -> list[np.ndarray]:
-        """Scores in [0, 1] of each request's candidates, float32 `[n]`.
+    def log_odds(self, batch: Sequence[Request]) -> list[np.ndarray]:
+        """The log-odds of Yes against No for each request's candidates, float32 `[n]`.
 
         The cache of images is emptied first, so that scores do not depend on what was judged before.
 
@@ -53,15 +72,16 @@ class LocalJudge:
         """
         self.model.vision_cache.entries.clear()
 
+        options = {**self.options, "output": "logit"}
         results = []
         for query, candidates in batch:
             inputs = [candidate.as_input() for candidate in candidates]
-            scores = self.model.score(query.as_input(), inputs, show_progress=False, **self.options)  # [n]
-            results.append(scores.numpy())
+            log_odds = self.model.score(query.as_input(), inputs, show_progress=False, **options)  # [n]
+            results.append(log_odds.numpy())
         return results
 
 
-class ServerJudge:
+class ServerJudge(Judge):
     """A judge behind an OpenAI-compatible server (vLLM, SGLang, ...), which must return log-probabilities.
 
     Each pair is one chat completion of one token; the score is the softmax over the two answers' log-probabilities.
@@ -121,12 +141,12 @@ class ServerJudge:
         for scheme in ("http://", "https://"):
             self.client.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
 
-        # the pairs of the last call, and the scores of those that were answered
+        # the pairs of the last call, and the log-odds of those that were answered
         self.pairs: set[tuple[Item, Item]] = set()
-        self.scores: dict[tuple[Item, Item], float] = {}
+        self.answers: dict[tuple[Item, Item], float] = {}
 
-    def score(self, batch: Sequence[Request]) -> list[np.ndarray]:
-        """Scores in [0, 1] of each request's candidates, float32 `[n]`.
+    def log_odds(self, batch: Sequence[Request]) -> list[np.ndarray]:
+        """The log-odds of Yes against No for each request's candidates, float32 `[n]`.
 
         Args:
             batch (`Sequence[Request]`): queries, each with its candidates.
@@ -142,11 +162,11 @@ class ServerJudge:
 
         # a job tries parts of a failed batch again: their answers are still valid; other pairs begin a new batch
         if not pairs <= self.pairs:
-            self.scores = {pair: score for pair, score in self.scores.items() if pair in pairs}
+            self.answers = {pair: log_odds for pair, log_odds in self.answers.items() if pair in pairs}
             self.pairs = pairs
 
         # all are asked before an error is raised, so that only what failed is asked again
-        unanswered = [pair for pair in pairs if pair not in self.scores]
+        unanswered = [pair for pair in pairs if pair not in self.answers]
         with ThreadPoolExecutor(self.concurrency) as workers:
             errors = list(workers.map(self._answer, unanswered))
         for error in errors:
@@ -155,20 +175,20 @@ class ServerJudge:
 
         results = []
         for query, candidates in batch:
-            scores = [self.scores[query, candidate] for candidate in candidates]
-            results.append(np.array(scores, np.float32))
+            log_odds = [self.answers[query, candidate] for candidate in candidates]
+            results.append(np.array(log_odds, np.float32))
         return results
 
     def _answer(self, pair: tuple[Item, Item]) -> ValueError | None:
-        """Asks for the score of a pair and keeps it, or returns why there is none."""
+        """Asks for the log-odds of a pair and keeps them, or returns why there are none."""
         try:
-            self.scores[pair] = self._ask(*pair)
+            self.answers[pair] = self._ask(*pair)
         except ValueError as error:
             return error
         return None
 
     def _ask(self, query: Item, candidate: Item) -> float:
-        """The score of a pair, asked for until there is a usable answer or no attempt remains."""
+        """The log-odds of a pair, asked for until there is a usable answer or no attempt remains."""
         body = {
             "model": self.model,
             "max_tokens": 1,
@@ -184,7 +204,7 @@ class ServerJudge:
             try:
                 response = self.client.post(self.url, json=body, timeout=self.timeout)
                 if response.ok:
-                    return self._probability(response.json())
+                    return self._log_odds_in(response.json())
                 reason = f"status {response.status_code}: {response.text[:200]}"
                 if response.status_code not in RETRIED and response.status_code < 500:
                     raise RefusedError(f"{self.url} refused: {reason}")
@@ -221,8 +241,8 @@ class ServerJudge:
             image = image.resize(size)
         return sent_image(image)
 
-    def _probability(self, completion: dict) -> float:
-        """The probability of the answer yes against the answer no."""
+    def _log_odds_in(self, completion: dict) -> float:
+        """The log-odds of the answer yes against the answer no."""
         entries = completion["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         logprobs = [float(entry["logprob"]) for entry in entries]
 
@@ -246,11 +266,9 @@ class ServerJudge:
         if no is None:
             no = least
 
-        # the softmax over the two
-        gap = no - yes
-        if not math.isfinite(gap):
+        if not math.isfinite(yes - no):
             raise ValueError(f"log-probabilities are not finite: {logprob_of}")
-        return 1 / (1 + math.exp(min(gap, 700)))  # the exponential of more overflows
+        return yes - no
 
 
 class RefusedError(ValueError):
@@ -269,24 +287,30 @@ class JudgingWork:
         self.pool = pool
         self.width = width
 
-    def scores(self, rows: Sequence[tuple[Pair, list[int]]], judge: LocalJudge | ServerJudge) -> dict[str, np.ndarray]:
+    def scores(self, rows: Sequence[tuple[Pair, list[int]]], judge: Judge) -> dict[str, np.ndarray]:
         """A judge's scores of pairs.
 
         Args:
             rows: pairs, each with the numbers of its candidates, nearest first, -1 where there are fewer.
-            judge ([`LocalJudge`] or [`ServerJudge`]): who scores them.
+            judge ([`Judge`]): who scores them.
 
         Returns:
-            `positive_score` `[B]`, and `scores` `[B, width]` of the candidates, NaN where there are fewer.
+            `positive_score` `[B]`, and `scores` `[B, width]` of the candidates, NaN where there are fewer; beside them
+            their log-odds, `positive_logit` `[B]` and `logits` `[B, width]`, which differ where scores are all 1.0.
         """
-        positive_scores = np.empty(len(rows), np.float32)
-        scores = np.full((len(rows), self.width), np.nan, np.float32)
+        positive_logits = np.empty(len(rows), np.float32)
+        logits = np.full((len(rows), self.width), np.nan, np.float32)
 
         batch = [self._request(pair, candidates) for pair, candidates in rows]
-        for row, request_scores in enumerate(judge.score(batch)):
-            positive_scores[row] = request_scores[0]
-            scores[row, : len(request_scores) - 1] = request_scores[1:]
-        return {"positive_score": positive_scores, "scores": scores}
+        for row, log_odds in enumerate(judge.log_odds(batch)):
+            positive_logits[row] = log_odds[0]
+            logits[row, : len(log_odds) - 1] = log_odds[1:]
+        return {
+            "positive_score": probabilities(positive_logits).astype(np.float32),
+            "scores": probabilities(logits).astype(np.float32),
+            "positive_logit": positive_logits,
+            "logits": logits,
+        }
 
     def _request(self, pair: Pair, candidates: list[int]) -> Request:
         """The query with the positive, as its row spells it, before the candidates."""

@@ -34,7 +34,7 @@ from ..jobs.shards import (
 from .judging import JudgingWork, LocalJudge, ServerJudge
 from .retrieval import RetrievalWork
 from .saha import write_clusters
-from .selection import Pair, Pool, select
+from .selection import Pair, Pool, probabilities, select
 from .writers import write_judged
 
 POOLS = ("global", "dataset")
@@ -388,6 +388,9 @@ class Mining:
         neighbours = retrieved["neighbours"]  # [P, top_k]
         keys = map(self._judged_key, zip(self.mined, neighbours.tolist()))
         scored = self._finished("scores", "judge", keys)
+        if "logits" in scored:  # results of earlier versions have none
+            scored["positive_score"] = probabilities(scored["positive_logit"])
+            scored["scores"] = probabilities(scored["logits"])
 
         # pairs that could not be judged are left out: the place among the scores is not the row
         judged = []

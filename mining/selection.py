@@ -95,6 +95,15 @@ def released_margin(positive_score: float) -> float:
     return 0.001
 
 
+def probabilities(log_odds: np.ndarray) -> np.ndarray:
+    """The probabilities that belong to log-odds of any shape, in float64; NaN stays NaN.
+
+    There they differ up to log-odds of 36, where those in float32 are all 1.0 from 17 on.
+    """
+    with np.errstate(over="ignore"):  # to infinity, whose inverse is the right probability
+        return 1 / (1 + np.exp(-np.asarray(log_odds, np.float64)))
+
+
 def allowed(positive_score: float, scores: np.ndarray, margin: float | str = 0.01) -> np.ndarray:
     """Which candidates are negatives beyond doubt: `s <= s_pos - margin`; bool `[n]`.
 

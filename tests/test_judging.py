@@ -15,7 +15,8 @@ from PIL import Image
 
 from unime.data.schema import Item
 from unime.jobs.shards import read_errors, read_job, run_job
-from unime.mining.judging import LocalJudge, ServerJudge
+from unime.mining.judging import Judge, JudgingWork, LocalJudge, ServerJudge
+from unime.mining.selection import Pair, Pool, probabilities, select
 
 CANDIDATES = [Item("a red circle"), Item("a blue star"), Item("a green ring")]
 
@@ -171,6 +172,31 @@ def test_a_row_that_the_server_refuses_is_recorded_and_the_others_are_kept(tmp_p
     assert error["row"] == 1 and error["key"] == "a blue star" and "status 422" in error["reason"]
     assert server.seen["a blue star"] <= 4, "found by halving, then tried once more"
     assert server.seen["a red circle"] == server.seen["a green ring"] == 1, "what was answered is not asked again"
+
+
+class Sure(Judge):
+    """Likes whatever it sees, some more than others."""
+
+    def log_odds(self, batch):
+        return [np.array([20, 25, 18, 23], np.float32)[: len(candidates)] for _, candidates in batch]
+
+
+def test_scores_of_one_are_told_apart_by_log_odds():
+    pool = Pool([Item("q")], CANDIDATES, [])
+    rows = [(Pair(0, 0, "data", Item("positive")), [0, 1, 2, -1])]
+    results = JudgingWork(pool, 4).scores(rows, Sure())
+    assert results["positive_score"].tolist() == [1.0] and results["scores"][0, :3].tolist() == [1.0, 1.0, 1.0]
+    assert results["positive_logit"].tolist() == [20.0] and results["logits"][0, :3].tolist() == [25.0, 18.0, 23.0]
+    assert probabilities(np.array([-900.0, 900.0])).tolist() == [0.0, 1.0]
+    assert np.isnan(results["scores"][0, 3]) and np.isnan(results["logits"][0, 3])
+
+    # what `unime mine select` makes of them
+    positive, *scores = probabilities(np.array([20, 25, 18, 23]))
+    assert [positive, *scores] == [sigmoid(logit) for logit in (20, 25, 18, 23)]
+    places, values = select(positive, scores, num_negatives=1, margin=0)
+    assert places == [1] and values == [sigmoid(18)], "the judge prefers the others to the positive"
+    places, _ = select(positive, [scores[0], scores[2]], num_negatives=2, margin=0, fallback="judge_lowest")
+    assert places == [1, 0]
 
 
 def test_the_local_judge_gives_the_rerankers_scores_in_any_order(reranker, tmp_path):

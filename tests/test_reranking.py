@@ -1,11 +1,16 @@
 """The reranker: shared prefixes, the vision cache, answer formats, listwise distributions, fused ranking."""
 
+import math
+
 import pytest
 import torch
 from conftest import picture
 from peft import LoraConfig, get_peft_model
 
 from unime import UniMEProcessor, UniMERerankerForCausalLM
+from unime.commands.search import rerank
+from unime.data.schema import Item
+from unime.jobs.reranking import Reranker
 from unime.prompts_unime import LISTWISE_ANSWER
 from unime.scoring_unime import groups_of
 
@@ -198,6 +203,90 @@ def test_fused_adds_the_weighted_score(judge):
     ranked = judge.rank("q", candidates, strategy="fused", retrieval_scores=retrieval, weight=0.25)
     assert [entry["index"] for entry in ranked] == expected.argsort(descending=True).tolist()
     assert ranked[0]["score"] == pytest.approx(float(expected.max()))
+
+
+@pytest.fixture
+def confident(judge, monkeypatch):
+    """The judge, sure of Yes for all three candidates: probabilities of 1.0 in float32 whose log-odds differ."""
+
+    def next_logits(prepared, tokens, *options):
+        logits = torch.zeros(len(prepared), len(tokens))
+        logits[:, 0] = torch.tensor([20.0, 60.0, 50.0])
+        return logits
+
+    monkeypatch.setattr(judge, "_next_logits", next_logits)
+    return judge
+
+
+def test_confident_answers_are_ranked_by_their_log_odds(confident):
+    candidates = ["a", "b", "c"]
+    assert confident.score("q", candidates).tolist() == [1.0, 1.0, 1.0]
+    assert confident.score("q", candidates, output="logit").tolist() == [20.0, 60.0, 50.0]
+    ranking = confident.rank("q", candidates)
+    assert [(entry["index"], entry["score"]) for entry in ranking] == [(1, 1.0), (2, 1.0), (0, 1.0)]
+    ranking = confident.rank("q", candidates, output="logit", top_k=2)
+    assert [(entry["index"], entry["score"]) for entry in ranking] == [(1, 60.0), (2, 50.0)]
+    with pytest.raises(ValueError, match="output must be one of probability, logit, got 'log'"):
+        confident.score("q", candidates, output="log")
+    with pytest.raises(TypeError, match="output means nothing to the strategy 'generate'"):
+        confident.rank("q", candidates, strategy="generate", output="logit")
+
+
+def test_fused_sums_that_are_equal_are_ranked_by_log_odds(confident):
+    def order(retrieval_scores, **options):
+        options = {"strategy": "fused", "retrieval_scores": retrieval_scores, **options}
+        return [(e["index"], e["score"]) for e in confident.rank("q", ["a", "b", "c"], **options)]
+
+    assert [index for index, _ in order([0.5, 0.5, 0.5])] == [1, 2, 0]
+    assert order([0.5, 0.25, 0.25]) == [(0, 1.5 - 1 / (1 + math.exp(20))), (1, 1.25), (2, 1.25)]
+    assert order([50, 0, 20], output="logit") == [(2, 70.0), (0, 70.0), (1, 60.0)]
+    assert order([0.5, 0.25, 0.25], weight=0) == [(0, 0.5), (1, 0.25), (2, 0.25)]
+    with pytest.raises(ValueError, match="the retrieval score of candidate 1 is NaN"):
+        order([0.5, float("nan"), 0.1])
+    with pytest.raises(ValueError, match="weight must be finite, got nan"):
+        order([0.5, 0.4, 0.1], weight=float("nan"))
+    with pytest.raises(ValueError, match="one retrieval score for each candidate"):
+        order([0.5, 0.4])
+
+
+def test_benchmarks_and_commands_take_their_order_from_log_odds(confident):
+    reranker = Reranker("judge")
+    reranker.model = confident
+    items = [Item("a"), Item("b"), Item("c")]
+    assert reranker.scores("q", ["a", "b", "c"], [0.0] * 3) == [20.0, 60.0, 50.0]
+    rows = rerank(reranker, {"text": "q"}, items, [(2, 0.3), (0, 0.2), (1, 0.1)])
+    assert [(row["index"], row["score"]) for row in rows] == [(0, 1.0), (1, 1.0), (2, 1.0)]
+    fused = Reranker("judge", "fused")
+    fused.model = confident
+    assert sorted(fused.scores("q", ["a", "b", "c"], [0.5, 0.5, 0.4])) == [1.4, 1.5 - 1 / (1 + math.exp(20)), 1.5]
+
+
+def test_improbable_numbers_of_a_list_are_told_apart(judge, monkeypatch):
+    (first,), (second,), (third,) = (answer[:1] for answer in judge._number_tokens(3))
+    logit_of = {first: 5.0, second: 300.0, third: 0.0}
+
+    def next_logits(prompts, columns, *options, **settings):
+        return torch.tensor([[logit_of[column] for column in columns]])
+
+    monkeypatch.setattr(judge, "_next_logits", next_logits)
+    ranking = judge.rank("q", ["a", "b", "c"], strategy="listwise")
+    assert [entry["index"] for entry in ranking] == [1, 0, 2]
+    assert ranking[0]["score"] == 1.0 and ranking[1]["score"] == pytest.approx(math.exp(-295))
+    logits = {e["index"]: e["score"] for e in judge.rank("q", ["a", "b", "c"], strategy="listwise", output="logit")}
+    assert logits == pytest.approx({0: -295.0, 1: 295 - math.log1p(math.exp(-5)), 2: -300.0})
+    (only,) = judge.rank("q", ["a"], strategy="listwise", output="logit")
+    assert only["score"] == math.inf
+    reranker = Reranker("judge", "listwise")
+    reranker.model = judge
+    assert math.isfinite(reranker.scores("q", ["a"], [0.0])[0])
+
+
+def test_a_repetition_penalty_must_be_above_zero(judge):
+    for penalty in (0, 0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="repetition_penalty must be a number above 0"):
+            judge.score("q", ["a"], repetition_penalty=penalty)
+        with pytest.raises(ValueError, match="repetition_penalty must be a number above 0"):
+            judge.rank("q", ["a"], repetition_penalty=penalty)
 
 
 def test_a_bad_candidate_is_named(judge):

@@ -146,6 +146,24 @@ def test_scores_are_those_of_score(saved):
         loaded.predict([("a", "b")], prompt="Say yes.")
 
 
+def test_confident_answers_are_ranked_by_their_log_odds(saved):
+    loaded = CrossEncoder(str(saved / "reranker"), trust_remote_code=True, device="cpu")
+    expected = loaded[0].model.score("a", TEXTS, output="logit")
+    yes, no = loaded[0].model.yes_no_tokens
+
+    def be_sure(model, arguments, output):
+        last = output.logits[:, -1]
+        last[:, yes] = 25 + 10 * (last[:, yes] - last[:, no])
+        last[:, no] = 0
+
+    loaded[0].model.register_forward_hook(be_sure)
+    assert loaded.predict([("a", text) for text in TEXTS]).tolist() == [1.0, 1.0, 1.0]
+    order = [entry["corpus_id"] for entry in loaded.rank("a", TEXTS)]
+    assert order == expected.argsort(descending=True).tolist()
+    logits = loaded.predict([("a", text) for text in TEXTS], activation_fn=torch.nn.Identity())
+    assert logits == pytest.approx((25 + 10 * expected).tolist(), abs=1e-4)
+
+
 ALONE = """
 import importlib.util, json, sys
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
