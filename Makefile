@@ -1,11 +1,15 @@
-# quickstart, test and lint work on a fresh clone: each makes .venv first if it is missing or out of date.
+# quickstart, test and lint work on a fresh clone: each makes .venv first if it is missing or out of date, and installs
+# no more into it than it runs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Modules are compiled when they are first imported: most of what is installed never is.
+INSTALL := $(BIN)/python -m pip install --quiet --progress-bar off --no-compile -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart test lint clean
 
-quickstart: $(VENV)/ready
+quickstart: $(VENV)/core
 	$(BIN)/python -m unime.examples.quickstart --out outputs
 
 test: $(VENV)/ready
@@ -15,10 +19,13 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-$(VENV)/ready: setup.py constraints.txt
+$(VENV)/core: setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[eval,test,train]"
+	$(INSTALL) torch -e ".[miniature]"
+	touch $@
+
+$(VENV)/ready: $(VENV)/core
+	$(INSTALL) -e ".[eval,test,train]"
 	touch $@
 
 clean:

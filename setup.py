@@ -16,6 +16,7 @@ class BuildPackage(build_py):
 ROOMS = ("checkpoints", "commands", "data", "eval", "examples", "jobs", "miniature", "mining", "trainers")
 EXTRAS = {
     "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
+    "miniature": ["scikit-learn>=1.5", "matplotlib>=3.9"],
     "eval": ["evaluate>=0.4.6", "scikit-learn>=1.5", "matplotlib>=3.9"],
     "mteb": ["mteb>=2.26"],
     "video": ["av>=12"],
