@@ -13,7 +13,7 @@ class BuildPackage(build_py):
         return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
 
 
-ROOMS = ("checkpoints", "commands", "data", "eval", "examples", "jobs", "miniature", "mining", "trainers")
+ROOMS = ("checkpoints", "commands", "data", "eval", "examples", "files", "jobs", "miniature", "mining", "trainers")
 EXTRAS = {
     "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
     "miniature": ["scikit-learn>=1.5", "matplotlib>=3.9"],

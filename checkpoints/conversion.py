@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ..files.writing import write_text
 from ..modeling_unime import UniMEModel
 from .exports import write_exports, write_json
 from .opening import (
@@ -196,7 +197,7 @@ def _save_stock_processor(processor, out: Path):
     processor_class = settings.pop("processor_class")
     processor.tokenizer.save_pretrained(out)
     if processor.chat_template:
-        (out / "chat_template.jinja").write_text(processor.chat_template, encoding="utf-8")
+        write_text(out / "chat_template.jinja", processor.chat_template)
 
     images = json.loads(processor.image_processor.to_json_string())
     images["image_processor_type"] = images["image_processor_type"].removesuffix("Pil")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..files.writing import write_text
 from ..images_unime import Resolution
 from ..items_unime import judge_messages
 from ..modeling_unime import UniMEModel
@@ -47,7 +48,7 @@ def write_exports(model, out: Path):
 
     (out / "templates").mkdir(exist_ok=True)
     for name, template in templates.items():
-        (out / "templates" / f"{name}.jinja").write_text(template, encoding="utf-8")
+        write_text(out / "templates" / f"{name}.jinja", template)
 
 
 def _write_embedder(model, template: str, out: Path):
@@ -147,7 +148,7 @@ def _write_modules(out: Path, modules, task: str, output: str, name: str, templa
 
 def write_json(path: Path, content):
     """Writes JSON that people can read."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def preset_template(processor, role: str = "query") -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..data.check import SHOWN, check
 from ..eval import fetch as fetching
+from ..files.writing import write_text
 from ..jobs.settings import CommandParser
-from ..jobs.shards import write_text
 from .errors import one_line_errors
 from .options import add, add_output
 

@@ -7,6 +7,7 @@ removed from it while the page is open is noticed at the next search.
 """
 
 import json
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -20,7 +21,7 @@ from ..jobs.settings import CommandParser
 from ..jobs.shards import fingerprint
 from .encode import encode
 from .errors import one_line_errors
-from .index import stamp
+from .index import read_index, stamp
 from .inputs import one_item, read_items
 from .options import add, add_embedder, add_reranker
 from .search import Searcher, as_rows, rerank
@@ -72,14 +73,24 @@ class Photos:
             ValueError: the folder holds no image, or none that can be read.
         """
         with self._lock:
-            # names and stamps are quick to read, so every search looks again
+            # files that have not changed are not read again, so every search looks
             listing = [(name, stamp(item)) for name, item in read_items([str(self.folder)])]
             if listing != self._listing:
+                self._drop_damaged()
                 encoded = encode([str(self.folder)], self.embedder, self.path, update=True)
                 self.failed = encoded.failed
                 self._searcher = Searcher(encoded.index, self.embedder)
                 self._listing = listing
             return self._searcher
+
+    def _drop_damaged(self):
+        """Removes embeddings that cannot be read: they are only kept to save time."""
+        if self.path.exists():
+            try:
+                read_index(self.path)
+            except ValueError as error:
+                print(f"{error} The images are embedded again.", file=sys.stderr, flush=True)
+                self.path.unlink()
 
     def search(self, query: dict, top: int, reranker: Reranker | None) -> list[tuple]:
         """The best answers to a query.

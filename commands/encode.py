@@ -12,9 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.schema import Item
+from ..files.identity import verify_files
+from ..files.writing import write_json
 from ..jobs.embedding import Embedder, embed
 from ..jobs.settings import CommandParser
-from ..jobs.shards import fingerprint, read_errors, read_job, write_text
+from ..jobs.shards import fingerprint, read_errors, read_job
 from .errors import one_line_errors
 from .index import SUFFIXES, Index, read_index, stamp, write_index
 from .inputs import SOURCES, read_items
@@ -38,7 +40,7 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Entry:
-    """An item of the sources: its id, itself, and size and time of change of its file."""
+    """An item of the sources: its id, itself, and the identity of its file."""
 
     name: str
     item: Item
@@ -93,10 +95,9 @@ def encode(
     missing = [entry for entry in entries if entry.key not in vectors]
 
     # embed: all processes of a launch share the work, the main one goes on with the results
-    folder = _parts(out)
-    if update:
-        # an update that is killed may find other files when it is repeated
-        folder = folder / fingerprint(f"{entry.key}" for entry in missing)
+    # where a run was killed, or failed, the next may find other files, or be told to use another model
+    about_and_keys = [json.dumps([about, shard_size]), *(f"{entry.key}" for entry in missing)]
+    folder = _parts(out) / fingerprint(about_and_keys)
     if missing:
         _embed(missing, embedder, folder, role, shard_size)
     if not embedder.state.is_main_process:
@@ -206,7 +207,7 @@ def _write_errors(out: Path, failed: list[dict]):
     """Lists what could not be embedded beside the index, or removes such a list of an earlier run."""
     path = out.with_name(f"{out.name}.errors.json")
     if failed:
-        write_text(path, json.dumps(failed, indent=1, ensure_ascii=False))
+        write_json(path, failed)
     else:
         path.unlink(missing_ok=True)
 
@@ -220,10 +221,13 @@ def main(arguments=None):
     add(parser, "trust-remote-code")
     add(parser, "role", default="document")
     parser.add_argument("--update", action="store_true", help="embed only what the file lacks or what has changed")
+    add(parser, "verify")
     add_output(parser)
 
     options = parser.parse_args(arguments)
 
+    if options.verify:
+        verify_files()
     with one_line_errors("unime encode"):
         embedder = Embedder(
             options.model,

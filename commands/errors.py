@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..jobs.faults import one_line_disk_faults
+
 
 @contextmanager
 def one_line_errors(program: str) -> Iterator[None]:
@@ -25,7 +27,8 @@ def one_line_errors(program: str) -> Iterator[None]:
     ```
     """
     try:
-        yield
+        with one_line_disk_faults(program):
+            yield
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split("\n"))
         raise SystemExit(f"{program}: {message}") from error

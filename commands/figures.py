@@ -8,20 +8,20 @@ unime eval figures contact RESULTS.json --task Shapes_t2i --out contact.png
 unime eval figures curves RUN RUN --names easy hard --out curves.png
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.numpy import load_file
 
 from ..checkpoints.opening import open_checkpoint
 from ..data.schema import Item
 from ..eval import figures
 from ..eval.catalogue import BENCHMARKS, read
 from ..eval.report import load
+from ..eval.runner import RANKINGS
 from ..eval.tasks import Task
+from ..files.writing import read_arrays, read_json
 from ..jobs.settings import CommandParser
 from ..jobs.shards import processes
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
@@ -193,7 +193,9 @@ def contact(options) -> Path:
     name = options.task or next(iter(tasks))
     task = _named(tasks, name)
 
-    ranking = load_file(result.path.with_name("top.safetensors"))
+    ranking, _ = read_arrays(result.path.with_name(RANKINGS))
+    if f"{name}/top" not in ranking:
+        raise ValueError(f"{result.path.with_name(RANKINGS)} holds no candidates of {name}.")
     top = ranking[f"{name}/top"]  # [Q, depth], positions in the task's corpus
     similarities = ranking[f"{name}/similarity"]  # [Q, depth]
     rows = []
@@ -234,7 +236,10 @@ def curves(options) -> Path:
     names = _distinct_names(options, options.inputs, "runs")
     runs = {}
     for name, path in zip(names, options.inputs):
-        state = json.loads(_trainer_state(Path(path)).read_text(encoding="utf-8"))
+        state_path = _trainer_state(Path(path))
+        state = read_json(state_path)
+        if not isinstance(state, dict) or "log_history" not in state:
+            raise ValueError(f"{state_path} is not the state of a training: it has no log_history.")
         runs[name] = state["log_history"]
     return figures.training_curves(runs, options.out)
 

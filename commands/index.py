@@ -1,17 +1,16 @@
 """The file of embeddings that `unime encode` writes and `unime search` reads: Parquet or NPZ."""
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.schema import Item
-from ..jobs.shards import write_whole
+from ..files.identity import MISSING, file_identity
+from ..files.writing import write_whole
 
 SUFFIXES = (".parquet", ".npz")
 _COLUMNS = ("id", "text", "image", "stamp")  # beside the embeddings
@@ -24,7 +23,7 @@ class Index(NamedTuple):
     Args:
         names (`list[str]`): ids.
         items (`list[Item]`): what was embedded.
-        stamps (`list[str]`): size and time of change of each item's file, by which a changed file is noticed.
+        stamps (`list[str]`): the identity of each item's file, by which a changed file is noticed.
         embeddings (`np.ndarray`): `[N, D]`, float32.
         about (`dict`): how they were made: `source`, `role` and the embedder's `settings`.
     """
@@ -37,16 +36,13 @@ class Index(NamedTuple):
 
 
 def stamp(item: Item) -> str:
-    """Size and time of change of an item's file; empty where it has none or the file is not there."""
+    """What an item's file holds, as [`~unime.files.identity.file_identity`] has it; empty where it has none."""
     if not item.image:
         return ""
 
     # a missing file is reported when it is embedded, with its reason
-    try:
-        status = os.stat(item.image)
-    except FileNotFoundError:
-        return ""
-    return f"{status.st_size}:{status.st_mtime_ns}"
+    identity = file_identity(item.image)
+    return "" if identity == MISSING else identity
 
 
 def write_index(path: Path, index: Index):
@@ -83,46 +79,69 @@ def write_index(path: Path, index: Index):
 
 
 def read_index(path) -> Index:
-    """Reads what [`write_index`] wrote.
+    """Reads what [`write_index`] wrote. Nothing that the file names is opened.
 
     Raises:
-        ValueError: there is no such file, it is damaged, or it is not a file of embeddings.
+        ValueError: there is no such file, it is damaged, or it is not a file of embeddings; the message names it.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; `unime encode` makes it.")
 
-    if path.suffix == ".npz":
-        columns, embeddings, about = _read_npz(path)
-    else:
-        columns, embeddings, about = _read_parquet(path)
+    read = _read_npz if path.suffix == ".npz" else _read_parquet
+    try:
+        columns, embeddings, about = read(path)
+        return _checked(columns, embeddings, json.loads(about))
+    except Exception as error:  # a foreign file makes its decoder raise anything
+        reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
+        raise ValueError(
+            f"{path} is damaged, or not a file of embeddings that `unime encode` makes: {reason}."
+        ) from error
 
+
+def _checked(columns: list[list[str]], embeddings: np.ndarray, about) -> Index:
+    """An index of what a file holds, which anybody may have written."""
     names, texts, images, stamps = columns  # as in _COLUMNS
+    for title, column in zip(_COLUMNS, columns):
+        if len(column) != len(embeddings):
+            raise ValueError(f"{len(column)} entries in {title!r} for {len(embeddings)} embeddings")
+        if not all(isinstance(entry, str) for entry in column):
+            raise ValueError(f"an entry in {title!r} is not a text")
+
+    # vectors of one width, with which similarities can be computed
+    if embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu" or not np.isfinite(embeddings).all():
+        raise ValueError(f"its embeddings {embeddings.shape} of type {embeddings.dtype} are not vectors of numbers")
+
+    # how they were made
+    if not isinstance(about, dict) or not isinstance(about.get("settings"), dict):
+        raise ValueError("it does not say how it was made")
+    for value in (about.get("source"), about.get("role"), about["settings"].get("model")):
+        if not isinstance(value, str):
+            raise ValueError("it does not say how it was made")
+
     items = [Item(text, image) for text, image in zip(texts, images)]
-    return Index(names, items, stamps, embeddings, json.loads(about))
+    return Index(names, items, stamps, embeddings, about)
 
 
 def _read_npz(path: Path) -> tuple[list[list[str]], np.ndarray, str]:
     """The columns, the embeddings `[N, D]`, and how they were made."""
-    try:
-        with np.load(path, allow_pickle=False) as file:  # a pickle could run any code
-            arrays = dict(file)  # read now: the file closes
-    except BadZipFile as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
+    with np.load(path, allow_pickle=False) as file:  # a pickle could run any code
+        arrays = dict(file)  # read now: the file closes
 
     missing = {*_COLUMNS, "embedding", "about"} - arrays.keys()
     if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}; `unime encode` makes such files.")
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     return [arrays[name].tolist() for name in _COLUMNS], arrays["embedding"], str(arrays["about"])
 
 
 def _read_parquet(path: Path) -> tuple[list[list[str]], np.ndarray, bytes]:
     """The columns, the embeddings `[N, D]`, and how they were made."""
-    table = pq.read_table(path)
-    about = (table.schema.metadata or {}).get(_KEY)
-    missing = {*_COLUMNS, "embedding"} - set(table.column_names)
+    schema = pq.read_schema(path)
+    about = (schema.metadata or {}).get(_KEY)
+    missing = {*_COLUMNS, "embedding"} - set(schema.names)
     if about is None or missing:
-        raise ValueError(f"{path} does not say how it was made; `unime encode` makes such files.")
+        raise ValueError("it does not say how it was made")
 
+    table = pq.read_table(path)
     flat = table["embedding"].combine_chunks().flatten().to_numpy()  # [N * D]
     return [table[name].to_pylist() for name in _COLUMNS], flat.reshape(len(table), -1), about

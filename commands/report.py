@@ -5,15 +5,15 @@
 writes `report.md`, `report.html`, and for benchmarks of the Hub `<model>/.eval_results/<benchmark>.yaml`.
 """
 
-import re
 from pathlib import Path
 
 import yaml
 
 from ..eval.pages import to_html, to_markdown
 from ..eval.report import Result, build, load, to_eval_results
+from ..files.names import file_name
+from ..files.writing import write_text
 from ..jobs.settings import CommandParser
-from ..jobs.shards import write_text
 from .errors import one_line_errors
 from .options import add
 
@@ -57,10 +57,10 @@ def _write_entries(result: Result, folder: Path) -> list[Path]:
     if not entries:
         return []
 
-    # names of results may hold spaces and brackets
-    folder = folder / re.sub(r"[^\w.-]+", "-", result.name) / ".eval_results"
+    # what is measured and what it is called stand in the file of results, which anybody may have written
+    folder = folder / file_name(result.name) / ".eval_results"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.content['benchmark']}.yaml"
+    path = folder / f"{file_name(result.benchmark)}.yaml"
     write_text(path, yaml.safe_dump(entries, sort_keys=False))
     return [path]
 

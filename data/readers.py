@@ -10,6 +10,7 @@ from pathlib import Path
 
 from datasets import Dataset
 
+from ..files.names import file_name, text_of_file_name
 from .files import (
     HUB,
     find_columns,
@@ -321,19 +322,27 @@ def read_clusters(
     rows = read_clusters("outputs/saha", image_root="images", subsets=["VOC2007"])
     ```
     """
-    root = local_path(root, _patterns(subsets, _CLUSTERS))
-    present = sorted(path.name.removesuffix(_CLUSTERS) for path in root.glob(f"*{_CLUSTERS}"))
-    if not present:
+    root = local_path(root, _patterns(subsets and list(map(file_name, subsets)), _CLUSTERS))
+    paths = _cluster_paths(root)
+    if not paths:
         raise ValueError(f"{root} holds no <subset>{_CLUSTERS}; `unime mine saha` writes such files.")
-    _require_subsets(root, subsets, present)
+    _require_subsets(root, subsets, list(paths))
 
-    rows = _cluster_rows(root, subsets or present, findings)
+    rows = _cluster_rows(paths, subsets or list(paths), findings)
     return _read(root, rows, _parse_cluster, image_root or root, None, limit, findings)
 
 
-def _cluster_rows(root: Path, subsets: list[str], findings: Findings | None) -> Iterator[Located]:
+def _cluster_paths(root: Path) -> dict[str, Path]:
+    """The files of a folder of clusters by the data sets that their names stand for."""
+    paths = {}
+    for path in sorted(root.glob(f"*{_CLUSTERS}")):
+        paths[text_of_file_name(path.name.removesuffix(_CLUSTERS))] = path
+    return paths
+
+
+def _cluster_rows(paths: dict[str, Path], subsets: list[str], findings: Findings | None) -> Iterator[Located]:
     for subset in subsets:
-        yield from list_rows(root / f"{subset}{_CLUSTERS}", findings, subset)
+        yield from list_rows(paths[subset], findings, subset)
 
 
 def _parse_cluster(located: Located, root: Path, findings: Findings) -> Example:

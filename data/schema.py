@@ -120,7 +120,9 @@ class Example:
 
 def content_hash(text: str) -> int:
     """A signed 64-bit hash of a text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    return int.from_bytes(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True
+    )
 
 
 _ITEM = {"text": Value("string"), "image": Value("string")}

@@ -25,7 +25,8 @@ ROOMS = {
     "jobs": (4, 1, "long runs in shards"),
     "checkpoints": (5, 0.5, "in and out of repositories"),
     "data": (5, 1.5, "rows"),
-    "root": (6, 1, "what travels with a saved model"),
+    "files": (6, 1, "written whole, told apart"),
+    "root": (7, 1, "what travels with a saved model"),
 }
 BY_NAME = {"face": {"commands"}}  # cli.py imports a command when it is called
 
@@ -114,7 +115,7 @@ def drawn_arrows(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
 def draw() -> str:
     """The picture as SVG."""
     width = 2 * MARGIN + 2 * COLUMN_WIDTH + BOX_WIDTH
-    height = 2 * MARGIN + 6 * LAYER_HEIGHT + BOX_HEIGHT
+    height = 2 * MARGIN + 7 * LAYER_HEIGHT + BOX_HEIGHT
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">',
         '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="8" markerHeight="8" orient="auto">'

@@ -1,6 +1,7 @@
 """Figures people can read, drawn without a display. Each is a PNG, with what it shows in a CSV file beside it."""
 
 import csv
+import io
 import textwrap
 from collections.abc import Iterable
 from itertools import cycle
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from ..data.schema import PLACEHOLDER, Item
+from ..files.writing import write_text, write_whole
 from ..images_unime import open_image
 
 matplotlib.use("Agg")
@@ -27,10 +29,13 @@ def _save(figure, path, head: list[str], rows: Iterable[list]) -> Path:
     """Writes a figure, and the numbers that it shows as CSV beside it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    write_whole(path, lambda draft: figure.savefig(draft, dpi=110, bbox_inches="tight", format=kind))
     plt.close(figure)
-    with open(path.with_suffix(".csv"), "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([head, *rows])
+
+    table = io.StringIO(newline="")
+    csv.writer(table).writerows([head, *rows])
+    write_text(path.with_suffix(".csv"), table.getvalue())
     return path
 
 

@@ -1,6 +1,5 @@
 """Reports: results beside the published numbers, with confidence intervals and paired comparisons."""
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 from .means import group_means, means_of, notes_of
 from .pages import Table
 from .published import contradictions, per_data_set, published, rows_of
-from .runner import FORMAT
+from .runner import read_result
 from .statistics import distributions, interval, p_value
 from .suites import GROUPS
 
@@ -97,21 +96,10 @@ def load(paths: list[str], names: list[str] | None = None) -> list[Result]:
     if names and len(names) != len(files):
         raise ValueError(f"{len(names)} names for {len(files)} results: {', '.join(map(str, files))}.")
 
-    contents = list(map(_content, files))
+    contents = list(map(read_result, files))
     if not names:
         names = _distinct_names(contents)
     return list(map(Result, names, files, contents))
-
-
-def _content(path: Path) -> dict:
-    """What a results file holds."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a results file of format {FORMAT}.")
-    return content
 
 
 def _default_name(content: dict) -> str:

@@ -9,13 +9,14 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file
 
+from ..files.names import model_name
+from ..files.writing import read_arrays, write_json
 from ..jobs.reranking import Reranker
-from ..jobs.shards import fingerprint, processes, read_errors, read_job, run_job, write_text
+from ..jobs.shards import fingerprint, processes, read_errors, read_job, run_job
 from .means import means_of
 from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
-from .runner import DEPTH, FORMAT, QueryScore, data_fingerprint, metrics_of
+from .runner import DEPTH, FORMAT, RANKINGS, QueryScore, data_fingerprint, is_whole, metrics_of, read_result
 from .tasks import Task
 
 ABSENT = 10**9  # the rank of what is not among the candidates
@@ -49,7 +50,7 @@ def saved_result(path) -> Path:
 
 def _top_file(path: Path) -> Path:
     """The best candidates that belong to a results file; only an embedder's has them."""
-    return path.with_name("top.safetensors")
+    return path.with_name(RANKINGS)
 
 
 def _not_one_result(path: Path, present: str) -> str:
@@ -81,9 +82,11 @@ class _Query:
 
 def _queries(path: Path, tasks: list[Task], top: int, limit: int | None) -> list[_Query]:
     """The queries of all tasks, one task after the other, with what the embedder's result kept of their candidates."""
-    arrays = load_file(_top_file(path))
+    arrays, _ = read_arrays(_top_file(path))
     queries = []
     for task in tasks:
+        if f"{task.name}/top" not in arrays or f"{task.name}/similarity" not in arrays:
+            raise ValueError(f"{_top_file(path)} holds no candidates of {task.name}; run the benchmark again.")
         best = arrays[f"{task.name}/top"][:limit, :top]  # [Q, top], -1 where there are fewer
         similarity = arrays[f"{task.name}/similarity"][:limit, :top]  # [Q, top]
 
@@ -143,7 +146,7 @@ def run_rerank(
     ```
     """
     path = saved_result(results)
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_result(path)
     data = data_fingerprint(tasks, image_root)
     if before["data"] != data:
         raise ValueError(f"{path} was made from other data ({before['data']}) than this ({data}).")
@@ -152,8 +155,8 @@ def run_rerank(
     # results of another reranker, other settings or other data have another folder
     settings = {**reranker.settings(), "top": top, "limit": limit, "embedder": before["model"], "data": data}
     key = fingerprint([json.dumps(settings, sort_keys=True, default=str)])[:10]
-    folder = path.parent / f"{Path(str(reranker.source)).name}-{reranker.strategy}-top{top}-{key}"
-    if (folder / "results.json").exists():
+    folder = path.parent / f"{model_name(reranker.source)}-{reranker.strategy}-top{top}-{key}"
+    if is_whole(folder / "results.json"):
         return folder / "results.json"
 
     queries = _queries(path, tasks, top, limit)
@@ -173,7 +176,7 @@ def run_rerank(
             "means": means_of(before["benchmark"], task_results),
             "tasks": task_results,
         }
-        write_text(folder / "results.json", json.dumps(content, indent=1))
+        write_json(folder / "results.json", content)
     state.wait_for_everyone()
     return folder / "results.json"
 

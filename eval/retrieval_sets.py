@@ -12,7 +12,9 @@ from ..data.json_lists import json_list
 from ..data.readers import local_path
 from ..data.schema import Item
 from ..data.texts import read_text
-from ..jobs.shards import write_whole
+from ..files.identity import digest_of, file_identity
+from ..files.writing import write_bytes
+from ..images_unime import IMAGES
 from .tasks import Items, Task, lacking
 
 SHAREGPT4V = "share-captioner_coco_lcs_sam_1246k_1107.json"
@@ -292,8 +294,14 @@ def image_rows(path: Path, column: str, others: list[str], folder: Path) -> Iter
 def _unpack(image: dict, folder: Path) -> str:
     """Writes an image into a folder, unless it is there, and returns its name; equal images are one file."""
     content = image["bytes"]
-    name = hashlib.blake2b(content, digest_size=12).hexdigest() + (Path(image.get("path") or "").suffix or ".jpg")
+
+    # of the name that the row gives, only an ending that images have counts
+    suffix = Path(str(image.get("path") or "")).suffix.lower()
+    if suffix not in IMAGES:
+        suffix = ".jpg"
+    name = hashlib.blake2b(content, digest_size=12).hexdigest() + suffix
+
     target = folder / name
-    if not target.exists():
-        write_whole(target, lambda draft: draft.write_bytes(content))
+    if file_identity(target) != digest_of(content):
+        write_bytes(target, content)
     return name

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +10,21 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from ..data.schema import Item
+from ..files.names import model_name
+from ..files.writing import read_arrays, read_json, write_arrays, write_json
 from ..jobs.embedding import Embedder, embed, item_name
-from ..jobs.shards import fingerprint, read_errors, read_job, write_text, write_whole
+from ..jobs.shards import fingerprint, read_errors, read_job
 from .means import means_of
 from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 from .tasks import Task
 
 FORMAT = 1  # of results files
+RANKINGS = "top.safetensors"  # the best candidates of every query, beside an embedder's results
+_KEYS = {"benchmark": str, "model": str, "settings": dict, "source": dict, "data": str, "means": dict, "tasks": dict}
+_TASK_KEYS = {"kind", "split", "queries", "candidates", "metric", "score", "ranks", "notes"}
 DEPTH = 50  # how many of a query's best candidates are kept, for a reranker and for pictures
 BLOCK = 2**26  # bytes of the scores of a block of queries
 
@@ -281,9 +286,9 @@ def run_benchmark(
     settings = embedder.settings()
     data = data_fingerprint(tasks, image_root)
     key = fingerprint([json.dumps(settings, sort_keys=True, default=str), data])[:10]
-    folder = Path(out) / Path(str(embedder.source)).name / f"{benchmark}-{key}"
+    folder = Path(out) / model_name(embedder.source) / f"{benchmark}-{key}"
     path = folder / "results.json"
-    if path.exists():
+    if is_whole(path, RANKINGS):
         return path
 
     queries, corpora = _embed_tasks(tasks, embedder, folder, image_root, shard_size)
@@ -301,10 +306,42 @@ def run_benchmark(
         }
 
         # the results come last: where they are, all is there
-        write_whole(folder / "top.safetensors", lambda draft: save_file(rankings, draft))
-        write_text(path, json.dumps(content, indent=1))
+        write_arrays(folder / RANKINGS, rankings)
+        write_json(path, content)
     embedder.state.wait_for_everyone()
     return path
+
+
+def read_result(path) -> dict:
+    """What a results file holds.
+
+    Raises:
+        ValueError: it is missing or damaged, or not a results file; the message names it.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a results file of format {FORMAT}.")
+
+    lacking = [key for key in _KEYS if not isinstance(content.get(key), _KEYS[key])]
+    if lacking:
+        raise ValueError(
+            f"{path} is not a whole results file: {', '.join(lacking)} is missing or not as it should be."
+        )
+    return content
+
+
+def is_whole(path: Path, *beside: str) -> bool:
+    """Whether a results file is there and can be read, with the files of arrays beside it; damage is reported."""
+    if not path.exists():
+        return False
+    try:
+        read_result(path)
+        for name in beside:
+            read_arrays(path.with_name(name))
+    except ValueError as error:
+        print(f"{error} The result is made again.", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
 @dataclass(frozen=True)

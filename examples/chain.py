@@ -9,7 +9,6 @@ goes on where it stopped.
 """
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -23,6 +22,7 @@ from ..eval.means import summarize
 from ..eval.rerank import run_rerank
 from ..eval.runner import evaluate, run_benchmark
 from ..eval.tasks import Task, read_world_tasks
+from ..files.writing import has_json, read_json, write_json
 from ..jobs.embedding import Embedder
 from ..jobs.notices import silence_alarms
 from ..jobs.reranking import Reranker
@@ -32,7 +32,7 @@ from ..miniature.teacher import train_teacher
 from ..miniature.world import build
 from ..modeling_unime import UniMEModel
 from ..trainers import alignment, contrastive, distillation, reranker
-from .common import RECIPES, is_trained, load_for_cpu_or_gpu, pretrain_once, write_json
+from .common import RECIPES, is_trained, load_for_cpu_or_gpu, pretrain_once
 from .mining import false_negatives, mine, print_shares
 
 KINDS = ("Classification", "VQA", "Retrieval", "Grounding", "Compositional", "mean")
@@ -104,7 +104,7 @@ def run(out: Path, seeds: int, settings: dict):
             lines["+ reranker"] = [means["after"]]
 
     write_json(folder / "table.json", lines)
-    print_shares(json.loads((folder / "false_negatives.json").read_text()))
+    print_shares(read_json(folder / "false_negatives.json"))
     print_lines(lines)
 
 
@@ -188,9 +188,9 @@ def train(stage, name: str, start: Path, out: Path, **changes) -> Path:
 # measuring
 def measure(model: UniMEModel, tasks: list[Task], path: Path) -> dict[str, float]:
     """Means of precision@1 by task kind, from a file where they were measured before."""
-    if not path.exists():
+    if not has_json(path):
         write_json(path, summarize(evaluate(model, tasks, show_progress=False)))
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def measure_saved(path: Path, tasks: list[Task]) -> dict[str, float]:
@@ -203,7 +203,7 @@ def measure_reranked(embedder: Path, reranker: Path, start: Start, out: Path) ->
     reranked."""
     retrieved = run_benchmark("world", start.tasks, Embedder(embedder), out, start.world)
     path = run_rerank(retrieved, start.tasks, Reranker(reranker), 10, start.world, limit=30)
-    after = json.loads(path.read_text(encoding="utf-8"))["tasks"]
+    after = read_json(path)["tasks"]
 
     # the same results, with the score that was before; `summarize` prefers "score" to precision@1
     before = {}

@@ -1,6 +1,5 @@
 """What several examples do: load an embedder, train one with the miniature recipe, write results."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -8,18 +7,12 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..data.readers import read_mmeb_train
-from ..jobs.shards import write_text
 from ..miniature.backbone import BackboneConfig, pretrain
 from ..modeling_unime import UniMEModel
 from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from ..trainers.stage import plain_attention
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-
-
-def write_json(path: Path, content):
-    """Writes a file that is there whole or not at all."""
-    write_text(path, json.dumps(content, indent=1))
 
 
 def is_trained(folder: Path) -> bool:

@@ -7,7 +7,6 @@ top-k, of retrieval alone, of retrieval with the judge, and of SaHa.
 """
 
 import argparse
-import json
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,11 +18,12 @@ import yaml
 
 from ..data.readers import read_clusters, read_judged, read_mmeb_train
 from ..data.schema import Item, to_example
+from ..files.writing import read_json, write_json
 from ..jobs.notices import silence_alarms
 from ..mining.pipeline import Mining, MiningConfig
 from ..mining.retrieval import exact_top_k
 from ..mining.selection import Pair
-from .common import RECIPES, write_json
+from .common import RECIPES
 
 METHODS = ("in-batch top-k", "retrieval", "retrieval, below the positive", "retrieval + judge", "SaHa")
 
@@ -61,7 +61,7 @@ class Truth:
         self.contents = {}  # what a target shows, by task and identity of the target
         for path in sorted((world / "truth").glob("*.json")):
             rows = read_mmeb_train(world / "train", [path.stem], image_root=world)
-            for positive, content in zip(rows["positive"], json.loads(path.read_text(encoding="utf-8"))):
+            for positive, content in zip(rows["positive"], read_json(path)):
                 self.contents[path.stem, Item(**positive).identity] = content
 
     def same(self, task: str, first: Item, second: Item) -> bool:

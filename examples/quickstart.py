@@ -11,7 +11,6 @@ if __name__ == "__main__":  # before the imports, some of which raise false alar
     silence_alarms()
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -25,10 +24,11 @@ from ..eval.figures import similarity_matrix
 from ..eval.means import print_table, summarize
 from ..eval.runner import evaluate
 from ..eval.tasks import Task, read_world_tasks
+from ..files.writing import has_json, read_json, write_json
 from ..miniature.backbone import last_checkpoint
 from ..miniature.world import build
 from ..modeling_unime import UniMEModel
-from .common import load_for_cpu_or_gpu, make_trainer, pretrain_once, write_json
+from .common import load_for_cpu_or_gpu, make_trainer, pretrain_once
 
 SEARCH = Path(__file__).parent / "search.py"
 SEARCHES = (  # what is searched with what: a title, the task of the query, and what is searched
@@ -48,7 +48,7 @@ class Clock:
 
     def __init__(self, path: Path):
         self.path = path
-        self.seconds = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds = read_json(path) if has_json(path) else {}
 
     @contextmanager
     def step(self, title: str):
@@ -86,7 +86,7 @@ def run(out: Path, settings: dict):
         backbone = pretrain_once(world, out / "backbone", **settings["backbone"])
 
     with clock.step("3/6 The raw backbone as an embedder, with the summary prompt"):
-        if not (folder / "base.json").exists():
+        if not has_json(folder / "base.json"):
             results = evaluate(load_for_cpu_or_gpu(backbone, "summary"), tasks)
             write_json(folder / "base.json", results)
 
@@ -96,7 +96,7 @@ def run(out: Path, settings: dict):
 
     with clock.step("5/6 The trained embedder"):
         model = load_for_cpu_or_gpu(model_path)
-        if not (folder / "tuned.json").exists():
+        if not has_json(folder / "tuned.json"):
             write_json(folder / "tuned.json", evaluate(model, tasks))
 
         # the picture is cheap and drawn every time
@@ -132,7 +132,7 @@ def report(folder: Path, seconds: float):
     summary = {}
     results = {}
     for name in ("base", "tuned"):
-        results[name] = json.loads((folder / f"{name}.json").read_text())
+        results[name] = read_json(folder / f"{name}.json")
         summary[name] = {}
         for task, result in results[name].items():
             summary[name][task] = result["precision@1"]
@@ -177,7 +177,7 @@ def write_gallery(by_name: dict[str, Task], path: Path) -> Path:
         queries.append({"title": title, "item": item, "over": over, "target": target})
 
     gallery = {"images": images, "texts": texts, "queries": queries}
-    path.write_text(json.dumps(gallery, indent=1), encoding="utf-8")
+    write_json(path, gallery)
     return path
 
 

@@ -21,9 +21,13 @@ from ..checkpoints.opening import (
     require_kind,
 )
 from ..data.schema import Item
+from ..files.identity import file_identity
+from ..modeling_unime import UniMEModel
 from ..prompts_unime import PRESETS
-from .shards import fingerprint, processes, read_job, run_job
+from .checks import check_options
+from .shards import processes, read_job, run_job
 
+TAKEN = ("items", "inputs", "role", "prompt_name", "show_progress", "show_progress_bar")  # arguments that a job sets
 LIBRARIES = ("unime", "sentence-transformers")
 DTYPES = ("auto", "bfloat16", "float16", "float32")  # "auto" is the checkpoint's own
 # of files above SMALL bytes, each tensor is read in so many PLACES, SAMPLE bytes at each
@@ -97,12 +101,16 @@ def _tensor_spans(path: Path, file: BinaryIO, size: int) -> list[tuple[int, int]
 
     # eight bytes with the length of the header, the header, and the tensors, whose offsets start after it
     (length,) = struct.unpack("<Q", file.read(8))
-    header = json.loads(file.read(length))
+    if length > size:
+        raise ValueError(f"{path} is damaged: its header would be longer than the file.")
     spans = []
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            start, end = tensor["data_offsets"]
-            spans.append((8 + length + start, 8 + length + end))
+    try:
+        for name, tensor in json.loads(file.read(length)).items():
+            if name != "__metadata__":
+                start, end = tensor["data_offsets"]
+                spans.append((8 + length + start, 8 + length + end))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: its header cannot be read ({error}).") from error
     return spans
 
 
@@ -120,7 +128,7 @@ class Embedder:
         options: for the model's `encode` (UniME), or its `encode_query` and `encode_document`.
 
     Raises:
-        ValueError: the library is unknown.
+        ValueError: the library is unknown, or its `encode` has no such option.
 
     Example:
 
@@ -141,6 +149,8 @@ class Embedder:
     ):
         if library not in LIBRARIES:
             raise ValueError(f"the library must be 'unime' or 'sentence-transformers', got {library!r}.")
+        if library == "unime":
+            check_options("the options of `encode`", options, [UniMEModel.encode], TAKEN)
         self.source = source
         self.library = library
         self.preset = preset
@@ -179,6 +189,7 @@ class Embedder:
             self.model = open_sentence_transformer(
                 self.source, self.state.device, self.trust_remote_code, model_kwargs={"dtype": self.dtype}
             )
+            check_options("the options of `encode`", self.options, [self.model.encode], TAKEN)
         return self.model
 
     def words_roles_differently(self) -> bool:
@@ -227,7 +238,9 @@ def as_text(text: str, model):
     Returns:
         `str`, or `dict` for a model that reads more than texts.
     """
-    return text if set(model.modalities) <= {"text"} else {"text": text}
+    # models of earlier versions, which do not say what they read, read texts alone
+    modalities = getattr(model, "modalities", ["text"])
+    return text if set(modalities) <= {"text"} else {"text": text}
 
 
 def embed(
@@ -291,15 +304,15 @@ def embed(
 
 # names of items
 def item_name(item: Item, image_root=None) -> str:
-    """A text that identifies an item: its text, and its image's path below `image_root` and size in bytes.
+    """A text that identifies an item: its text, its image's path below `image_root`, and what the file holds.
 
-    Of a video's folder, the names and sizes of its frames.
+    Of a video's folder, the names and contents of its frames.
     """
     if not item.image:
         return item.text
 
-    # the size tells a file apart that was replaced by another of the same name
-    return f"{item.text}\x00{image_name(item, image_root)}\x00{_size(item.image)}"
+    # a file that was replaced by another of the same name is another item
+    return f"{item.text}\x00{image_name(item, image_root)}\x00{file_identity(item.image)}"
 
 
 def image_name(item: Item, image_root=None) -> str:
@@ -326,14 +339,3 @@ def image_name(item: Item, image_root=None) -> str:
 @cache
 def _resolved(root: str) -> str:
     return str(Path(root).resolve())
-
-
-def _size(path: str) -> int | str | None:
-    """Bytes of a file, or a digest of the files of a folder; `None` of what does not exist."""
-    try:
-        if os.path.isdir(path):
-            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
-            return fingerprint(f"{entry.name}:{entry.stat().st_size}" for entry in entries)
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return None

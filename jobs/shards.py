@@ -6,13 +6,13 @@ fingerprint of inputs and settings, so that a changed job is refused instead of 
 out of the results and kept, with the reason, beside its shard.
 
 A job's folder holds `manifest.json`, `rows-<number of the first row>.safetensors` for each shard, and beside it
-`rows-<number>.errors.json` where rows failed.
+`rows-<number>.errors.json` where rows failed. A shard keeps digests of its arrays and of the job that it belongs to:
+one that was cut short, zeroed or comes from elsewhere is noticed and made again.
 """
 
 import hashlib
 import json
-import os
-import uuid
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import safe_open
-from safetensors.numpy import save_file
 from tqdm.auto import tqdm
+
+from ..files.writing import read_arrays, read_json, write_arrays, write_json
+from .faults import is_machine_fault
 
 MANIFEST = "manifest.json"
 FAILURES = (ValueError, OSError)  # what bad input and a server that does not answer raise; anything else ends the job
@@ -42,7 +43,7 @@ def fingerprint(rows: Iterable[str]) -> str:
     """A digest of the texts that identify the rows, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for row in rows:
-        digest.update(f"{len(row)}:{row}".encode())
+        digest.update(f"{len(row)}:{row}".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -109,44 +110,40 @@ def run_job(
         "settings": settings,
     }
     check_manifest(out / MANIFEST, manifest)
+    shards = [_Shard(out, first, last, _job_of(manifest)) for first, last in _spans(len(rows), shard_size)]
 
-    # a shard is named by the number of its first row; processes take turns
-    starts = range(0, len(rows), shard_size)[rank::world_size]
-    todo = [start for start in starts if _is_due(out, start, retry_failed)]
+    # processes take turns; what an earlier run left is read whole, so that damage is found now
+    shards = shards[rank::world_size]
+    todo = [shard for shard in shards if shard.is_due(retry_failed)]
 
     # a model is loaded only if there is anything left to do
     if todo and prepare is not None:
         work = _with_prepared(work, prepare())
     worker = _Worker(work, keys, failures)
 
-    total = _count_rows(starts, shard_size, len(rows))
-    done = total - _count_rows(todo, shard_size, len(rows))
-    with _progress_bar(total, done, description, rank) as bar:
-        for start in todo:
-            shard_rows = rows[start : start + shard_size]
-            results, errors = worker.run(shard_rows, start)
+    total = _count_rows(shards)
+    with _progress_bar(total, total - _count_rows(todo), description, rank) as bar:
+        for shard in todo:
+            shard_rows = rows[shard.first : shard.last]
+            results, errors = worker.run(shard_rows, shard.first)
 
             # a model or server that is at fault would leave a folder full of errors
             if not results and not spare and _is_hopeless(len(shard_rows), shard_size):
-                raise ValueError(f"{description}: all {len(shard_rows)} rows from row {start} on failed; {errors[0]}")
+                raise ValueError(
+                    f"{description}: all {len(shard_rows)} rows from row {shard.first} on failed; {errors[0]}"
+                )
 
-            _write_shard(out, start, _concatenated(results), errors)
+            shard.write(_concatenated(results), errors)
             bar.update(len(shard_rows))
-
-
-def _is_due(out: Path, start: int, retry_failed: bool) -> bool:
-    if retry_failed and _errors_path(out, start).exists():
-        return True
-    return not _shard_path(out, start).exists()
 
 
 def _with_prepared(work: Callable, prepared) -> Callable:
     return lambda rows: work(rows, prepared)
 
 
-def _count_rows(starts: Iterable[int], shard_size: int, rows: int) -> int:
+def _count_rows(shards: Iterable["_Shard"]) -> int:
     """How many rows the shards have; the last of all is shorter than the others."""
-    return sum(min(shard_size, rows - start) for start in starts)
+    return sum(shard.last - shard.first for shard in shards)
 
 
 def _progress_bar(total: int, done: int, description: str, rank: int) -> tqdm:
@@ -164,16 +161,6 @@ def _is_hopeless(failed: int, shard_size: int) -> bool:
     return failed >= HOPELESS
 
 
-def _write_shard(out: Path, start: int, arrays: dict[str, np.ndarray], errors: list[dict]):
-    # the errors come first: a shard that is present says that its rows are done with
-    if errors:
-        write_text(_errors_path(out, start), json.dumps(errors, indent=1, ensure_ascii=False))
-    else:
-        # there may be some of an attempt that was killed, or is repeated
-        _errors_path(out, start).unlink(missing_ok=True)
-    write_whole(_shard_path(out, start), lambda path: save_file(arrays, path))
-
-
 @dataclass(frozen=True)
 class _Worker:
     """Does the rows of a shard, and finds out which of them cannot be done."""
@@ -188,6 +175,8 @@ class _Worker:
         try:
             return [self._arrays(rows, start)], []
         except self.failures as error:
+            if is_machine_fault(error):
+                raise
             reason = str(error)
 
         if len(rows) == 1:
@@ -203,6 +192,8 @@ class _Worker:
         try:
             return [self._arrays(rows, start)], []
         except self.failures as error:
+            if is_machine_fault(error):
+                raise
             reason = str(error)
             if reason != first_reason:
                 reason = f"{first_reason}; tried again: {reason}"
@@ -223,6 +214,117 @@ class _Worker:
         return arrays
 
 
+# shards
+@dataclass(frozen=True)
+class _Shard:
+    """The results of some rows of a job, on the disk.
+
+    Args:
+        out (`Path`): folder of the job.
+        first, last (`int`): the number of its first row, and that behind its last.
+        job (`str`): digest of the job's manifest.
+    """
+
+    out: Path
+    first: int
+    last: int
+    job: str
+
+    @property
+    def path(self) -> Path:
+        """The file of its arrays."""
+        return self.out / f"rows-{self.first:09d}.safetensors"
+
+    @property
+    def errors_path(self) -> Path:
+        """The file of the rows that failed, if any did."""
+        return self.path.with_suffix(".errors.json")
+
+    def is_due(self, retry_failed: bool) -> bool:
+        """Whether it has to be made, or made again; damage is reported on stderr."""
+        if not self.path.exists():
+            return True
+        if retry_failed and self.errors_path.exists():
+            return True
+        try:
+            self.read()
+        except ValueError as error:
+            print(f"{error} It is made again.", file=sys.stderr, flush=True)
+            return True
+        return False
+
+    def write(self, arrays: dict[str, np.ndarray], errors: list[dict]):
+        """Writes its arrays, and what is to be said of rows that failed."""
+        # the errors come first: a shard that is present says that its rows are done with
+        if errors:
+            write_json(self.errors_path, errors)
+        else:
+            # there may be some of an attempt that was killed, or is repeated
+            self.errors_path.unlink(missing_ok=True)
+
+        notes = {name: _digest(array) for name, array in arrays.items()}
+        write_arrays(self.path, arrays, {**notes, "job": self.job})
+
+    def read(self, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Its arrays by name, of which `row` is always one.
+
+        Raises:
+            ValueError: the shard is damaged, lacks rows, or belongs to another job; the message names it.
+        """
+        if names is not None:
+            names = {"row", *names}
+        arrays, notes = read_arrays(self.path, names)
+        if notes.get("job") != self.job or "row" not in arrays:
+            raise ValueError(f"{self.path} does not belong to this job.")
+
+        for name, array in arrays.items():
+            if notes.get(name) != _digest(array):
+                raise ValueError(f"{self.path} is damaged: its array {name!r} is not what was written.")
+            if len(array) != len(arrays["row"]):
+                raise ValueError(f"{self.path} is damaged: {len(array)} {name!r} for {len(arrays['row'])} rows.")
+
+        # every row either has a result or failed
+        rows = arrays["row"].tolist()
+        for error in self.read_errors():
+            rows.append(error["row"])
+        if sorted(rows) != list(range(self.first, self.last)):
+            raise ValueError(f"{self.path} holds {len(rows)} rows, not {self.last - self.first} from {self.first} on.")
+        return arrays
+
+    def read_errors(self) -> list[dict]:
+        """The rows that failed."""
+        return _read_errors(self.errors_path) if self.errors_path.exists() else []
+
+
+def _spans(rows: int, shard_size: int) -> list[tuple[int, int]]:
+    """`(first, last)` of each shard: the number of its first row, and that behind its last."""
+    return [(first, min(first + shard_size, rows)) for first in range(0, rows, shard_size)]
+
+
+def _job_of(manifest: dict) -> str:
+    """A digest of everything that decides a job's results."""
+    as_read_back = json.loads(json.dumps(manifest))
+    return fingerprint([json.dumps(as_read_back, sort_keys=True)])
+
+
+def _digest(array: np.ndarray) -> str:
+    """A digest of an array: of its type, shape and values."""
+    digest = hashlib.blake2b(f"{array.dtype}{array.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _read_errors(path: Path) -> list[dict]:
+    """A shard's rows that failed: `row`, its `key`, and the `reason`."""
+    errors = read_json(path)
+    try:
+        for error in errors:
+            error["row"], error["key"], error["reason"]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is not a list of rows that failed; run the job again.") from error
+    return errors
+
+
 # what a job has written
 def read_job(out, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
     """The results of a finished job in the order of its rows.
@@ -236,11 +338,15 @@ def read_job(out, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         If all rows failed there is only `row`.
 
     Raises:
-        ValueError: there is no job, or it is not finished; the message says how far it came.
+        ValueError: there is no job, it is not finished (the message says how far it came), or a shard is damaged (the
+            message names it; the job makes it again).
     """
     results = []
-    for path in _finished_shards(Path(out)):
-        arrays = _read_shard(path, names)
+    for shard in _finished_shards(Path(out)):
+        try:
+            arrays = shard.read(names)
+        except ValueError as error:
+            raise ValueError(f"{error} Run the job again: it makes this shard anew.") from error
         if len(arrays["row"]):
             results.append(arrays)
     return _concatenated(results)
@@ -250,33 +356,37 @@ def read_errors(out) -> list[dict]:
     """The rows of a job that failed so far: `row`, its `key`, and the `reason`."""
     errors = []
     for path in sorted(Path(out).glob("rows-*.errors.json")):  # in the order of the rows
-        errors += json.loads(path.read_text(encoding="utf-8"))
+        errors += _read_errors(path)
     return errors
 
 
-def _finished_shards(out: Path) -> list[Path]:
-    """All shards of a finished job."""
-    if not (out / MANIFEST).exists():
+def read_manifest(out) -> dict:
+    """What a job was made from: `rows`, their `fingerprint`, `shard_size` and `settings`.
+
+    Raises:
+        ValueError: there is no job, or its manifest is damaged; the message names it.
+    """
+    path = Path(out) / MANIFEST
+    if not path.exists():
         raise ValueError(f"{out} holds no job: it has no {MANIFEST}.")
-    manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not {"rows", "fingerprint", "shard_size", "settings"} <= manifest.keys():
+        raise ValueError(f"{path} is not the manifest of a job; run the job again.")
+    return manifest
 
-    shards = [_shard_path(out, start) for start in range(0, manifest["rows"], manifest["shard_size"])]
-    missing = [shard for shard in shards if not shard.exists()]
 
+def _finished_shards(out: Path) -> list[_Shard]:
+    """All shards of a finished job."""
+    manifest = read_manifest(out)
+    job = _job_of(manifest)
+    shards = [_Shard(out, first, last, job) for first, last in _spans(manifest["rows"], manifest["shard_size"])]
+
+    missing = [shard for shard in shards if not shard.path.exists()]
     if missing:
         raise ValueError(
             f"{out} is not finished: {len(missing)} of {len(shards)} shards are missing; run the job again."
         )
     return shards
-
-
-def _read_shard(path: Path, names: Sequence[str] | None) -> dict[str, np.ndarray]:
-    arrays = {}
-    with safe_open(path, "numpy") as file:
-        for name in file.keys():  # noqa: SIM118
-            if names is None or name == "row" or name in names:
-                arrays[name] = file.get_tensor(name)
-    return arrays
 
 
 def _concatenated(results: list[dict]) -> dict[str, np.ndarray]:
@@ -290,17 +400,12 @@ def _concatenated(results: list[dict]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _shard_path(out: Path, start: int) -> Path:
-    return out / f"rows-{start:09d}.safetensors"
-
-
-def _errors_path(out: Path, start: int) -> Path:
-    return _shard_path(out, start).with_suffix(".errors.json")
-
-
 # manifests
 def check_manifest(path: Path, manifest: dict):
     """Writes what a job is made from, or, where that was written before, makes sure that it is the same.
+
+    A manifest that cannot be read is reported on stderr and written anew: shards know by themselves whether they
+    belong to the job.
 
     Args:
         path (`Path`): the manifest's file.
@@ -310,10 +415,18 @@ def check_manifest(path: Path, manifest: dict):
         ValueError: it is not the same; the message says what differs.
     """
     if not path.exists():
-        write_text(path, json.dumps(manifest, indent=1))
+        write_json(path, manifest)
         return
 
-    previous = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        previous = read_json(path)
+        if not isinstance(previous, dict):
+            raise ValueError(f"{path} cannot be read: it is not an object.")
+    except ValueError as error:
+        print(f"{error} It is written anew.", file=sys.stderr, flush=True)
+        write_json(path, manifest)
+        return
+
     current = json.loads(json.dumps(manifest))  # as it would be read back: tuples are lists
     differences = []
     for key in current:
@@ -336,22 +449,3 @@ def _difference(name: str, previous, current) -> str:
         if previous.get(key) != current.get(key):
             differences.append(_difference(f"{name}.{key}", previous.get(key), current.get(key)))
     return "; ".join(differences)
-
-
-# files
-def write_whole(path: Path, writer: Callable[[Path], object]):
-    """Lets `writer` write beside the file and moves the result into place: no reader ever sees half a file.
-
-    Args:
-        path (`Path`): the file.
-        writer: called with the path that it is to write to.
-    """
-    # the name is of this process alone, in the same folder: a move within a disk is all or nothing
-    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
-    writer(draft)
-    os.replace(draft, path)
-
-
-def write_text(path: Path, text: str):
-    """As [`write_whole`], for a text."""
-    write_whole(path, lambda draft: draft.write_text(text, encoding="utf-8"))

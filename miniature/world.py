@@ -20,7 +20,6 @@ and the handwritten digits of the test images are scans that no training image u
 
 import argparse
 import csv
-import json
 import random
 import textwrap
 from pathlib import Path
@@ -31,6 +30,7 @@ from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
 from ..eval.suites import SUGARCREPE
+from ..files.writing import has_json, read_json, write_json, write_whole
 from . import scenes
 from .generative import FIRST_STAGE, make_generative
 from .instructions import IMAGE
@@ -116,10 +116,10 @@ def _is_complete(root: Path, settings: dict) -> bool:
         ValueError: it holds one with others.
     """
     path = root / "world.json"
-    if not path.exists():
+    if not has_json(path):
         return False
 
-    present = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    present = read_json(path)["settings"]
     if present != settings:
         raise ValueError(
             f"{path} holds a world made with {present}, not {settings}; choose another folder or delete it."
@@ -148,14 +148,7 @@ def _make_generative_rows(source: Source, count: int, bar: tqdm) -> list[dict]:
 # writing
 def write_parquet(path: Path, columns: dict):
     """Writes columns by name, and the folders above them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
-
-
-def write_json(path: Path, content):
-    """Writes a content as JSON, and the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    write_whole(path, lambda draft: pq.write_table(pa.table(columns), draft))
 
 
 def write_train(root: Path, task: str, rows: list[Row]):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.schema import PLACEHOLDER, Item
+from ..files.writing import write_text, write_whole
 from ..images_unime import open_image
 from .selection import allowed
 
@@ -111,7 +112,7 @@ def draw(mining, path: Path):
     for row in judged:
         fates.update(_fates(mining, row))
 
-    path.write_text(_page(path.stem, cases, fates, len(judged)), encoding="utf-8")
+    write_text(path, _page(path.stem, cases, fates, len(judged)))
     _sheet(cases[:SHEET_ROWS], path.with_suffix(".png"))
     _histograms(judged, config.margin, path.with_suffix(".histograms.png"))
 
@@ -242,7 +243,7 @@ def _sheet(cases: list[Case], path: Path):
         for axis in line[len(cells) :]:
             axis.axis("off")
 
-    figure.savefig(path, dpi=90)
+    write_whole(path, lambda draft: figure.savefig(draft, dpi=90, format="png"))
     plt.close(figure)
 
 
@@ -306,5 +307,5 @@ def _histograms(judged: list[dict], margin: float | str, path: Path):
     similarity_axis.legend(loc="lower left")
 
     figure.colorbar(mesh, ax=similarity_axis, label="candidates")
-    figure.savefig(path, dpi=100)
+    write_whole(path, lambda draft: figure.savefig(draft, dpi=100, format="png"))
     plt.close(figure)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..data.schema import Example
+from ..files.writing import write_whole
 from ..jobs.embedding import image_name
-from ..jobs.shards import write_whole
 
 
 def write_judged(path, examples: Iterable[Example], image_root) -> int:

@@ -1,0 +1,1 @@
+"""Files of every room: written whole, named safely, and told apart by their content."""

@@ -1,0 +1,157 @@
+"""Writing files whole or not at all, and reading back what was written.
+
+Whatever a job leaves goes through [`write_whole`]: a reader, a killed process and a power cut never meet half a file.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+NOTES = "notes"  # under which a file of arrays says what it is
+
+
+def write_whole(path, writer: Callable[[Path], object]):
+    """Lets `writer` write beside the file and moves the result into place, when it lies on the disk; folders are made.
+
+    Args:
+        path (`str` or `Path`): the file.
+        writer: called with the path that it is to write to. If it fails, nothing remains of what it wrote.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; an earlier file is then as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    # the name is of this process alone, in the same folder: a move within a disk is all or nothing
+    draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        writer(draft)
+        _sync(draft)
+        os.replace(draft, path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+    # some file systems cannot sync a folder; the file is whole in any case
+    with contextlib.suppress(OSError):
+        _sync(path.parent)
+
+
+def write_bytes(path, content: bytes):
+    """As [`write_whole`], for bytes."""
+    write_whole(path, lambda draft: draft.write_bytes(content))
+
+
+def write_text(path, text: str):
+    """As [`write_whole`], for a text."""
+    # names of files may hold what UTF-8 has no bytes for; in JSON such an escape is the same text
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path, content):
+    """As [`write_whole`], for what JSON can say."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def write_arrays(path, arrays: dict[str, np.ndarray], notes: dict[str, str] | None = None):
+    """As [`write_whole`], for arrays as a safetensors file.
+
+    Args:
+        path (`str` or `Path`): the file.
+        arrays (`dict[str, np.ndarray]`): by name.
+        notes (`dict[str, str]`, *optional*): what the file says of itself; [`read_arrays`] returns it.
+    """
+    # one entry, since safetensors writes several in a random order
+    metadata = {NOTES: json.dumps(notes or {}, sort_keys=True)}
+
+    # not `save_file`, whose errors of a full disk are not an OSError
+    write_bytes(path, save(arrays, metadata=metadata))
+
+
+def _sync(path: Path):
+    """Waits until a file, or the list of a folder's files, lies on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_json(path):
+    """What a JSON file says.
+
+    Raises:
+        ValueError: it is missing, empty, cut short or otherwise not JSON; the message names it.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {_why(path, error)}.") from error
+
+
+def has_json(path, kind: type = dict) -> bool:
+    """Whether a JSON file is there and whole; one that is damaged is reported on stderr, for it is made again.
+
+    Args:
+        path (`str` or `Path`): the file.
+        kind (`type`, defaults to `dict`): of what it holds, else `list`.
+    """
+    if not Path(path).exists():
+        return False
+    try:
+        content = read_json(path)
+        if not isinstance(content, kind):
+            raise ValueError(f"{path} holds another kind of JSON.")
+    except ValueError as error:
+        print(f"{error} It is made again.", file=sys.stderr, flush=True)
+        return False
+    return True
+
+
+def read_arrays(path, names: Sequence[str] | None = None) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The arrays of a safetensors file.
+
+    Args:
+        path (`str` or `Path`): the file.
+        names (`Sequence[str]`, *optional*): which arrays to read; all by default.
+
+    Returns:
+        `(arrays, notes)`: those of the names that are there, and what the file says of itself.
+
+    Raises:
+        ValueError: it is missing, empty, cut short or otherwise not such a file; the message names it.
+    """
+    arrays = {}
+    try:
+        with safe_open(path, "numpy") as file:
+            notes = json.loads((file.metadata() or {}).get(NOTES, "{}"))
+            for name in file.keys():  # noqa: SIM118
+                if names is None or name in names:
+                    arrays[name] = file.get_tensor(name)
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read: {_why(path, error)}.") from error
+    return arrays, notes
+
+
+def _why(path, error: Exception) -> str:
+    """Why a file cannot be read, in words for people."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4096)
+    except OSError as reason:
+        return reason.strerror or str(reason)
+
+    if not head:
+        return "it is empty"
+    if not head.strip(b"\0"):
+        return "it holds zeros, as after a power cut"
+    return str(error) or type(error).__name__
