@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .copies import join_copies
 from .mmeb_v2 import read_video, read_visdoc
 from .retrieval_sets import read_retrieval
 from .tasks import Task, read_mmeb, read_sugarcrepe, read_world_tasks
@@ -19,7 +20,7 @@ SOURCE = ("data", "image_root", "tasks", "partial", "cache")  # what has to be k
 
 
 def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
-    """Reads a benchmark as a results file says it was read.
+    """Reads a benchmark as a results file says it was read; copies of a picture are one candidate.
 
     Args:
         benchmark (`str`): one of `BENCHMARKS`.
@@ -42,6 +43,12 @@ def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
     if missing := set(SOURCE) - source.keys():
         raise ValueError(f"it is not known how {benchmark} was read: {sorted(missing)} are missing.")
 
+    tasks, image_root = _read(benchmark, source)
+    return list(map(join_copies, tasks)), image_root
+
+
+def _read(benchmark: str, source: dict) -> tuple[list[Task], object]:
+    """The tasks as the files have them, and where image paths start."""
     data = source["data"]
     image_root = source["image_root"]
     names = source["tasks"]

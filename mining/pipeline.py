@@ -20,7 +20,11 @@ import numpy as np
 from ..checkpoints.opening import open_checkpoint, require_kind
 from ..data.readers import SPLITS, Findings, read_rows
 from ..data.schema import Example, Item, content_hash, to_example
-from ..jobs.embedding import DTYPES, LIBRARIES, Embedder, checkpoint_fingerprint, embed, item_name
+from ..files.identity import verify_files
+from ..files.names import file_name
+from ..files.writing import write_json, write_text
+from ..jobs.checks import check_options, check_settings
+from ..jobs.embedding import DTYPES, LIBRARIES, TAKEN, Embedder, checkpoint_fingerprint, embed, item_name
 from ..jobs.shards import (
     MANIFEST,
     check_manifest,
@@ -28,9 +32,10 @@ from ..jobs.shards import (
     processes,
     read_errors,
     read_job,
+    read_manifest,
     run_job,
-    write_text,
 )
+from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from .judging import JudgingWork, LocalJudge, ServerJudge
 from .retrieval import RetrievalWork
 from .saha import write_clusters
@@ -39,11 +44,12 @@ from .writers import write_judged
 
 POOLS = ("global", "dataset")
 INDICES = ("exact", "flat", "ivf")
+JUDGED = ("query", "candidates", "show_progress")  # arguments of `score` that the judge sets
 FALLBACKS = ("drop", "judge_lowest", "released")
 EMBEDDED = ("queries", "candidates")  # folders of the embeddings
-RETRIEVAL_SETTINGS = ("top_k", "pool", "delta", "index", "ivf_lists", "ivf_probes")
+RETRIEVAL_SETTINGS = ("near_copies", "top_k", "pool", "delta", "index", "ivf_lists", "ivf_probes")
 SELECTION_SETTINGS = ("num_negatives", "margin", "stride", "fallback", "seed")
-CLUSTER_SETTINGS = ("cluster_size", "pool_multiplier", "label_datasets")
+CLUSTER_SETTINGS = ("near_copies", "cluster_size", "pool_multiplier", "label_datasets")
 SERVER_SETTINGS = ("answer_format", "top_logprobs", "resolution")  # those that change a score
 
 
@@ -60,13 +66,27 @@ class MiningConfig:
     split: str = field(
         default="original", metadata={"help": "MMEB-train: original or diverse_instruction.", "choices": SPLITS}
     )
-    rows_per_subset: int | None = field(default=None, metadata={"help": "At most that many rows of each data set."})
+    rows_per_subset: int | None = field(
+        default=None, metadata={"help": "At most that many rows of each data set.", "least": 1}
+    )
     mined_per_subset: int | None = field(
-        default=None, metadata={"help": "Mine for that many pairs of each data set; the others are candidates only."}
+        default=None,
+        metadata={"help": "Mine for that many pairs of each data set; the others are candidates only.", "least": 1},
+    )
+    near_copies: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pictures are one whose perceptual hashes differ in at most that many of 192 bits; by default "
+            "those with equal pixels.",
+            "least": 0,
+        },
     )
     retry_failed: bool = field(default=False, metadata={"help": "Do shards with failed rows once more."})
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run the code of the repositories of embedder and judge; read it first."}
+    )
+    verify: bool = field(
+        default=False, metadata={"help": "Read every file anew, whatever is remembered of files of its size and time."}
     )
 
     # embed
@@ -81,10 +101,10 @@ class MiningConfig:
     embedder_options: dict | str | None = field(
         default_factory=dict, metadata={"help": "For encode: batch_tokens, ..."}
     )
-    embed_shard: int = field(default=1024, metadata={"help": "Items of one shard."})
+    embed_shard: int = field(default=1024, metadata={"help": "Items of one shard.", "least": 1})
 
     # retrieve
-    top_k: int = field(default=50, metadata={"help": "Potential hard negatives of each pair."})
+    top_k: int = field(default=50, metadata={"help": "Potential hard negatives of each pair.", "least": 1})
     pool: str = field(
         default="global",
         metadata={"help": "Candidates of all data sets (global) or of the pair's own (dataset).", "choices": POOLS},
@@ -94,9 +114,9 @@ class MiningConfig:
         metadata={"help": "Candidates must be less similar than the positive (positive), than a number, or none."},
     )
     index: str = field(default="exact", metadata={"help": "exact, flat or ivf (both FAISS).", "choices": INDICES})
-    ivf_lists: int | None = field(default=None, metadata={"help": "Cells of ivf; 4 sqrt(N) by default."})
-    ivf_probes: int = field(default=32, metadata={"help": "Cells that ivf looks into."})
-    retrieve_shard: int = field(default=8192, metadata={"help": "Pairs of one shard."})
+    ivf_lists: int | None = field(default=None, metadata={"help": "Cells of ivf; 4 sqrt(N) by default.", "least": 1})
+    ivf_probes: int = field(default=32, metadata={"help": "Cells that ivf looks into.", "least": 1})
+    retrieve_shard: int = field(default=8192, metadata={"help": "Pairs of one shard.", "least": 1})
 
     # judge
     judge: str | None = field(
@@ -106,16 +126,16 @@ class MiningConfig:
     judge_options: dict | str | None = field(
         default_factory=dict, metadata={"help": "For score: answer_format, resolution, batch_tokens, ..."}
     )
-    judge_shard: int = field(default=32, metadata={"help": "Pairs of one shard."})
+    judge_shard: int = field(default=32, metadata={"help": "Pairs of one shard.", "least": 1})
     server: str | None = field(default=None, metadata={"help": "An OpenAI-compatible server that judges instead."})
     server_options: dict | str | None = field(
         default_factory=dict, metadata={"help": "concurrency, timeout, attempts, key_variable, ..."}
     )
 
     # select
-    num_negatives: int = field(default=10, metadata={"help": "Hard negatives of each row."})
+    num_negatives: int = field(default=10, metadata={"help": "Hard negatives of each row.", "least": 1})
     margin: str = field(default="0.01", metadata={"help": "beta of s <= s_pos - beta, or released."})
-    stride: int = field(default=5, metadata={"help": "Step of the cyclic sampling."})
+    stride: int = field(default=5, metadata={"help": "Step of the cyclic sampling.", "least": 1})
     fallback: str = field(
         default="drop",
         metadata={"help": "Where no candidate is allowed: drop, judge_lowest or released.", "choices": FALLBACKS},
@@ -124,27 +144,54 @@ class MiningConfig:
     name: str = field(default="judged", metadata={"help": "Name of the file of selected rows, and of the page."})
 
     # saha
-    cluster_size: int = field(default=15, metadata={"help": "Negatives of a cluster."})
-    pool_multiplier: int = field(default=3, metadata={"help": "Owners looked at, for each that is selected."})
+    cluster_size: int = field(default=15, metadata={"help": "Negatives of a cluster.", "least": 1})
+    pool_multiplier: int = field(
+        default=3, metadata={"help": "Owners looked at, for each that is selected.", "least": 1}
+    )
     label_datasets: list[str] | None = field(
         default=None, metadata={"help": "Data sets whose targets are labels; measured by default."}
     )
 
     # inspect
-    count: int = field(default=20, metadata={"help": "Rows on the page."})
+    count: int = field(default=20, metadata={"help": "Rows on the page.", "least": 1})
 
     def __post_init__(self):
         # options come from the command line as JSON
         for name in ("embedder_options", "judge_options", "server_options"):
             value = getattr(self, name)
             if isinstance(value, str):
-                setattr(self, name, json.loads(value))
+                setattr(self, name, _parsed(name, value))
+
+        # numbers, or words that stand for a rule
+        self.delta = str(self.delta)
+        self.margin = str(self.margin)
+        check_settings(self)
+        if file_name(self.name) != self.name:
+            raise ValueError(f"`name` is {self.name!r}; it is the name of a file in `out`, not a path.")
+
+        # a mistyped option is an error now, too
+        if self.embedder_library == "unime":
+            check_options("`embedder_options`", self.embedder_options or {}, [UniMEModel.encode], TAKEN)
+        if self.server:
+            options = {**(self.judge_options or {}), **(self.server_options or {})}
+            check_options("`server_options`", options, [ServerJudge], ("url", "model"))
+        else:
+            methods = [UniMERerankerForCausalLM.score]
+            check_options("`judge_options`", self.judge_options or {}, methods, JUDGED)
 
         # a number that cannot be read is an error now rather than after hours of embedding
         if self.delta not in ("positive", "none"):
             float(self.delta)
         if self.margin != "released":
             float(self.margin)
+
+
+def _parsed(name: str, text: str) -> dict:
+    """A setting that is a JSON object."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"`{name}` is not JSON ({error}); write '{{\"resolution\": 336}}'.") from error
 
 
 class Mining:
@@ -170,6 +217,8 @@ class Mining:
         for name in ("data", "out"):
             if getattr(config, name) is None:
                 raise ValueError(f"`{name}` is missing; set it in the recipe or on the command line.")
+        if config.verify:
+            verify_files()
         self.config = config
         self.state = processes()
         self.out = Path(config.out)
@@ -201,6 +250,11 @@ class Mining:
             config.trust_remote_code,
             **config.embedder_options,
         )
+
+        # one process looks at the pictures, and the others read what it remembered of them
+        with self.state.main_process_first():
+            pool = self.pool
+        self.say(f"{len(pool.candidates)} distinct candidates for {len(pool.queries)} distinct queries")
 
         for name, role in (("queries", "query"), ("candidates", "document")):
             items = self._items(name)
@@ -321,13 +375,16 @@ class Mining:
         )
         problems = findings.problems
         self.say(f"{len(rows)} rows of {len(set(rows['dataset']))} data sets; {len(problems)} unusable")
-        if not len(rows):
-            raise ValueError(f"{config.data} has no usable row; {problems[0].where}: {problems[0].reason}")
 
         unread = []
         for problem in problems:
             unread.append({"stage": "read", "row": problem.where, "reason": problem.reason})
-        return Pool.of(map(to_example, rows)), unread
+        return Pool.of(map(to_example, rows), config.near_copies), unread
+
+    @cached_property
+    def first_copies(self) -> list[int]:
+        """For each query, the first that is the same by what it shows and says."""
+        return self.pool.first_copies()
 
     def embeddings(self) -> dict[str, np.ndarray]:
         """Those of `"queries"` `[Q, D]` and `"candidates"` `[N, D]`; zero for items that could not be embedded.
@@ -479,14 +536,15 @@ class Mining:
         manifest = self._manifest(name)
         if manifest["rows"] != len(keys) or manifest["fingerprint"] != fingerprint(keys):
             raise ValueError(
-                f"{folder} was made from other rows ({manifest['rows']}, now {len(keys)}); choose another `out`."
+                f"{folder} was made from other rows ({manifest['rows']}, now {len(keys)}), or their pictures have "
+                "changed since; choose another `out`."
             )
         if keys and not len(results["row"]):
             raise ValueError(f"{folder}: every row failed; {read_errors(folder)[0]}")
         return results
 
     def _manifest(self, name: str) -> dict:
-        return json.loads((self.out / name / MANIFEST).read_text(encoding="utf-8"))
+        return read_manifest(self.out / name)
 
     def _settings(self, names: Iterable[str]) -> dict:
         """Some settings by name, as a manifest has them."""
@@ -517,7 +575,7 @@ class Mining:
 
     @cached_property
     def _item_key(self) -> Callable[[Item], str]:
-        """`item_name`, which asks the disk for an image's size, once for each item."""
+        """`item_name`, which asks the disk what an image's file holds, once for each item."""
         return cache(partial(item_name, image_root=self.image_root))
 
     def _item_keys(self, items: Iterable[Item]) -> list[str]:
@@ -565,6 +623,6 @@ class Mining:
             "failed": dict(self._write_errors()),
         }
 
-        write_text(self.out / f"{self.config.name}.report.json", json.dumps(report, indent=1))
+        write_json(self.out / f"{self.config.name}.report.json", report)
         self.say(f"{self.out / self.config.name}.json: {written} rows of {len(self.mined)} pairs")
         self.say(f"  {dropped} dropped because no candidate was allowed")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ..files.names import file_name
+from ..files.writing import has_json, write_text
 from ..jobs.embedding import image_name
-from ..jobs.shards import write_text
 from .retrieval import exact_top_k
 from .selection import Pair
 
@@ -160,15 +161,16 @@ def write_clusters(mining, embeddings: dict[str, np.ndarray], folder: Path):
     Args:
         mining ([`~unime.mining.pipeline.Mining`]): a folder in which `embed` is finished.
         embeddings (`dict`): of the pool's `"queries"` `[Q, D]` and `"candidates"` `[N, D]`.
-        folder (`Path`): where `<data set>_hard_negatives.json` is written.
+        folder (`Path`): where `<data set>_hard_negatives.json` is written, the name made safe by
+            [`~unime.files.names.file_name`].
     """
     pairs_of = {}
     for pair in mining.pairs:
         pairs_of.setdefault(pair.dataset, []).append(pair)
 
     for number, (name, pairs) in enumerate(pairs_of.items()):
-        path = folder / f"{name}_hard_negatives.json"
-        if number % mining.state.num_processes != mining.state.process_index or path.exists():
+        path = folder / f"{file_name(name)}_hard_negatives.json"
+        if number % mining.state.num_processes != mining.state.process_index or has_json(path, list):
             continue
 
         rows = _cluster_rows(mining, name, pairs, embeddings)
@@ -192,7 +194,9 @@ def _cluster_rows(mining, name: str, pairs: list[Pair], embeddings: dict[str, np
     candidates = {}
     rows = []
     for pair in pairs:
-        query = queries.setdefault(pair.query, len(queries))
+        # copies of a query are one: the positive of one is none of the other's negatives
+        first_copy = mining.first_copies[pair.query]
+        query = queries.setdefault(first_copy, len(queries))
         candidate = candidates.setdefault(pair.positive, len(candidates))
         rows.append((query, candidate))
     query_embeddings = embeddings["queries"][list(queries)]  # [Q, D]

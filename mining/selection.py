@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.schema import Example, Item
+from ..jobs.copies import Identity, identities_of
 
 
 class Pair(NamedTuple):
@@ -27,49 +28,70 @@ class Pool:
 
     Args:
         queries (`list[Item]`): distinct queries.
-        candidates (`list[Item]`): distinct positives, told apart by `Item.identity`; negatives are drawn from them.
+        candidates (`list[Item]`): distinct positives, told apart by what they show and say (see
+            [`~unime.jobs.copies.identities_of`]); negatives are drawn from them.
         pairs (`list[Pair]`): distinct ones, in the order of the rows.
+        identities (`dict[Item, tuple]`, *optional*): of queries and candidates; `Item.identity` by default.
     """
 
     queries: list[Item] = field(default_factory=list)
     candidates: list[Item] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
+    identities: dict[Item, Identity] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, examples: Iterable[Example]) -> "Pool":
+    def of(cls, examples: Iterable[Example], near_copies: int | None = None) -> "Pool":
         """The pool of some rows; their negatives do not count.
 
         Args:
             examples (`Iterable[Example]`): the rows, which are read once.
+            near_copies (`int`, *optional*): as `near` in [`~unime.jobs.copies.identities_of`].
         """
         number_of_query = {}
-        number_of_identity = {}
-        candidates = []
-        pairs = {}  # a set that keeps its order
+        rows = {}  # a set that keeps its order
         for example in examples:
             query = number_of_query.setdefault(example.query, len(number_of_query))
+            rows.setdefault((query, example.positive, example.dataset))
 
-            # of equal candidates the first spelling is embedded
-            identity = example.positive.identity
+        positives = dict.fromkeys(positive for _, positive, _ in rows)
+        identities = identities_of([*number_of_query, *positives], near_copies)
+
+        # of equal candidates the first spelling is embedded
+        number_of_identity = {}
+        candidates = []
+        pairs = []
+        for query, positive, dataset in rows:
+            identity = identities[positive]
             if identity not in number_of_identity:
                 number_of_identity[identity] = len(candidates)
-                candidates.append(example.positive)
-            pair = Pair(query, number_of_identity[identity], example.dataset, example.positive)
-            pairs.setdefault(pair)
-        return cls(list(number_of_query), candidates, list(pairs))
+                candidates.append(positive)
+            pairs.append(Pair(query, number_of_identity[identity], dataset, positive))
+        return cls(list(number_of_query), candidates, pairs, identities)
+
+    def identity_of(self, item: Item) -> Identity:
+        """What tells a query or candidate apart."""
+        return self.identities.get(item, item.identity)
+
+    def first_copies(self) -> list[int]:
+        """For each query, the number of the first query that is the same by what it shows and says."""
+        first_of = {}
+        for number, query in enumerate(self.queries):
+            first_of.setdefault(self.identity_of(query), number)
+        return [first_of[self.identity_of(query)] for query in self.queries]
 
     def excluded(self) -> list[list[int]]:
-        """For each query, the candidates that cannot be its negatives: all its positives, and the query itself."""
-        number_of = {candidate.identity: number for number, candidate in enumerate(self.candidates)}
-        excluded = []
-        for query in self.queries:
-            number = number_of.get(query.identity)
-            excluded.append(set() if number is None else {number})
+        """For each query, the candidates that cannot be its negatives: the query itself, and its positives, also those
+        that a copy of the query has."""
+        number_of = {self.identity_of(candidate): number for number, candidate in enumerate(self.candidates)}
+        first_copies = self.first_copies()
+        excluded_of = {}  # by the first copy of a query
+        for number, query in enumerate(self.queries):
+            own_number = number_of.get(self.identity_of(query))
+            excluded_of.setdefault(first_copies[number], set() if own_number is None else {own_number})
 
         for pair in self.pairs:
-            excluded[pair.query].add(pair.positive)
-
-        return list(map(sorted, excluded))
+            excluded_of[first_copies[pair.query]].add(pair.positive)
+        return [sorted(excluded_of[first]) for first in first_copies]
 
     def by_dataset(self) -> dict[str, list[int]]:
         """The candidates of each data set, by their numbers."""

@@ -231,7 +231,7 @@ def test_a_model_that_cannot_be_loaded_is_no_failed_row(world, backbone, tmp_pat
         Mining(MiningConfig(**own)).run()
     assert not list((tmp_path / "queries").glob("rows-*"))
     own = settings(world, backbone, tmp_path / "new", image_root=str(tmp_path))
-    with pytest.raises(ValueError, match="has no usable row; .*does not exist"):
+    with pytest.raises(ValueError, match=r"(?s)holds no row that can be used; .*does not exist"):
         Mining(MiningConfig(**own)).run()
 
 
