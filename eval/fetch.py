@@ -1,7 +1,12 @@
 """Where each benchmark comes from, how large it is, and getting it: the command `unime data fetch`."""
 
+import gzip
+import os
+import shutil
+import stat
 import tarfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +15,24 @@ from huggingface_hub import snapshot_download
 from tqdm.auto import tqdm
 
 from ..checkpoints.opening import HUB_ERRORS
-from ..jobs.shards import write_text
+from ..files.writing import write_text
+from ..jobs.faults import is_machine_fault
 from .retrieval_sets import SHAREGPT4V
 from .suites import SUGARCREPE, VISDOC
 
+MOST = 50  # times its size that an archive may unpack to
+SMALL = 64 * 2**20  # bytes that any archive may unpack to
+# what broken archives raise, and archives of a kind that Python cannot read
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    RuntimeError,
+    NotImplementedError,
+    EOFError,
+    ValueError,
+    OSError,
+    zlib.error,
+)
 SHOWN = 4  # places that are listed of a benchmark that has many
 _COCO = "http://images.cocodataset.org/zips/val2017.zip"
 _SUGARCREPE = "https://raw.githubusercontent.com/RAIVNLab/sugar-crepe/main/data"
@@ -246,27 +265,82 @@ def _append(response: requests.Response, url: str, partial: Path, size: int):
 
 
 def unpack(path: Path):
-    """Unpacks an archive beside it, once. Nothing is written outside: `tarfile` refuses, `zipfile` cuts the path.
+    """Unpacks an archive beside it, once, and whole or not at all.
+
+    Nothing is written outside: `tarfile` refuses, `zipfile` cuts the path. Sums of what was packed are checked, links
+    of a zip are refused, and so is what unpacks to more than `MOST` times its size.
 
     Args:
         path (`Path`): a `.zip` or `.tar.gz`.
 
     Raises:
-        ValueError: the archive is broken, or would leave its folder; the message names it.
+        ValueError: the archive is broken or encrypted, would leave its folder, or unpacks to too much; the message
+            names it.
     """
     done = path.with_name(f"{path.name}.unpacked")
     if done.exists():
         return
     print(f"unpacking {path}", flush=True)
 
+    # into a folder of its own: what turns out to be broken at the end leaves nothing behind
+    draft = path.with_name(f"{path.name}.unpacking")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    limit = max(SMALL, MOST * path.stat().st_size)
     try:
         if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(path.parent)
+            _unpack_zip(path, draft, limit)
         else:
-            with tarfile.open(path) as archive:
-                archive.extractall(path.parent, filter="data")
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
+            _unpack_tar(path, draft, limit)
+        _move_into(draft, path.parent)
+    except _BROKEN as error:
+        if is_machine_fault(error):
+            raise
         raise ValueError(f"{path} cannot be unpacked: {error}; remove it and fetch it again.") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
     write_text(done, "")
+
+
+def _unpack_zip(path: Path, folder: Path, limit: int):
+    """Unpacks a zip, whose sums `zipfile` checks."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        for member in members:
+            if member.flag_bits & 1:
+                raise ValueError(f"{member.filename} is encrypted")
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise ValueError(f"{member.filename} is a link")
+        _check_size(sum(member.file_size for member in members), limit)
+        archive.extractall(folder)
+
+
+def _unpack_tar(path: Path, folder: Path, limit: int):
+    """Unpacks a tar.gz, and reads it to the end, where the sum of all of it stands."""
+    with gzip.open(path) as stream:
+        size = 0
+        with tarfile.open(fileobj=stream, mode="r|") as archive:
+            for member in archive:
+                size += member.size
+                _check_size(size, limit)
+                archive.extract(member, folder, filter="data")
+
+        while block := stream.read(2**20):
+            size += len(block)
+            _check_size(size, limit)
+
+
+def _check_size(size: int, limit: int):
+    if size > limit:
+        raise ValueError(f"it unpacks to more than {limit:,} bytes, {MOST} times its own size")
+
+
+def _move_into(draft: Path, folder: Path):
+    """Moves everything below one folder to the same place below another."""
+    for source in sorted(draft.rglob("*")):
+        target = folder / source.relative_to(draft)
+        if source.is_dir() and not source.is_symlink():
+            target.mkdir(exist_ok=True)
+        else:
+            os.replace(source, target)
