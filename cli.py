@@ -5,11 +5,11 @@ Nothing heavy is imported here, so that `unime --help` answers at once.
 
 import difflib
 import importlib
-import os
 import sys
 from typing import NamedTuple
 
 from . import __version__
+from .jobs.notices import silence_alarms, without_quiet
 
 
 class Command(NamedTuple):
@@ -57,9 +57,6 @@ STAGES = ("distillation", "contrastive", "alignment", "reranker")
 # which extra of the package brings what a command imports beyond the plain installation
 _EXTRAS = {"demo": "demo", "train": "train", "mine": "mining", "eval": "eval"}
 
-# what --quiet sets; tqdm, huggingface_hub and transformers read it when they are imported
-_QUIET = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-
 _STAGE_USAGE = f"usage: unime train {{{','.join(STAGES)}}} --config RECIPE.yaml [--setting value ...]"
 
 
@@ -78,7 +75,8 @@ def main(arguments=None):
     main(["search", "index.parquet", "a red circle", "--top", "3"])
     ```
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # before the imports of any command, since libraries read these settings then
+    arguments = without_quiet(sys.argv[1:] if arguments is None else list(arguments))
     if not arguments:
         _refuse(_usage())
     name, *rest = arguments
@@ -91,11 +89,6 @@ def main(arguments=None):
         return
     if name not in COMMANDS:
         _refuse(f"unime: {_no_such('command', name, COMMANDS)}")
-
-    # before the command's imports, since libraries read these variables then
-    if "--quiet" in rest:
-        rest.remove("--quiet")
-        os.environ.update(_QUIET)
 
     module = COMMANDS[name].module
     if name == "train":
@@ -121,9 +114,6 @@ def _with_stage(words: list[str]) -> list[str]:
 
 def _run(name: str, module: str, arguments: list[str]):
     """Imports the module of a command and calls its `main`."""
-    # not at the top of the file: it imports torch
-    from .jobs.notices import silence_alarms
-
     silence_alarms()
     try:
         importlib.import_module(f".{module}", __package__).main(arguments)

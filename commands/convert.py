@@ -1,5 +1,7 @@
 """The commands `unime convert`, `unime export` and `unime merge`."""
 
+from pathlib import Path
+
 from ..checkpoints.conversion import convert, export, merge
 from ..jobs.settings import CommandParser
 from .errors import one_line_errors
@@ -12,12 +14,28 @@ def main(arguments=None):
     """The commands `unime convert`, `unime export` and `unime merge`; the first argument says which."""
     options = vars(_parser().parse_args(arguments))
     command = options.pop("command")
+    overwrite = options.pop("overwrite")
     options.pop("quiet")
 
     with one_line_errors(f"unime {command}"):
+        _check_place(options["source"], Path(options["out"]), overwrite)
         RUN[command](**options)
 
     print(f"written to {options['out']}")
+
+
+def _check_place(source: str, out: Path, overwrite: bool):
+    """Refuses to write over what is there."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder.")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+
+    # weights cannot be read from the file that they are written to
+    if Path(source).is_dir() and out.samefile(source):
+        raise ValueError(f"{out} is what is read; name another folder.")
+    if not overwrite:
+        raise ValueError(f"{out} is not empty; name another folder, or write over it with --overwrite.")
 
 
 def _parser() -> CommandParser:
@@ -54,6 +72,7 @@ def _add_places(parser: CommandParser):
     """From where, and to where."""
     parser.add_argument("source", help="folder or Hub repository")
     parser.add_argument("out", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
 
 
 def _add_kind(parser: CommandParser):

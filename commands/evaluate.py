@@ -9,7 +9,10 @@ from pathlib import Path
 from ..eval.catalogue import BENCHMARKS, read
 from ..eval.means import notes_of, print_table
 from ..eval.rerank import run_rerank, saved_result
-from ..eval.runner import run_benchmark
+from ..eval.runner import read_result, run_benchmark
+from ..files.identity import verify_files
+from ..files.writing import read_json
+from ..jobs.checks import check_settings
 from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
 from ..jobs.settings import parse_settings
@@ -27,26 +30,35 @@ STEPS = BENCHMARKS | {"rerank": "the best candidates of a saved result, by a rer
 
 
 @dataclass
-class EvalConfig:
-    """Measures an embedder on a benchmark, or a reranker over the best candidates of a saved result: `unime eval`."""
+class _DataSettings:
+    """What a benchmark and a reranker over its result both need."""
 
-    model: str | None = field(**setting("model"))
-    library: str = field(**setting("library"))
-    preset: str | None = field(**setting("preset"))
     dtype: str = field(**setting("dtype"))
     trust_remote_code: bool = field(**setting("trust-remote-code"))
-    options: dict | str | None = field(**setting("options"))
     data: str | None = field(default=None, metadata={"help": "folder of the benchmark (`unime data fetch`)"})
     image_root: str | None = field(**setting("image-root"))
-    tasks: list[str] | None = field(default=None, metadata={"help": "data sets to take; all by default"})
     cache: str | None = field(
         default=None, metadata={"help": "folder for pictures kept in Parquet files (default: below the data)"}
     )
-    partial: bool = field(default=False, metadata={"help": "take the data sets that are present"})
-    out: str = field(default="outputs/eval", metadata={"help": "folder of all results"})
-    shard: int = field(default=1024, metadata={"help": "items of one shard: what is lost at most, if interrupted"})
+    verify: bool = field(**setting("verify"))
     json: bool = field(**setting("json"))
-    # rerank
+
+    def __post_init__(self):
+        for name in ("options", "rank_options"):
+            value = getattr(self, name, None)
+            if isinstance(value, str):
+                setattr(self, name, _parsed(name, value))
+
+        if getattr(self, "top", None) is not None:
+            print("unime eval: `top` is now called `candidates`; the old name will go.", file=sys.stderr)
+            self.candidates = self.top
+        check_settings(self)
+
+
+@dataclass
+class RerankConfig(_DataSettings):
+    """Measures a reranker over the best candidates of a saved result: `unime eval rerank`."""
+
     results: str | None = field(default=None, metadata={"help": "results.json of the embedder, or a folder with one"})
     reranker: str | None = field(**setting("reranker"))
     strategy: str = field(**setting("strategy"))
@@ -58,18 +70,32 @@ class EvalConfig:
             "help": "for the reranker's rank: rounds, weight, answer_format, resolution, ...",
         },
     )
-    limit: int | None = field(default=None, metadata={"help": "rerank only that many queries of each data set"})
-    rerank_shard: int = field(default=16, metadata={"help": "queries of one shard"})
+    limit: int | None = field(
+        default=None, metadata={"help": "rerank only that many queries of each data set", "least": 1}
+    )
+    rerank_shard: int = field(default=16, metadata={"help": "queries of one shard", "least": 1})
     top: int | None = field(default=None, metadata={"help": argparse.SUPPRESS})  # former name of `candidates`
 
-    def __post_init__(self):
-        for name in ("options", "rank_options"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                setattr(self, name, _parsed(name, value))
-        if self.top is not None:
-            print("unime eval: `top` is now called `candidates`; the old name will go.", file=sys.stderr)
-            self.candidates = self.top
+
+@dataclass
+class BenchmarkConfig(_DataSettings):
+    """Measures an embedder on a benchmark: `unime eval BENCHMARK`."""
+
+    model: str | None = field(**setting("model"))
+    library: str = field(**setting("library"))
+    preset: str | None = field(**setting("preset"))
+    options: dict | str | None = field(**setting("options"))
+    tasks: list[str] | None = field(default=None, metadata={"help": "data sets to take; all by default"})
+    partial: bool = field(default=False, metadata={"help": "take the data sets that are present"})
+    out: str = field(default="outputs/eval", metadata={"help": "folder of all results"})
+    shard: int = field(
+        default=1024, metadata={"help": "items of one shard: what is lost at most, if interrupted", "least": 1}
+    )
+
+
+@dataclass
+class EvalConfig(BenchmarkConfig, RerankConfig):
+    """Measures an embedder on a benchmark, or a reranker over the best candidates of a saved result: `unime eval`."""
 
 
 def _parsed(name: str, text: str) -> dict:
@@ -80,12 +106,12 @@ def _parsed(name: str, text: str) -> dict:
         raise ValueError(f"`{name}`: {error}.") from error
 
 
-def run(step: str, config: EvalConfig) -> Path:
+def run(step: str, config: EvalConfig | BenchmarkConfig | RerankConfig) -> Path:
     """Does a step of the command.
 
     Args:
         step (`str`): a benchmark, or `"rerank"`; one of `STEPS`.
-        config ([`EvalConfig`]): its settings.
+        config ([`EvalConfig`]): its settings; those of the step alone are enough.
 
     Returns:
         `Path`: of the results.
@@ -99,6 +125,8 @@ def run(step: str, config: EvalConfig) -> Path:
     run("world", EvalConfig(model="outputs/quickstart/model", data="outputs/world"))
     ```
     """
+    if config.verify:
+        verify_files()
     if step == "rerank":
         return _run_rerank(config)
 
@@ -125,17 +153,21 @@ def run(step: str, config: EvalConfig) -> Path:
     return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard)
 
 
-def _run_rerank(config: EvalConfig) -> Path:
+def _run_rerank(config: RerankConfig) -> Path:
     """Reranks the best candidates of a saved result."""
     _require(config, "results", "reranker")
     path = saved_result(config.results)
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_result(path)
 
     # the data is read as it was for the embedder, unless it has moved
     source = dict(before["source"])
     for name in ("data", "image_root", "cache"):
         if getattr(config, name):
             source[name] = getattr(config, name)
+
+    # somebody else's result may name any folder: pictures are only unpacked where they were before
+    if not config.cache and source.get("cache") and not Path(source["cache"]).is_dir():
+        source["cache"] = None
     with processes().main_process_first():
         tasks, root = read(before["benchmark"], source)
 
@@ -145,7 +177,7 @@ def _run_rerank(config: EvalConfig) -> Path:
     return run_rerank(path, tasks, reranker, config.candidates, root, config.limit, config.rerank_shard)
 
 
-def _require(config: EvalConfig, *names: str):
+def _require(config: _DataSettings, *names: str):
     """Refuses settings without those that a step needs."""
     for name in names:
         if getattr(config, name) is None:
@@ -154,7 +186,7 @@ def _require(config: EvalConfig, *names: str):
 
 def _print_results(path: Path, as_json: bool):
     """Prints the score of every task, as a table or as one JSON object."""
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_json(path)
     tasks = results["tasks"]
     if as_json:
         scores = {name: task["score"] for name, task in tasks.items()}
@@ -182,7 +214,13 @@ def main(arguments=None):
         return figures(arguments[1:])
 
     with one_line_errors("unime eval"):
-        step, config = parse_settings("unime eval", EvalConfig, STEPS | PAGES, arguments)
+        # reranking and measuring have settings of their own
+        config_class = EvalConfig
+        if "rerank" in arguments:
+            config_class = RerankConfig
+        elif any(name in arguments for name in BENCHMARKS):
+            config_class = BenchmarkConfig
+        step, config = parse_settings("unime eval", config_class, STEPS | PAGES, arguments)
         if step in PAGES:
             raise ValueError(f"{step} has options of its own, which come after it: unime eval {step} --help.")
         path = run(step, config)

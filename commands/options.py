@@ -102,6 +102,11 @@ OPTIONS = {
         "choices": SPLITS,
         "help": "which texts of a folder of MMEB-train (default: %(default)s)",
     },
+    "verify": {
+        "action": "store_true",
+        "default": False,
+        "help": "read every file anew, whatever is remembered of files of the same size and time",
+    },
     # what is printed
     "json": {"action": "store_true", "default": False, "help": "print JSON, not text"},
     "quiet": {"action": "store_true", "default": False, "help": "leave out progress and notices"},
@@ -168,7 +173,8 @@ def setting(name: str, **changes) -> dict:
     default = description.pop("default", None)
 
     # the field's own annotation says the type, and makes an option of a bool a flag
-    description.pop("type", None)
+    if description.pop("type", None) is positive:
+        description["least"] = 1
     description.pop("action", None)
     if default == {}:
         return {"default_factory": dict, "metadata": description}

@@ -14,8 +14,9 @@ from huggingface_hub import HfApi
 from ..checkpoints.cards import read_card
 from ..checkpoints.opening import HUB_ERRORS
 from ..eval.report import Result, load, to_eval_results
+from ..files.names import file_name
+from ..files.writing import write_text
 from ..jobs.settings import CommandParser
-from ..jobs.shards import write_text
 from .errors import one_line_errors
 from .options import add, with_new_names
 
@@ -47,20 +48,7 @@ def push(folder, repo: str, results: list[str] = (), license: str | None = None,
     ```
     """
     folder = Path(folder)
-
-    # the card, which keeps what is said of the training
-    card = read_card(folder)
-    card.name = repo.rpartition("/")[2]
-    card.license = license
-
-    measured = load(list(results)) if results else []
-    if measured:
-        card.evaluation = "\n\n".join(map(_table, measured))
-
-    # what the Hub shows beside a model
-    for result in measured:
-        _write_entries(result, folder / ".eval_results")
-    write_text(folder / "README.md", card.render(repo))
+    write_card(folder, repo, results, license)
 
     try:
         api = HfApi()
@@ -71,12 +59,41 @@ def push(folder, repo: str, results: list[str] = (), license: str | None = None,
     return f"{api.endpoint}/{repo}"
 
 
+def write_card(folder, repo: str, results: list[str] = (), license: str | None = None) -> Path:
+    """Writes the card into the folder of a model, and beside it the results as the Hub shows them.
+
+    Args:
+        folder, repo, results, license: as in [`push`].
+
+    Returns:
+        `Path`: of the card.
+
+    Raises:
+        ValueError: there is no such model, or a result is not a results file.
+    """
+    folder = Path(folder)
+    measured = load(list(results)) if results else []
+
+    # the card keeps what is said of the training
+    card = read_card(folder)
+    card.name = repo.rpartition("/")[2]
+    card.license = license
+    if measured:
+        card.evaluation = "\n\n".join(map(_table, measured))
+
+    for result in measured:
+        _write_entries(result, folder / ".eval_results")
+    path = folder / "README.md"
+    write_text(path, card.render(repo))
+    return path
+
+
 def _write_entries(result: Result, folder: Path):
     """Writes a result in the form that the Hub shows beside a model, if its benchmark is on the Hub."""
     entries = to_eval_results(result)
     if entries:
         folder.mkdir(exist_ok=True)
-        write_text(folder / f"{result.content['benchmark']}.yaml", yaml.safe_dump(entries, sort_keys=False))
+        write_text(folder / f"{file_name(result.benchmark)}.yaml", yaml.safe_dump(entries, sort_keys=False))
 
 
 def _table(result: Result) -> str:
@@ -97,15 +114,6 @@ def _table(result: Result) -> str:
     return "\n".join([title, "", "| | |", "|---|---:|", *rows])
 
 
-def _write_card(folder: Path, repo: str, license: str | None) -> Path:
-    """Writes the card into the folder, and nothing else."""
-    card = read_card(folder)
-    card.license = license
-    path = folder / "README.md"
-    write_text(path, card.render(repo))
-    return path
-
-
 def main(arguments=None):
     """The command `unime push`."""
     parser = CommandParser(prog="unime push", description=__doc__)
@@ -121,7 +129,7 @@ def main(arguments=None):
 
     with one_line_errors("unime push"):
         if options.card_only:
-            print(_write_card(options.folder, options.repo, options.license))
+            print(write_card(options.folder, options.repo, options.results, options.license))
         else:
             print(push(options.folder, options.repo, options.results, options.license, options.private))
 

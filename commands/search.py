@@ -5,14 +5,21 @@ unime search index.parquet --image photo.png --reranker outputs/backbone --json
 """
 
 import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
+from huggingface_hub import try_to_load_from_cache
 
 from ..data.schema import Item
-from ..jobs.embedding import Embedder
+from ..jobs.embedding import DTYPES, LIBRARIES, Embedder
+from ..jobs.notices import notice
 from ..jobs.reranking import Reranker
 from ..jobs.settings import CommandParser
+from ..prompts_unime import PRESETS
 from .errors import one_line_errors
 from .index import Index, read_index
 from .inputs import one_item
@@ -40,24 +47,32 @@ class Searcher:
         self.embedder = embedder
 
     @classmethod
-    def open(cls, path, model=None, trust_remote_code: bool = False) -> "Searcher":
+    def open(
+        cls, path, model=None, trust_remote_code: bool = False, confirm: Callable[[str], object] = str
+    ) -> "Searcher":
         """Reads what `unime encode` wrote.
+
+        A file names its model as data: it is loaded where it is on this machine, and never downloaded for it.
 
         Args:
             path: the file.
-            model (*optional*): the embedder, where it has moved; by default the one that the file names.
+            model (*optional*): the embedder; by default the one that the file names.
             trust_remote_code (`bool`, defaults to `False`): run the code of the embedder's repository.
+            confirm (*optional*): called with the name of that model before it is loaded; raises to refuse.
 
         Raises:
             ValueError: the file or the model is missing, or the model is not the one that made the file.
         """
         index = read_index(path)
-        settings = dict(index.about["settings"])
-        maker = settings.pop("model")  # name@digest
-        settings["trust_remote_code"] = trust_remote_code  # whatever the file says
-        embedder = Embedder(model or index.about["source"], **settings)
+        if model is None:
+            model = index.about["source"]
+            if not is_present(model):
+                raise ValueError(f"{path} names the model {model}, which is not on this machine; give --model.")
+            confirm(model)
+        embedder = _embedder_of(path, index, model, trust_remote_code)
 
         # the name of a folder may change, the digest of its files does not
+        maker = index.about["settings"]["model"]  # name@digest
         actual = embedder.settings()["model"]
         if actual.rpartition("@")[2] != maker.rpartition("@")[2]:
             raise ValueError(f"{path} was made by {maker}, not by {actual}; make it again, or name the model.")
@@ -73,10 +88,52 @@ class Searcher:
         picture = query.get("image") or query.get("video") or ""
         item = Item(query.get("text", ""), str(picture))
         (vector,) = self.embedder.encode([item], "query")  # [D]
+        width = self.index.embeddings.shape[1]
+        if len(vector) != width:
+            raise ValueError(f"the index has vectors of width {width}, the model makes {len(vector)}.")
 
         similarities = self.index.embeddings @ vector  # [N]
         best = np.argsort(-similarities, kind="stable")[:top]  # of equal ones the first stays first
         return [(int(position), float(similarities[position])) for position in best]
+
+
+def is_present(model: str) -> bool:
+    """Whether a model is on this machine: a folder, or a repository that was downloaded before."""
+    if Path(model).is_dir():
+        return True
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except ValueError:  # not the name of a repository
+        return False
+
+
+def _embedder_of(path, index: Index, model, trust_remote_code: bool) -> Embedder:
+    """A model with the settings that an index was made with. These are data: none of them may be more than that."""
+    settings = dict(index.about["settings"])
+    del settings["model"]
+    library = settings.pop("library", "unime")
+    preset = settings.pop("preset", None)
+    dtype = settings.pop("dtype", "auto")
+    if library not in LIBRARIES or dtype not in DTYPES or preset not in (None, *PRESETS):
+        raise ValueError(f"{path} was made in a way that is not known here: {library}, {preset}, {dtype}.")
+
+    # what is left is for `encode`
+    parameters = signature(Embedder).parameters
+    for name in settings:
+        if name in parameters:
+            raise ValueError(f"{path} names {name!r} as an option of `encode`, which it is not.")
+    return Embedder(model, library, preset, dtype, trust_remote_code, **settings)
+
+
+def _confirm(index: Path, model: str):
+    """Says which model a file names, and asks whoever sits at a terminal."""
+    if not sys.stdin.isatty():
+        notice(f"unime search: {index} was made by {model}, which is loaded; --model names another.")
+        return
+
+    print(f"{index} names the model {model}. Load it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise ValueError("nothing was loaded; name the model with --model.")
 
 
 def as_rows(matches: list[tuple[int, float]]) -> list[dict]:
@@ -129,7 +186,12 @@ def show(rows: list[dict], names: list[str], items: list[Item], as_json: bool):
             print(f"{'':>3}  {titles}  id")
         cells = "  ".join(f"{number:>10.4f}" for number in numbers.values())
         text = " ".join(item.text.split())[:80]  # one line
-        print(f"{place:>3}  {cells}  {name}  {text}".rstrip())
+        print(_printable(f"{place:>3}  {cells}  {name}  {text}".rstrip()))
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor or change its colours."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def main(arguments=None):
@@ -139,7 +201,7 @@ def main(arguments=None):
     parser.add_argument("text", nargs="?", help="what to look for")
     add_query(parser)
     add(parser, "top")
-    add(parser, "model", help="the embedder, if it is no longer where the index says")
+    add(parser, "model", help="the embedder (default: the one that the index names, if it is on this machine)")
     add_reranker(parser)
     add(parser, "trust-remote-code")
     add(parser, "candidates")
@@ -149,7 +211,8 @@ def main(arguments=None):
 
     with one_line_errors("unime search"):
         query = one_item(options.text, options.image, options.instruction)
-        searcher = Searcher.open(options.index, options.model, options.trust_remote_code)
+        confirm = partial(_confirm, options.index)
+        searcher = Searcher.open(options.index, options.model, options.trust_remote_code, confirm)
         index = searcher.index
         if options.reranker:
             # it may lift an answer that the embedder has too low to be shown

@@ -4,9 +4,11 @@ import sys
 
 from ..checkpoints.opening import open_checkpoint, require_kind
 from ..modeling_unime import UniMERerankerForCausalLM
+from .checks import check_options
 from .embedding import checkpoint_fingerprint
 from .shards import processes
 
+TAKEN = ("query", "candidates", "strategy", "retrieval_scores", "show_progress", "top_k", "return_documents")
 STRATEGIES = ("pointwise", "listwise", "fused")
 
 
@@ -22,7 +24,7 @@ class Reranker:
         options: for the model's `rank`.
 
     Raises:
-        ValueError: the strategy is unknown.
+        ValueError: the strategy is unknown, or has no such option.
 
     Example:
 
@@ -37,6 +39,13 @@ class Reranker:
     ):
         if strategy not in STRATEGIES:
             raise ValueError(f"the strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+
+        # only what scores one candidate after the other takes the options of `score`
+        methods = [UniMERerankerForCausalLM.rank]
+        if strategy != "listwise":
+            methods.append(UniMERerankerForCausalLM.score)
+        check_options(f"the options of `rank` ({strategy})", options, methods, TAKEN)
+
         self.source = source
         self.strategy = strategy
         self.dtype = dtype

@@ -2,12 +2,17 @@
 
 import argparse
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+
+from .checks import check_setting, fits
+from .notices import without_quiet
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -34,6 +39,12 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *args, **options):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **options)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As `argparse` does it. `--quiet`, which every command takes, is acted on here where a launcher did not start
+        `unime` itself but a module."""
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(without_quiet(words), namespace)
 
     def error(self, message: str):
         """Prints `message` behind the name of the command and exits with 2."""
@@ -62,7 +73,8 @@ class _HelpWithDefaults(argparse.RawDescriptionHelpFormatter, argparse.ArgumentD
 class _SettingsParser(CommandParser, HfArgumentParser):
     """A `CommandParser` with an option for each field of a dataclass."""
 
-    def add_argument(self, *names: str, **options):
+    def add_argument(self, *names: str, least: int | None = None, **options):
+        # `least` is checked by the settings themselves, wherever they come from
         # transformers names every setting in both spellings, which are understood anyway: help shows the first
         spellings = {}
         for name in names:
@@ -142,11 +154,41 @@ def _read_config(path: str, config_class) -> dict:
     if unknown:
         raise ValueError(f"{path} has unknown settings {unknown}")
 
-    # argparse checks the choices of what is typed, but not those of defaults
+    hints = get_type_hints(config_class)
     for field in fields(config_class):
-        choices = field.metadata.get("choices")
-        value = settings.get(field.name, field.default)
-        if choices and value != field.default and value not in choices:
-            allowed = ", ".join(map(str, choices))
-            raise ValueError(f"{path}: `{field.name}` is {value!r}; choose from {allowed}.")
+        if field.name not in settings:
+            continue
+
+        # YAML takes `name: 2026` for a number
+        hint = hints[field.name]
+        value = settings[field.name]
+        if fits(value, float) and fits("", hint) and not fits(value, hint):
+            settings[field.name] = str(value)
+        check_recipe_value(path, field, settings[field.name], hint)
     return settings
+
+
+def check_recipe_value(path: str, field, value, hint):
+    """Refuses a value of a recipe that is not among the choices, or is not of the setting's type.
+
+    Args:
+        path (`str`): of the recipe, for the message.
+        field (`dataclasses.Field`), hint: the setting and its type.
+        value: as YAML has it.
+
+    Raises:
+        ValueError: it cannot be the setting's value; the message names recipe and setting.
+    """
+    # argparse checks the choices of what is typed, but not those of defaults
+    choices = field.metadata.get("choices")
+    if choices and value != field.default and value not in choices:
+        allowed = ", ".join(map(str, choices))
+        raise ValueError(f"{path}: `{field.name}` is {value!r}; choose from {allowed}.")
+
+    # argparse reads numbers and truths from texts
+    if isinstance(value, str) and any(fits(probe, hint) for probe in (0, True)):
+        return
+    try:
+        check_setting(field, value, hint)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

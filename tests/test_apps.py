@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import fresh_process, picture, save_backbone
@@ -167,7 +168,6 @@ def test_mistakes_end_with_a_message_and_no_traceback(arguments, message, photos
     (photos / "bad.jsonl").write_text('"fine"\n[1]\n')
     (photos / "pairs.jsonl").write_text('{"query": "a", "positive": "b"}\n')
     (photos / "empty").mkdir()
-    import pyarrow as pa
 
     pq.write_table(pa.table({"id": ["1"]}), photos / "foreign.parquet")
     with pytest.raises(SystemExit, match=message) as error:
@@ -307,3 +307,208 @@ def test_an_update_goes_on_although_many_files_stay_broken(saved, photos, capsys
     with pytest.raises(SystemExit):
         main(["search", str(photos / "x.npz"), "a", "--top", "0"])
     assert "argument --top: invalid positive value: '0'" in capsys.readouterr().err
+
+
+# files of somebody else
+def write_npz(path, **changes):
+    """An index of one item that says nothing of its model, with some of its arrays changed."""
+    arrays = {name: np.array(["a"]) for name in ("id", "text", "image", "stamp")}
+    with open(path, "wb") as file:
+        np.savez(file, **{**arrays, "embedding": np.ones((1, 2)), "about": np.array("{}"), **changes})
+
+
+def about_of(source, /, **settings):
+    from unime.jobs.embedding import checkpoint_fingerprint
+
+    maker = {"model": checkpoint_fingerprint(source), "library": "unime", "preset": None, "dtype": "auto"}
+    return {"source": str(source), "role": "document", "settings": {**maker, **settings}}
+
+
+FOREIGN = {
+    "empty.npz": lambda path: path.write_bytes(b""),
+    "zeros.npz": lambda path: path.write_bytes(bytes(900)),
+    "text.npz": lambda path: path.write_text("no zip"),
+    "no-arrays.npz": lambda path: np.savez(path, other=np.ones(3)),
+    "pickle.npz": lambda path: write_npz(path, text=np.array([None])),
+    "no-json.npz": lambda path: write_npz(path, about=np.array("{")),
+    "no-object.npz": lambda path: write_npz(path, about=np.array("[]")),
+    "no-settings.npz": lambda path: write_npz(path),
+    "short.npz": lambda path: write_npz(path, embedding=np.ones((2, 2))),
+    "words.npz": lambda path: write_npz(path, embedding=np.array([["b"]])),
+    "infinite.npz": lambda path: write_npz(path, embedding=np.full((1, 2), np.inf)),
+    "empty.parquet": lambda path: path.write_bytes(b""),
+    "text.parquet": lambda path: path.write_text("no parquet"),
+    "any.parquet": lambda path: pq.write_table(pa.table({"id": ["1"], "text": [None]}), path),
+    "notes.txt": lambda path: path.write_text("one ring\n"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_file_as_an_index_is_one_line(name, tmp_path):
+    FOREIGN[name](tmp_path / name)
+    with pytest.raises(SystemExit, match=rf"unime search: \S+{name} is damaged, or not a file of embeddings") as ended:
+        main(["search", str(tmp_path / name), "a ring"])
+    assert "\n" not in ended.value.code
+
+
+def write_foreign(path, about):
+    from unime.commands.index import Index, write_index
+    from unime.data.schema import Item
+
+    vectors = np.ones((1, 96), np.float32) / 96**0.5
+    write_index(path, Index(["a\x1b[31m"], [Item("a ring")], [""], vectors, about))
+    return str(path)
+
+
+def test_an_index_names_its_model_as_data(saved, tmp_path, capsys, monkeypatch):
+    own = write_foreign(tmp_path / "own.parquet", about_of(saved))
+    main(["search", own, "a ring"])
+    printed_text = capsys.readouterr()
+    assert f"own.parquet was made by {saved}, which is loaded" in printed_text.err and "\x1b" not in printed_text.out
+    main(["--quiet", "search", own, "a ring", "--json"])
+    assert "was made by" not in capsys.readouterr().err
+
+    # what is not here is not fetched, unless the user names it
+    absent = write_foreign(tmp_path / "absent.parquet", {**about_of(saved), "source": "owner/theirs"})
+    with pytest.raises(SystemExit, match="names the model owner/theirs, which is not on this machine; give --model"):
+        main(["search", absent, "a ring"])
+    main(["search", absent, "a ring", "--model", str(saved)])
+
+    # at a terminal the question is asked
+    class Terminal:
+        answers = ["n\n", "y\n", ""]
+
+        def isatty(self):
+            return True
+
+        def readline(self):
+            return self.answers.pop(0)
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(SystemExit, match="nothing was loaded; name the model with --model"):
+        main(["search", own, "a ring"])
+    main(["search", own, "a ring"])
+    with pytest.raises(SystemExit, match="nothing was loaded"):
+        main(["search", own, "a ring"])
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"trust_remote_code": True}, "names 'trust_remote_code' as an option of `encode`, which it is not"),
+        ({"source": "x"}, "names 'source' as an option"),
+        ({"library": "os"}, "was made in a way that is not known here: os"),
+        ({"resolutoin": 3}, "has no 'resolutoin'"),
+    ],
+)
+def test_settings_of_an_index_are_data(settings, message, saved, tmp_path):
+    path = write_foreign(tmp_path / "x.parquet", about_of(saved, **settings))
+    with pytest.raises(SystemExit, match=message):
+        main(["search", path, "a ring", "--model", str(saved)])
+
+
+# mistakes
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "contrastive", "--bath_tokens", "3"], "unime train contrastive: "),
+        (
+            ["train", "contrastive", "--data", "x", "--bath_tokens", "3"],
+            "unime train contrastive: unrecognized arguments: --bath_tokens 3",
+        ),
+        (["eval", "world", "--shard", "0"], "unime eval: `shard` is 0; it must be at least 1"),
+        (["eval", "rerank", "--candidates", "0"], "unime eval: `candidates` is 0; it must be at least 1"),
+        (["eval", "rerank", "--model", "m"], "unime eval: unrecognized arguments: --model m"),
+        (["eval", "world", "--reranker", "m"], "unime eval: unrecognized arguments: --reranker m"),
+        (["mine", "run", "--judge_options", "{"], "unime mine: `judge_options` is not JSON"),
+        (["mine", "run", "--judge_options", '{"answer": 1}'], "unime mine: `judge_options` has no 'answer'"),
+        (["mine", "run", "--name", "a/b"], "unime mine: `name` is 'a/b'; it is the name of a file"),
+    ],
+)
+def test_mistyped_settings_end_with_one_line_and_status_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    text = capsys.readouterr().err
+    assert ended.value.code == 2 and text.startswith(message) and text.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command, recipe, message",
+    [
+        (["eval", "world"], "model: [emb]", "unime eval: {}: `model` is ['emb']; it takes a text"),
+        (["eval", "world"], "shard: 0", "unime eval: {}: `shard` is 0; it must be at least 1"),
+        (["eval", "world"], "tasks: VQA", "unime eval: {}: `tasks` is 'VQA'; it takes a list, each entry a text"),
+        (["eval", "world"], "partial: 2", "unime eval: {}: `partial` is 2; it takes true or false"),
+        (["eval", "world"], "shard: 2.5", "unime eval: {}: `shard` is 2.5; it takes a whole number"),
+        (["mine", "run"], "embedder: {a: b}", "unime mine: {}: `embedder` is {'a': 'b'}; it takes a text"),
+        (["train", "alignment"], "data: [a]", "unime train alignment: the recipe: `data` is ['a']; it takes a text"),
+        (["train", "alignment"], "dataa: a", "unime train alignment: "),
+    ],
+)
+def test_values_of_recipes_are_checked(command, recipe, message, tmp_path, capsys):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--config", str(path)])
+    text = capsys.readouterr().err
+    assert ended.value.code == 2 and text.startswith(message.replace("{}", str(path))) and text.count("\n") == 1
+
+
+def test_mistyped_options_are_one_line(saved, photos):
+    out = photos / "x.npz"
+    command = ["encode", str(photos / "words.txt"), "--model", str(saved), "--out", str(out)]
+    with pytest.raises(SystemExit, match="unime encode: .*has no 'resolutoin'; did you mean 'resolution'"):
+        main([*command, "--options", '{"resolutoin": 3}'])
+    assert not list(photos.glob("x.npz*")), "nothing stands in the way of the corrected run"
+    with pytest.raises(SystemExit, match="none of the 2 items could be embedded"):
+        main([*command, "--options", '{"max_length": 1}'])
+    main(command)
+    assert len(read_index(out).names) == 2
+
+
+def test_full_folders_are_not_written_over(backbone, tmp_path):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="full is not empty; name another folder, or write over it with --overwrite"):
+        main(["convert", str(backbone), str(tmp_path / "full")])
+    with pytest.raises(SystemExit, match="is what is read; name another folder"):
+        main(["export", str(tmp_path / "full"), str(tmp_path / "full"), "--overwrite"])
+    with pytest.raises(SystemExit, match=r"mine.txt is a file; name a folder"):
+        main(["convert", str(backbone), str(tmp_path / "full" / "mine.txt")])
+    main(["convert", str(backbone), str(tmp_path / "full"), "--overwrite"])
+    assert (tmp_path / "full" / "config.json").exists() and (tmp_path / "full" / "mine.txt").exists()
+
+
+def test_results_that_are_not_there_are_refused_with_the_card_alone_too(saved):
+    for more in ([], ["--card-only"]):
+        with pytest.raises(SystemExit, match="unime push: nowhere cannot be read"):
+            main(["push", str(saved), "me/it", "--results", "nowhere", *more])
+
+
+def test_help_of_a_step_lists_what_it_takes(capsys):
+    texts = {}
+    for step in ("rerank", "world"):
+        with pytest.raises(SystemExit):
+            main(["eval", step, "--help"])
+        texts[step] = capsys.readouterr().out
+    assert "--candidates" in texts["rerank"] and "--library" not in texts["rerank"]
+    assert "--library" in texts["world"] and "--candidates" not in texts["world"]
+
+
+def test_quiet_may_stand_anywhere_and_behind_a_module(tmp_path):
+    lines = (
+        "from unime.cli import main",
+        "from unime.trainers import contrastive",
+        "import json, os, sys",
+        "command = lambda: main(['--quiet', 'search', 'none.npz', 'a'])",
+        "module = lambda: contrastive.main(['--quiet', '--data', 'x'])",
+        "for run in (command, module):",
+        "    os.environ.pop('TQDM_DISABLE', None)",
+        "    try: run()",
+        "    except SystemExit as error: print(os.environ.get('TQDM_DISABLE'), error)",
+        "print(json.dumps(1))",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    first, second = done.stdout.splitlines()[:2]
+    assert first.startswith("1 unime search: none.npz does not exist") and second.startswith("1 ")
+    assert "--quiet" not in done.stderr

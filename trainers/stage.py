@@ -1,10 +1,12 @@
 """What the commands of all stages share: arguments, loading a model, saving it whole."""
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 import yaml
@@ -13,8 +15,9 @@ from huggingface_hub import upload_folder
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from ..data.readers import read_rows
-from ..jobs.notices import silence_alarms
-from ..jobs.settings import CommandParser
+from ..jobs.faults import one_line_disk_faults
+from ..jobs.notices import is_quiet, silence_alarms, without_quiet
+from ..jobs.settings import CommandParser, check_recipe_value
 from .adapters import find_targets
 from .cards import write_card
 from .metered_trainer import resolve_decay
@@ -198,11 +201,22 @@ def run_command(
     class StageParser(CommandParser, TrlParser):
         """TRL's parser, with the spellings and the one-line errors of every command."""
 
+        def set_defaults_with_config(self, **settings):
+            try:
+                check_recipe(self.dataclass_types, settings)
+            except ValueError as error:
+                self.error(str(error))
+            return super().set_defaults_with_config(**settings)
+
     # a stage that was started as a module has no other name than __main__
     program = f"unime train {config_class.__module__.rpartition('.')[2]}".removesuffix(" __main__")
     parser = StageParser((StageArguments, config_class, ModelConfig), prog=program)
+    arguments = without_quiet(sys.argv[1:] if arguments is None else list(arguments))
     try:
-        stage, args, options = parser.parse_args_and_config(arguments)
+        stage, args, options, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        args.disable_tqdm = args.disable_tqdm or is_quiet()
         _check_early(args, options)
         source = _model_source(stage, options, reranker)
 
@@ -222,8 +236,28 @@ def run_command(
     except (ValueError, OSError, yaml.YAMLError) as error:  # of the recipe, the rows or the model, not of the training
         raise SystemExit(f"unime train: {error}") from error
 
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    save_whole(trainer, source)
+    with one_line_disk_faults("unime train"):
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        save_whole(trainer, source)
+
+
+def check_recipe(config_classes, settings: dict):
+    """Refuses values of a recipe that are not of their settings' types.
+
+    Args:
+        config_classes: dataclasses of settings.
+        settings (`dict`): as YAML has them.
+
+    Raises:
+        ValueError: a list or an object where one value is due, or the other way round; the message names the setting.
+    """
+    for config_class in config_classes:
+        hints = get_type_hints(config_class)
+        for setting in fields(config_class):
+            # a text is what the command line has, too, and read as such
+            value = settings.get(setting.name)
+            if value is not None and not isinstance(value, str):
+                check_recipe_value("the recipe", setting, value, hints[setting.name])
 
 
 def _check_early(args, options):
