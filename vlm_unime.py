@@ -117,9 +117,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
         _assert_ours(cls, path, hub)
         _set_quantization(kwargs, quantization)
 
-        with _naming_broken_files(path):
+        with naming_broken_files(path):
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        _assert_all_landed(info, path)
+        assert_all_landed(info, path)
         model.source = path
         trust = kwargs["trust_remote_code"]
         model._processor_source = (path, {**hub, **settings, "trust_remote_code": trust})
@@ -174,9 +174,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
         """The VLM of a stock checkpoint, with every weight in its place."""
         kwargs["ignore_mismatched_sizes"] = True  # so that our own error can name the weights
         load = _load_phi3_v if config.model_type == Phi3VConfig.model_type else _load_stock
-        with _naming_broken_files(path):
+        with naming_broken_files(path):
             vlm, info = load(cls._vlm_class, path, config, kwargs)
-        _assert_all_landed(info, path, ignore=cls._dropped_weights)
+        assert_all_landed(info, path, ignore=cls._dropped_weights)
         return vlm
 
     @classmethod
@@ -345,7 +345,7 @@ def _load_phi3_v(auto_class, path, config, kwargs: dict):
     return vlm, info
 
 
-def _assert_all_landed(info, source, ignore=()):
+def assert_all_landed(info, source, ignore=()):
     """Raises where weights are missing, unexpected or mis-shaped."""
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         keys = []
@@ -376,7 +376,7 @@ def _assert_ours(cls, path, hub):
 
 
 @contextmanager
-def _naming_broken_files(path):
+def naming_broken_files(path):
     """Turns the error of an unreadable weight file into one that names the file."""
     try:
         yield
@@ -402,19 +402,21 @@ def _opens(file: str) -> bool:
         return False
 
 
+def bitsandbytes_config(quantization: str) -> BitsAndBytesConfig:
+    """What transformers calls a quantisation: `"nf4"` (4 bits, computed in bfloat16) or `"int8"`."""
+    if quantization == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    raise ValueError(f"quantization must be 'nf4' or 'int8', got {quantization!r}.")
+
+
 def _set_quantization(kwargs: dict, quantization: str | None):
     """Makes the bitsandbytes configuration, and keeps the vision tower out of any that does not say otherwise."""
     if quantization is not None and "quantization_config" in kwargs:
         raise ValueError("give either `quantization` or `quantization_config`, not both.")
-    if quantization not in (None, "nf4", "int8"):
-        raise ValueError(f"quantization must be 'nf4' or 'int8', got {quantization!r}.")
-
-    if quantization == "nf4":
-        kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
-        )
-    if quantization == "int8":
-        kwargs["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if quantization is not None:
+        kwargs["quantization_config"] = bitsandbytes_config(quantization)
 
     # The names are anchored at the start, wherever the VLM hangs.
     config = kwargs.get("quantization_config")

@@ -333,3 +333,112 @@ def write_phi(path: Path, tokenizer, seed: int, width: int):
     tokenizer.chat_template = PHI_TEMPLATE
     tokenizer.save_pretrained(path)
     return model
+
+
+def write_nv_embed(path: Path, seed: int = 0, width: int = 64, **changes) -> dict:
+    """NV-Embed-v2 in the published layout: names, shapes, shards, and a `config.json` of 4.42; returns its weights.
+
+    `changes` are weights to replace, by name with `.` written as `__`; None leaves the weight out.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = tokenizer_for("llava_next")
+    tokenizer.save_pretrained(path)
+    latents, heads, head_width, latent_width = 5, 2, 24, 40
+
+    shapes = {"embedding_model.embed_tokens.weight": (len(tokenizer), width), "embedding_model.norm.weight": (width,)}
+    for number in range(2):
+        layer = f"embedding_model.layers.{number}"
+        for name, shape in (
+            ("self_attn.q_proj", (width, width)),
+            ("self_attn.k_proj", (width // 2, width)),
+            ("self_attn.v_proj", (width // 2, width)),
+            ("self_attn.o_proj", (width, width)),
+            ("mlp.gate_proj", (2 * width, width)),
+            ("mlp.up_proj", (2 * width, width)),
+            ("mlp.down_proj", (width, 2 * width)),
+            ("input_layernorm", (width,)),
+            ("post_attention_layernorm", (width,)),
+        ):
+            shapes[f"{layer}.{name}.weight"] = shape
+    attention, feed_forward = (f"latent_attention_model.cross_attend_blocks.{number}" for number in range(2))
+    shapes["latent_attention_model.latents"] = (latents, latent_width)
+    shapes[f"{attention}.fn.to_q.weight"] = (heads * head_width, width)
+    shapes[f"{attention}.fn.to_kv.weight"] = (2 * heads * head_width, latent_width)
+    shapes[f"{attention}.fn.to_out.weight"] = (width, heads * head_width)
+    for name, size in ((f"{attention}.norm", width), (f"{attention}.norm_context", latent_width)):
+        shapes |= {f"{name}.weight": (size,), f"{name}.bias": (size,)}
+    shapes |= {f"{feed_forward}.norm.weight": (width,), f"{feed_forward}.norm.bias": (width,)}
+    shapes |= {
+        f"{feed_forward}.fn.net.0.weight": (width * 4 * 2, width),
+        f"{feed_forward}.fn.net.0.bias": (width * 8,),
+    }
+    shapes |= {f"{feed_forward}.fn.net.2.weight": (width, width * 4), f"{feed_forward}.fn.net.2.bias": (width,)}
+
+    random = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in shapes.items():
+        weights[name] = torch.randn(shape, generator=random) * 0.3 + ("norm" in name and name.endswith("weight"))
+    for name, tensor in changes.items():
+        weights[name.replace("__", ".")] = tensor
+    weights = {name: tensor for name, tensor in weights.items() if tensor is not None}
+
+    # two shards and their index
+    names = sorted(weights)
+    files = {}
+    for number, part in enumerate((names[: len(names) // 2], names[len(names) // 2 :]), 1):
+        file = f"model-0000{number}-of-00002.safetensors"
+        save_file({name: weights[name].clone() for name in part}, path / file, metadata={"format": "pt"})
+        files |= dict.fromkeys(part, file)
+    write_json(path / "model.safetensors.index.json", metadata={}, weight_map=files)
+
+    text = {
+        "_name_or_path": "nvidia/NV-Embed-v2",
+        "architectures": ["MistralModel"],
+        "model_type": "bidirectional_mistral",
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "max_position_embeddings": 32768,
+        "sliding_window": 4,  # of the causal model it was made from
+        "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "torch_dtype": "float32",
+        "add_cross_attention": False,
+        "early_stopping": False,
+        "temperature": 1.0,
+        "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    }
+    write_json(
+        path / "config.json",
+        architectures=["NVEmbedModel"],
+        auto_map={"AutoConfig": "configuration_nvembed.NVEmbedConfig", "AutoModel": "modeling_nvembed.NVEmbedModel"},
+        model_type="nvembed",
+        add_eos=True,
+        add_pad_token=True,
+        is_mask_instruction=True,
+        mask_type="b",
+        padding_side="right",
+        hidden_size=width,
+        text_config=text,
+        latent_attention_config={
+            "model_type": "latent_attention",
+            "num_latents_value": latents,
+            "num_cross_heads": heads,
+            "hidden_dim": width,
+            "latent_dim": latent_width,
+            "cross_dim_head": head_width,
+        },
+        torch_dtype="float32",
+        transformers_version="4.42.4",
+    )
+    return weights
