@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from ..checkpoints.cards import Card
 from .adapters import without_adapter
+from .teacher import license_of
 
 # what a reader needs to know of `TrainingArguments`, beside all of a stage's own arguments
 _SHARED = (
@@ -93,8 +94,11 @@ def _settings(trainer) -> list[tuple[str, str]]:
 
     # of a teacher on this machine the name, not its path
     teacher = settings.get("teacher")
-    if isinstance(teacher, str) and Path(teacher).exists():
-        settings["teacher"] = Path(teacher).name
+    if isinstance(teacher, str):
+        if license_of(teacher):
+            settings["teacher license"] = license_of(teacher)
+        if Path(teacher).exists():
+            settings["teacher"] = Path(teacher).name
 
     if getattr(model, "is_quantized", False):
         settings["quantised to bits"] = 4 if getattr(model, "is_loaded_in_4bit", False) else 8

@@ -7,20 +7,20 @@ to the texts by content. Only the language model trains; no image is ever seen.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 from datasets import Dataset
 
 from ..data.readers import read_text_pairs
-from ..data.schema import Item
-from ..jobs.embedding import as_text
-from ..jobs.shards import processes, read_job, run_job
 from ..vlm_unime import vision_parameters
 from .adapters import vlm_of
 from .contrastive import ContrastiveConfig, ContrastiveTrainer
 from .losses import SimilarityDistillation
 from .stage import run_command
+from .teacher import TeacherTable, encode_teacher
+from .teacher_files import SUFFIXES, read_teacher_embeddings
 
 
 @dataclass
@@ -38,102 +38,38 @@ class DistillationConfig(ContrastiveConfig):
     baseline: bool = field(
         default=False, metadata={"help": "Train contrastively on the pairs instead: the paper's comparison."}
     )
-    teacher: str | None = field(default=None, metadata={"help": "sentence-transformers model, folder or Hub id."})
+    teacher: str | None = field(
+        default=None, metadata={"help": "nvidia/NV-Embed-v2, or a sentence-transformers model: folder or Hub id."}
+    )
     teacher_embeddings: str | None = field(
-        default=None, metadata={"help": "Folder of the teacher's embeddings; output_dir/teacher by default."}
+        default=None,
+        metadata={
+            "help": "Where the teacher's embeddings are kept, output_dir/teacher by default; or a .parquet, .npz or "
+            ".safetensors file of texts and vectors, or a finished folder, that take the place of the teacher."
+        },
     )
-    teacher_prompt: str = field(default="", metadata={"help": "Put before every text for the teacher."})
+    teacher_prompt: str = field(
+        default="", metadata={"help": "Put before every text for the teacher: NV-Embed's instruction."}
+    )
+    teacher_append_eos: bool = field(
+        default=False, metadata={"help": "Put the teacher's EOS behind every text; NV-Embed always does."}
+    )
+    teacher_padding_side: str | None = field(
+        default=None, metadata={"help": "left or right; the tokenizer's own by default. NV-Embed pads right."}
+    )
+    teacher_max_length: int | None = field(
+        default=None, metadata={"help": "Tokens of a text for the teacher; its own by default (NV-Embed: 4096)."}
+    )
     teacher_batch_size: int = field(default=32, metadata={"help": "Texts of one batch of the teacher."})
-    teacher_dtype: str | None = field(default=None, metadata={"help": "float32, bfloat16, ...; the model's own else."})
-    teacher_trust_remote_code: bool = field(default=False, metadata={"help": "Run the code of its repository."})
-
-
-class TeacherTable:
-    """Teacher embeddings `[N, D]` by the content of their texts.
-
-    Args:
-        texts (`list[str]`): distinct texts.
-        embeddings (`np.ndarray` `[N, D]`): in the same order.
-
-    Raises:
-        ValueError: their numbers differ.
-
-    Example:
-
-    ```python
-    table = TeacherTable(["a cat", "a dog"], np.eye(2))
-    table(torch.tensor([Item("a dog").content_hash]))  # [[0, 1]]
-    ```
-    """
-
-    def __init__(self, texts: list[str], embeddings: np.ndarray):
-        if len(texts) != len(embeddings):
-            raise ValueError(f"{len(embeddings)} teacher embeddings for {len(texts)} texts.")
-        self.rows = {Item(text).content_hash: row for row, text in enumerate(texts)}
-        self.texts = texts
-        self.embeddings = torch.from_numpy(np.asarray(embeddings))
-
-    def __call__(self, hashes: torch.Tensor) -> torch.Tensor:
-        """Embeddings `[n, D]` of texts.
-
-        Args:
-            hashes (`LongTensor` `[n]`): their content hashes.
-
-        Raises:
-            ValueError: a text has no embedding here.
-        """
-        rows = [self.rows.get(key) for key in hashes.tolist()]
-        if None in rows:
-            raise ValueError(f"{rows.count(None)} of {len(rows)} texts of a batch have no teacher embedding.")
-        return self.embeddings[torch.tensor(rows)].to(hashes.device)
-
-
-def encode_teacher(
-    model: str, texts: list[str], out, prompt: str = "", batch_size: int = 32, **kwargs
-) -> TeacherTable:
-    """Embeds texts with any sentence-transformers model, once; a killed job goes on where it stopped.
-
-    Args:
-        model (`str`): folder or Hub id, such as `"nvidia/NV-Embed-v2"`.
-        texts (`list[str]`): distinct texts.
-        out: folder for the embeddings.
-        prompt (`str`): put before every text.
-        batch_size (`int`): texts of one batch.
-        kwargs: for `SentenceTransformer`.
-
-    Returns:
-        [`TeacherTable`]: of all texts, on every rank.
-
-    Raises:
-        ValueError: the folder holds the embeddings of other texts or of another teacher.
-    """
-    state = processes()
-
-    def load():
-        from ..checkpoints.opening import open_sentence_transformer
-
-        return open_sentence_transformer(model, state.device, **kwargs)
-
-    def encode(shard, teacher):
-        inputs = [as_text(text, teacher) for text in shard]
-        embeddings = teacher.encode(inputs, prompt=prompt or None, batch_size=batch_size, show_progress_bar=False)
-        return {"embeddings": embeddings.astype(np.float32)}
-
-    run_job(
-        out,
-        texts,
-        encode,
-        {"model": str(model), "prompt": prompt},
-        rank=state.process_index,
-        world_size=state.num_processes,
-        description="Teacher",
-        failures=(),  # a text that cannot be embedded ends the job: the student needs all of them
-        prepare=load,
+    teacher_dtype: str | None = field(
+        default=None, metadata={"help": "float32, bfloat16, ...; NV-Embed: bfloat16, others: the model's own."}
     )
-
-    # each rank has embedded its shards, and reads those of the others
-    state.wait_for_everyone()
-    return TeacherTable(texts, read_job(out)["embeddings"])
+    teacher_quantization: str | None = field(
+        default=None, metadata={"help": "nf4 or int8: the teacher on a small GPU."}
+    )
+    teacher_trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code of its repository; NV-Embed needs none."}
+    )
 
 
 def distinct_texts(rows: Dataset) -> list[str]:
@@ -142,11 +78,20 @@ def distinct_texts(rows: Dataset) -> list[str]:
     Args:
         rows (`Dataset`): with the columns of [`~unime.data.schema.Example`].
     """
-    texts = {}  # a set that keeps the order
-    for row in rows:
-        texts[row["query"]["text"]] = None
-        texts[row["positive"]["text"]] = None
-    return list(texts)
+    return list(text_rows(rows))
+
+
+def text_rows(rows: Dataset) -> dict[str, int]:
+    """The texts of all pairs, in their order, each with the number of the row that has it first.
+
+    Args:
+        rows (`Dataset`): with the columns of [`~unime.data.schema.Example`].
+    """
+    texts = {}
+    for number, row in enumerate(rows):
+        texts.setdefault(row["query"]["text"], number)
+        texts.setdefault(row["positive"]["text"], number)
+    return texts
 
 
 class DistillationTrainer(ContrastiveTrainer):
@@ -218,23 +163,33 @@ def prepare_teacher(rows: Dataset, args: DistillationConfig) -> dict:
     """The trainer's `teacher`, where it needs one: made here, it is done before the student needs the memory.
 
     Raises:
-        ValueError: the recipe names no teacher.
+        ValueError: the recipe names no teacher, or its embeddings cannot be used.
     """
     if args.baseline:
         return {}
-    if args.teacher is None:
-        raise ValueError("name the teacher, a sentence-transformers model (`teacher`), or set `baseline`.")
 
-    options = {"trust_remote_code": args.teacher_trust_remote_code}
-    if args.teacher_dtype:
-        options["model_kwargs"] = {"dtype": args.teacher_dtype}
+    place = args.teacher_embeddings
+    is_file = place is not None and (Path(place).suffix in SUFFIXES or Path(place).is_file())
+    if is_file or (place is not None and args.teacher is None):
+        return {"teacher": read_teacher_embeddings(place, text_rows(rows))}
+    if args.teacher is None:
+        raise ValueError(
+            "name the teacher, nvidia/NV-Embed-v2 or a sentence-transformers model (`teacher`), or a file of its "
+            "embeddings (`teacher_embeddings`), or set `baseline`."
+        )
+
     teacher = encode_teacher(
         args.teacher,
         distinct_texts(rows),
-        out=args.teacher_embeddings or f"{args.output_dir}/teacher",
-        prompt=args.teacher_prompt,
+        out=place or f"{args.output_dir}/teacher",
         batch_size=args.teacher_batch_size,
-        **options,
+        prompt=args.teacher_prompt,
+        append_eos=args.teacher_append_eos,
+        padding_side=args.teacher_padding_side,
+        max_length=args.teacher_max_length,
+        dtype=args.teacher_dtype,
+        quantization=args.teacher_quantization,
+        trust_remote_code=args.teacher_trust_remote_code,
     )
     return {"teacher": teacher}
 
