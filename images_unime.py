@@ -4,13 +4,14 @@ import contextlib
 import math
 import os
 import re
+import stat
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.video_utils import load_video
 
@@ -25,6 +26,15 @@ IMAGES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().i
 _NUMBER = re.compile(r"(\d+)")
 _NAMED_SIDES = {"native": None, "high": 1344, "mid": 672, "mid_336": 336, "low": 128}  # upstream's names of squares
 _ORIENTATION = 0x0112  # the EXIF tag that says how an image is turned
+_TURNS = {  # what makes it upright, by the value of that tag
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
@@ -38,7 +48,8 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
         `PIL.Image.Image` in mode `"RGB"`.
 
     Raises:
-        ValueError: the file is missing, unreadable or truncated, or the image has more than `max_pixels` pixels.
+        ValueError: the file is missing, not a file, unreadable or truncated, or the image has no pixel or more than
+            `max_pixels`.
 
     Example:
 
@@ -49,57 +60,92 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     if isinstance(source, VideoFrame):
         return source.read()
 
-    if isinstance(source, (str, os.PathLike)):
-        name = f"image {str(source)!r}"
-    else:
-        name = f"image of type {type(source).__name__}"
+    name = _name_of(source)
+    with _unreadable_as_value_error(name):
+        image = _header(source)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{name} has {width} x {height} = {width * height:,} pixels, above the limit of {max_pixels:,}. "
+            "Resize it, or raise `max_image_pixels`."
+        )
 
-    try:
-        image = source
-        if not isinstance(source, Image.Image):
-            with _without_size_warnings():
-                image = Image.open(source, formats=FORMATS)
-
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ValueError(
-                f"{name} has {width} x {height} = {width * height:,} pixels, above the limit of {max_pixels:,}. "
-                "Resize it, or raise `max_image_pixels`."
-            )
-
+    with _unreadable_as_value_error(name):
+        turn = _TURNS.get(_orientation(image))  # a TIFF is turned while it is decoded, and forgets
         image.load()
-        image = ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError, AttributeError) as error:
-        raise ValueError(f"{name} cannot be read: {error or type(error).__name__}") from error
+        if turn is not None and image.format != "TIFF":
+            image = image.transpose(turn)
+        rgb = _to_rgb(image, name)
+    return source.copy() if rgb is source else rgb
 
-    return _to_rgb(image, name)
+
+def _name_of(source) -> str:
+    """How an error calls an image."""
+    if isinstance(source, Image.Image):
+        width, height = source.size
+        return f"image in memory, {width} x {height} in mode {source.mode},"
+    return f"image {os.fspath(source)!r}"
 
 
 @contextlib.contextmanager
-def _without_size_warnings():
-    """Silences Pillow's warning of large images, for which we have a limit of our own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        yield
+def _unreadable_as_value_error(name: str):
+    """Turns whatever a decoder raises, which over a damaged file may be anything, into an error that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is a limit of our own
+            yield
+    except Exception as error:
+        raise ValueError(f"{name} cannot be read: {error or type(error).__name__}") from error
+
+
+def _header(source) -> Image.Image:
+    """The image, of which nothing but the header has been read; it has a pixel."""
+    image = source
+    if not isinstance(source, Image.Image):
+        # opening a pipe would wait for ever
+        if not stat.S_ISREG(os.stat(source).st_mode):
+            raise ValueError("it is not a file")
+        image = Image.open(source, formats=FORMATS)
+    if 0 in image.size:
+        raise ValueError(f"it has {image.size[0]} x {image.size[1]} pixels")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """How the EXIF data say that an image is turned, from 1, upright, to 8; 1 where they say nothing readable."""
+    try:
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # EXIF data may be damaged in any way, and the image is readable without them
+        return 1
+    return value if isinstance(value, int) and value in range(1, 9) else 1
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Converts an image of any mode to RGB."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I;16"):  # 16-bit greyscale would be clipped to white by convert()
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    transparent = image.info.get("transparency")  # a colour, or in a palette the alpha of each entry
+    if image.mode.startswith("I;16"):
+        return _from_16_bits(image, transparent)
     if image.mode in ("I", "F"):
-        raise ValueError(f"{name} has mode {image.mode!r}, whose range of values is not known; convert it to 8 bits.")
+        raise ValueError(f"the range of values of mode {image.mode!r} is not known; convert it to 8 bits")
 
     if image.mode == "La":  # Pillow converts premultiplied alpha to nothing but this
         image = image.convert("LA")
 
-    if "A" in image.getbands() or "transparency" in image.info:
+    if "A" in image.getbands() or transparent is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _from_16_bits(image: Image.Image, transparent: int | None) -> Image.Image:
+    """16-bit greyscale, which convert() would clip to white, as RGB; one grey may be transparent."""
+    grey = image.convert("I")
+    rgb = grey.point(lambda value: value / 256).convert("L").convert("RGB")
+    if transparent is not None:
+        mask = Image.fromarray(np.asarray(grey) == transparent)
+        rgb.paste("white", mask=mask)
+    return rgb
 
 
 def read_size(image, name: str) -> tuple[int, int]:
@@ -113,28 +159,19 @@ def read_size(image, name: str) -> tuple[int, int]:
         (width, height) in pixels.
 
     Raises:
-        ValueError: the file is missing or unreadable.
+        ValueError: the file is missing, not a file or unreadable, or the image has no pixel.
     """
     if isinstance(image, VideoFrame):
         return image.size
 
-    try:
-        with _without_size_warnings():
-            if isinstance(image, Image.Image):
-                return _upright_size(image)
-            with Image.open(image, formats=FORMATS) as file:
-                return _upright_size(file)
-    except (OSError, SyntaxError, Image.DecompressionBombError, AttributeError) as error:
-        raise ValueError(f"{name}: image {str(image)!r} cannot be read: {error}") from error
-
-
-def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) after the turn that the EXIF data ask for."""
-    width, height = image.size
-    orientation = image.getexif().get(_ORIENTATION, 1)
-    if orientation >= 5:  # 5 to 8 swap the sides
-        return height, width
-    return width, height
+    with _unreadable_as_value_error(f"{name}: {_name_of(image)}"):
+        header = _header(image)
+        width, height = header.size
+        orientation = _orientation(header)
+        is_turned = orientation >= 5 and header.format != "TIFF"  # 5 to 8 swap the sides
+        if header is not image:
+            header.close()
+    return (height, width) if is_turned else (width, height)
 
 
 @dataclass(frozen=True)
@@ -188,10 +225,11 @@ def load_frames(video, count: int) -> list:
         return _frames_of_file(path, count)
 
     frames = []
-    for frame in video:
-        if not isinstance(frame, Image.Image):
-            frame = Image.fromarray(np.asarray(frame))
-        frames.append(frame)
+    with _unreadable_as_value_error("the video, neither a path nor a list of images or arrays,"):
+        for frame in video:
+            if not isinstance(frame, Image.Image):
+                frame = Image.fromarray(np.asarray(frame))
+            frames.append(frame)
     if not frames:
         raise ValueError("the video has no frame.")
     return [frames[index] for index in _spread(len(frames), min(count, len(frames)))]
@@ -243,10 +281,8 @@ def _spread(total: int, count: int) -> np.ndarray:
 
 def _load(path: str, sample: Callable):
     """Decoded frames `[frames, height, width, 3]` of a video file and its header; `sample(header)` says which ones."""
-    try:
+    with _unreadable_as_value_error(f"video {path!r}"):
         return load_video(path, backend="pyav", sample_indices_fn=lambda metadata, **_: sample(metadata))
-    except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"video {path!r} cannot be read: {error}") from error
 
 
 @lru_cache(maxsize=2)  # the frames of a video are opened one after the other

@@ -87,7 +87,7 @@ def split_item(item, name: str = "item", num_frames: int = 8):
     elif isinstance(item, (Image.Image, os.PathLike)):
         image = item
     elif isinstance(item, Mapping):
-        unknown = sorted(item.keys() - {"text", "image", "video"})
+        unknown = sorted(item.keys() - {"text", "image", "video"}, key=str)
         if unknown:
             raise ValueError(f"{name} has unknown keys {unknown}; an item has 'text', 'image' or 'video'.")
         text = item.get("text")
@@ -105,6 +105,7 @@ def split_item(item, name: str = "item", num_frames: int = 8):
         raise TypeError(f"{name} has an image of type {type(image).__name__}; expected a path or a PIL image.")
     if text is not None and not isinstance(text, str):
         raise TypeError(f"{name} has a text of type {type(text).__name__}; expected a string.")
+    require_unicode(text or "", name)
     if image is not None and video is not None:
         raise ValueError(f"{name} has both an image and a video; give one of them.")
     if image is None and video is None and not (text and text.strip()):
@@ -115,6 +116,55 @@ def split_item(item, name: str = "item", num_frames: int = 8):
     if image is not None:
         return text, (image,)
     return text, ()
+
+
+def require_unicode(text: str, name: str):
+    """Refuses a text with half a character, which no tokenizer reads.
+
+    Args:
+        text (`str`): of an item.
+        name (`str`): how the error calls the item.
+
+    Raises:
+        ValueError: there is half a character, what JSON writes as `"\\ud800"`; the message says where.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise ValueError(
+            f"{name} has half a character, \\u{code:04x}, at place {error.start + 1} of its text."
+        ) from error
+
+
+def describe(item) -> str:
+    """A few words by which a person finds an item again where its number is not known.
+
+    Args:
+        item: whatever stands for an item.
+
+    Example:
+
+    ```python
+    describe({"text": "at night", "image": "photo.png"})  # "the item of the text 'at night' and image 'photo.png'"
+    ```
+    """
+    if is_chat(item):
+        return f"the chat of {len(item)} messages"
+    parts = item if isinstance(item, Mapping) else {"text" if isinstance(item, str) else "image": item}
+    words = []
+    for kind in ("text", "image", "video"):
+        value = parts.get(kind)
+        if isinstance(value, Image.Image):
+            words.append(f"{kind} of {value.width} x {value.height} pixels")
+        elif isinstance(value, (str, os.PathLike)) and str(value):
+            short = str(value)
+            if len(short) > 80:
+                short = short[:77] + "..."
+            words.append(f"{kind} {short!r}")
+        elif value is not None and value != "":
+            words.append(f"{kind} of type {type(value).__name__}")
+    return f"the item of the {' and '.join(words) or 'empty text'}"
 
 
 def judge_messages(
@@ -221,7 +271,7 @@ def _feed(digest, value, max_pixels: int, name: str):
 
     elif isinstance(value, Mapping):
         digest.update(b"D")
-        for key in sorted(value):
+        for key in sorted(value, key=repr):
             _feed(digest, key, max_pixels, name)
             _feed(digest, value[key], max_pixels, name)
 
@@ -237,7 +287,8 @@ def _feed(digest, value, max_pixels: int, name: str):
     elif isinstance(value, (str, os.PathLike, int, float, type(None))):
         is_path = isinstance(value, os.PathLike)
         plain = os.fspath(value) if is_path else value
-        digest.update(f"{type(plain).__name__}{is_path}{len(str(plain))}:{plain}".encode())
+        text = f"{type(plain).__name__}{is_path}{len(str(plain))}:{plain}"
+        digest.update(text.encode("utf-8", "surrogatepass"))  # half a character is refused where the text is read
 
     else:
         raise TypeError(
@@ -248,11 +299,13 @@ def _feed(digest, value, max_pixels: int, name: str):
 
 __all__ = [
     "PreparedItem",
+    "describe",
     "is_chat",
     "is_image",
     "item_key",
     "judge_messages",
     "plan_chunks",
     "read_frames",
+    "require_unicode",
     "split_item",
 ]

@@ -20,7 +20,7 @@ from transformers.processing_utils import ProcessorMixin
 from .batching_unime import plan_chunks
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
-from .items_unime import PreparedItem, is_chat, is_image, judge_messages, read_frames, split_item
+from .items_unime import PreparedItem, is_chat, is_image, judge_messages, read_frames, require_unicode, split_item
 from .native_unime import build_native, load_parts, load_saved_images
 from .prompts_unime import PLACEHOLDER, PRESETS, Prompts, find_preset, instruct, one_of, strip_placeholders
 
@@ -52,6 +52,7 @@ class Reading:
             raise ValueError(f"role must be 'query' or 'document', got {self.role!r}.")
         if self.resolution is not None:
             Resolution.parse(self.resolution)  # raises early
+        require_unicode(self.instruction or "", "the instruction")
 
 
 class UniMEProcessor(ProcessorMixin):
@@ -376,9 +377,11 @@ class UniMEProcessor(ProcessorMixin):
         turns = []
         images = []
         for message in messages:
-            entries = message.get("content", "")
+            entries = message.get("content")
             if isinstance(entries, str):
                 entries = [_text_part(entries)]
+            if not isinstance(entries, (list, tuple)):
+                raise ValueError(f"{name} has a message whose content is neither a text nor a list: {entries!r}.")
 
             # a video becomes as many images as it has frames
             content = []
@@ -394,12 +397,13 @@ class UniMEProcessor(ProcessorMixin):
 
     def _images_of(self, entry: dict, name: str) -> Sequence:
         """The image, or the frames of the video, in an entry of a message's content; none for a text."""
-        kind = entry.get("type")
+        kind = entry.get("type") if isinstance(entry, Mapping) else None
         if kind == "image" and is_image(entry.get("image")):
             return (entry["image"],)
         if kind == "video" and entry.get("video") is not None:
             return read_frames(entry["video"], name, self.num_frames)
         if kind == "text" and isinstance(entry.get("text"), str):
+            require_unicode(entry["text"], name)
             return ()
         raise ValueError(f"{name} has a message part that is neither text, image nor video: {str(entry)[:80]!r}.")
 
@@ -487,7 +491,10 @@ class UniMEProcessor(ProcessorMixin):
                 f"{name} holds {placed} image tokens for {len(images)} images; remove {self.image_token!r} from "
                 "its text."
             )
-        sizes = tuple(self._fit(image, resolution, name) for image in images)
+        sizes = []
+        for number, image in enumerate(images, 1):
+            sizes.append(self._fit(image, resolution, name + _place(number, len(images))))
+        sizes = tuple(sizes)
         return PreparedItem(name, prompt, ids, images, sizes, self._count_tokens(sizes, name), resolution)
 
     def _fit(self, image, resolution: Resolution, name: str) -> tuple[int, int]:
@@ -508,10 +515,24 @@ class UniMEProcessor(ProcessorMixin):
 
     def _count_tokens(self, sizes, name: str) -> tuple[int, ...]:
         """Tokens of each image of a prompt."""
+        if not sizes:
+            return ()
         try:
-            return tuple(self._native.count_tokens(list(sizes))) if sizes else ()
+            return tuple(self._native.count_tokens(list(sizes)))
         except ValueError as error:
-            raise ValueError(f"{name}: image of {sizes[0][0]} x {sizes[0][1]} pixels: {error}") from error
+            place = self._uncountable(sizes)
+            width, height = sizes[place]
+            name = name + _place(place + 1, len(sizes))
+            raise ValueError(f"{name}: image of {width} x {height} pixels: {error}") from error
+
+    def _uncountable(self, sizes) -> int:
+        """The place of the first size whose tokens cannot be counted."""
+        for place, size in enumerate(sizes):
+            try:
+                self._native.count_tokens([size])
+            except ValueError:
+                return place
+        return 0
 
     def _shorten(self, entry: PreparedItem, item, reading: Reading, limit: int) -> PreparedItem:
         """The item with its text cut so that it has at most `limit` tokens."""
@@ -708,6 +729,11 @@ def _with_settings(reading: Reading | None, settings: dict) -> Reading:
 def _numbered(kind: str, count: int) -> list[str]:
     """Names by which errors call things: `item 0`, `item 1`, ..."""
     return [f"{kind} {number}" for number in range(count)]
+
+
+def _place(number: int, count: int) -> str:
+    """Which of several images of an item is meant, for the end of its name."""
+    return f", image {number} of {count}" if count > 1 else ""
 
 
 def _flatten(images) -> Iterable:

@@ -357,18 +357,18 @@ def _image_keys(prepared: list[PreparedItem], processor) -> list[list[_ImageKey]
         entry_keys = []
         for image, size in zip(entry.images, entry.sizes):
             if id(image) not in contents:
-                contents[id(image)] = _content_of(image, processor.max_image_pixels)
+                contents[id(image)] = _content_of(image, processor.max_image_pixels, entry.name)
             entry_keys.append(_ImageKey(contents[id(image)], size, entry.resolution, alone))
         keys.append(entry_keys)
     return keys
 
 
-def _content_of(image, max_pixels: int):
+def _content_of(image, max_pixels: int, name: str):
     """What is equal for equal images: a hash of the pixels, or a file with its time of change and size."""
     if isinstance(image, VideoFrame):
         return image
     if isinstance(image, Image.Image):
-        return item_key(image, max_pixels)
+        return item_key(image, max_pixels, name)
     status = os.stat(image)
     return os.fspath(image), status.st_mtime_ns, status.st_size
 

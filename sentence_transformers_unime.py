@@ -12,6 +12,8 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM
 from transformers.image_utils import load_image
 
+from .items_unime import describe
+
 try:
     from sentence_transformers.base.modules.input_module import InputModule
 except ModuleNotFoundError as error:
@@ -100,7 +102,9 @@ class UniMETransformer(_UniMEModule):
         """Features of a batch; `task` is what `encode_query` and `encode_document` set."""
         role = "document" if task == "document" else "query"
         items = [_as_item(item) for item in inputs]
-        rows, prepared = self.processor.prepare_parts(items, instruction=prompt or None, role=role)
+        # the caller's order is not known here, where texts come sorted by length
+        names = list(map(describe, items))
+        rows, prepared = self.processor.prepare_parts(items, instruction=prompt or None, role=role, names=names)
         return {**self.processor.collate(prepared), "rows": torch.tensor(rows)}
 
     def forward(self, features: dict, **kwargs) -> dict:
@@ -123,10 +127,12 @@ class UniMECrossEncoder(_UniMEModule):
         if prompt:
             raise ValueError("the judge's instruction is fixed; put what you look for into the query.")
         turns = []
-        for number, (query, candidate) in enumerate(inputs):
-            names = [f"pair {number}"]
-            turns.append(self.processor.rerank_messages(_as_item(query), [_as_item(candidate)], "pointwise", names))
-        return dict(self.processor.collate(self.processor.prepare(turns), "left"))
+        names = []
+        for pair in inputs:
+            query, candidate = map(_as_item, pair)
+            names.append(f"the pair of {describe(query)} and {describe(candidate)}")
+            turns.append(self.processor.rerank_messages(query, [candidate], "pointwise", names[-1:]))
+        return dict(self.processor.collate(self.processor.prepare(turns, names=names), "left"))
 
     def forward(self, features: dict, **kwargs) -> dict:
         yes, no = self._answers

@@ -1,10 +1,13 @@
 """`unime data check FILE`: what a person should know about a data file before training on it for a week."""
 
 import statistics
+import threading
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +20,7 @@ from .schema import Example, Item, to_example
 from .texts import printable
 
 SHOWN = 20  # bad rows, and bad images, that are printed; the JSON report has all
+IN_HAND = 25_000_000  # pixels that are decoded at a time, of about 15 bytes each; a larger image is alone
 
 
 def check(path, image_root=None, split: str = "original", images: bool = True) -> dict:
@@ -205,7 +209,8 @@ def check_images(paths: Iterable[str], thoroughly: bool = True) -> dict:
     kinds = Counter()
     pixels = []
     with ThreadPoolExecutor() as workers:
-        looks = tqdm(workers.map(_look, present), total=len(present), desc="Images", unit="image", delay=1)
+        look_at = partial(_look, budget=_PixelBudget(IN_HAND))
+        looks = tqdm(workers.map(look_at, present), total=len(present), desc="Images", unit="image", delay=1)
         for path, look in zip(present, looks):
             kinds.update(look.oddities)
             if look.reason:
@@ -218,6 +223,28 @@ def check_images(paths: Iterable[str], thoroughly: bool = True) -> dict:
     return report
 
 
+class _PixelBudget:
+    """Lets threads decode images as long as those in hand have at most so many pixels."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.in_hand = 0
+        self.changed = threading.Condition()
+
+    @contextmanager
+    def spend(self, pixels: int) -> Iterator[None]:
+        """Waits until there is room for so many pixels, or nothing else in hand, and holds them in the body."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.in_hand == 0 or self.in_hand + pixels <= self.most)
+            self.in_hand += pixels
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.in_hand -= pixels
+                self.changed.notify_all()
+
+
 class _Look(NamedTuple):
     """What there is to say of an image: why it cannot be read, what is odd about it, and its width times height."""
 
@@ -226,14 +253,16 @@ class _Look(NamedTuple):
     pixels: int
 
 
-def _look(path: str) -> _Look:
+def _look(path: str, budget: _PixelBudget) -> _Look:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as file:
                 oddities = _oddities(file)
-        width, height = open_image(path).size
-        return _Look("", oddities, width * height)
+                pixels = file.width * file.height
+        with budget.spend(pixels):
+            open_image(path)
+        return _Look("", oddities, pixels)
     except Exception as error:  # a damaged file makes its decoder raise anything
         return _Look(str(error) or type(error).__name__, [], 0)
 
