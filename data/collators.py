@@ -6,7 +6,7 @@ positive can never be taken for a negative, because it has the same index.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from ..batching_unime import plan_chunks
 from ..processing_unime import UniMEProcessor
 from .schema import Example, Item, to_example
+from .sieve import BadItem, Sieve
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Batch:
         positive_score (`FloatTensor` `[B]`), negative_scores (`[B, K]`): judge scores, NaN where there are none.
         dataset (`list[str]`): name of the data set of each row.
         tokens (`int`), padded_tokens (`int`): of all chunks, without and with padding.
+        bad_items (`list[BadItem]`): items that could not be read and were left out; B and T may be 0 without them.
     """
 
     chunks: list
@@ -43,13 +45,17 @@ class Batch:
     dataset: list[str]
     tokens: int
     padded_tokens: int
+    bad_items: list[BadItem] = field(default_factory=list)
 
 
 class EmbeddingCollator:
     """Turns rows (dicts with the columns of [`~unime.data.schema.Example`]) into a [`Batch`].
 
     A cluster becomes one row of the batch for each of its members. Queries are rendered with the preset's query
-    prompts, all other items with its document prompts.
+    prompts, all other items with its document prompts. Items that cannot be read are left out and named in
+    `bad_items`: a row without its query or positive is no row, and without a negative it has one less.
+
+    A call raises a `ValueError` where an item has text and image while the processor embeds those as a sum.
 
     Args:
         processor (`UniMEProcessor`): renders and tokenises the items.
@@ -58,10 +64,6 @@ class EmbeddingCollator:
         max_negatives (`int`, *optional*): use only so many negatives of each row, the first ones.
         length_boundary (`int`, *optional*): the configuration's, see [`~unime.batching_unime.plan_chunks`].
         resolution (`str`, *optional*): policy for the size of images; the processor's by default.
-
-    Raises:
-        ValueError: an item cannot be read, or has text and image while the processor embeds those as a sum of two
-            embeddings; the message names the item.
 
     Example:
 
@@ -86,10 +88,32 @@ class EmbeddingCollator:
         self.max_negatives = max_negatives
         self.length_boundary = length_boundary
         self.resolution = resolution
+        self.sieve = Sieve(self._read)
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Batch]:
-        examples = self._anchors(rows)
+        all_examples = self._anchors(rows)
+        self._refuse_sums(all_examples)
+        examples = self.sieve.rest(all_examples)
+        try:
+            batch = self._batch(examples)
+        except ValueError:
+            # one of the items cannot be read; if all can, the batch fails once more
+            self.sieve.search(examples)
+            batch = self._batch(self.sieve.rest(examples))
+        batch.bad_items = self.sieve.bad_items(all_examples)
+        return {"batch": batch}
 
+    def bad_items(self, row: dict) -> list[BadItem]:
+        """What of a row cannot be read; empty where nothing is wrong with it."""
+        examples = self._anchors([row])
+        self.sieve.search(examples)
+        return self.sieve.bad_items(examples)
+
+    def _read(self, role: str, item: Item):
+        """Reads an item as a batch does; a `ValueError` where that fails."""
+        self._collate(self._prepare({(role, item): 0}), [0])
+
+    def _batch(self, examples: list[Example]) -> Batch:
         # all queries stand first in the table, then all positives, then what is left of the negatives
         table = {}  # (role, item) -> index
         query = [_index(table, "query", example.query) for example in examples]
@@ -104,7 +128,7 @@ class EmbeddingCollator:
             positive_score.append(_or_nan(example.positive_score))
             negative_scores.append(example.negative_scores[: self.max_negatives])
             dataset.append(example.dataset)
-        width = max(map(len, negatives))  # K
+        width = max(map(len, negatives), default=0)  # K
 
         # items of about equal length share a forward pass
         prepared = self._prepare(table)
@@ -113,12 +137,12 @@ class EmbeddingCollator:
         chunks.reverse()  # the longest come last
         tensors = [self._collate(prepared, chunk) for chunk in chunks]
 
-        batch = Batch(
+        return Batch(
             chunks=tensors,
-            order=torch.tensor(list(chain.from_iterable(chunks))),  # [T]
+            order=torch.tensor(list(chain.from_iterable(chunks)), dtype=torch.long),  # [T]
             hashes=_hashes(table),  # [T]
-            query=torch.tensor(query),  # [B]
-            positive=torch.tensor(positive),  # [B]
+            query=torch.tensor(query, dtype=torch.long),  # [B]
+            positive=torch.tensor(positive, dtype=torch.long),  # [B]
             negatives=_pad(negatives, width, -1, torch.long),  # [B, K]
             positive_score=torch.tensor(positive_score),  # [B]
             negative_scores=_pad(negative_scores, width, float("nan"), torch.float),  # [B, K]
@@ -126,7 +150,6 @@ class EmbeddingCollator:
             tokens=sum(lengths),
             padded_tokens=sum(chunk["input_ids"].numel() for chunk in tensors),
         )
-        return {"batch": batch}
 
     def _anchors(self, rows: Sequence[dict]) -> list[Example]:
         """The rows of the batch: an example, or the members of a cluster."""
@@ -149,7 +172,6 @@ class EmbeddingCollator:
             names = []
             for (item_role, item), index in table.items():
                 if item_role == role:
-                    self._refuse_sum(item)
                     indices.append(index)
                     inputs.append(item.as_input())
                     names.append(str(item))  # for messages
@@ -161,13 +183,17 @@ class EmbeddingCollator:
                 prepared[index] = entry
         return prepared
 
-    def _refuse_sum(self, item: Item):
-        """An error if the item would need two prompts."""
-        if self.processor.fusion == "sum" and item.text and item.image:
-            raise ValueError(
-                f"{item} has text and image, which the preset {self.processor.preset!r} embeds apart and adds up; "
-                "training reads one prompt: load the model with fusion='joint'."
-            )
+    def _refuse_sums(self, examples: list[Example]):
+        """An error if an item would need two prompts; it is the model's fault, not the item's."""
+        if self.processor.fusion != "sum":
+            return
+        for example in examples:
+            for item in (example.query, example.positive, *example.negatives):
+                if item.text and item.image:
+                    raise ValueError(
+                        f"{item} has text and image, which the preset {self.processor.preset!r} embeds apart and adds "
+                        "up; training reads one prompt: load the model with fusion='joint'."
+                    )
 
     def _collate(self, prepared: list, chunk: list[int]) -> dict:
         return dict(self.processor.collate([prepared[index] for index in chunk]))
@@ -187,7 +213,7 @@ def _hashes(table: dict) -> torch.Tensor:
         if role == "query":
             content_hash ^= 1
         hashes.append(content_hash)
-    return torch.tensor(hashes)
+    return torch.tensor(hashes, dtype=torch.long)
 
 
 def _or_nan(value: float | None) -> float:

@@ -1,6 +1,6 @@
-"""Samplers that decide which rows meet in a batch."""
+"""Samplers that decide which rows meet in a batch, and which of them each rank reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.utils.data import Sampler
@@ -71,3 +71,67 @@ class HomogeneousSampler(Sampler[int]):
             yield from full_blocks[number].tolist()
         if remainders:
             yield from shuffled(torch.cat(remainders)).tolist()
+
+
+class StepBatches(Sampler[list[int]]):
+    """Cuts the order of a sampler into steps, and each step into one batch for each rank.
+
+    A contrastive loss over a few rows is far lower than over many, and its gradient larger: a small last step would
+    weigh as much as a whole one. The rows that do not fill a step join the step before it, shared out evenly, or are
+    left out. Every rank has as many batches; where there are fewer rows than ranks, some batches are empty.
+
+    Args:
+        sampler (`Sampler[int]`): gives the order of the rows.
+        batch_size (`int`): rows of one rank in a step.
+        ranks (`int`, defaults to 1): processes that share a step. Batch number `step * ranks + rank` is that of one
+            rank in one step, which is how accelerate shares out the batches of a loader.
+        drop_last (`bool`, defaults to `False`): leave out the rows that do not fill a step.
+
+    Raises:
+        ValueError: `batch_size` is not positive, or all rows would be left out.
+
+    Example:
+
+    ```python
+    list(StepBatches(range(5), batch_size=1, ranks=2))  # [[0], [1], [2, 3], [4]]
+    ```
+    """
+
+    def __init__(self, sampler, batch_size: int, ranks: int = 1, drop_last: bool = False):
+        if batch_size < 1:
+            raise ValueError(f"the batch size must be positive, got {batch_size}.")
+        if drop_last and len(sampler) < batch_size * ranks:
+            raise ValueError(
+                f"dataloader_drop_last leaves none of the {len(sampler)} rows, of which a step takes "
+                f"{batch_size * ranks}; lower the batch size, or leave the option off."
+            )
+        self.sampler = sampler
+        self.rows = batch_size * ranks  # of a step; accelerate would read an attribute `batch_size` as fixed
+        self.ranks = ranks
+        self.drops_last = drop_last
+
+    def set_epoch(self, epoch: int):
+        """Chooses the order of an epoch, where the sampler has one for each."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return self.ranks * max(1, len(self.sampler) // self.rows)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = list(self.sampler)
+        steps = len(self) // self.ranks
+        for step in range(steps):
+            end = (step + 1) * self.rows
+            if step == steps - 1 and not self.drops_last:
+                end = len(order)
+            yield from self._shares(order[step * self.rows : end])
+
+    def _shares(self, rows: list[int]) -> Iterator[list[int]]:
+        """A step's rows, one share for each rank; the first ones have a row more where they are not equal."""
+        size, larger = divmod(len(rows), self.ranks)
+        start = 0
+        for rank in range(self.ranks):
+            end = start + size + int(rank < larger)
+            yield rows[start:end]
+            start = end

@@ -11,10 +11,11 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
-from ..data.samplers import HomogeneousSampler
+from ..prompts_unime import one_of
 from .adapters import adapted
 from .gathered_table import GatheredTable
 from .gradient_cache import ChunkEncoder, cached_loss
+from .left_out import refuse_empty
 from .losses import LossOutput, MatryoshkaLoss
 from .metered_trainer import MeteredTrainer
 from .sharding import in_lockstep
@@ -37,6 +38,8 @@ class EmbeddingConfig(TrainingArguments):
         matryoshka_dims (`list[int]`, *optional*): widths of the prefixes that are trained too; the full width must be
             among them.
         homogeneous_batches (`bool`, defaults to `True`): fill each batch from one data set.
+        bad_items (`str`, defaults to `"leave_out"`): what to do with items that cannot be read: `"leave_out"` goes on
+            without them and lists them at the end, `"stop"` stops all ranks at the first.
         token_budget (`int`, *optional*): the earlier name of `batch_tokens`; deprecated.
     """
 
@@ -62,6 +65,10 @@ class EmbeddingConfig(TrainingArguments):
         default=None, metadata={"help": "Train these prefixes of the embedding too (the full width must be named)."}
     )
     homogeneous_batches: bool = field(default=True, metadata={"help": "Fill each batch from one data set."})
+    bad_items: str = field(
+        default="leave_out",
+        metadata={"help": "Items that cannot be read: leave_out (and list them at the end), or stop."},
+    )
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 mixed precision; by default where it is faster."}
     )
@@ -73,6 +80,7 @@ class EmbeddingConfig(TrainingArguments):
             self.batch_tokens = self.token_budget
             self.token_budget = None  # a saved and read configuration does not warn again
 
+        one_of("bad_items", self.bad_items, "leave_out", "stop")
         self.remove_unused_columns = False  # a row is a nested example, not arguments of the model
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
@@ -175,8 +183,10 @@ class EmbeddingTrainer(MeteredTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss over the batches of all ranks; its `backward()` runs step 3 of the gradient cache."""
         batch: Batch = inputs["batch"]
+        bad_items = self.leave_out(batch.bad_items)
         device = self.args.device
         table = GatheredTable(batch, device)
+        refuse_empty(len(table.query), bad_items)
 
         # embeddings come in the order of the chunks, and some of them may count for nothing
         chunks, order = self._chunks(batch)
@@ -184,6 +194,9 @@ class EmbeddingTrainer(MeteredTrainer):
         items = order[order >= 0].to(device)  # [t]
 
         def loss_over_all_ranks(encoded: torch.Tensor) -> LossOutput:
+            if len(table.query) == 0:  # on all ranks, no row of this step could be read
+                parameters = [parameter.sum() for parameter in self.loss.parameters()]
+                return LossOutput(0.0 * sum([encoded.sum(), *parameters]), {})
             embeddings = torch.empty_like(encoded[: len(items)]).index_copy(0, items, encoded[rows])  # [t, D]
             return self.loss_of(table.gather(embeddings), table)
 
@@ -210,7 +223,9 @@ class EmbeddingTrainer(MeteredTrainer):
     def _chunks(self, batch: Batch) -> tuple[list[dict], torch.Tensor]:
         """The chunks to run, and for each row of them its index in the table, -1 where it counts for nothing."""
         if not self.is_deepspeed_enabled:
-            return batch.chunks, batch.order
+            if batch.chunks:
+                return batch.chunks, batch.order
+            return [self.spare_inputs(with_image=False)], torch.tensor([-1])  # other ranks wait for a forward
 
         # each chunk with the indices of its rows, and small ones where other ranks run more
         sizes = [len(tensors["input_ids"]) for tensors in batch.chunks]
@@ -234,17 +249,5 @@ class EmbeddingTrainer(MeteredTrainer):
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         self._metrics[mode]["distinct_items"].append(len(batch.hashes))
-        self._metrics[mode]["padded_share"].append(1 - batch.tokens / batch.padded_tokens)
-
-    def _get_train_sampler(self, train_dataset=None):
-        if train_dataset is None:
-            train_dataset = self.train_dataset
-        if not self.args.homogeneous_batches:
-            return super()._get_train_sampler(train_dataset)
-
-        # a block is what all ranks together read in one step
-        block = self._train_batch_size * self.args.world_size
-        seed = self.args.data_seed
-        if seed is None:
-            seed = self.args.seed
-        return HomogeneousSampler(train_dataset["dataset"], block, seed)
+        if batch.padded_tokens:
+            self._metrics[mode]["padded_share"].append(1 - batch.tokens / batch.padded_tokens)

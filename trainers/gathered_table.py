@@ -61,7 +61,7 @@ class GatheredTable:
         # a copy of a query has the same hash, and with it the role of its first copy
         self.is_query = torch.isin(self.hashes, self.hashes[self.query]).long()
 
-        names = torch.tensor(list(map(content_hash, batch.dataset)), device=device)
+        names = torch.tensor(list(map(content_hash, batch.dataset)), dtype=torch.long, device=device)
         self.dataset = torch.cat(self._gather(names))
         self.positive_score = torch.cat(self._gather(batch.positive_score.to(device)))
         self.negative_scores = _stack(self._gather(batch.negative_scores.to(device)), float("nan"))

@@ -4,11 +4,21 @@ import math
 import time
 from collections import Counter, defaultdict
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from PIL import Image
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import seed_worker
 
+from ..data.samplers import HomogeneousSampler, StepBatches
+from ..data.sieve import BadItem
 from .cards import write_card
+from .left_out import BAD_ITEMS, LeftOut
 from .sharding import OneReduction
 
 
@@ -37,14 +47,103 @@ class MeteredTrainer(Trainer):
         self.can_return_loss = True
         self.label_names = []
 
+        self.left_out = LeftOut()
+        self.add_callback(self.left_out)
+
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
         self._processed = Counter()  # items and tokens trained on since the last log entry
         self._since = None  # when that entry was written, later by what is not training
+
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ) -> DataLoader:
+        """As in `Trainer`, in whole steps: see [`~unime.data.samplers.StepBatches`]."""
+        sampler = None if sampler_fn is None else sampler_fn(dataset)
+        if sampler is None:  # of an evaluation on several processes, which `Trainer` leaves to accelerate
+            sampler = SequentialSampler(dataset)
+        batches = StepBatches(
+            sampler, batch_size, self.accelerator.num_processes, drop_last=self.args.dataloader_drop_last
+        )
+
+        options = {}
+        if is_training:
+            self.add_callback(ChooseOrder(batches))
+            options["worker_init_fn"] = partial(
+                seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+            )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            multiprocessing_context=self.args.dataloader_multiprocessing_context,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            in_order=self.args.dataloader_in_order,
+            **options,
+        )
+        loader = self.accelerator.prepare_data_loader(loader)
+
+        # workers that go on living belong to a loader that is used again
+        if dataloader_key is not None and self.args.dataloader_persistent_workers:
+            self._eval_dataloaders = {**getattr(self, "_eval_dataloaders", {}), dataloader_key: loader}
+        return loader
+
+    def _get_train_sampler(self, train_dataset=None):
+        if train_dataset is None:
+            train_dataset = self.train_dataset
+        if not self.args.homogeneous_batches:
+            return super()._get_train_sampler(train_dataset)
+
+        # a block is what all ranks together read in one step
+        block = self._train_batch_size * self.args.world_size
+        seed = self.args.data_seed
+        if seed is None:
+            seed = self.args.seed
+        return HomogeneousSampler(train_dataset["dataset"], block, seed)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """As in `Trainer`, with a DeepSpeed engine that takes many backwards."""
         self.adopt_engine(model)
         return super().training_step(model, inputs, num_items_in_batch)
+
+    def train(self, *args, **kwargs):
+        """As in `Trainer`; at the end it says which items could not be read, and lists them in `output_dir`."""
+        result = super().train(*args, **kwargs)
+        if self.left_out.reasons and self.is_world_process_zero():
+            self.left_out.report(Path(self.args.output_dir) / BAD_ITEMS)
+        return result
+
+    def leave_out(self, bad_items: list[BadItem]) -> list[BadItem]:
+        """Notes what could not be read of a batch, on all ranks alike, which must all call this.
+
+        Args:
+            bad_items (`list[BadItem]`): of this rank's batch.
+
+        Returns:
+            `list[BadItem]`: those of all ranks.
+
+        Raises:
+            ValueError: there is one, and `args.bad_items` is `"stop"`.
+        """
+        if dist.is_initialized():
+            # the items themselves travel only where there are any
+            count = torch.tensor(len(bad_items), device=self.args.device)
+            dist.all_reduce(count)
+            if count:
+                gathered = [None] * dist.get_world_size()
+                dist.all_gather_object(gathered, bad_items)
+                bad_items = list(chain.from_iterable(gathered))
+
+        if bad_items and self.args.bad_items == "stop":
+            first = bad_items[0]
+            raise ValueError(
+                f"after step {self.state.global_step}, {first.item} cannot be read: {first.reason} (bad_items: stop; "
+                "unime data check --model finds such items before)"
+            )
+        self.left_out.note(bad_items)
+        return bad_items
 
     def count(self, items: int, tokens: int):
         """Notes what a training batch of this process holds, for `items_per_second` and `tokens_per_second`.
@@ -120,6 +219,8 @@ class MeteredTrainer(Trainer):
             logs[prefix + name] = _mean_of_numbers(values)
         self._metrics[mode].clear()
 
+        if self.left_out.reasons:
+            logs["items_left_out"] = len(self.left_out.reasons)
         if mode == "train" and self._since is not None and self._processed:
             seconds = time.perf_counter() - self._since
             for name, count in self._processed.items():
@@ -132,6 +233,23 @@ class MeteredTrainer(Trainer):
         """As in `Trainer`; a decay below 1 is a share of all steps."""
         resolve_decay(self.args, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+
+class ChooseOrder(TrainerCallback):
+    """Chooses the order of every epoch, also of one that several processes resume in its middle.
+
+    There accelerate wraps the batches once more, and `Trainer` does not reach them.
+
+    Args:
+        batches ([`~unime.data.samplers.StepBatches`]): of the training.
+    """
+
+    def __init__(self, batches: StepBatches):
+        self.batches = batches
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        """Takes the epoch's number; in the middle of an epoch it is a fraction above it."""
+        self.batches.set_epoch(int(state.epoch))
 
 
 def _prefix(logs: dict) -> str:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -16,15 +17,18 @@ import torch.nn.functional as F
 
 from ..batching_unime import plan_chunks
 from ..data.schema import Example, Item, to_example
+from ..data.sieve import BadItem, Sieve
 from ..items_unime import PreparedItem
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_ANSWER
 from .adapters import adapted
 from .embedding_trainer import EmbeddingConfig
+from .left_out import refuse_empty
 from .metered_trainer import MeteredTrainer
 from .sharding import in_lockstep
 from .stage import read_mined_rows, run_command
 
+KINDS = ("yes", "no", "list")  # of training sequences
 IGNORED = -100  # in place of an id: not a part of the answer
 UNLIMITED = 2**31  # tokens
 
@@ -62,12 +66,12 @@ class RerankerCollator:
     are no scores. The positive's place in the list, and the list's length, depend on the row and the seed alone: each
     place is as likely, and a resumed run draws the same. Lists that are too long lose their easiest candidates.
 
+    Items that cannot be read are left out: a row without its query or positive is no row, nor is one of which a list
+    of two candidates is above the limit of tokens; without a negative it has one less.
+
     Args:
         processor (`UniMEProcessor`): of the reranker.
         args (`RerankerConfig`): of the training.
-
-    Raises:
-        ValueError: on a call, a list of two candidates is above the limit of tokens; the message names the query.
 
     Example:
 
@@ -80,18 +84,66 @@ class RerankerCollator:
     def __init__(self, processor: UniMEProcessor, args: RerankerConfig):
         self.processor = processor
         self.args = args
+        self.sieve = Sieve(self._read)
+        self.unfit: dict[tuple, str] = {}  # rows that cannot be read although each of their items can
 
     def __call__(self, rows: Sequence[dict]) -> dict:
         """Makes a batch.
 
         Returns:
-            `dict` with `"batch"`, a list of chunks of at most `batch_tokens` padded tokens. Each is a dict with the
-            model's `"inputs"`, padded on the left; the `"answers"` `[N, A]`, ids with -100 before them; `"weights"`
-            `[N]` with which the sequences' losses add up to three means; and the `"kinds"` of the sequences.
+            `dict` with `"batch"`, a list of chunks of at most `batch_tokens` padded tokens, and `"bad_items"`, the
+            `BadItem`s that were left out. Each chunk is a dict with the model's `"inputs"`, padded on the left; the
+            `"answers"` `[N, A]`, ids with -100 before them; `"weights"` `[N]` with which the sequences' losses add up
+            to three means; and the `"kinds"` of the sequences.
         """
+        examples = list(map(to_example, rows))
+        try:
+            batch = self._batch(self._fitting(examples))
+        except ValueError:
+            # an item or a row cannot be read; if all can, the batch fails once more
+            self._search(examples)
+            batch = self._batch(self._fitting(examples))
+        return {"batch": batch, "bad_items": self._bad_items(examples)}
+
+    def bad_items(self, row: dict) -> list[BadItem]:
+        """What of a row cannot be read, which may be the row as a whole; empty where nothing is wrong with it."""
+        example = to_example(row)
+        self._search([example])
+        return self._bad_items([example])
+
+    def _search(self, examples: list[Example]):
+        """Finds the items, and then the rows, that cannot be read."""
+        self.sieve.search(examples)
+        for example in self.sieve.rest(examples):
+            try:
+                self._sequences(example)
+            except ValueError as error:
+                self.unfit[_key(example)] = str(error)
+
+    def _fitting(self, examples: list[Example]) -> list[Example]:
+        """The rows that can be read, without the items that cannot."""
+        return [example for example in self.sieve.rest(examples) if _key(example) not in self.unfit]
+
+    def _bad_items(self, examples: list[Example]) -> list[BadItem]:
+        bad_items = self.sieve.bad_items(examples)
+        for example in self.sieve.rest(examples):
+            if _key(example) in self.unfit:
+                bad_items.append(BadItem(str(example.query), self.unfit[_key(example)]))
+        return bad_items
+
+    def _read(self, role: str, item: Item):
+        """Reads an item in the shortest question; a `ValueError` where that fails."""
+        messages = self.processor.rerank_messages(item.as_input(), ["."], "pointwise")
+        prepared = self.processor.prepare(
+            [messages], max_length=self.args.max_length, names=[str(item)], resolution=self.args.resolution
+        )
+        self.processor.collate(prepared)
+
+    def _batch(self, examples: list[Example]) -> list[dict]:
+        """The chunks of some rows."""
         questions = []
-        for row in rows:
-            questions.extend(self._sequences(to_example(row)))
+        for example in examples:
+            questions.extend(self._sequences(example))
         counts = Counter(question.kind for question in questions)
 
         # the longest, which hold the images, come last
@@ -101,7 +153,7 @@ class RerankerCollator:
         for indices in reversed(plan):
             chunk = [questions[index] for index in indices]
             chunks.append(self._collate(chunk, counts))
-        return {"batch": chunks}
+        return chunks
 
     def _collate(self, questions: list[Question], counts: dict[str, int]) -> dict:
         """The tensors of some sequences; `counts` says how many of each kind the whole batch has."""
@@ -171,6 +223,11 @@ class RerankerCollator:
         return Question(kind, prompt, self.processor.answer_ids(answer))
 
 
+def _key(example: Example) -> tuple:
+    """What tells rows apart."""
+    return example.query, example.positive, tuple(example.negatives)
+
+
 def _hardest_first(example: Example) -> list[Item]:
     """The negatives by their judge scores, each once, without copies of the positive."""
 
@@ -230,7 +287,7 @@ class RerankerTrainer(MeteredTrainer):
         for chunk in inputs["batch"]:
             self.count(items=len(chunk["kinds"]), tokens=int(chunk["inputs"]["attention_mask"].sum()))
 
-        chunks = self._chunks(inputs["batch"])
+        chunks = self._chunks(inputs)
         total = 0.0
         for number, chunk in enumerate(chunks):
             last = number == len(chunks) - 1
@@ -258,23 +315,46 @@ class RerankerTrainer(MeteredTrainer):
         """The loss of an evaluation batch; there are neither logits nor labels."""
         with torch.no_grad(), self.compute_loss_context_manager():
             total = 0.0
-            for chunk in self._chunks(inputs["batch"]):
+            for chunk in self._chunks(inputs):
                 total = total + self._chunk_loss(model, chunk, "eval")
         return total, None, None
 
-    def _chunks(self, batch: list[dict]) -> list[dict]:
-        """The chunks to run: those of the batch, and what only keeps ranks in step."""
-        if not self.is_deepspeed_enabled:
-            return batch
+    def _chunks(self, inputs: dict) -> list[dict]:
+        """The chunks to run: those of the batch, weighted over all ranks, and what only keeps ranks in step."""
+        batch = inputs["batch"]
+        bad_items = self.leave_out(inputs["bad_items"])
+        refuse_empty(self._weigh(batch), bad_items)
 
         def spare(with_image: bool) -> dict:
             inputs = self.spare_inputs(with_image, padding_side="left")
             answers = inputs["input_ids"][:, -1:]  # [1, 1]
             return {"inputs": inputs, "answers": answers, "weights": torch.zeros(1), "kinds": []}
 
+        if not self.is_deepspeed_enabled:
+            return batch or [spare(with_image=False)]  # other ranks wait for a backward
         return in_lockstep(
             batch, has_images=lambda chunk: "pixel_values" in chunk["inputs"], spare=spare, device=self.args.device
         )
+
+    def _weigh(self, batch: list[dict]) -> int:
+        """Makes the weights those of means over all ranks, which may have other numbers of sequences each.
+
+        Returns:
+            `int`: how many sequences all ranks have.
+        """
+        kinds = list(chain.from_iterable(chunk["kinds"] for chunk in batch))
+        counts = torch.tensor([kinds.count(kind) for kind in KINDS], device=self.args.device)
+        totals = counts.clone()
+        if not dist.is_initialized():
+            return len(kinds)
+
+        # DDP averages over ranks: where all have as many, nothing changes
+        dist.all_reduce(totals)
+        scales = dist.get_world_size() * counts / totals.clamp(min=1)
+        scale_of = dict(zip(KINDS, scales.tolist()))
+        for chunk in batch:
+            chunk["weights"] = chunk["weights"] * torch.tensor([scale_of[kind] for kind in chunk["kinds"]])
+        return int(totals.sum())
 
     def _chunk_loss(self, model, chunk: dict, mode: str) -> torch.Tensor:
         """The weighted cross-entropies of some sequences: each the mean over its answer's tokens."""
