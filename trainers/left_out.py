@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from ..data.sieve import BadItem
-from ..jobs.shards import write_text
+from ..files.writing import write_text
 
 BAD_ITEMS = "bad_items.json"  # in the output folder
 HOPELESS = 16  # if so many items of a step cannot be read and no row is left, the fault is not in the items
