@@ -168,7 +168,13 @@ def describe(item) -> str:
 
 
 def judge_messages(
-    query, candidates, strategy: str = "pointwise", names=None, answer_format: str = "yes_no", num_frames: int = 8
+    query,
+    candidates,
+    strategy: str = "pointwise",
+    names=None,
+    answer_format: str = "yes_no",
+    num_frames: int = 8,
+    image_text: str = "",
 ) -> list[dict]:
     """The judge's user turn: instruction, `Query:`, the query, `Candidate:` or `Candidates:` and the candidates.
 
@@ -182,6 +188,7 @@ def judge_messages(
         names (`list[str]`, *optional*): how errors call the candidates.
         answer_format (`str`, defaults to `"yes_no"`): `"yes_no"` or `"multiple_choice"`.
         num_frames (`int`, defaults to 8): most frames of a video.
+        image_text (`str`): follows every image without a text.
 
     Returns:
         a list of one message, whose content is a list of text and image parts.
@@ -199,14 +206,14 @@ def judge_messages(
     instruction = LISTWISE_INSTRUCTION if listwise else POINTWISE[answer_format].instruction
 
     content = [_text_part(instruction), _text_part("Query:")]
-    content += _item_parts(query, "query", num_frames)
+    content += _item_parts(query, "query", num_frames, image_text)
 
     content.append(_text_part("Candidates:" if listwise else "Candidate:"))
     for index, candidate in enumerate(candidates):
         if listwise:
             content.append(_text_part(f"({index + 1}) "))
         name = names[index] if names else f"candidate {index}"
-        content += _item_parts(candidate, name, num_frames)
+        content += _item_parts(candidate, name, num_frames, image_text)
     return [{"role": "user", "content": content}]
 
 
@@ -215,7 +222,7 @@ def _text_part(text: str) -> dict:
     return {"type": "text", "text": text}
 
 
-def _item_parts(item, name: str, num_frames: int) -> list[dict]:
+def _item_parts(item, name: str, num_frames: int, image_text: str) -> list[dict]:
     """An item as parts of a message, its images first."""
     if is_chat(item):
         raise TypeError(f"{name} is a chat; the judge reads texts, images, and dicts of both.")
@@ -223,6 +230,8 @@ def _item_parts(item, name: str, num_frames: int) -> list[dict]:
 
     parts = [{"type": "image", "image": image} for image in images]
     text = strip_placeholders(text or "")
+    if images and not text.strip():
+        text = image_text
     if text:
         parts.append(_text_part(text))
     return parts

@@ -106,6 +106,7 @@ class UniMEModel(UniMEPreTrainedModel):
         prompt: str | None = None,
         batch_size: int | None = None,
         show_progress_bar: bool | None = None,
+        benchmark: str | None = None,
     ) -> torch.Tensor:
         """Embeds items of any kind, each distinct one once, in batches of at most `batch_tokens` padded tokens.
 
@@ -129,6 +130,8 @@ class UniMEModel(UniMEPreTrainedModel):
             batch_size (`int`, *optional*): in place of `batch_tokens`, as many tokens as that many of the longest
                 items take.
             show_progress_bar (`bool`, *optional*): sentence-transformers' name of `show_progress`.
+            benchmark (`str`, *optional*): `"mmeb"`, `"retrieval"` or `"sugarcrepe"`: word items as the preset does on
+                this kind of benchmark.
 
         Returns:
             tensor `[N, D]` on the CPU, in the order of `items` (`[D]` for a single item): float32, or int8
@@ -153,7 +156,7 @@ class UniMEModel(UniMEPreTrainedModel):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         is_single = not isinstance(items, (list, tuple)) or is_chat(items)
         items = [items] if is_single else list(items)
-        reading = Reading(instruction, role, max_length, resolution, fusion)
+        reading = Reading(instruction, role, max_length, resolution, fusion, benchmark=benchmark)
 
         # equal items are embedded once
         distinct, names, places = self._distinct(items, show_progress)
@@ -332,6 +335,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         repetition_penalty: float = 1.0,
         share_prefix: bool = True,
         output: str = "probability",
+        benchmark: str | None = None,
     ) -> torch.Tensor:
         """Probability that each candidate meets the query: softmax over the logits of two answers (2510.13515).
 
@@ -351,6 +355,8 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             output (`str`, defaults to `"probability"`): `"logit"` gives the log-odds of Yes against No instead.
                 Probabilities of confident answers are all 1.0 in float32; their log-odds still differ, so compare
                 and sort by these.
+            benchmark (`str`, *optional*): `"mmeb"`, `"retrieval"` or `"sugarcrepe"`: show items as the preset does on
+                this kind of benchmark.
 
         Returns:
             float32 tensor `[len(candidates)]`: probabilities in [0, 1], or log-odds.
@@ -369,7 +375,9 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         names = [f"candidate {i}" for i in range(len(candidates))]
         messages = []
         for candidate, name in zip(candidates, names):
-            messages.append(self.processor.rerank_messages(query, [candidate], "pointwise", [name], answer_format))
+            messages.append(
+                self.processor.rerank_messages(query, [candidate], "pointwise", [name], answer_format, benchmark)
+            )
         prepared = self.processor.prepare(messages, names=names, resolution=resolution)
 
         yes_tokens, no_tokens = self._answers(POINTWISE[answer_format][1:], sum_variants)
@@ -399,6 +407,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         top_k: int | None = None,
         return_documents: bool = False,
         output: str = "probability",
+        benchmark: str | None = None,
         **scoring,
     ) -> list[dict]:
         """Ranks candidates, best first.
@@ -419,6 +428,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             return_documents (`bool`, defaults to `False`): return each candidate too, as `"text"`, whatever its kind.
             output (`str`, defaults to `"probability"`): `"logit"` reports log-odds, and for `"fused"` adds them in
                 place of probabilities. Otherwise the order is the same with either.
+            benchmark (`str`, *optional*): as in [`~UniMERerankerForCausalLM.score`].
             scoring: for `"pointwise"` and `"fused"`, the other arguments of `score`.
 
         Returns:
@@ -452,16 +462,15 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
         if strategy == "generate":
             scores = [None] * len(candidates)
-            order = self._order_by_generation(query, candidates, resolution)
+            order = self._order_by_generation(query, candidates, resolution, benchmark)
         else:
             if strategy == "listwise":
                 log_odds = self._listwise_log_odds(
-                    query, candidates, rounds, seed, batch_tokens, resolution, show_progress
+                    query, candidates, rounds, seed, batch_tokens, resolution, show_progress, benchmark
                 )
             else:
-                log_odds = self.score(
-                    query, candidates, batch_tokens, show_progress, resolution, output="logit", **scoring
-                )
+                scoring |= {"output": "logit", "benchmark": benchmark}
+                log_odds = self.score(query, candidates, batch_tokens, show_progress, resolution, **scoring)
             scores, order = ranked(log_odds, output, retrieval_scores if strategy == "fused" else None, weight)
 
         ranking = []
@@ -473,7 +482,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         return ranking
 
     def _listwise_log_odds(
-        self, query, candidates, rounds, seed, batch_tokens, resolution, show_progress
+        self, query, candidates, rounds, seed, batch_tokens, resolution, show_progress, benchmark
     ) -> torch.Tensor:
         """Log-odds `[N]` that each candidate is the best of all, of probabilities averaged over rounds; float64."""
         if rounds < 1:
@@ -489,12 +498,12 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             order = torch.randperm(count, generator=generator) if number else torch.arange(count)
             order = order.tolist()
             shown = [candidates[i] for i in order]
-            entry = self._listwise_prompt(query, shown, [f"candidate {i}" for i in order], resolution)
+            entry = self._listwise_prompt(query, shown, [f"candidate {i}" for i in order], resolution, benchmark)
             by_round[number, order] = self._log_probabilities_of_numbers(entry, count, batch_tokens)
         return log_odds_among(by_round.logsumexp(dim=0))  # the number of rounds cancels
 
-    def _listwise_prompt(self, query, candidates, names, resolution, suffix=LISTWISE_ANSWER):
-        messages = self.processor.rerank_messages(query, candidates, "listwise", names)
+    def _listwise_prompt(self, query, candidates, names, resolution, benchmark, suffix=LISTWISE_ANSWER):
+        messages = self.processor.rerank_messages(query, candidates, "listwise", names, benchmark=benchmark)
         (entry,) = self.processor.prepare(
             [messages], suffix=suffix, names=["query and candidates"], resolution=resolution
         )
@@ -536,9 +545,9 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             answers.append(ids[len(prefix) :])
         return answers
 
-    def _order_by_generation(self, query, candidates, resolution) -> list[int]:
+    def _order_by_generation(self, query, candidates, resolution, benchmark) -> list[int]:
         """The candidate that the model names in its answer, then the others in their order."""
-        answer = self._generate(self._listwise_prompt(query, candidates, None, resolution, suffix=""))
+        answer = self._generate(self._listwise_prompt(query, candidates, None, resolution, benchmark, suffix=""))
         number = re.search(r"\((\d+)\)", answer)
         best = int(number[1]) - 1 if number else -1
 

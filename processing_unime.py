@@ -22,9 +22,22 @@ from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .items_unime import PreparedItem, is_chat, is_image, judge_messages, read_frames, require_unicode, split_item
 from .native_unime import build_native, load_parts, load_saved_images
-from .prompts_unime import PLACEHOLDER, PRESETS, Prompts, find_preset, instruct, one_of, strip_placeholders
+from .prompts_unime import (
+    BENCHMARKS,
+    PLACEHOLDER,
+    PRESETS,
+    Preset,
+    Prompts,
+    find_preset,
+    instruct,
+    one_of,
+    strip_placeholders,
+)
 
-SETTINGS = ("max_length", "max_image_pixels", "chat_template", "resolution", "fusion", "anyres_padding", "num_frames")
+# what a preset decides, unless it is given beside it; and what no preset decides
+_PRESET_SETTINGS = ("max_length", "resolution", "fusion", "anyres_padding", "benchmarks")
+_OTHER_SETTINGS = ("max_image_pixels", "chat_template", "num_frames")
+SETTINGS = _PRESET_SETTINGS + _OTHER_SETTINGS
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,8 @@ class Reading:
         resolution (*optional*): a policy that [`~unime.images_unime.Resolution`] reads; the processor's by default.
         fusion (`str`, *optional*): `"joint"` or `"sum"`; the processor's by default.
         suffix (`str`): appended to every prompt (a forced answer prefix).
+        benchmark (`str`, *optional*): `"mmeb"`, `"retrieval"` or `"sugarcrepe"`: word items as the preset does on this
+            kind of benchmark.
     """
 
     instruction: str | None = None
@@ -46,8 +61,11 @@ class Reading:
     resolution: str | int | None = None
     fusion: str | None = None
     suffix: str = ""
+    benchmark: str | None = None
 
     def __post_init__(self):
+        if self.benchmark is not None:
+            one_of("benchmark", self.benchmark, *BENCHMARKS)
         if self.role not in ("query", "document"):
             raise ValueError(f"role must be 'query' or 'document', got {self.role!r}.")
         if self.resolution is not None:
@@ -70,6 +88,8 @@ class UniMEProcessor(ProcessorMixin):
         fusion (`str`, *optional*): `"joint"` or `"sum"`, how an item of image and text is embedded; the preset's by
             default.
         anyres_padding (`str`, *optional*): `"even"` or `"legacy"`; the preset's by default.
+        benchmarks (`list[str]`, *optional*): the kinds of benchmark that are worded in the way that the preset has for
+            them; all by default. A model that was trained with the preset's usual prompts alone has none.
         num_frames (`int`, defaults to 8): frames read of a video.
         backbone (`dict`, *optional*): `processor_class` of the backbone with its settings; Qwen2-VL's by default.
     """
@@ -90,6 +110,7 @@ class UniMEProcessor(ProcessorMixin):
         anyres_padding=None,
         num_frames=8,
         backbone=None,
+        benchmarks=None,
         **kwargs,
     ):
         self.backbone = backbone or {"processor_class": "Qwen2VLProcessor"}
@@ -103,6 +124,7 @@ class UniMEProcessor(ProcessorMixin):
             resolution=resolution,
             fusion=fusion,
             anyres_padding=anyres_padding,
+            benchmarks=benchmarks,
         )
         self.image_token = self._native.image_token
         self.image_token_id = self._native.image_token_id
@@ -124,6 +146,7 @@ class UniMEProcessor(ProcessorMixin):
         resolution=None,
         fusion=None,
         anyres_padding=None,
+        benchmarks=None,
     ):
         """Sets what a preset decides; a setting that is not None is taken in the place of the preset's."""
         if preset not in PRESETS:
@@ -134,6 +157,7 @@ class UniMEProcessor(ProcessorMixin):
         self.resolution = defaults.resolution if resolution is None else resolution
         self.fusion = one_of("fusion", fusion or defaults.fusion, "joint", "sum")
         self.anyres_padding = one_of("anyres_padding", anyres_padding or defaults.anyres_padding, "even", "legacy")
+        self.benchmarks = list(defaults.benchmarks if benchmarks is None else benchmarks)
         Resolution.parse(self.resolution)  # raises early
         self._native = build_native(image_processor, tokenizer, self.backbone, self.anyres_padding == "legacy")
 
@@ -144,13 +168,13 @@ class UniMEProcessor(ProcessorMixin):
 
         Args:
             preset (`str`): a key of `PRESETS`.
-            settings: `max_length`, `resolution`, `fusion` and `anyres_padding`, where they are to differ from the
-                preset's; and `chat_template`, `max_image_pixels` and `num_frames`, which stay as they are otherwise.
+            settings: `max_length`, `resolution`, `fusion`, `anyres_padding` and `benchmarks`, where they are to differ
+                from the preset's; and `chat_template`, `max_image_pixels` and `num_frames`, which stay otherwise.
 
         Raises:
             ValueError: the preset or a setting is unknown.
         """
-        for name in ("chat_template", "max_image_pixels", "num_frames"):
+        for name in _OTHER_SETTINGS:
             if name in settings:
                 setattr(self, name, settings.pop(name))
         self._template_takes_strings = None  # a template may have changed
@@ -159,6 +183,35 @@ class UniMEProcessor(ProcessorMixin):
     def document_role(self, dataset: str) -> str:
         """The role in which the preset words the documents of a data set: `"document"`, but for a few `"query"`."""
         return "query" if dataset in PRESETS[self.preset].documents_as_queries else "document"
+
+    def wording(self, role: str, benchmark: str | None = None, dataset: str = "") -> tuple[str, str | None]:
+        """The role and the kind of benchmark to embed the items of a data set with, equal where their prompts are.
+
+        Args:
+            role (`str`): `"query"` or `"document"`, what the items are in the data set.
+            benchmark (`str`, *optional*): the kind of benchmark that it belongs to.
+            dataset (`str`): its name.
+
+        Example:
+
+        ```python
+        role, benchmark = processor.wording("document", "mmeb", "GQA")
+        model.encode(answers, role=role, benchmark=benchmark)
+        ```
+        """
+        words = self._words(benchmark)
+        if words is PRESETS[self.preset]:
+            benchmark = None
+        if role == "document":
+            role = self.document_role(dataset)
+        if words.query == words.document:
+            role = "query"
+        return role, benchmark
+
+    def _words(self, benchmark: str | None) -> Preset:
+        """The preset whose prompts are used on a kind of benchmark, or elsewhere."""
+        preset = PRESETS[self.preset]
+        return preset.on(benchmark) if benchmark in self.benchmarks else preset
 
     @property
     def takes_several_images(self) -> bool:
@@ -250,7 +303,13 @@ class UniMEProcessor(ProcessorMixin):
 
     # items -> prompts
     def render(
-        self, item, instruction: str | None = None, role: str = "query", name: str = "item", generate: bool = True
+        self,
+        item,
+        instruction: str | None = None,
+        role: str = "query",
+        name: str = "item",
+        generate: bool = True,
+        benchmark: str | None = None,
     ):
         """Returns the prompt of an item, with one image token per image, and its images.
 
@@ -264,6 +323,7 @@ class UniMEProcessor(ProcessorMixin):
             role (`str`): `"query"` or `"document"`; presets may word them differently.
             name (`str`): what errors call the item.
             generate (`bool`): end chat messages with the beginning of an answer.
+            benchmark (`str`, *optional*): a kind of benchmark that the preset may word in a way of its own.
 
         Example:
 
@@ -271,7 +331,7 @@ class UniMEProcessor(ProcessorMixin):
         prompt, images = processor.render({"text": "at night", "image": "photo.jpg"}, role="document")
         ```
         """
-        return self._render(item, Reading(instruction, role), name, generate)
+        return self._render(item, Reading(instruction, role, benchmark=benchmark), name, generate)
 
     def _render(self, item, reading: Reading, name: str, generate: bool = True) -> tuple[str, tuple]:
         if is_chat(item):
@@ -286,7 +346,7 @@ class UniMEProcessor(ProcessorMixin):
 
     def _prompt(self, text: str | None, image_count: int, reading: Reading, name: str) -> str:
         """The preset's prompt for a text (or None) and a number of images."""
-        preset = PRESETS[self.preset]
+        words = self._words(reading.benchmark)
         text = text or ""
         if reading.instruction or not image_count:
             text = strip_placeholders(text)
@@ -297,19 +357,20 @@ class UniMEProcessor(ProcessorMixin):
         if not has_text and not image_count:
             raise ValueError(f"{name} is empty: its text holds only an image placeholder.")
 
-        turn = self._user_turn(text, has_text, image_count, reading.role, name)
-        is_raw_joint = preset.raw_joint and has_text and image_count > 0
-        return turn if not preset.chat or is_raw_joint else self._wrap(turn)
+        prompts: Prompts = getattr(words, reading.role)
+        turn = self._user_turn(text, has_text, image_count, prompts, words.verbatim, name)
+        is_raw_joint = words.raw_joint and has_text and image_count > 0
+        return turn if not words.chat or is_raw_joint else self._wrap(turn, words)
 
-    def _user_turn(self, text: str, has_text: bool, image_count: int, role: str, name: str) -> str:
+    def _user_turn(
+        self, text: str, has_text: bool, image_count: int, prompts: Prompts, verbatim: bool, name: str
+    ) -> str:
         """What the user says, with an image token for each image."""
-        preset = PRESETS[self.preset]
-        prompts: Prompts = getattr(preset, role)
 
         if has_text and PLACEHOLDER.search(text):
             if image_count > 1:
                 raise ValueError(f"{name} places one image in its text but has {image_count}.")
-            turn = text if preset.verbatim else _fill(prompts.both.replace("{image}\n", ""), text)
+            turn = text if verbatim else _fill(prompts.both.replace("{image}\n", ""), text)
             return PLACEHOLDER.sub(lambda _: self._image_in_prompt, turn)
 
         template = prompts.of(has_text, image_count > 0).replace("{image}", self._image_in_prompt * image_count)
@@ -320,18 +381,17 @@ class UniMEProcessor(ProcessorMixin):
         """What stands for an image in a prompt of the preset."""
         return self._fenced_image if PRESETS[self.preset].fenced else self.image_token
 
-    def _wrap(self, turn: str) -> str:
+    def _wrap(self, turn: str, words: Preset) -> str:
         """The user's turn in the chat template, behind the preset's system turn."""
-        preset = PRESETS[self.preset]
         first, *others = turn.split(self._image_in_prompt)
-        content = [_text_part(first, preset.strip)]
+        content = [_text_part(first, words.strip)]
         for piece in others:
             content.append({"type": "image"})
-            content.append(_text_part(piece, preset.strip))
+            content.append(_text_part(piece, words.strip))
 
         messages = [{"role": "user", "content": _without_empty_texts(content)}]
-        if preset.system:
-            messages.insert(0, {"role": "system", "content": [_text_part(preset.system)]})
+        if words.system:
+            messages.insert(0, {"role": "system", "content": [_text_part(words.system)]})
         return self._template(messages, image=self._image_in_prompt)
 
     def _template(self, messages, add_generation_prompt: bool = True, image: str | None = None) -> str:
@@ -408,10 +468,19 @@ class UniMEProcessor(ProcessorMixin):
         raise ValueError(f"{name} has a message part that is neither text, image nor video: {str(entry)[:80]!r}.")
 
     def rerank_messages(
-        self, query, candidates, strategy: str, names=None, answer_format: str = "yes_no"
+        self,
+        query,
+        candidates,
+        strategy: str,
+        names=None,
+        answer_format: str = "yes_no",
+        benchmark: str | None = None,
     ) -> list[dict]:
-        """[`~unime.items_unime.judge_messages`] with this processor's number of frames."""
-        return judge_messages(query, candidates, strategy, names, answer_format, self.num_frames)
+        """[`~unime.items_unime.judge_messages`] with this processor's number of frames, as on a kind of benchmark."""
+        if benchmark is not None:
+            one_of("benchmark", benchmark, *BENCHMARKS)
+        image_text = PRESETS[self.preset].judged_images.get(benchmark, "")
+        return judge_messages(query, candidates, strategy, names, answer_format, self.num_frames, image_text)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an assistant's turn, up to the token that ends it, as they follow the generation prompt."""
@@ -578,18 +647,29 @@ class UniMEProcessor(ProcessorMixin):
             the number of its item for each part, and the parts; embeddings of one item's parts are added up.
         """
         reading = _with_settings(reading, settings)
-        fusion = one_of("fusion", reading.fusion or self.fusion, "joint", "sum")
+        if reading.fusion is not None:
+            one_of("fusion", reading.fusion, "joint", "sum")
         names = names or _numbered("item", len(items))
 
         rows = []
         parts = []
         instructions = []
         for row, item in enumerate(items):
+            fusion = reading.fusion or self._fusion(item, reading.benchmark)
             for part, instruction in _split_into_parts(item, fusion, reading.instruction):
                 rows.append(row)
                 parts.append(part)
                 instructions.append(instruction)
         return rows, self._prepare(parts, instructions, reading, [names[row] for row in rows])
+
+    def _fusion(self, item, benchmark: str | None) -> str:
+        """How an item is embedded, if it has both image and text, where the call does not say it."""
+        # a text that places its image is one of MMEB's
+        text = item.get("text") if isinstance(item, Mapping) else None
+        if benchmark is None and isinstance(text, str) and PLACEHOLDER.search(text):
+            benchmark = "mmeb"
+        words = self._words(benchmark)
+        return self.fusion if words is PRESETS[self.preset] else words.fusion
 
     def read_image(self, entry: PreparedItem, index: int) -> Image.Image:
         """An image of a prepared item, decoded and at the size that was planned."""
@@ -703,13 +783,16 @@ def _split_into_parts(item, fusion: str, instruction: str | None) -> list[tuple]
     whole = [(item, instruction)]
     if fusion == "joint" or is_chat(item) or isinstance(item, str):
         return whole
+    if isinstance(item, Mapping) and not isinstance(item.get("text") or "", str):
+        return whole  # an error that `split_item` names
 
+    # apart from its text, an image needs no place in it
     text = ""
     picture = {"image": item}
-    if isinstance(item, dict):
-        text = item.get("text") or ""
+    if isinstance(item, Mapping):
+        text = strip_placeholders(item.get("text") or "")
         picture = {key: value for key, value in item.items() if key != "text"}
-    if not any(picture.values()) or PLACEHOLDER.search(text):
+    if all(value is None or (isinstance(value, str) and not value) for value in picture.values()):
         return whole
 
     # the instruction belongs to the text of a sum, not to its image

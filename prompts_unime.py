@@ -2,7 +2,8 @@
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 # How MMEB, LLaVA and Qwen spell "the image goes here"; Qwen's fence around it is the backbone's business.
@@ -45,6 +46,11 @@ LISTWISE_INSTRUCTION = (
 )
 LISTWISE_ANSWER = "Ans: ("  # the forced answer prefix; the next token begins the number
 
+# Kinds of benchmark that a preset may word in a way of its own: MMEB and MMEB-V2, image-text retrieval (short and long
+# captions), and SugarCrepe.
+BENCHMARKS = ("mmeb", "retrieval", "sugarcrepe")
+_CAPTION = "Find an image caption describing the given image."
+
 
 class Prompts(NamedTuple):
     """The user turn by kind of item. `{image}` stands where the image goes, `{text}` where the text goes.
@@ -82,6 +88,10 @@ class Preset:
             text in the prompt.
         fenced (`bool`): whether images stand between the backbone's own markers (Qwen's `<|vision_start|>`).
         strip (`bool`): strip texts.
+        benchmarks (`Mapping`): kind of benchmark (of `BENCHMARKS`) -> the preset whose prompts, chat and fusion are
+            used there; this one's own on kinds that are not named.
+        judged_images (`Mapping`): kind of benchmark -> what a judge reads after an image without a text; nothing on
+            kinds that are not named. By default as UniME-V2's released code has it (2510.13515).
         fusion (`str`): `"joint"` reads image and text in one prompt; `"sum"` adds their two embeddings.
         positions (`str`): `"native"`, or `"flat"`: 1-D positions for image tokens too.
         padding_side (`str`): side of the padding in a batch.
@@ -104,6 +114,10 @@ class Preset:
     fenced: bool = True
     strip: bool = False
     fusion: str = "joint"
+    benchmarks: Mapping[str, str] = field(default_factory=dict)
+    judged_images: Mapping[str, str] = field(
+        default_factory=lambda: {"retrieval": f" {_CAPTION}", "sugarcrepe": f" {_CAPTION}"}
+    )
     positions: str = "native"
     padding_side: str = "left"
     max_length: int = 32_768
@@ -113,6 +127,12 @@ class Preset:
     model_types: tuple[str, ...] = ()
     documents_as_queries: tuple[str, ...] = ()
 
+    def on(self, benchmark: str | None) -> "Preset":
+        """The preset whose prompts are used on a kind of benchmark: another, or this one."""
+        if benchmark in self.benchmarks:
+            return PRESETS[self.benchmarks[benchmark]]
+        return self
+
 
 def _same(prompts: Prompts, **settings) -> Preset:
     """A preset that words queries and documents alike."""
@@ -120,7 +140,7 @@ def _same(prompts: Prompts, **settings) -> Preset:
 
 
 _JOINT = "{image}\n{text}\n"
-_CAPTION = "Find an image caption describing the given image."
+_RAW_MMEB = {"mmeb": "joint"}  # UniME's first generation is measured on MMEB with VLM2Vec's code
 _SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
 
@@ -133,13 +153,15 @@ _HIERARCHICAL_QUERY = Prompts(
 _HIERARCHICAL_DOCUMENT = Prompts(text="{text}", image="{image}", both="{image}\n{text}")
 
 PRESETS = {
-    # Zero-shot, and UniME stage 1 (2504.17432 section 3.2): the next token after the prompt sums the item up.
+    # Zero-shot, and UniME stage 1 (2504.17432 section 3.2): the next token after the prompt sums the item up, and an
+    # image with a text is the sum of its two embeddings.
     "summary": _same(
         Prompts(
             text="{text}\nSummary above sentence in one word:",
             image="{image}\nSummary above image in one word:",
             both="{image}\n{text}\nSummary above image and sentence in one word:",
-        )
+        ),
+        fusion="sum",
     ),
     # From Generator to Embedder (2508.00955): a shared system sentence, and a one-word request on the query side only.
     "hierarchical": Preset(query=_HIERARCHICAL_QUERY, document=_HIERARCHICAL_DOCUMENT, system=_SYSTEM),
@@ -151,6 +173,7 @@ PRESETS = {
         fenced=False,
         positions="flat",
         max_length=2048,
+        resolution="pixels:984064",  # 992 x 992; the authors scale the long side to at most 992 pixels
         model_types=_QWEN,
         documents_as_queries=("RefCOCO-Matching",),
     ),
@@ -178,6 +201,7 @@ PRESETS = {
         chat=False,
         verbatim=True,
         fusion="sum",
+        benchmarks=_RAW_MMEB,
         processor="microsoft/Phi-3.5-vision-instruct",
         model_types=("phi3_v",),
     ),
@@ -190,6 +214,7 @@ PRESETS = {
         chat=False,
         verbatim=True,
         fusion="sum",
+        benchmarks=_RAW_MMEB,
         anyres_padding="legacy",
         processor="llava-hf/llava-v1.6-mistral-7b-hf",
         model_types=("llava_next",),
@@ -203,6 +228,7 @@ PRESETS = {
         raw_joint=True,
         verbatim=True,
         fusion="sum",
+        benchmarks=_RAW_MMEB,
         resolution=336,
         anyres_padding="legacy",
         model_types=("llava_onevision",),
@@ -379,6 +405,7 @@ def instruct(instruction: str | None, text: str | None) -> str:
 
 
 __all__ = [
+    "BENCHMARKS",
     "CHECKPOINTS",
     "PRESETS",
     "Preset",

@@ -45,7 +45,7 @@ def make_embedder(folder: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen
     tokenizer.save_pretrained(backbone)
 
     repo = folder / "repo"
-    UniMEModel.from_backbone(backbone, preset="summary").save_pretrained(repo)
+    UniMEModel.from_backbone(backbone, preset="summary", fusion="joint").save_pretrained(repo)
     _write_peer_files(repo)
     return repo
 

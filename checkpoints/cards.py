@@ -90,6 +90,7 @@ class Card:
         name (`str`): its title.
         base (`str`, *optional*): the model it was made from; a folder's name is kept, its path is not.
         preset (`str`, *optional*): its prompts.
+        fusion (`str`, *optional*): `"joint"` or `"sum"`, how it reads image and text; the preset's by default.
         adapter (`bool`, defaults to `False`): whether the repository has only an adapter.
         origin (`str`): a sentence on how it was made.
         training, evaluation (`str`): sections, in Markdown.
@@ -107,6 +108,7 @@ class Card:
     name: str
     base: str | None = None
     preset: str | None = None
+    fusion: str | None = None
     adapter: bool = False
     origin: str = ""
     training: str = ""
@@ -132,7 +134,7 @@ class Card:
             self._use(repo or _THIS_REPOSITORY),
         ]
         if self.preset and self.kind == "unime":
-            sections += ["## Prompts", _prompts(self.preset)]
+            sections += ["## Prompts", _prompts(self.preset, self.fusion or PRESETS[self.preset].fusion)]
         if self.training:
             sections += ["## Training", self.training]
         if self.evaluation:
@@ -175,13 +177,15 @@ class Card:
 
         use = _KINDS[self.kind].use
         preset = PRESETS.get(self.preset)
-        if self.kind == "unime" and preset and preset.positions == "native" and preset.fusion == "joint":
-            use += _SERVE  # servers do not know flat positions or sums
+
+        # servers do not know flat positions or sums
+        if self.kind == "unime" and preset and (preset.positions, self.fusion or preset.fusion) == ("native", "joint"):
+            use += _SERVE
         return use.format(repo=repo)
 
 
-def _prompts(name: str) -> str:
-    """What the model reads for each kind of item, as a table."""
+def _prompts(name: str, fusion: str) -> str:
+    """What the model reads for each kind of item, as a table, and how it joins image and text."""
     preset = PRESETS[name]
     lines = ["| item | prompt |", "|---|---|"]
     if preset.query == preset.document:
@@ -191,7 +195,10 @@ def _prompts(name: str) -> str:
         lines += _prompt_rows(preset.document, "document, ")
 
     table = "\n".join(lines)
-    return f"Preset `{name}`, kept in the repository; an `instruction` stands before the text.\n\n{table}"
+    sentences = [f"Preset `{name}`, kept in the repository; an `instruction` stands before the text."]
+    if fusion == "sum":
+        sentences.append("An item of image and text is the sum of the two embeddings.")
+    return f"{' '.join(sentences)}\n\n{table}"
 
 
 def _prompt_rows(prompts: Prompts, role: str = "") -> list[str]:
@@ -219,12 +226,17 @@ def read_card(folder) -> Card:
     if model_type not in _KINDS:
         raise ValueError(f"{folder} holds a {model_type} model, not a UniME model; `unime convert` makes one.")
 
-    preset = None
-    processor = folder / "processor_config.json"
-    if processor.exists():
-        preset = json.loads(processor.read_text(encoding="utf-8")).get("preset")
-    is_adapter = (folder / "adapter_config.json").exists()
-    card = Card(model_type, folder.resolve().name, config.get("backbone"), preset, is_adapter)
+    processor = {}
+    if (folder / "processor_config.json").exists():
+        processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+    card = Card(
+        model_type,
+        folder.resolve().name,
+        config.get("backbone"),
+        preset=processor.get("preset"),
+        fusion=processor.get("fusion"),
+        adapter=(folder / "adapter_config.json").exists(),
+    )
 
     # what a trainer or a person wrote stays
     if (folder / "README.md").exists():

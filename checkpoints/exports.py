@@ -41,7 +41,7 @@ def write_exports(model, out: Path):
             "query": preset_template(model.processor, "query"),
             "document": preset_template(model.processor, "document"),
         }
-        _write_embedder(model, templates["query"], out)
+        _write_embedder(model, out)
     else:
         templates = {"judge": judge_template(model.processor)}
         _write_reranker(model, templates["judge"], out)
@@ -51,10 +51,16 @@ def write_exports(model, out: Path):
         write_text(out / "templates" / f"{name}.jinja", template)
 
 
-def _write_embedder(model, template: str, out: Path):
-    """The files of a `SentenceTransformer`, where it gives the same vectors."""
+def _write_embedder(model, out: Path):
+    """The files of a `SentenceTransformer`, where it gives the same vectors.
+
+    Where image and text are a sum, it embeds each of them alone, and refuses both.
+    """
     differences = _differences(model)
+    sums = model.processor.fusion == "sum"
     if differences:
+        if sums:
+            differences.insert(0, "the sum of two embeddings")
         warnings.warn(
             f"sentence-transformers cannot be told all of the preset {model.processor.preset!r} "
             f"({', '.join(differences)}): its files are left out.",
@@ -65,6 +71,7 @@ def _write_embedder(model, template: str, out: Path):
     modules = [_TRANSFORMER, ("1_Pooling", f"{_CLASSES}sentence_transformer.modules.pooling.Pooling")]
     if model.config.normalize:
         modules.append(("2_Normalize", f"{_CLASSES}sentence_transformer.modules.normalize.Normalize"))
+    template = preset_template(model.processor, "query", joint=not sums)
     _write_modules(out, modules, "feature-extraction", "last_hidden_state", "token_embeddings", template)
 
     pooling = {"embedding_dimension": model.config.hidden_size, "pooling_mode": "lasttoken", "include_prompt": True}
@@ -80,8 +87,6 @@ def _differences(model) -> list[str]:
     differences = []
     if model.config.positions != "native":
         differences.append("flat positions")
-    if processor.fusion == "sum":
-        differences.append("the sum of two embeddings")
     if Resolution.parse(processor.resolution) != Resolution():
         differences.append(f"the resolution {processor.resolution}")
     if processor.anyres_padding == "legacy":
@@ -151,7 +156,7 @@ def write_json(path: Path, content):
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
-def preset_template(processor, role: str = "query") -> str:
+def preset_template(processor, role: str = "query", joint: bool = True) -> str:
     """A chat template that renders a conversation, whoever speaks in it, as the preset words one item.
 
     The item is a text, an image, or both. The template raises an error for more than one image, for other parts of a
@@ -160,6 +165,7 @@ def preset_template(processor, role: str = "query") -> str:
     Args:
         processor ([`UniMEProcessor`]): whose preset it is.
         role (`str`, defaults to `"query"`): `"query"` or `"document"`.
+        joint (`bool`, defaults to `True`): whether it renders an item of image and text, or raises an error for it.
 
     Returns:
         `str`: the content of one file, which needs no other.
@@ -167,6 +173,9 @@ def preset_template(processor, role: str = "query") -> str:
     preset = PRESETS[processor.preset]
     prompts = {}
     for kind, item in _sample_items(_QUERY).items():
+        if kind == "both" and not joint:
+            continue
+
         # a text is inserted as `UniMEProcessor.render` does it
         words = getattr(getattr(preset, role), kind)
         if preset.strip:

@@ -1,5 +1,6 @@
 """The commands `unime convert`, `unime export` and `unime merge`."""
 
+import argparse
 from pathlib import Path
 
 from ..checkpoints.conversion import convert, export, merge
@@ -49,6 +50,12 @@ def _parser() -> CommandParser:
     _add_kind(command)
     command.add_argument("--revision", help="branch, tag or commit of the repository")
     add(command, "trust-remote-code")
+    command.add_argument(
+        "--fusion",
+        choices=("joint", "sum"),
+        default=argparse.SUPPRESS,  # the function takes it only where it is given
+        help="image and text in one prompt, or the sum of two embeddings (default: the preset's)",
+    )
     add(command, "quiet")
 
     text = "UniME repository -> stock VLM checkpoint and SentenceTransformer"

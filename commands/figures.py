@@ -30,8 +30,8 @@ from .options import add
 
 
 # what the figures of models are drawn from
-def _pairs(options) -> tuple[str, list[Item], list[Item]]:
-    """Matched pairs of a task: its name, queries, and their first right candidates, all different."""
+def _pairs(options) -> tuple[Task, list[Item], list[Item]]:
+    """Matched pairs of a task: itself, queries, and their first right candidates, all different."""
     tasks = _tasks(options)
     name = options.task or _default_task(list(tasks))
     task = _named(tasks, name)
@@ -43,7 +43,7 @@ def _pairs(options) -> tuple[str, list[Item], list[Item]]:
         if query not in pairs and right not in pairs.values():
             pairs[query] = right
     queries = list(pairs)[: options.count]
-    return name, queries, [pairs[query] for query in queries]
+    return task, queries, [pairs[query] for query in queries]
 
 
 def _tasks(options) -> dict[str, Task]:
@@ -95,10 +95,12 @@ def _embedded(options) -> tuple[str, dict[str, tuple[torch.Tensor, torch.Tensor]
     task, queries, answers = _pairs(options)
     embeddings = {}
     for name, model in _models(options, options.preset):
-        query_side = model.encode_query(_inputs(queries))
-        answer_side = model.encode_document(_inputs(answers))
-        embeddings[name] = (query_side.float().cpu(), answer_side.float().cpu())
-    return task, embeddings
+        sides = []
+        for role, items in (("query", queries), ("document", answers)):
+            role, benchmark = model.processor.wording(role, task.benchmark, task.name)
+            sides.append(model.encode(_inputs(items), role=role, benchmark=benchmark).float().cpu())
+        embeddings[name] = tuple(sides)
+    return task.name, embeddings
 
 
 def _inputs(items: list[Item]) -> list[dict]:

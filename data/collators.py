@@ -52,10 +52,9 @@ class EmbeddingCollator:
     """Turns rows (dicts with the columns of [`~unime.data.schema.Example`]) into a [`Batch`].
 
     A cluster becomes one row of the batch for each of its members. Queries are rendered with the preset's query
-    prompts, all other items with its document prompts. Items that cannot be read are left out and named in
-    `bad_items`: a row without its query or positive is no row, and without a negative it has one less.
-
-    A call raises a `ValueError` where an item has text and image while the processor embeds those as a sum.
+    prompts, all other items with its document prompts, but for data sets whose documents it words as queries. Image
+    and text of an item are read in one prompt. Items that cannot be read are left out and named in `bad_items`: a row
+    without its query or positive is no row, and without a negative it has one less.
 
     Args:
         processor (`UniMEProcessor`): renders and tokenises the items.
@@ -64,6 +63,7 @@ class EmbeddingCollator:
         max_negatives (`int`, *optional*): use only so many negatives of each row, the first ones.
         length_boundary (`int`, *optional*): the configuration's, see [`~unime.batching_unime.plan_chunks`].
         resolution (`str`, *optional*): policy for the size of images; the processor's by default.
+        benchmark (`str`, *optional*): word items as the preset does on this kind of benchmark.
 
     Example:
 
@@ -81,6 +81,7 @@ class EmbeddingCollator:
         max_negatives: int | None = None,
         length_boundary: int | None = None,
         resolution: str | None = None,
+        benchmark: str | None = None,
     ):
         self.processor = processor
         self.batch_tokens = batch_tokens
@@ -88,11 +89,11 @@ class EmbeddingCollator:
         self.max_negatives = max_negatives
         self.length_boundary = length_boundary
         self.resolution = resolution
+        self.benchmark = benchmark
         self.sieve = Sieve(self._read)
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Batch]:
         all_examples = self._anchors(rows)
-        self._refuse_sums(all_examples)
         examples = self.sieve.rest(all_examples)
         try:
             batch = self._batch(examples)
@@ -116,15 +117,16 @@ class EmbeddingCollator:
     def _batch(self, examples: list[Example]) -> Batch:
         # all queries stand first in the table, then all positives, then what is left of the negatives
         table = {}  # (role, item) -> index
+        roles = [self.processor.document_role(example.dataset) for example in examples]  # of documents
         query = [_index(table, "query", example.query) for example in examples]
-        positive = [_index(table, "document", example.positive) for example in examples]
+        positive = [_index(table, role, example.positive) for role, example in zip(roles, examples)]
         negatives = []
         positive_score = []
         negative_scores = []
         dataset = []
-        for example in examples:
+        for role, example in zip(roles, examples):
             items = example.negatives[: self.max_negatives]
-            negatives.append([_index(table, "document", item) for item in items])
+            negatives.append([_index(table, role, item) for item in items])
             positive_score.append(_or_nan(example.positive_score))
             negative_scores.append(example.negative_scores[: self.max_negatives])
             dataset.append(example.dataset)
@@ -177,23 +179,16 @@ class EmbeddingCollator:
                     names.append(str(item))  # for messages
 
             entries = self.processor.prepare(
-                inputs, role=role, max_length=self.max_length, names=names, resolution=self.resolution
+                inputs,
+                role=role,
+                max_length=self.max_length,
+                names=names,
+                resolution=self.resolution,
+                benchmark=self.benchmark,
             )
             for index, entry in zip(indices, entries):
                 prepared[index] = entry
         return prepared
-
-    def _refuse_sums(self, examples: list[Example]):
-        """An error if an item would need two prompts; it is the model's fault, not the item's."""
-        if self.processor.fusion != "sum":
-            return
-        for example in examples:
-            for item in (example.query, example.positive, *example.negatives):
-                if item.text and item.image:
-                    raise ValueError(
-                        f"{item} has text and image, which the preset {self.processor.preset!r} embeds apart and adds "
-                        "up; training reads one prompt: load the model with fusion='joint'."
-                    )
 
     def _collate(self, prepared: list, chunk: list[int]) -> dict:
         return dict(self.processor.collate([prepared[index] for index in chunk]))

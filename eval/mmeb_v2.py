@@ -64,6 +64,7 @@ def _read_documents(name: str, root: Path, cache: Path) -> Task:
         relevant=[],
         gains=[],
         metric="ndcg@5",
+        benchmark="mmeb",
     )
 
     skipped = 0
@@ -250,7 +251,7 @@ class _Builder:
         self.path = _annotations(root, name)
         self.folder = _frames(root, name, kind)
         self.items = Items(self.folder)
-        self.task = Task(name, kind, queries=[], corpus=[], candidates=[], relevant=[])
+        self.task = Task(name, kind, queries=[], corpus=[], candidates=[], relevant=[], benchmark="mmeb")
 
     def rows(self) -> Iterator[_Row]:
         """The rows of the annotations."""

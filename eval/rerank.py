@@ -16,7 +16,17 @@ from ..jobs.reranking import Reranker
 from ..jobs.shards import fingerprint, processes, read_errors, read_job, run_job
 from .means import means_of
 from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
-from .runner import DEPTH, FORMAT, RANKINGS, QueryScore, data_fingerprint, is_whole, metrics_of, read_result
+from .runner import (
+    DEPTH,
+    FORMAT,
+    RANKINGS,
+    QueryScore,
+    benchmarks_of,
+    data_fingerprint,
+    is_whole,
+    metrics_of,
+    read_result,
+)
 from .tasks import Task
 
 ABSENT = 10**9  # the rank of what is not among the candidates
@@ -102,7 +112,7 @@ def _score_slice(queries: Sequence[_Query], reranker: Reranker, top: int) -> dic
     for row, query in enumerate(queries):
         item = query.task.queries[query.number].as_input()
         candidates = [query.task.corpus[index].as_input() for index in query.candidates]
-        scores[row, : len(candidates)] = reranker.scores(item, candidates, query.similarities)
+        scores[row, : len(candidates)] = reranker.scores(item, candidates, query.similarities, query.task.benchmark)
     return {"scores": scores}
 
 
@@ -154,7 +164,7 @@ def run_rerank(
 
     # results of another reranker, other settings or other data have another folder
     settings = {**reranker.settings(), "top": top, "limit": limit, "embedder": before["model"], "data": data}
-    key = fingerprint([json.dumps(settings, sort_keys=True, default=str)])[:10]
+    key = fingerprint([json.dumps(settings, sort_keys=True, default=str), benchmarks_of(tasks)])[:10]
     folder = path.parent / f"{model_name(reranker.source)}-{reranker.strategy}-top{top}-{key}"
     if is_whole(folder / "results.json"):
         return folder / "results.json"

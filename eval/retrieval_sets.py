@@ -96,6 +96,7 @@ def both_ways(name: str, images: list[Item], captions: list[list[Item]]) -> list
         relevant=right_images,
         together=together,
         notes=notes,
+        benchmark="retrieval",
     )
     to_text = Task(
         f"{name}_i2t",
@@ -105,6 +106,7 @@ def both_ways(name: str, images: list[Item], captions: list[list[Item]]) -> list
         candidates=None,
         relevant=right_captions,
         notes=list(notes),
+        benchmark="retrieval",
     )
     return [to_image, to_text]
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,6 +17,7 @@ from ..files.names import model_name
 from ..files.writing import read_arrays, read_json, write_arrays, write_json
 from ..jobs.embedding import Embedder, embed, item_name
 from ..jobs.shards import fingerprint, read_errors, read_job
+from ..modeling_unime import UniMEModel
 from .means import means_of
 from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 from .tasks import Task
@@ -192,11 +193,51 @@ def distinct(groups: Sequence[Sequence[Item]]) -> tuple[list[Item], list[np.ndar
     return list(row_of), rows
 
 
-def _items_of(tasks: list[Task]) -> tuple[list[list[Item]], list[list[Item]]]:
-    """The queries of each task, and the corpus of each task."""
-    queries = [task.queries for task in tasks]
-    corpora = [task.corpus for task in tasks]
-    return queries, corpora
+Wording = tuple[str, str | None]  # the role and the kind of benchmark by which items are worded
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Items of several tasks that are worded in one way, each once.
+
+    Args:
+        items (`list[Item]`): the D distinct items.
+        rows (`dict`): `(task name, role)` -> the rows of the task's queries or corpus among the items.
+    """
+
+    items: list[Item]
+    rows: dict[tuple[str, str], np.ndarray]
+
+
+def _groups(tasks: list[Task], wording_of: Callable) -> dict[Wording, _Group]:
+    """The queries and corpora of all tasks, by their wording; `wording_of` maps a role and a task to it."""
+    sides: dict[Wording, dict] = {}  # wording -> (task name, role) -> items
+    for task in tasks:
+        for role, items in (("query", task.queries), ("document", task.corpus)):
+            sides.setdefault(wording_of(role, task), {})[task.name, role] = items
+
+    groups = {}
+    for wording, lists in sides.items():
+        items, rows = distinct(list(lists.values()))
+        groups[wording] = _Group(items, dict(zip(lists, rows)))
+    return groups
+
+
+def _tables(
+    tasks: list[Task],
+    groups: dict[Wording, _Group],
+    embeddings: dict[Wording, torch.Tensor],
+    show_progress: bool = True,
+) -> Iterator[tuple[Task, torch.Tensor, torch.Tensor]]:
+    """Each task with the embeddings of its queries `[Q, D]` and of its corpus `[N, D]`."""
+    for task in tqdm(tasks, desc="Scoring", disable=not show_progress, unit="task"):
+        sides = {}
+        for wording, group in groups.items():
+            for role in ("query", "document"):
+                rows = group.rows.get((task.name, role))
+                if rows is not None:
+                    sides[role] = embeddings[wording][torch.from_numpy(rows)]
+        yield task, sides["query"], sides["document"]
 
 
 # in memory
@@ -223,25 +264,28 @@ def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: 
     print_table({"precision@1": results})
     ```
     """
-    options = {"batch_tokens": batch_tokens, "show_progress": show_progress}
-    queries, corpora = _items_of(tasks)
-    queries = _encode_groups("queries", queries, model.encode_query, options)
-    corpora = _encode_groups("candidates", corpora, model.encode_document, options)
+    groups = _groups(tasks, _wordings_of(model))
+    embeddings = {}
+    for (role, benchmark), group in groups.items():
+        encode = model.encode_query if role == "query" else model.encode_document
+        options = {"batch_tokens": batch_tokens, "show_progress": show_progress}
+        if benchmark is not None:
+            options["benchmark"] = benchmark
+        if show_progress:
+            print(f"Encoding {len(group.items)} distinct items", flush=True)
+        embeddings[role, benchmark] = encode([item.as_input() for item in group.items], **options)
 
     results = {}
-    progress = tqdm(tasks, desc="Scoring", disable=not show_progress, unit="task")
-    for task, query_embeddings, corpus_embeddings in zip(progress, queries, corpora):
-        results[task.name], _, _ = score_task(query_embeddings, corpus_embeddings, task)
+    for task, queries, corpus in _tables(tasks, groups, embeddings, show_progress):
+        results[task.name], _, _ = score_task(queries, corpus, task)
     return results
 
 
-def _encode_groups(what: str, groups: list[list[Item]], encode, options: dict) -> list[torch.Tensor]:
-    """The embeddings `[N, D]` of each list of items; items of several lists are encoded once."""
-    items, rows = distinct(groups)
-    if options["show_progress"]:
-        print(f"Encoding {len(items)} distinct {what}", flush=True)
-    embeddings = encode([item.as_input() for item in items], **options)
-    return [embeddings[torch.from_numpy(group_rows)] for group_rows in rows]
+def _wordings_of(model) -> Callable:
+    """What maps a role and a task to the wording that a model has for it; other models know roles only."""
+    if not isinstance(model, UniMEModel):
+        return lambda role, task: (role, None)
+    return lambda role, task: model.processor.wording(role, task.benchmark, task.name)
 
 
 # as a job
@@ -285,15 +329,16 @@ def run_benchmark(
     # the folder says what was measured; if it is finished, there is nothing to do
     settings = embedder.settings()
     data = data_fingerprint(tasks, image_root)
-    key = fingerprint([json.dumps(settings, sort_keys=True, default=str), data])[:10]
+    key = fingerprint([json.dumps(settings, sort_keys=True, default=str), data, benchmarks_of(tasks)])[:10]
     folder = Path(out) / model_name(embedder.source) / f"{benchmark}-{key}"
     path = folder / "results.json"
     if is_whole(path, RANKINGS):
         return path
 
-    queries, corpora = _embed_tasks(tasks, embedder, folder, image_root, shard_size)
+    groups = _groups(tasks, embedder.wording)
+    jobs = _embed_groups(groups, embedder, folder, image_root, shard_size)
     if embedder.state.is_main_process:
-        results, rankings = _score_all(tasks, queries, corpora)
+        results, rankings = _score_all(tasks, groups, jobs)
         content = {
             "format": FORMAT,
             "benchmark": benchmark,
@@ -344,65 +389,47 @@ def is_whole(path: Path, *beside: str) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class _Embedded:
-    """A finished job that embedded items, and which of its rows belong to each task."""
-
-    job: Path
-    rows: list[np.ndarray]
-
-    def tables(self) -> Iterator[torch.Tensor]:
-        """The embeddings `[N, D]` of one task after the other."""
-        embeddings = torch.from_numpy(read_job(self.job, ["embeddings"])["embeddings"])
-        for task_rows in self.rows:
-            yield embeddings[torch.from_numpy(task_rows)]
-
-
-def _embed_tasks(
-    tasks: list[Task], embedder: Embedder, folder: Path, image_root, shard_size: int
-) -> tuple[_Embedded, _Embedded]:
-    """The embeddings of queries and of corpora.
-
-    A model that words queries and documents alike sees every item once, in one job.
-    """
-    queries, corpora = _items_of(tasks)
-    if embedder.words_roles_differently():
-        return (
-            _embed_groups(folder / "queries", queries, embedder, "query", image_root, shard_size),
-            _embed_groups(folder / "candidates", corpora, embedder, "document", image_root, shard_size),
-        )
-
-    both = _embed_groups(folder / "items", queries + corpora, embedder, "query", image_root, shard_size)
-    return _Embedded(both.job, both.rows[: len(tasks)]), _Embedded(both.job, both.rows[len(tasks) :])
-
-
 def _embed_groups(
-    job: Path, groups: list[list[Item]], embedder: Embedder, role: str, image_root, shard_size: int
-) -> _Embedded:
-    """Embeds the distinct items of several lists as one job."""
-    items, rows = distinct(groups)
-    embed(job, items, embedder, role, image_root, shard_size, retry_failed=True)
+    groups: dict[Wording, _Group], embedder: Embedder, folder: Path, image_root, shard_size: int
+) -> dict[Wording, Path]:
+    """Embeds the items of each group as one job, and returns the folders of the jobs."""
+    roles = {role for role, _ in groups}
+    jobs = {}
+    for (role, benchmark), group in groups.items():
+        # a model that words queries and documents alike sees every item once
+        name = {"query": "queries", "document": "candidates"}[role] if len(roles) > 1 else "items"
+        job = folder / (f"{name}-{benchmark}" if benchmark else name)
+        embed(job, group.items, embedder, role, image_root, shard_size, retry_failed=True, benchmark=benchmark)
 
-    # a score over a part of the items would be another benchmark's
-    if errors := read_errors(job):
-        examples = "; ".join(f"{error['key']!r}: {error['reason']}" for error in errors[:3])
-        raise ValueError(
-            f"{len(errors)} of {len(items)} items could not be embedded, so there is no result: {examples}. All of "
-            f"them are in {job}/*.errors.json; correct them and run this again."
-        )
-    return _Embedded(job, rows)
+        # a score over a part of the items would be another benchmark's
+        if errors := read_errors(job):
+            examples = "; ".join(f"{error['key']!r}: {error['reason']}" for error in errors[:3])
+            raise ValueError(
+                f"{len(errors)} of {len(group.items)} items could not be embedded, so there is no result: {examples}. "
+                f"All of them are in {job}/*.errors.json; correct them and run this again."
+            )
+        jobs[role, benchmark] = job
+    return jobs
 
 
-def _score_all(tasks: list[Task], queries: _Embedded, corpora: _Embedded) -> tuple[dict, dict]:
+def _score_all(tasks: list[Task], groups: dict[Wording, _Group], jobs: dict[Wording, Path]) -> tuple[dict, dict]:
     """The metrics of every task, and the best candidates with their similarities, by the names of their arrays."""
+    embeddings = {}
+    for wording, job in jobs.items():
+        embeddings[wording] = torch.from_numpy(read_job(job, ["embeddings"])["embeddings"])
+
     results = {}
     rankings = {}
-    progress = tqdm(tasks, desc="Scoring", unit="task")
-    for task, query_embeddings, corpus_embeddings in zip(progress, queries.tables(), corpora.tables()):
-        results[task.name], top, similarity = score_task(query_embeddings, corpus_embeddings, task, DEPTH)
+    for task, queries, corpus in _tables(tasks, groups, embeddings):
+        results[task.name], top, similarity = score_task(queries, corpus, task, DEPTH)
         rankings[f"{task.name}/top"] = top
         rankings[f"{task.name}/similarity"] = similarity
     return results, rankings
+
+
+def benchmarks_of(tasks: list[Task]) -> str:
+    """The kinds of benchmark that tasks are worded as, for the names of results."""
+    return ",".join(sorted({str(task.benchmark) for task in tasks}))
 
 
 def data_fingerprint(tasks: list[Task], image_root=None) -> str:

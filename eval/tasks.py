@@ -38,6 +38,8 @@ class Task:
         together (`list[int]`, *optional*): for each query a number, equal for queries that are not independent draws,
             such as captions of one image; intervals respect it.
         notes (`list[str]`, *optional*): what differs from the published data set.
+        benchmark (`str`, *optional*): one of [`~unime.prompts_unime.BENCHMARKS`]: the kind of benchmark whose wording
+            a preset uses for these items; its usual wording by default.
 
     Example:
 
@@ -58,6 +60,7 @@ class Task:
     metric: str = "precision@1"
     together: list[int] | None = None
     notes: list[str] = field(default_factory=list)
+    benchmark: str | None = None
 
     def options(self, query: int) -> range | list[int]:
         """Indices into `corpus` of a query's candidates."""
@@ -253,7 +256,7 @@ def read_mmeb_eval(root, name: str, kind: str, image_root=None) -> Task:
     """
     root = Path(root)
     items = Items(image_root or root)
-    task = Task(name, kind, queries=[], corpus=[], candidates=[], relevant=[])
+    task = Task(name, kind, queries=[], corpus=[], candidates=[], relevant=[], benchmark="mmeb")
     for path in parquet_files(root / name, "test"):
         columns = _mmeb_columns(path)
         for number, row in parquet_rows(path, columns):
@@ -330,7 +333,7 @@ def read_sugarcrepe(root, image_root) -> list[Task]:
 def _read_subset(path: Path, image_root) -> Task:
     """Reads one file as a task, whose queries have two candidates each."""
     items = Items(image_root)
-    task = Task(path.stem, "Compositional", queries=[], corpus=[], candidates=[], relevant=[])
+    task = Task(path.stem, "Compositional", queries=[], corpus=[], candidates=[], relevant=[], benchmark="sugarcrepe")
     for key, row in _subset_rows(path).items():
         where = f"{path}, row {key}"
         if missing := lacking(row, ("filename", "caption", "negative_caption")):
@@ -381,6 +384,8 @@ def read_world_tasks(root) -> list[Task]:
         tasks.append(read_mmeb_eval(root / "eval", name, kind, image_root=root))
 
     for task in read_sugarcrepe(root / "compositional", root / "images"):
-        task.notes.clear()  # its subsets have the released names, but pairs of their own
+        # its subsets have the released names, but pairs of their own, and its judges know no request after images
+        task.notes.clear()
+        task.benchmark = None
         tasks.append(task)
     return tasks

@@ -23,7 +23,6 @@ from ..checkpoints.opening import (
 from ..data.schema import Item
 from ..files.identity import file_identity
 from ..modeling_unime import UniMEModel
-from ..prompts_unime import PRESETS
 from .checks import check_options
 from .shards import processes, read_job, run_job
 
@@ -201,28 +200,35 @@ class Embedder:
             check_options("the options of `encode`", self.options, [self.model.encode], TAKEN)
         return self.model
 
-    def words_roles_differently(self) -> bool:
-        """Whether an item's prompt as a query may not be its prompt as a document; loads the model."""
+    def wording(self, role: str, task) -> tuple[str, str | None]:
+        """The role and the kind of benchmark to embed a task's items with, equal where prompts are; loads the model.
+
+        Args:
+            role (`str`): `"query"` or `"document"`.
+            task ([`~unime.eval.tasks.Task`]): whose queries or corpus are to be embedded.
+        """
+        model = self.load()
         if self.library == "unime":
-            preset = PRESETS[self.load().processor.preset]
-            return preset.query != preset.document
+            return model.processor.wording(role, task.benchmark, task.name)
+        if model.prompts.get("query") == model.prompts.get("document"):
+            role = "query"
+        return role, None
 
-        prompts = self.load().prompts
-        return prompts.get("query") != prompts.get("document")
-
-    def encode(self, items: Sequence[Item], role: str) -> np.ndarray:
+    def encode(self, items: Sequence[Item], role: str, benchmark: str | None = None) -> np.ndarray:
         """Embeds items.
 
         Args:
             items (`Sequence[Item]`): N texts, images, or both.
             role (`str`): `"query"` or `"document"`.
+            benchmark (`str`, *optional*): the kind of benchmark whose wording a preset of UniME is to use.
 
         Returns:
             `np.ndarray` `[N, D]` in float32.
         """
         inputs = [item.as_input() for item in items]
         if self.library == "unime":
-            return self.load().encode(inputs, role=role, show_progress=False, **self.options).numpy()  # [N, D]
+            options = {"benchmark": benchmark, **self.options}
+            return self.load().encode(inputs, role=role, show_progress=False, **options).numpy()  # [N, D]
 
         model = self.load()
         for number, entry in enumerate(inputs):
@@ -262,6 +268,7 @@ def embed(
     retry_failed: bool = False,
     description: str | None = None,
     spare: bool = False,
+    benchmark: str | None = None,
 ) -> int:
     """Embeds items as a job (see [`~unime.jobs.shards.run_job`]) split over the processes of a launch.
 
@@ -275,6 +282,7 @@ def embed(
         retry_failed (`bool`, defaults to `False`): do shards with failed items once more.
         description (`str`, *optional*): what the progress bar says, by default the folder's name.
         spare (`bool`, defaults to `False`): go on where all items of a shard fail.
+        benchmark (`str`, *optional*): the kind of benchmark whose wording a preset is to use.
 
     Returns:
         `int`: how many items could be embedded. `read_job(out)` has their arrays: `embeddings` `[n, D]` in float32 and
@@ -291,11 +299,14 @@ def embed(
     ```
     """
     state = processes()
+    settings = {"role": role, **embedder.settings()}
+    if benchmark is not None:
+        settings["benchmark"] = benchmark
     run_job(
         out,
         items,
-        lambda rows, _: {"embeddings": embedder.encode(rows, role)},
-        {"role": role, **embedder.settings()},
+        lambda rows, _: {"embeddings": embedder.encode(rows, role, benchmark)},
+        settings,
         keys=lambda item: item_name(item, image_root),
         shard_size=shard_size,
         rank=state.process_index,

@@ -90,18 +90,20 @@ class Reranker:
             options["retrieval_scores"] = similarity
         return self.load().rank(query, candidates, strategy=self.strategy, show_progress=False, **options)
 
-    def scores(self, query, candidates: list, similarity: list[float]) -> list[float]:
+    def scores(self, query, candidates: list, similarity: list[float], benchmark: str | None = None) -> list[float]:
         """Scores by which candidates can be put in order: log-odds, as probabilities near one are all equal.
 
         Args:
             query, candidates, similarity: as in [`Reranker.rank`].
+            benchmark (`str`, *optional*): the kind of benchmark whose wording the reranker's preset is to use.
 
         Returns:
             `list[float]`: C finite scores in the order of `candidates`, the greater the better. With `"fused"`, which
             adds up similarities and probabilities, these sums.
         """
         output = "probability" if self.strategy == "fused" else "logit"
-        ranking = self.rank(query, candidates, similarity, **{"output": output, **self.options})
+        options = {"output": output, "benchmark": benchmark, **self.options}
+        ranking = self.rank(query, candidates, similarity, **options)
 
         # a ranking has its own order; the only candidate of a list is certain
         scores = {entry["index"]: min(entry["score"], sys.float_info.max) for entry in ranking}

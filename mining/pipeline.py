@@ -266,6 +266,7 @@ class Mining:
                 self.image_root,
                 shard_size=config.embed_shard,
                 retry_failed=config.retry_failed,
+                benchmark="mmeb",  # training rows are worded as they will be in training
             )
             self.say(f"{name}: {count} of {len(items)} embedded")
 

@@ -152,7 +152,11 @@ def test_what_sentence_transformers_cannot_be_told_is_said(tiny, tmp_path):
     for kind, preset, reason in (
         ("qwen2_vl", "unime-v2-qwen2-vl", "flat positions, the resolution 1344"),
         ("qwen2_vl", "hierarchical", "prompts that differ by role"),
-        ("llava_onevision", "unime-llava-onevision", "sum of two embeddings, the resolution 336, legacy tile padding"),
+        (
+            "llava_onevision",
+            "unime-llava-onevision",
+            "sum of two embeddings, the resolution 336, legacy tile padding",
+        ),
         ("phi3_v", "summary", "a backbone it does not know"),
     ):
         main(["convert", str(tiny(kind)[0]), str(tmp_path / preset), "--preset", preset])

@@ -174,7 +174,9 @@ def test_collator_lists_every_distinct_item_once(embedder, tmp_path):
     with torch.no_grad():
         encoded = torch.cat([embedder(**chunk).embeddings for chunk in batch.chunks])
     table = torch.empty_like(encoded).index_copy(0, batch.order, encoded)
-    assert torch.allclose(table[batch.query[0]], embedder.encode({"text": "q0", "image": image}), atol=1e-5)
+    assert torch.allclose(
+        table[batch.query[0]], embedder.encode({"text": "q0", "image": image}, fusion="joint"), atol=1e-5
+    )
     assert torch.allclose(table[batch.positive[0]], embedder.encode("yes"), atol=1e-5)
 
 

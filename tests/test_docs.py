@@ -22,7 +22,7 @@ from nbclient import NotebookClient
 from unime.checkpoints.cards import read_card
 from unime.cli import COMMANDS
 from unime.cli import main as unime
-from unime.prompts_unime import PRESETS
+from unime.prompts_unime import BENCHMARKS, PRESETS
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
@@ -230,8 +230,30 @@ def test_the_code_of_model_cards_runs(name, workplace, monkeypatch):
         exec(compile(code, "card", "exec"), {})
 
 
+def test_the_table_of_benchmarks_is_that_of_the_presets():
+    page = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Benchmarks\n")[2].partition("\n## ")[0]
+    rows = {}
+    for line in re.findall(r"^\| (`.+) \|$", section, re.MULTILINE):
+        names, *cells = line.split(" | ")
+        for name in re.findall(r"`(.+?)`", names):
+            rows[name] = cells
+    assert set(rows) == {name for name in PRESETS if not name.endswith("reranker")}
+    for name, cells in rows.items():
+        for benchmark, cell in zip(BENCHMARKS, cells, strict=True):
+            other = PRESETS[name].benchmarks.get(benchmark)
+            assert cell.startswith(f"those of `{other}`" if other else "own"), f"{name} on {benchmark}"
+
+    # what a judge reads after images, whatever its preset
+    (judge,) = re.findall(r"^\| a reranker, .+? \| (.+) \|$", section, re.MULTILINE)
+    for preset in PRESETS.values():
+        shown = [preset.judged_images.get(benchmark) for benchmark in BENCHMARKS]
+        assert judge.split(" | ") == [f"`{text}`" if text else "nothing" for text in shown]
+
+
 def test_the_table_of_prompts_is_that_of_the_presets():
-    rows = re.findall(r"^\| (`.+) \|$", (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8"), re.MULTILINE)
+    page = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.+) \|$", page.partition("\n## Benchmarks\n")[0], re.MULTILINE)
     cells = {row.split(" | ")[0].replace("`", ""): row.split(" | ")[1:] for row in rows if row.count(" | ") == 3}
     for name, preset in PRESETS.items():
         if name.endswith("reranker"):  # its prompts are the judge's
@@ -244,7 +266,7 @@ def test_the_table_of_prompts_is_that_of_the_presets():
                 if cell.startswith("sum of the two"):
                     continue
                 said = re.sub(
-                    r"^chat( with system turn)?: |^sum; joint: |, stripped$|`", "", cell.replace("⟨i⟩ `", "⟨i⟩")
+                    r"^(sum; joint: )?(chat( with system turn)?: )?|, stripped$|`", "", cell.replace("⟨i⟩ `", "⟨i⟩")
                 )
                 assert said == shown, f"{role}: {cell}"
     assert not cells

@@ -98,13 +98,13 @@ class Pretender(Embedder):
     def load(self):
         return None
 
-    def words_roles_differently(self):
-        return False
+    def wording(self, role, task):
+        return "query", None
 
     def settings(self):
         return {"model": "pretender", "make": self.make.__name__}
 
-    def encode(self, items, role):
+    def encode(self, items, role, benchmark=None):
         self.asked += items
         return self.make(len(items))
 
@@ -219,7 +219,7 @@ def test_what_failed_is_tried_again_by_the_next_run(tmp_path):
     class Flaky(Pretender):
         well = False
 
-        def encode(self, items, role):
+        def encode(self, items, role, benchmark=None):
             if not self.well and any(item.text == "b" for item in items):
                 raise OSError("the disk is gone")
             return super().encode(items, role)
@@ -281,7 +281,7 @@ class Oracle(Reranker):
     def load(self):
         return None
 
-    def scores(self, query, candidates, similarity):
+    def scores(self, query, candidates, similarity, benchmark=None):
         found = [float((repr(query), repr(item)) in self.right) for item in candidates]
         return [1 - score for score in found] if self.flip else found
 

@@ -93,6 +93,20 @@ def test_an_exported_embedder_is_a_sentence_transformer(tiny, tmp_path, preset):
     assert np.abs(ours - theirs).max() <= 1e-5
 
 
+def test_an_export_refuses_what_sentence_transformers_cannot_add_up(tiny, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    path, _ = tiny("llava_next")
+    model = UniMEModel.from_backbone(path)
+    model.save_pretrained(tmp_path / "unime")
+    export(tmp_path / "unime", tmp_path / "stock", head=path)
+    theirs = SentenceTransformer(str(tmp_path / "stock"), device="cpu")
+    items = ["a red circle", {"image": picture(41, (56, 56))}]
+    assert np.abs(model.encode(items).numpy() - theirs.encode(items)).max() <= 1e-5
+    with pytest.raises(TemplateError, match="the sum of two embeddings: embed them apart"):
+        theirs.encode([{"image": picture(41, (56, 56)), "text": "Find it."}])
+
+
 def test_an_exported_reranker_is_a_cross_encoder(tiny, tmp_path):
     from sentence_transformers import CrossEncoder
 

@@ -13,6 +13,7 @@ from trl import ModelConfig, TrlParser
 from unime import UniMEModel, UniMERerankerForCausalLM
 from unime.mining.judging import ServerJudge
 from unime.mining.pipeline import MiningConfig
+from unime.prompts_unime import PRESETS
 from unime.trainers.adapters import find_targets
 from unime.trainers.alignment import AlignmentConfig
 from unime.trainers.contrastive import ContrastiveConfig
@@ -73,6 +74,8 @@ def test_training_images_and_batches_are_those_of_the_authors(recipe):
         assert settings["resolution"] == ("336" if "onevision" in recipe.stem else "672")
     else:
         assert settings["resolution"] == "336"
+        assert settings["benchmark"] == "mmeb", "raw strings, texts alone too"
+        assert PRESETS[settings["preset"]].benchmarks == {"mmeb": "joint"}
 
 
 def test_an_image_of_the_alignment_recipes_takes_the_tokens_of_the_paper():
@@ -95,6 +98,9 @@ def test_accelerate_configs_are_what_launch_reads():
 def test_mining_recipes_are_read_whole(recipe):
     config = MiningConfig(**yaml.safe_load(recipe.read_text()))
     assert config.embedder and (config.judge or recipe.stem == "saha")
+    if "VLM2Vec" in config.embedder or recipe.stem == "saha":
+        preset = PRESETS[config.embedder_preset]
+        assert (preset.fenced, preset.positions) == (False, "flat"), "as the embedder was trained"
     assert "recipes/mining/" in recipe.read_text() or "As unime-v2.yaml" in recipe.read_text()
     assert set(config.judge_options) <= set(inspect.signature(UniMERerankerForCausalLM.score).parameters)
     assert set(config.embedder_options) <= set(inspect.signature(UniMEModel.encode).parameters)

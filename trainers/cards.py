@@ -51,6 +51,7 @@ def write_card(trainer, folder):
         name=Path(trainer.args.output_dir).name,
         base=getattr(config, "backbone", None),
         preset=trainer.processing_class.preset,
+        fusion=trainer.processing_class.fusion,
         adapter=(folder / "adapter_config.json").exists(),
         origin=(
             f"'s `{stage}` stage ([{trainer.paper}](https://arxiv.org/abs/{trainer.paper})), at step "

@@ -27,6 +27,7 @@ from .teacher_files import SUFFIXES, read_teacher_embeddings
 class DistillationConfig(ContrastiveConfig):
     """Arguments of [`DistillationTrainer`], beside those of the contrastive baseline on the same pairs."""
 
+    benchmark: str | None = field(default=None, metadata={"help": "None: texts have the preset's usual prompt."})
     temperature: float = field(default=0.05, metadata={"help": "Temperature of the student's similarity rows."})
     num_hard_negatives: int | None = field(default=0, metadata={"help": "Of the baseline, as in its stage."})
     false_negative_margin: float | None = field(default=None, metadata={"help": "Of the baseline, as in its stage."})
@@ -115,6 +116,8 @@ class DistillationTrainer(ContrastiveTrainer):
     DistillationTrainer(model, DistillationConfig(output_dir="out"), train_dataset=rows, teacher=teacher).train()
     ```
     """
+
+    trains_images = False
 
     def __init__(
         self, model, args: DistillationConfig, train_dataset=None, teacher: TeacherTable | None = None, **kwargs

@@ -3,6 +3,7 @@
 A stage is a subclass of [`EmbeddingTrainer`] with a `loss` module and a `loss_of` that applies it to the table.
 """
 
+import sys
 import warnings
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
-from ..prompts_unime import one_of
+from ..prompts_unime import PRESETS, one_of
 from .adapters import adapted
 from .gathered_table import GatheredTable
 from .gradient_cache import ChunkEncoder, cached_loss
@@ -40,6 +41,8 @@ class EmbeddingConfig(TrainingArguments):
         homogeneous_batches (`bool`, defaults to `True`): fill each batch from one data set.
         bad_items (`str`, defaults to `"leave_out"`): what to do with items that cannot be read: `"leave_out"` goes on
             without them and lists them at the end, `"stop"` stops all ranks at the first.
+        benchmark (`str`, *optional*, defaults to `"mmeb"`): word the rows as the preset does on this kind of benchmark
+            (`"mmeb"`, `"retrieval"` or `"sugarcrepe"`); with None, as `encode` does.
         token_budget (`int`, *optional*): the earlier name of `batch_tokens`; deprecated.
     """
 
@@ -68,6 +71,10 @@ class EmbeddingConfig(TrainingArguments):
     bad_items: str = field(
         default="leave_out",
         metadata={"help": "Items that cannot be read: leave_out (and list them at the end), or stop."},
+    )
+    benchmark: str | None = field(
+        default="mmeb",
+        metadata={"help": "Word rows as the preset does on this kind of benchmark: mmeb, retrieval, sugarcrepe."},
     )
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 mixed precision; by default where it is faster."}
@@ -126,6 +133,8 @@ class EmbeddingTrainer(MeteredTrainer):
     ```
     """
 
+    trains_images = True  # a stage for texts alone leaves open how the model reads images with texts
+
     def __init__(
         self,
         model,
@@ -153,6 +162,7 @@ class EmbeddingTrainer(MeteredTrainer):
                 max_negatives=max_negatives,
                 length_boundary=model.config.length_boundary,
                 resolution=args.resolution,
+                benchmark=args.benchmark,
             )
 
         super().__init__(
@@ -164,6 +174,24 @@ class EmbeddingTrainer(MeteredTrainer):
             processing_class=processor,
             **kwargs,
         )
+        self._keep_reading(processor)
+
+    def _keep_reading(self, processor):
+        """Lets the trained model read items as it is trained to: in which wordings, and image and text in one prompt.
+
+        A model that was trained with a preset's usual prompts alone has no other wording for any benchmark.
+        """
+        processor.benchmarks = list(PRESETS[processor.preset].benchmarks) if self.args.benchmark else []
+        if not self.trains_images or processor.fusion == "joint":
+            return
+
+        processor.fusion = "joint"
+        if self.is_world_process_zero():
+            print(
+                f"{type(self).__name__}: image and text of an item are trained in one prompt, and the model will read "
+                f"them so (fusion: joint); the preset {processor.preset!r} would add up two embeddings.",
+                file=sys.stderr,
+            )
 
     def at_all_widths(self, loss: nn.Module) -> nn.Module:
         """The loss, or its mean over the widths of `args.matryoshka_dims` where these are set."""

@@ -83,8 +83,6 @@ def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs
 
     if "attn_implementation" not in options and not torch.accelerator.is_available():
         plain_attention(model)
-    if model.processor.fusion == "sum":
-        model.processor.fusion = "joint"  # training reads image and text in one prompt, and so will the trained model
     return model
 
 
