@@ -247,7 +247,8 @@ def _frames_of_file(path: str, count: int) -> list[VideoFrame]:
 
     count = min(count, header.total_num_frames)
     size = (header.width, header.height)
-    stamp = os.stat(path).st_mtime_ns
+    status = os.stat(path)
+    stamp = max(status.st_mtime_ns, status.st_ctime_ns)  # the first of them can be set back
     return [VideoFrame(path, index, count, size, stamp) for index in range(count)]
 
 

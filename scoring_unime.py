@@ -364,13 +364,13 @@ def _image_keys(prepared: list[PreparedItem], processor) -> list[list[_ImageKey]
 
 
 def _content_of(image, max_pixels: int, name: str):
-    """What is equal for equal images: a hash of the pixels, or a file with its time of change and size."""
+    """What is equal for equal images: a hash of the pixels, or a file with its inode, size and times of change."""
     if isinstance(image, VideoFrame):
         return image
     if isinstance(image, Image.Image):
         return item_key(image, max_pixels, name)
     status = os.stat(image)
-    return os.fspath(image), status.st_mtime_ns, status.st_size
+    return os.fspath(image), status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _vision_state(model) -> tuple:

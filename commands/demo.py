@@ -14,6 +14,7 @@ from threading import Lock
 
 from huggingface_hub.constants import HF_HOME
 
+from ..files.identity import verify_files
 from ..images_unime import load_frames, open_image
 from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
@@ -55,7 +56,7 @@ class Photos:
 
         # one file for each folder and way of embedding
         identity = fingerprint([str(self.folder), json.dumps(embedder.settings(), sort_keys=True)])
-        self.path = Path(cache or CACHE) / f"{self.folder.name}-{identity}.parquet"
+        self.path = Path(cache or CACHE) / f"{self.folder.name[:60]}-{identity}.parquet"
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
         self.failed = []
@@ -230,9 +231,12 @@ def main(arguments=None):
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows the page to the network")
     parser.add_argument("--port", type=int, help="7860 or the next free one by default")
     parser.add_argument("--no-browser", action="store_true", help="only say where the page is")
+    add(parser, "verify")
     add(parser, "quiet")
 
     options = parser.parse_args(arguments)
+    if options.verify:
+        verify_files()
     if find_spec("gradio") is None:
         raise SystemExit('unime demo: gradio is not installed; `pip install "gradio>=6"`.')
     with one_line_errors("unime demo"):

@@ -18,7 +18,7 @@ from ..jobs.embedding import Embedder, embed
 from ..jobs.settings import CommandParser
 from ..jobs.shards import fingerprint, read_errors, read_job
 from .errors import one_line_errors
-from .index import SUFFIXES, Index, read_index, stamp, write_index
+from .index import SUFFIXES, Index, is_foreign, read_index, stamp, write_index
 from .inputs import SOURCES, read_items
 from .options import add, add_embedder, add_output
 
@@ -71,8 +71,8 @@ def encode(
         [`Encoded`] in the main process, `None` in the others.
 
     Raises:
-        ValueError: there is no item, or none that can be embedded, a row is unusable, `out` is of no known kind, or it
-            cannot be updated because its embeddings were made otherwise.
+        ValueError: there is no item, or none that can be embedded, a row is unusable, `out` is of no known kind, or
+            somebody else's file, or it cannot be updated because its embeddings were made otherwise.
 
     Example:
 
@@ -84,6 +84,8 @@ def encode(
     out = Path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"{out} is neither .parquet nor .npz.")
+    if is_foreign(out):
+        raise ValueError(f"{out} is not a file of embeddings that `unime encode` made; name another, or remove it.")
 
     # read: the items, and the index that is to be updated
     entries = _read(sources)

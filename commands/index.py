@@ -1,6 +1,7 @@
 """The file of embeddings that `unime encode` writes and `unime search` reads: Parquet or NPZ."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,6 +77,18 @@ def write_index(path: Path, index: Index):
             np.savez(file, **arrays, embedding=index.embeddings, about=np.array(about))
 
     write_whole(path, write_parquet if path.suffix == ".parquet" else write_npz)
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether there is a file that something else made, which nobody wants to lose; a damaged one is of no use."""
+    try:
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                return "about.npy" not in archive.namelist()
+        return _KEY not in (pq.read_schema(path).metadata or {})
+    except (OSError, ValueError, zipfile.BadZipFile):
+        # of a file cut short nothing can be told, but text is no such file
+        return path.is_file() and path.read_bytes()[:4] not in (b"", bytes(4), b"PK\x03\x04", b"PAR1")
 
 
 def read_index(path) -> Index:

@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 from tqdm.auto import tqdm
 
 from ..checkpoints.opening import HUB_ERRORS
-from ..files.writing import write_text
+from ..files.writing import move_into_place, write_text
 from ..jobs.faults import is_machine_fault
 from .retrieval_sets import SHAREGPT4V
 from .suites import SUGARCREPE, VISDOC
@@ -235,7 +235,7 @@ def download(url: str, folder: Path) -> Path:
     except requests.RequestException as error:
         raise ValueError(f"{url} is not available: {error}") from error
 
-    partial.rename(path)
+    move_into_place(partial, path)
     return path
 
 
@@ -300,6 +300,8 @@ def unpack(path: Path):
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
+    # what is said to be unpacked lies on the disk
+    os.sync()
     write_text(done, "")
 
 

@@ -22,7 +22,7 @@ from ..eval.means import summarize
 from ..eval.rerank import run_rerank
 from ..eval.runner import evaluate, run_benchmark
 from ..eval.tasks import Task, read_world_tasks
-from ..files.writing import has_json, read_json, write_json
+from ..files.writing import has_json, move_into_place, read_json, write_json
 from ..jobs.embedding import Embedder
 from ..jobs.notices import silence_alarms
 from ..jobs.reranking import Reranker
@@ -181,7 +181,7 @@ def train(stage, name: str, start: Path, out: Path, **changes) -> Path:
     # moved into place at the end: a folder that exists holds a finished model
     for folder in work.glob("checkpoint-*"):
         shutil.rmtree(folder)
-    os.replace(work, out)
+    move_into_place(work, out)
     return out
 
 

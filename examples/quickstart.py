@@ -24,7 +24,7 @@ from ..eval.figures import similarity_matrix
 from ..eval.means import print_table, summarize
 from ..eval.runner import evaluate
 from ..eval.tasks import Task, read_world_tasks
-from ..files.writing import has_json, read_json, write_json
+from ..files.writing import has_json, move_into_place, read_json, write_json
 from ..miniature.backbone import last_checkpoint
 from ..miniature.world import build
 from ..modeling_unime import UniMEModel
@@ -124,7 +124,7 @@ def train(world: Path, backbone: Path, folder: Path, changes: dict):
 
     # moved into place at the end: a folder that exists holds a finished model
     trainer.save_model(str(folder / "model.tmp"))
-    os.replace(folder / "model.tmp", folder / "model")
+    move_into_place(folder / "model.tmp", folder / "model")
 
 
 def report(folder: Path, seconds: float):

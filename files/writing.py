@@ -35,15 +35,28 @@ def write_whole(path, writer: Callable[[Path], object]):
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
     try:
         writer(draft)
-        _sync(draft)
-        os.replace(draft, path)
+        move_into_place(draft, path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
 
+
+def move_into_place(draft, path):
+    """Gives a finished file or folder its name, when all of it lies on the disk.
+
+    Args:
+        draft (`str` or `Path`): what was written, on the same disk.
+        path (`str` or `Path`): its name from now on.
+    """
+    if os.path.isdir(draft):
+        os.sync()  # its files, however many they are
+    else:
+        _sync(draft)
+    os.replace(draft, path)
+
     # some file systems cannot sync a folder; the file is whole in any case
     with contextlib.suppress(OSError):
-        _sync(path.parent)
+        _sync(Path(path).parent)
 
 
 def write_bytes(path, content: bytes):
@@ -77,7 +90,7 @@ def write_arrays(path, arrays: dict[str, np.ndarray], notes: dict[str, str] | No
     write_bytes(path, save(arrays, metadata=metadata))
 
 
-def _sync(path: Path):
+def _sync(path):
     """Waits until a file, or the list of a folder's files, lies on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

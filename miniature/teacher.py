@@ -7,7 +7,6 @@ It stands for NV-Embed-v2: it knows which texts mean the same, and has never see
 
 import argparse
 import csv
-import os
 import tempfile
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, set_seed
 
+from ..files.writing import move_into_place
 from ..jobs.notices import silence_alarms
 from .backbone import build_tokenizer
 
@@ -53,7 +53,7 @@ def train_teacher(pairs, out, epochs: float = 8, seed: int = 0) -> Path:
         tokenizer.save_pretrained(folder)
         model = _train(folder, rows, epochs, seed)
         model.save_pretrained(f"{out}.tmp")
-    os.replace(f"{out}.tmp", out)
+    move_into_place(f"{out}.tmp", out)
     return out
 
 

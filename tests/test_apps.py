@@ -351,6 +351,18 @@ def test_a_foreign_file_as_an_index_is_one_line(name, tmp_path):
     assert "\n" not in ended.value.code
 
 
+@pytest.mark.parametrize("name", ["any.parquet", "text.npz", "no-arrays.npz"])
+def test_a_foreign_file_is_not_written_over(name, saved, photos):
+    path = photos / name
+    FOREIGN[name](path)
+    before = path.read_bytes()
+    with pytest.raises(
+        SystemExit, match=rf"unime encode: \S+{name} is not a file of embeddings that `unime encode` made"
+    ):
+        main(["encode", str(photos / "words.txt"), "--model", str(saved), "--out", str(path)])
+    assert path.read_bytes() == before
+
+
 def write_foreign(path, about):
     from unime.commands.index import Index, write_index
     from unime.data.schema import Item

@@ -182,3 +182,14 @@ def test_the_space_starts_with_what_its_environment_says(models):
         check=False,
     )
     assert done.returncode == 0 and done.stdout.split()[-1] == "Blocks", done.stdout + done.stderr
+
+
+def test_kept_embeddings_that_were_damaged_are_made_again(models, tmp_path, capsys):
+    from unime.commands.demo import Photos
+    from unime.jobs.embedding import Embedder
+
+    photos = Photos(models / "photos", Embedder(models / "model"), tmp_path)
+    before = photos.refresh().index.embeddings
+    photos.path.write_bytes(photos.path.read_bytes()[:100])
+    again = Photos(models / "photos", Embedder(models / "model"), tmp_path).refresh().index.embeddings
+    assert (again == before).all() and photos.path.name in capsys.readouterr().err
