@@ -46,6 +46,6 @@ def one_line_disk_faults(program: str) -> Iterator[None]:
         if not is_disk_fault(error):
             raise
         message = " ".join(str(error).split())
-        if is_machine_fault(error) or not isinstance(error, OSError):
+        if is_machine_fault(error) or isinstance(error, RuntimeError):
             message += " (is the disk full, or the folder read-only?)"
         raise SystemExit(f"{program}: {message}") from error

@@ -160,7 +160,8 @@ class MiningConfig:
         for name in ("embedder_options", "judge_options", "server_options"):
             value = getattr(self, name)
             if isinstance(value, str):
-                setattr(self, name, _parsed(name, value))
+                value = _parsed(name, value)
+            setattr(self, name, {} if value is None else value)
 
         # numbers, or words that stand for a rule
         self.delta = str(self.delta)
@@ -171,13 +172,13 @@ class MiningConfig:
 
         # a mistyped option is an error now, too
         if self.embedder_library == "unime":
-            check_options("`embedder_options`", self.embedder_options or {}, [UniMEModel.encode], TAKEN)
+            check_options("`embedder_options`", self.embedder_options, [UniMEModel.encode], TAKEN)
         if self.server:
-            options = {**(self.judge_options or {}), **(self.server_options or {})}
+            options = {**self.judge_options, **self.server_options}
             check_options("`server_options`", options, [ServerJudge], ("url", "model"))
         else:
             methods = [UniMERerankerForCausalLM.score]
-            check_options("`judge_options`", self.judge_options or {}, methods, JUDGED)
+            check_options("`judge_options`", self.judge_options, methods, JUDGED)
 
         # a number that cannot be read is an error now rather than after hours of embedding
         if self.delta not in ("positive", "none"):

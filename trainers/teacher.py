@@ -11,8 +11,9 @@ import torch
 from ..checkpoints.nv_embed import LICENSE, MAX_LENGTH, is_nv_embed, load_nv_embed
 from ..checkpoints.opening import local_folder, open_sentence_transformer
 from ..data.schema import Item
+from ..files.writing import has_json
 from ..jobs.embedding import as_text, checkpoint_fingerprint
-from ..jobs.shards import MANIFEST, fingerprint, processes, read_job, run_job
+from ..jobs.shards import MANIFEST, fingerprint, processes, read_job, read_manifest, run_job
 from ..vlm_unime import bitsandbytes_config
 
 SIDES = ("left", "right")  # where a tokenizer may pad
@@ -239,10 +240,10 @@ def encode_teacher(model, texts: list[str], out, batch_size: int = 32, **options
 def _job_folder(out: Path, texts: list[str], settings: dict) -> Path:
     """The folder of a job: `out` itself, or one within where another job is there already."""
     path = out / MANIFEST
-    if not path.exists():
+    if not has_json(path):  # one that is damaged is written anew
         return out
 
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_manifest(out)
     if manifest["fingerprint"] == fingerprint(texts) and manifest["settings"] == settings:
         return out
     return out / fingerprint([json.dumps(settings, sort_keys=True), *texts])[:16]

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..data.files import local_path
-from ..jobs.shards import MANIFEST, fingerprint, read_job
+from ..jobs.shards import fingerprint, read_job, read_manifest
 from .teacher import TeacherTable
 
 SUFFIXES = (".parquet", ".npz", ".safetensors")
@@ -76,7 +76,7 @@ def read_teacher_embeddings(path, rows: dict[str, int]) -> TeacherTable:
 def _read_finished_job(folder: Path, texts: list[str]) -> TeacherTable:
     """The table of a job that has embedded these texts, in this order."""
     embeddings = read_job(folder)["embeddings"]
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(folder)
     if manifest["fingerprint"] != fingerprint(texts):
         raise ValueError(
             f"{folder} holds the embeddings of other texts ({manifest['rows']}, now {len(texts)}); name the `teacher` "
