@@ -39,6 +39,8 @@ _PRESET_SETTINGS = ("max_length", "resolution", "fusion", "anyres_padding", "ben
 _OTHER_SETTINGS = ("max_image_pixels", "chat_template", "num_frames")
 SETTINGS = _PRESET_SETTINGS + _OTHER_SETTINGS
 
+_CHARACTERS = 16  # of a token, at most, in nearly every text
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -525,10 +527,13 @@ class UniMEProcessor(ProcessorMixin):
         limit = min(reading.max_length or self.max_length, self.tokenizer.model_max_length)
         readings = {instruction: replace(reading, instruction=instruction) for instruction in set(instructions)}
 
+        items = [self._clipped(item, limit, name) for item, name in zip(items, names)]
         prompts = []
         images = []
         for item, instruction, name in zip(items, instructions, names):
             prompt, item_images = self._render(item, readings[instruction], name)
+            if is_chat(item) and self._beginning(prompt, limit) != prompt:
+                raise ValueError(f"{name} takes far more tokens than the limit of {limit}; shorten it.")
             prompts.append(prompt + reading.suffix)
             images.append(item_images)
 
@@ -551,6 +556,29 @@ class UniMEProcessor(ProcessorMixin):
                 stacklevel=4,
             )
         return prepared
+
+    def _clipped(self, item, limit: int, name: str):
+        """An item without the end of a text that is far above the limit; a chat is never cut."""
+        text = item.get("text") if isinstance(item, Mapping) else item
+        if not isinstance(text, str):
+            return item
+
+        beginning = self._beginning(text, limit)
+        if beginning == text:
+            return item
+        if not beginning.strip():
+            raise ValueError(f"{name} begins with more blanks than fit into {limit} tokens; strip it.")
+        return {**item, "text": beginning} if isinstance(item, Mapping) else beginning
+
+    def _beginning(self, text: str, limit: int) -> str:
+        """The text, or a beginning that is above the limit by itself: tokenising megabytes would take minutes."""
+        size = _CHARACTERS * limit
+        while size < len(text):
+            beginning = text[:size]
+            if len(self.tokenizer(beginning, verbose=False)["input_ids"]) > 2 * limit:
+                return beginning
+            size *= 4
+        return text
 
     def _plan(self, name: str, prompt: str, ids: list[int], images: tuple, resolution: Resolution) -> PreparedItem:
         """A tokenised item with the sizes at which its images will be read, and the tokens that they take."""

@@ -100,6 +100,38 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
     return model
 
 
+def open_processor(source, preset: str | None = None, **kwargs) -> tuple[UniMEProcessor, bool]:
+    """Opens what a checkpoint reads items with, without its weights.
+
+    Args:
+        source (`str` or `Path`): folder or repository of any checkpoint that [`open_checkpoint`] opens.
+        preset (`str`, *optional*): as there.
+        kwargs: `revision`, `trust_remote_code` and settings of the processor, as there.
+
+    Returns:
+        the processor, and whether the checkpoint is a saved reranker.
+
+    Raises:
+        ValueError: as [`open_checkpoint`].
+    """
+    folder = local_folder(source, kwargs.get("revision"))
+    adapter = adapter_folder(folder)
+    if adapter is not None:
+        kwargs.pop("revision", None)  # of the adapter, not of its base
+        if preset is None:
+            kwargs = {**_saved_settings(adapter), **kwargs}
+            preset = kwargs.pop("preset", None) or published_preset(source)
+        return open_processor(base_model_of(adapter), preset, **kwargs)
+
+    model_type = model_type_of(folder)
+    with naming_untrusted_code(source):
+        if model_type in UNIME_MODEL_TYPES:
+            processor = UniMEProcessor.from_pretrained(source, preset=preset, **kwargs)
+        else:
+            processor = UniMEProcessor.from_backbone(source, preset, **kwargs)
+    return processor, model_type == "unime_reranker"
+
+
 def adapter_folder(folder: Path) -> Path | None:
     """Where in a folder an adapter lies: in itself, or, where there is no model in it, in `lora/`; `None` if nowhere.
 

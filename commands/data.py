@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
+from ..checkpoints.opening import open_processor
 from ..data.check import SHOWN, check
+from ..data.collators import EmbeddingCollator
 from ..eval import fetch as fetching
 from ..files.writing import write_text
 from ..jobs.settings import CommandParser
 from .errors import one_line_errors
-from .options import add, add_output
+from .options import add, add_output, positive
 
 
 def describe(report: dict) -> str:
@@ -40,6 +42,8 @@ def describe(report: dict) -> str:
     lines += ["", *_image_lines(report["images"])]
     if bad_rows:
         lines += ["", "bad rows", *_bad_row_lines(bad_rows)]
+    if "bad_items" in report:
+        lines += ["", *_bad_item_lines(report["bad_items"])]
     return "\n".join(lines)
 
 
@@ -114,10 +118,67 @@ def _bad_row_lines(problems: list[dict]) -> list[str]:
     return lines
 
 
+def _bad_item_lines(bad_items: list[dict]) -> list[str]:
+    """What the model cannot read."""
+    if not bad_items:
+        return ["items that the model cannot read: none"]
+
+    lines = [f"items that the model cannot read: {len(bad_items):,}"]
+    for entry in bad_items[:SHOWN]:
+        lines.append(f"  {entry['item']}: {entry['reason']}")
+    if len(bad_items) > SHOWN:
+        lines.append(f"  ... and {len(bad_items) - SHOWN} more (--report FILE has all)")
+    return lines
+
+
+def open_reader(
+    source,
+    preset: str | None = None,
+    reranker: bool = False,
+    max_length: int | None = None,
+    resolution: str | None = None,
+    trust_remote_code: bool = False,
+):
+    """What reads rows as a training of a model does; none of its weights are loaded.
+
+    Args:
+        source (`str` or `Path`): folder or repository.
+        preset (`str`, *optional*): how items are read; by default as saved, or by a stock VLM's name.
+        reranker (`bool`, defaults to `False`): a stock VLM is to become a reranker; a saved one is known.
+        max_length (`int`, *optional*), resolution (`str`, *optional*): as in the training.
+        trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
+
+    Example:
+
+    ```python
+    report = check("pairs.jsonl", reader=open_reader("outputs/quickstart/model", max_length=512))
+    ```
+    """
+    processor, is_reranker = open_processor(source, preset, trust_remote_code=trust_remote_code)
+    processor.fusion = "joint"  # training reads one prompt
+    if not (reranker or is_reranker):
+        return EmbeddingCollator(processor, max_length=max_length, resolution=resolution)
+
+    from ..trainers.reranker import RerankerCollator, RerankerConfig
+
+    config = RerankerConfig(output_dir="unused", max_length=max_length, resolution=resolution)
+    return RerankerCollator(processor, config)
+
+
 def _check(options):
     """`unime data check`: status 1 where something is wrong with the data."""
     with one_line_errors("unime data check"):
-        report = check(options.path, options.image_root, options.split, not options.no_images)
+        reader = None
+        if options.model:
+            reader = open_reader(
+                options.model,
+                options.preset,
+                options.as_reranker,
+                options.max_length,
+                options.resolution,
+                options.trust_remote_code,
+            )
+        report = check(options.path, options.image_root, options.split, not options.no_images, reader)
 
         text = json.dumps(report, indent=1, ensure_ascii=False)
         if options.report:
@@ -126,7 +187,7 @@ def _check(options):
 
     # so that a script stops before it trains on such data
     images = report["images"]
-    if report["bad_rows"] or images["unreadable"] or images["missing"]:
+    if report["bad_rows"] or images["unreadable"] or images["missing"] or report.get("bad_items"):
         raise SystemExit(1)
 
 
@@ -154,6 +215,12 @@ def main(arguments=None):
     add(command, "image-root")
     add(command, "split")
     command.add_argument("--no-images", action="store_true", help="only look whether images are there")
+    add(command, "model", help="read every row as a training of this model would, and list what it cannot read")
+    add(command, "preset")
+    command.add_argument("--as-reranker", action="store_true", help="the model, a stock VLM, is to become a reranker")
+    command.add_argument("--max-length", type=positive, metavar="TOKENS", help="as in the training")
+    command.add_argument("--resolution", help="as in the training")
+    add(command, "trust-remote-code")
     command.add_argument("--report", type=Path, metavar="FILE", help="write the whole report to this file, as JSON")
     add_output(command)
     command.set_defaults(run=_check)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from PIL import Image
 from tqdm.auto import tqdm
@@ -17,13 +17,23 @@ from tqdm.auto import tqdm
 from ..images_unime import FORMATS, open_image
 from .readers import Findings, read_rows
 from .schema import Example, Item, to_example
+from .sieve import BadItem
 from .texts import printable
 
 SHOWN = 20  # bad rows, and bad images, that are printed; the JSON report has all
 IN_HAND = 25_000_000  # pixels that are decoded at a time, of about 15 bytes each; a larger image is alone
 
 
-def check(path, image_root=None, split: str = "original", images: bool = True) -> dict:
+class RowReader(Protocol):
+    """What reads rows as a training does: an [`~unime.data.collators.EmbeddingCollator`], or that of the reranker."""
+
+    def bad_items(self, row: dict) -> list[BadItem]:
+        """What of a row cannot be read."""
+
+
+def check(
+    path, image_root=None, split: str = "original", images: bool = True, reader: RowReader | None = None
+) -> dict:
     """Examines a data file of any layout that [`~unime.data.readers.read_rows`] reads.
 
     Args:
@@ -31,10 +41,11 @@ def check(path, image_root=None, split: str = "original", images: bool = True) -
         image_root (`str` or `Path`, *optional*): where image paths start; the file's folder by default.
         split (`str`, defaults to `"original"`): for a folder of MMEB-train.
         images (`bool`, defaults to `True`): open every image, rather than only look whether it is there.
+        reader (*optional*): reads every row as a training of a model would, and says what it cannot read.
 
     Returns:
         `dict`: the report, of plain values: `file`, `rows`, `bad_rows`, `datasets`, `modalities`, `mended`,
-        `duplicates`, `scores` and `images`.
+        `duplicates`, `scores` and `images`; with a reader also `bad_items`, each with its `item` and `reason`.
 
     Raises:
         ValueError: the file cannot be read at all, or has no good row.
@@ -51,10 +62,13 @@ def check(path, image_root=None, split: str = "original", images: bool = True) -
     rows = read_rows(path, image_root, split=split, findings=findings)
 
     tally = _Tally()
+    bad_items = {}  # reasons by item
     for row in tqdm(rows, desc="Rows", unit="row", delay=1):
         tally.add(to_example(row))
+        if reader is not None:
+            bad_items |= dict(reader.bad_items(row))
 
-    return {
+    report = {
         "file": printable(str(path)),
         "rows": len(rows),
         "bad_rows": [problem._asdict() for problem in findings.problems],
@@ -65,6 +79,9 @@ def check(path, image_root=None, split: str = "original", images: bool = True) -
         "scores": tally.scores(),
         "images": check_images(tally.images, images),
     }
+    if reader is not None:
+        report["bad_items"] = [{"item": item, "reason": reason} for item, reason in bad_items.items()]
+    return report
 
 
 class _Tally:

@@ -22,6 +22,7 @@ from ..checkpoints.opening import (
 )
 from ..data.schema import Item
 from ..files.identity import file_identity
+from ..items_unime import describe
 from ..modeling_unime import UniMEModel
 from .checks import check_options
 from .shards import processes, read_job, run_job
@@ -232,6 +233,7 @@ class Embedder:
 
         model = self.load()
         for number, entry in enumerate(inputs):
+            self._require_modalities(entry, model.modalities)
             if entry.keys() == {"text"}:
                 inputs[number] = as_text(entry["text"], model)
 
@@ -239,6 +241,14 @@ class Embedder:
         with torch.inference_mode():
             embeddings = encode(inputs, normalize_embeddings=True, show_progress_bar=False, **self.options)
         return np.asarray(embeddings, dtype=np.float32)  # [N, D]
+
+    def _require_modalities(self, entry: dict, modalities: list):
+        """Refuses an item of which the model would read a part only, or nothing."""
+        readable = {modality for modality in modalities if isinstance(modality, str)}
+        unreadable = sorted(entry.keys() - readable)
+        if unreadable:
+            kinds = ", ".join(sorted(readable))
+            raise ValueError(f"{describe(entry)}: {self.source} reads {kinds}, no {' and '.join(unreadable)}.")
 
 
 def as_text(text: str, model):

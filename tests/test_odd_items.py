@@ -11,10 +11,12 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from unime import UniMEModel
+from unime import UniMEModel, processing_unime
 from unime.data.check import IN_HAND, _PixelBudget, check_images
+from unime.data.schema import Item
 from unime.images_unime import open_image, read_size
 from unime.items_unime import describe
+from unime.jobs.embedding import Embedder
 
 
 def jpeg_with_orientation(kind: int, count: int, value: bytes) -> bytes:
@@ -221,3 +223,58 @@ def test_a_saved_model_reads_the_same_colours(embedder, tmp_path):
     embedder.save_pretrained(tmp_path / "model")
     model = UniMEModel.from_pretrained(tmp_path / "model")
     assert (model.encode({"image": tmp_path / "a.png"}) == model.encode(white)).all()
+
+
+def test_long_texts_are_cut_before_they_are_tokenised(embedder, reranker, monkeypatch):
+    processor = embedder.processor
+    texts = ["red circle " * 8000, "a" * 70_000, {"text": "blue star\n" * 8000, "image": picture(0)}]
+    with pytest.warns(UserWarning, match="3 of 3 items were longer than 1024 tokens"):
+        clipped = processor.prepare(texts)
+
+    # as if every text were tokenised whole
+    monkeypatch.setattr(processing_unime, "_CHARACTERS", 10**6)
+    with pytest.warns(UserWarning, match="3 of 3 items were longer than 1024 tokens"):
+        whole = processor.prepare(texts)
+    assert [entry.input_ids for entry in clipped] == [entry.input_ids for entry in whole]
+    monkeypatch.undo()
+
+    # ten megabytes
+    longest = []
+    encode = type(processor.tokenizer)._encode_plus
+
+    def counted(self, text, *args, **kwargs):
+        for entry in [text] if isinstance(text, str) else text:
+            longest.append(len(entry))
+        return encode(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(type(processor.tokenizer), "_encode_plus", counted)
+    for text in ("a" * 10**7, "red circle " * 10**6):
+        processor.prepare([text, {"text": text, "image": picture(0)}])
+        with pytest.raises(ValueError, match="item 0 takes far more tokens than the limit of 1024"):
+            processor.prepare([[{"role": "user", "content": text}]])
+        with pytest.raises(ValueError, match="candidate 1 takes far more tokens"):
+            reranker.score("q", ["a", text])
+    with pytest.raises(ValueError, match="item 0 begins with more blanks than fit into 1024 tokens"):
+        processor.prepare(["\n" * 10**7 + "a"])
+    assert 1024 < max(longest) <= 4 * 16 * 1024
+
+
+def test_a_modality_is_embedded_or_refused(embedder, tmp_path):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(3):
+        picture(number).save(folder / f"{number}.png")
+    items = [Item("a red ring", str(folder)), Item("a red ring"), Item("", str(folder))]
+    embedder.save_pretrained(tmp_path / "model")
+    expected = Embedder(tmp_path / "model").encode(items, "document")
+    assert abs(float(expected[0] @ expected[1])) < 0.999
+
+    ours = Embedder(tmp_path / "model", "sentence-transformers", trust_remote_code=True)
+    assert np.abs(ours.encode(items, "document") - expected).max() < 1e-5
+
+    class TextModel:
+        modalities = ["text"]
+
+    ours.model = TextModel()
+    with pytest.raises(ValueError, match="the item of the video '.*frames': .*model reads text, no video"):
+        ours.encode([items[2]], "document")

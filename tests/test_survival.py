@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import TrainerCallback
 
 from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.commands.data import main as data_command
 from unime.data.collators import EmbeddingCollator
 from unime.data.samplers import HomogeneousSampler, StepBatches
 from unime.data.schema import Example, Item, to_dataset, to_example
@@ -260,6 +261,39 @@ def test_a_step_without_any_good_row(backbone, tmp_path):
         trainer = trainer_of(stage, backbone, many, tmp_path / "out", per_device_train_batch_size=18)
         with pytest.raises(ValueError, match="no row of a step can be read; the first of 18 bad items"):
             trainer.train()
+
+
+@pytest.mark.parametrize("kind", ["embedder", "reranker"])
+def test_the_check_finds_before_what_training_would_meet(backbone, tmp_path, kind, capsys):
+    rows, _ = broken_rows(tmp_path)
+    lines = []
+    for row in rows:
+        items = {"query": row.query, "positive": row.positive}
+        entry = {name: {"text": item.text, "image": Path(item.image).name} for name, item in items.items()}
+        entry["negatives"] = [{"text": item.text, "image": Path(item.image).name} for item in row.negatives]
+        lines.append(json.dumps({**entry, "positive_score": 0.9, "negative_scores": row.negative_scores}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+
+    options = ["--model", str(backbone), "--preset", "joint", "--no-images", "--report", str(tmp_path / "report.json")]
+    limit = 60
+    if kind == "reranker":
+        limit = LIMIT
+        options.append("--as-reranker")
+    with pytest.raises(SystemExit) as ended:
+        data_command(["check", str(tmp_path / "rows.jsonl"), *options, "--max-length", str(limit)])
+    assert ended.value.code == 1 and "items that the model cannot read: 5" in capsys.readouterr().out
+
+    stage = {"embedder": "alignment", "reranker": "reranker"}[kind]
+    trainer = trainer_of(stage, backbone, rows, tmp_path / "out", max_length=limit, max_steps=1)
+    trainer.model.processor.use_preset("joint")
+    with pytest.warns(UserWarning, match="5 items could not be read"):
+        trainer.train()
+    report = json.loads((tmp_path / "report.json").read_text())
+    listed = {entry["item"]: entry["reason"] for entry in report["bad_items"]}
+    assert listed == trainer.left_out.reasons and report["rows"] == 9 and not report["bad_rows"]
+
+    with pytest.raises(SystemExit, match="unime data check: .*nowhere is not a folder here"):
+        data_command(["check", str(tmp_path / "rows.jsonl"), "--model", str(tmp_path / "nowhere")])
 
 
 # two ranks
