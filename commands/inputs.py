@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..data.readers import item_of
 from ..data.schema import VIDEOS, Item
-from ..data.texts import KEEP_BYTES, open_text, parse_json, require_text
+from ..data.texts import KEEP_BYTES, open_text, parse_json, printable, require_text
 from ..images_unime import IMAGES
 from ..prompts_unime import instruct
 
@@ -45,21 +45,38 @@ def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
             with open_text(path) as lines:
                 yield from _text_lines(lines, path.name)
         elif _is_picture(path):
-            yield path.name, Item(image=str(path.resolve()))
+            yield path.name, _picture(path)
         else:
             raise ValueError(f"{source} is not a folder, an image, a .jsonl or a .txt file.")
 
 
 def _is_picture(path: Path) -> bool:
-    """Whether a path is an image or a video that is not hidden."""
-    return path.suffix.lower() in (*IMAGES, *VIDEOS) and not path.name.startswith(".") and path.is_file()
+    """Whether a path is by its name an image or a video that is not hidden.
+
+    A link that leads nowhere counts: it is reported like any image that cannot be read, rather than passed over.
+    """
+    return path.suffix.lower() in (*IMAGES, *VIDEOS) and not path.name.startswith(".") and not path.is_dir()
+
+
+def _picture(path: Path) -> Item:
+    """The item of an image or video file."""
+    try:
+        name = str(path.resolve())
+    except RuntimeError:  # symbolic links in a circle
+        name = str(path.absolute())
+    try:
+        return Item(image=require_text(name))
+    except ValueError as error:
+        raise ValueError(
+            f"{printable(str(path))}: its name, or that of its folder, is not UTF-8; rename it."
+        ) from error
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, Item]]:
     """Every image and video below a folder, in the order of their paths."""
     for path in sorted(folder.rglob("*")):
         if _is_picture(path):
-            yield str(path.relative_to(folder)), Item(image=str(path.resolve()))
+            yield str(path.relative_to(folder)), _picture(path)
 
 
 def _text_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, Item]]:

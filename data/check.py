@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..images_unime import FORMATS, open_image
+from ..images_unime import FORMATS, load_frames, open_image, read_size
 from .readers import Findings, read_rows
 from .schema import Example, Item, to_example
 from .sieve import BadItem
@@ -214,7 +214,7 @@ def check_images(paths: Iterable[str], thoroughly: bool = True) -> dict:
     present = []
     missing = []
     for path in paths:
-        if Path(path).is_file():
+        if Path(path).exists():
             present.append(path)
         else:
             missing.append(path)
@@ -272,8 +272,14 @@ class _Look(NamedTuple):
 
 def _look(path: str, budget: _PixelBudget) -> _Look:
     try:
+        if Item(image=path).is_video:
+            (frame,) = load_frames(path, 1)
+            width, height = open_image(frame).size
+            return _Look("", ["video"], width * height)
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            read_size(path, "")  # what is no file is not opened
             with Image.open(path, formats=FORMATS) as file:
                 oddities = _oddities(file)
                 pixels = file.width * file.height

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from .csv_rows import csv_rows
 from .findings import Findings, Located, as_object, refuse
 from .json_lists import list_elements
-from .texts import open_text, parse_json
+from .texts import open_text, parse_json, require_file
 
 HUB = "hf://datasets/"
 _BAD_VALUES = (ValueError, OverflowError, pa.ArrowException)  # for example of bytes that are no text
@@ -78,6 +78,7 @@ def parquet_rows(
         ValueError: the file is no Parquet file or is damaged, a column is missing under all its spellings, or, without
             `findings`, a row holds what is not a value of its column; the message names the file.
     """
+    require_file(path)
     number = 0
     try:
         with pq.ParquetFile(path) as file:
@@ -97,6 +98,7 @@ def parquet_columns(path: Path) -> list[str]:
     Raises:
         ValueError: the file is no Parquet file; the message names it.
     """
+    require_file(path)
     try:
         return pq.read_schema(path).names
     except (pa.ArrowException, OSError) as error:

@@ -36,11 +36,25 @@ def printable(text: str) -> str:
 
 def _keep_bytes(error: UnicodeError) -> tuple[str, int]:
     """As `surrogateescape`, for UTF-16 too, where also bytes below 0x80 may be half of something."""
-    kept = error.object[error.start : error.end]
-    return "".join(chr(0xDC00 + byte) for byte in kept), error.end
+    raw = error.object[error.start : error.end]
+    return "".join(chr(0xDC00 + byte) for byte in raw), error.end
 
 
 codecs.register_error(KEEP_BYTES, _keep_bytes)
+
+
+def require_file(path) -> Path:
+    """The path itself, which must be that of a file: opening a pipe would wait for ever.
+
+    Raises:
+        ValueError: there is no such file, or it is a folder, a pipe or a device.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path} does not exist.")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; a pipe is read as the standard input only.")
+    return path
 
 
 @contextmanager
@@ -55,7 +69,8 @@ def open_text(path, newline: str | None = None) -> Iterator[TextIO]:
         the open file; bytes that are no text are half characters, for [`require_text`] to refuse.
 
     Raises:
-        ValueError: the file has another encoding of more bytes a character; the message names file and line.
+        ValueError: this is not a file, or it has another encoding of more bytes a character; the message names file
+            and line.
 
     Example:
 
@@ -64,7 +79,7 @@ def open_text(path, newline: str | None = None) -> Iterator[TextIO]:
         captions = [line.strip() for line in lines]
     ```
     """
-    path = Path(path)
+    path = require_file(path)
     with open(path, "rb") as file:
         head = file.read(_HEAD)
 

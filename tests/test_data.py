@@ -216,8 +216,10 @@ def test_bad_clusters_are_named(tmp_path):
 def test_collator_names_the_item_it_cannot_read(embedder, tmp_path):
     (tmp_path / "bad.png").write_text("no")
     example = Example(Item("q"), Item(image=str(tmp_path / "bad.png")))
-    with pytest.raises(ValueError, match="bad.png"):
-        EmbeddingCollator(embedder.processor)(list(to_dataset([example])))
+    batch = EmbeddingCollator(embedder.processor)(list(to_dataset([example])))["batch"]
+    ((item, reason),) = batch.bad_items
+    assert "bad.png" in item and "bad.png' cannot be read" in reason
+    assert batch.chunks == [] and batch.query.shape == (0,) and batch.negatives.shape == (0, 0)
 
 
 JUDGED = {

@@ -278,3 +278,14 @@ def test_a_modality_is_embedded_or_refused(embedder, tmp_path):
     ours.model = TextModel()
     with pytest.raises(ValueError, match="the item of the video '.*frames': .*model reads text, no video"):
         ours.encode([items[2]], "document")
+
+
+def test_the_check_reads_videos_and_waits_for_no_pipe(tmp_path):
+    (tmp_path / "frames").mkdir()
+    picture(0).save(tmp_path / "frames" / "0.png")
+    (tmp_path / "none").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    report = check_images([str(tmp_path / name) for name in ("frames", "none", "pipe.png", "gone.png")])
+    assert report["kinds"] == {"video": 1} and report["missing"] == 1
+    reasons = {entry["image"].rpartition("/")[2]: entry["reason"] for entry in report["unreadable"]}
+    assert "is a folder without frames" in reasons["none"] and "it is not a file" in reasons["pipe.png"]

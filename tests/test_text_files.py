@@ -103,6 +103,28 @@ def test_items_and_texts_of_marked_files(tmp_path):
         list(read_items([str(tmp_path / "bad.jsonl")]))
 
 
+def test_a_folder_passes_over_no_picture(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
+    os.symlink("nowhere.png", tmp_path / "photos" / "b.png")
+    os.symlink("d.png", tmp_path / "photos" / "c.png")
+    os.symlink("c.png", tmp_path / "photos" / "d.png")
+    (tmp_path / "photos" / "e.png").mkdir()
+    names = [name for name, _ in read_items([str(tmp_path / "photos")])]
+    assert names == ["a.png", "b.png", "c.png", "d.png"]
+    (tmp_path / "photos" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(ValueError, match=r"photos/caf\\udce9.png: its name, .* is not UTF-8; rename it"):
+        list(read_items([str(tmp_path / "photos")]))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet", "txt"])
+def test_a_pipe_is_never_waited_for(tmp_path, suffix):
+    pipe = tmp_path / f"rows.{suffix}"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=f"rows.{suffix} is not a file"):
+        list(read_items([str(pipe)])) if suffix == "txt" else check(pipe)
+
+
 # CSV
 def csv_file(folder, *lines):
     (folder / "rows.csv").write_text("\n".join(lines) + "\n", newline="")
