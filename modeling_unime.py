@@ -124,8 +124,9 @@ class UniMEModel(UniMEPreTrainedModel):
                 `"pixels:N"`, `"tokens:N"`, joined by `+` (see [`~unime.images_unime.Resolution`]).
             fusion (`str`, *optional*): overrides the preset: `"joint"` reads image and text in one prompt, `"sum"`
                 adds their two embeddings (2504.17432 section 3.2).
-            precision (`str`, defaults to `"float32"`): `"int8"` and `"binary"` as in [`~UniMEModel.quantize`].
-            ranges (*optional*): for `"int8"`, see [`~UniMEModel.quantize`].
+            precision (`str`, defaults to `"float32"`): `"int8"`, `"uint8"`, `"binary"` and `"ubinary"` as in
+                [`~UniMEModel.quantize`].
+            ranges (*optional*): for `"int8"` and `"uint8"`, see [`~UniMEModel.quantize`].
             prompt (`str`, *optional*): sentence-transformers' name of `instruction`.
             batch_size (`int`, *optional*): in place of `batch_tokens`, as many tokens as that many of the longest
                 items take.
@@ -134,8 +135,8 @@ class UniMEModel(UniMEPreTrainedModel):
                 this kind of benchmark.
 
         Returns:
-            tensor `[N, D]` on the CPU, in the order of `items` (`[D]` for a single item): float32, or int8
-            (`[N, D / 8]` for `"binary"`).
+            tensor `[N, D]` on the CPU, in the order of `items` (`[D]` for a single item): float32, int8 or uint8
+            (`[N, ceil(D / 8)]` for `"binary"` and `"ubinary"`).
 
         Raises:
             ValueError: an item is empty, unreadable or too large, or an embedding is not finite; the message names it.
@@ -231,39 +232,44 @@ class UniMEModel(UniMEPreTrainedModel):
 
     @staticmethod
     def quantize(embeddings, precision: str = "float32", ranges=None) -> torch.Tensor:
-        """Embeddings in fewer bytes, with the arithmetic of sentence-transformers' `quantize_embeddings`.
+        """Embeddings in fewer bytes, with the results of sentence-transformers' `quantize_embeddings`.
 
         Args:
             embeddings (`FloatTensor` `[N, D]`).
-            precision (`str`): `"float32"` leaves them alone; `"int8"` maps the range of each dimension to 256 steps;
-                `"binary"` keeps the signs, 8 in a byte.
-            ranges (`FloatTensor` `[2, D]`, *optional*): least and greatest value of each dimension, for `"int8"`.
-                Queries and corpus must share them; by default they are those of `embeddings`, at least 100.
+            precision (`str`): `"float32"` leaves them alone; `"int8"` and `"uint8"` map the range of each dimension to
+                256 steps; `"binary"` and `"ubinary"` keep the signs, 8 in a byte.
+            ranges (`FloatTensor` `[2, D]`, *optional*): least and greatest value of each dimension, for `"int8"` and
+                `"uint8"`. Queries and corpus must share them; by default they are those of `embeddings`, at least 100.
 
         Returns:
-            float32 `[N, D]`, int8 `[N, D]`, or int8 `[N, D / 8]`.
+            float32 `[N, D]`, int8 or uint8 `[N, D]`, or int8 or uint8 `[N, ceil(D / 8)]`.
+
+        Raises:
+            ValueError: the precision is unknown, ranges are missing, or an embedding is not finite.
         """
-        if precision not in ("float32", "int8", "binary"):
-            raise ValueError(f"precision must be 'float32', 'int8' or 'binary', got {precision!r}.")
+        one_of("precision", precision, "float32", "int8", "uint8", "binary", "ubinary")
         if precision == "float32":
             return embeddings
+        is_finite = torch.isfinite(embeddings).all(dim=1)
+        if not is_finite.all():
+            row = int(is_finite.logical_not().nonzero()[0])
+            raise ValueError(f"embedding {row} holds NaN or infinity, which {precision} has no value for.")
 
-        if precision == "binary":
-            if embeddings.shape[1] % 8:
-                raise ValueError(f"binary embeddings need a width that 8 divides, got {embeddings.shape[1]}.")
-            bits = np.packbits(embeddings.numpy() > 0, axis=1).astype(np.int16)
-            return torch.from_numpy((bits - 128).astype(np.int8))
+        if precision.endswith("binary"):
+            bits = np.packbits(embeddings.numpy() > 0, axis=1)
+            return torch.from_numpy(bits if precision == "ubinary" else (bits - 128).astype(np.int8))
 
         if ranges is None and len(embeddings) < 100:
             raise ValueError(
-                f"int8 needs `ranges`, or at least 100 embeddings to take them from; got {len(embeddings)}."
+                f"{precision} needs `ranges`, or at least 100 embeddings to take them from; got {len(embeddings)}."
             )
         if ranges is None:
             ranges = (embeddings.amin(0), embeddings.amax(0))
-        lowest, highest = ranges
-        lowest = torch.as_tensor(lowest)
-        steps = (torch.as_tensor(highest) - lowest).clamp(min=torch.finfo(torch.float32).tiny) / 255
-        return ((embeddings - lowest) / steps - 128).clamp(-128, 127).to(torch.int8)
+        lowest, highest = (torch.as_tensor(values, dtype=torch.float32) for values in ranges)
+        steps = (highest - lowest) / 255
+        steps = torch.where(steps == 0, 1, steps)
+        buckets = ((embeddings - lowest) / steps).floor().clamp(0, 255)  # [N, D]
+        return buckets.to(torch.uint8) if precision == "uint8" else (buckets - 128).to(torch.int8)
 
     def encode_query(self, items, **kwargs) -> torch.Tensor:
         """[`~UniMEModel.encode`] with `role="query"`."""
@@ -294,6 +300,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     config: UniMERerankerConfig
     config_class = UniMERerankerConfig
+    judges = True
     _vlm_class = AutoModelForImageTextToText
 
     def __init__(self, config):
@@ -322,6 +329,10 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     def get_output_embeddings(self):
         return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, head):
+        """As in transformers, which sets a new head where the vocabulary is resized."""
+        self.vlm.set_output_embeddings(head)
 
     def score(
         self,

@@ -153,6 +153,8 @@ class UniMEProcessor(ProcessorMixin):
         """Sets what a preset decides; a setting that is not None is taken in the place of the preset's."""
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}.")
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length must be at least 1, got {max_length}.")
         defaults = PRESETS[preset]
         self.preset = preset
         self.max_length = min(max_length or defaults.max_length, tokenizer.model_max_length)
@@ -214,6 +216,17 @@ class UniMEProcessor(ProcessorMixin):
         """The preset whose prompts are used on a kind of benchmark, or elsewhere."""
         preset = PRESETS[self.preset]
         return preset.on(benchmark) if benchmark in self.benchmarks else preset
+
+    @property
+    def padding_id(self) -> int | None:
+        """The token that fills a batch, which no token attends to: the pad token, or else the end-of-text token."""
+        pad_id = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad_id is None else pad_id
+
+    @property
+    def uses_template(self) -> bool:
+        """Whether the preset words items in the chat template."""
+        return PRESETS[self.preset].chat
 
     @property
     def takes_several_images(self) -> bool:
@@ -779,7 +792,7 @@ class UniMEProcessor(ProcessorMixin):
         """
         longest = max(map(len, sequences))
         is_left = (side or PRESETS[self.preset].padding_side) == "left"
-        input_ids = torch.full((len(sequences), longest), self.tokenizer.pad_token_id)  # [N, L]
+        input_ids = torch.full((len(sequences), longest), self.padding_id)  # [N, L]
         attention_mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(sequences):
             start = longest - len(ids) if is_left else 0

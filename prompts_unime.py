@@ -103,6 +103,8 @@ class Preset:
             with, where it is not their own.
         model_types (`tuple`): backbones the preset is for; empty for any.
         documents_as_queries (`tuple`): data sets whose documents are worded as queries.
+        evaluates_as_trained (`bool`): whether a model that is trained with it is evaluated at the resolution of its
+            training, which is then saved with it (UniME), or at the preset's (UniME-V2, VLM2Vec, SaHa).
     """
 
     query: Prompts
@@ -126,6 +128,7 @@ class Preset:
     processor: str | None = None
     model_types: tuple[str, ...] = ()
     documents_as_queries: tuple[str, ...] = ()
+    evaluates_as_trained: bool = True
 
     def on(self, benchmark: str | None) -> "Preset":
         """The preset whose prompts are used on a kind of benchmark: another, or this one."""
@@ -174,6 +177,7 @@ PRESETS = {
         positions="flat",
         max_length=2048,
         resolution="pixels:984064",  # 992 x 992; the authors scale the long side to at most 992 pixels
+        evaluates_as_trained=False,
         model_types=_QWEN,
         documents_as_queries=("RefCOCO-Matching",),
     ),
@@ -190,6 +194,7 @@ PRESETS = {
         positions="flat",
         max_length=4096,
         resolution="tokens:1280",
+        evaluates_as_trained=False,
         model_types=_QWEN,
     ),
     "unime-phi3.5-v": _same(
@@ -241,6 +246,7 @@ PRESETS = {
         positions="flat",
         max_length=4096,
         resolution=1344,
+        evaluates_as_trained=False,
         model_types=_QWEN,
     ),
     "unime-v2-llava-onevision": _same(
@@ -249,12 +255,14 @@ PRESETS = {
         strip=True,
         resolution=1344,
         anyres_padding="legacy",
+        evaluates_as_trained=False,
         model_types=("llava_onevision",),
     ),
     # The reranker reads chats of its own making; only its resolution matters: squashed to 1344, then 300 tokens.
     "unime-v2-reranker": _same(
         Prompts(text="{text}", image="{image}", both="{image}\n{text}"),
         resolution="1344+tokens:300",
+        evaluates_as_trained=False,
         model_types=("qwen2_5_vl",),
     ),
 }

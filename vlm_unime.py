@@ -5,17 +5,19 @@ import inspect
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from types import MethodType
+from functools import partial
 
 import torch
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
-from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
 from .attention_unime import PACKED_ATTENTION, patches_as_product
 from .batching_unime import plan_chunks
 from .configuration_phi3_v import Phi3VConfig
+from .fitting_unime import check_processor, check_processor_files, expects_processor, naming_broken_processor
+from .integrity_unime import SavedFiles, remove_manifest, write_manifest
 from .modeling_phi3_v import complete_config
 from .processing_unime import SETTINGS, UniMEProcessor
 from .prompts_unime import find_preset
@@ -42,6 +44,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _vlm_class = None  # the Auto class that builds the wrapped VLM
+    judges = False  # whether it asks about candidates, in chat messages
     _dropped_weights = ()  # prefixes of weights of the VLM that the wrapper has no use for
 
     def __init__(self, config):
@@ -70,8 +73,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
         tower = next(module for name, module in self.vlm.named_modules() if name.rpartition(".")[2] == "visual")
         convolution = getattr(tower.patch_embed.proj, "base_layer", tower.patch_embed.proj)
         if type(convolution) is torch.nn.Conv3d:
-            # a bound method follows its module through deepcopy
-            convolution.forward = MethodType(patches_as_product, convolution)
+            # it follows its module through deepcopy and pickle, which a bound method does not
+            convolution.forward = partial(patches_as_product, convolution)
         if vision._attn_implementation == "sdpa":
             vision._attn_implementation = PACKED_ATTENTION
 
@@ -83,9 +86,13 @@ class UniMEPreTrainedModel(PreTrainedModel):
         *args,
         preset: str | None = None,
         quantization: str | None = None,
+        verify: bool = False,
         **kwargs,
     ):
-        """As in transformers, but a missing, unexpected or mis-shaped weight is an error that names it.
+        """As in transformers, but what is missing or does not belong together is an error that names it.
+
+        Beside the weights these are the files of the processor, which is loaded too, and what the manifest says that
+        was saved with the model (`unime_manifest.json`; published checkpoints have none).
 
         Args:
             pretrained_model_name_or_path (`str` or path): a saved UniME model, folder or repository.
@@ -93,14 +100,17 @@ class UniMEPreTrainedModel(PreTrainedModel):
                 [`~UniMEPreTrainedModel.use_preset`]).
             quantization (`str`, *optional*): `"nf4"` (4 bits) or `"int8"` through bitsandbytes, with the vision tower
                 in full precision; for anything else pass a `quantization_config`.
+            verify (`bool`, defaults to `False`): compare weight files with the SHA-256 in the manifest, which is
+                always done with files that were just downloaded.
             kwargs: processor settings as in [`~UniMEPreTrainedModel.from_backbone`], in the place of those that were
                 saved or that come with `preset`; everything else goes to transformers. Without
                 `trust_remote_code=True` no code of the repository runs, that of its tokenizer and its image processor
                 included.
 
         Raises:
-            ValueError: the checkpoint is not one of this class, a weight did not land, a file is damaged, or the
-                preset is unknown or for another backbone.
+            ValueError: the checkpoint is not one of this class, a weight did not land or is an integer, a file is
+                damaged, missing or of another model, or the preset is unknown or for another backbone; the message
+                names the file.
 
         Example:
 
@@ -114,12 +124,18 @@ class UniMEPreTrainedModel(PreTrainedModel):
         settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
         hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
-        _assert_ours(cls, path, hub)
+        files = SavedFiles(path, hub)
+        if args or "config" not in kwargs or files.file("config.json"):
+            files.check_configuration(cls)
+        files.check_shards()
+        downloaded = files.absent_weights()
         _set_quantization(kwargs, quantization)
 
         with naming_broken_files(path):
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         assert_all_landed(info, path)
+        files.check_weight_types()
+        files.verify(None if verify else downloaded)
         model.source = path
         trust = kwargs["trust_remote_code"]
         model._processor_source = (path, {**hub, **settings, "trust_remote_code": trust})
@@ -127,6 +143,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
             if "positions" in kwargs:
                 settings["positions"] = kwargs["positions"]
             model.use_preset(preset, **settings)
+        model._check_together(files, trusts_files=preset is None and "positions" not in kwargs)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -177,6 +194,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         with naming_broken_files(path):
             vlm, info = load(cls._vlm_class, path, config, kwargs)
         assert_all_landed(info, path, ignore=cls._dropped_weights)
+        SavedFiles(path, {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}).check_weight_types()
         return vlm
 
     @classmethod
@@ -222,16 +240,43 @@ class UniMEPreTrainedModel(PreTrainedModel):
             tied = self.all_tied_weights_keys
             kwargs["state_dict"] = {key: value for key, value in state_dict.items() if key not in tied}
 
+        is_main = kwargs.get("is_main_process", True)
+        if is_main:
+            remove_manifest(save_directory)
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
-        if not kwargs.get("is_main_process", True):
+        if not is_main:
             return
 
-        if self._processor is not None or self._processor_source is not None:
+        if self.has_processor:
             self.processor.save_pretrained(save_directory)
 
         from .sentence_transformers_unime import write_modules  # so that the file travels with the model
 
         write_modules(self, save_directory)
+        write_manifest(self, save_directory)
+
+    def _check_together(self, files: SavedFiles, trusts_files: bool):
+        """Refuses what was loaded if it does not belong together, before anything is encoded with it.
+
+        Args:
+            files (`SavedFiles`): what it was loaded from.
+            trusts_files (`bool`): whether preset and positions are those of the files; else the caller named others.
+        """
+        if not expects_processor(files):
+            self._processor_source = None
+            files.check_manifest(self, trusts_files)
+            return
+
+        check_processor_files(files, with_preset=trusts_files)
+        with naming_broken_processor(files):
+            processor = self.processor
+        files.check_manifest(self, trusts_files)
+        check_processor(files, self, processor)
+
+    @property
+    def has_processor(self) -> bool:
+        """Whether the model knows how items reach it."""
+        return self._processor is not None or self._processor_source is not None
 
     @property
     def processor(self) -> UniMEProcessor:
@@ -356,23 +401,9 @@ def assert_all_landed(info, source, ignore=()):
             keys.sort()
             more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
             raise ValueError(
-                f"{source} does not fit this model: {kind.replace('_', ' ')}: {', '.join(keys[:8])}{more}."
+                f"{source} does not fit this model: {kind.replace('_', ' ')}: {', '.join(keys[:8])}{more}. Its "
+                "config.json and its weight files do not belong together, or one of them is damaged."
             )
-
-
-def _assert_ours(cls, path, hub):
-    """Refuses a stock VLM, which `from_pretrained` would load half; an adapter, without a config, may pass."""
-    try:
-        settings, _ = PreTrainedConfig.get_config_dict(path, **hub)
-    except OSError:
-        return
-
-    model_type = settings.get("model_type")
-    if model_type is not None and model_type != cls.config_class.model_type:
-        raise ValueError(
-            f"{path} holds a {model_type}, not a {cls.config_class.model_type}; wrap a stock VLM with "
-            f"`{cls.__name__}.from_backbone`."
-        )
 
 
 @contextmanager

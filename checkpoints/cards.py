@@ -91,6 +91,7 @@ class Card:
         base (`str`, *optional*): the model it was made from; a folder's name is kept, its path is not.
         preset (`str`, *optional*): its prompts.
         fusion (`str`, *optional*): `"joint"` or `"sum"`, how it reads image and text; the preset's by default.
+        resolution (*optional*): at which it reads images.
         adapter (`bool`, defaults to `False`): whether the repository has only an adapter.
         origin (`str`): a sentence on how it was made.
         training, evaluation (`str`): sections, in Markdown.
@@ -109,6 +110,7 @@ class Card:
     base: str | None = None
     preset: str | None = None
     fusion: str | None = None
+    resolution: str | int = "native"
     adapter: bool = False
     origin: str = ""
     training: str = ""
@@ -133,6 +135,8 @@ class Card:
             "## Use",
             self._use(repo or _THIS_REPOSITORY),
         ]
+        if self.resolution != "native":
+            sections.append(f"Images are read at the resolution `{self.resolution}`, kept in the repository.")
         if self.preset and self.kind == "unime":
             sections += ["## Prompts", _prompts(self.preset, self.fusion or PRESETS[self.preset].fusion)]
         if self.training:
@@ -235,6 +239,7 @@ def read_card(folder) -> Card:
         config.get("backbone"),
         preset=processor.get("preset"),
         fusion=processor.get("fusion"),
+        resolution=processor.get("resolution", "native"),
         adapter=(folder / "adapter_config.json").exists(),
     )
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ..files.writing import write_text
+from ..integrity_unime import add_to_manifest, remove_manifest
 from ..modeling_unime import UniMEModel
 from .exports import write_exports, write_json
 from .opening import (
@@ -122,6 +123,7 @@ def export(source, out, head=None, trust_remote_code: bool = False):
         vision._attn_implementation = "sdpa"
 
     stock = _with_head(model, folder, source, head) if isinstance(model, UniMEModel) else model.vlm
+    remove_manifest(out)  # of a UniME model that lay there
     stock.save_pretrained(out, **_published_names(stock))
     if (folder / "generation_config.json").exists():
         shutil.copy(folder / "generation_config.json", out)
@@ -162,6 +164,7 @@ def _keep_head(model, folder: Path, out):
     head = _find_head(folder)
     if head is not None:
         save_file({"lm_head.weight": head}, Path(out) / HEAD_FILE, metadata={"format": "pt"})
+        add_to_manifest(out, HEAD_FILE)
 
 
 def _ties_head(config) -> bool:

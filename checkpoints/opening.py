@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
 
+from ..integrity_unime import SavedFiles
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from ..processing_unime import SETTINGS, UniMEProcessor
 from ..prompts_unime import published_preset
@@ -32,7 +33,8 @@ def local_folder(source, revision: str | None = None) -> Path:
         revision (`str`, *optional*): branch, tag or commit of the repository.
 
     Raises:
-        ValueError: there is no such folder, and the Hub does not give such a repository.
+        ValueError: there is no such folder, the Hub does not give such a repository, or a weight file that was
+            downloaded is not the one that was saved.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -40,10 +42,13 @@ def local_folder(source, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(source), revision=revision))
+        downloaded = SavedFiles(str(source), {"revision": revision}).absent_weights()
+        folder = Path(snapshot_download(str(source), revision=revision))
     except (*HUB_ERRORS, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{source} is not a folder here, and is not available from the Hub: {reason}") from error
+    SavedFiles(folder).verify(downloaded)
+    return folder
 
 
 def open_checkpoint(source, preset: str | None = None, reranker: bool = False, base=None, **kwargs):

@@ -424,18 +424,24 @@ def test_precisions_are_those_of_sentence_transformers(embedder):
 
     texts = [f"text of number {i}" for i in range(120)]
     full = embedder.encode(texts)
-    for precision in ("int8", "binary"):
-        theirs = quantize_embeddings(full.numpy(), precision=precision)
-        ours = embedder.encode(texts, precision=precision)
-        assert ours.dtype == torch.int8 and np.abs(ours.numpy().astype(int) - theirs.astype(int)).max() <= (
-            1 if precision == "int8" else 0
-        )
+    spread = torch.nn.functional.normalize(torch.randn(500, 63, generator=torch.Generator().manual_seed(0)), dim=1)
+    spread[:, 5] = 0.25  # a dimension without a range, and a width that 8 does not divide
     ranges = torch.stack([full.amin(0), full.amax(0)])
+    for precision in ("int8", "uint8", "binary", "ubinary"):
+        kind = torch.uint8 if precision.startswith("u") else torch.int8
+        for embeddings, shared in ((full, None), (spread, None), (3 * full[:5], ranges)):
+            options = {} if shared is None else {"ranges": shared.numpy()}
+            theirs = quantize_embeddings(embeddings.numpy(), precision=precision, **options)
+            ours = UniMEModel.quantize(embeddings, precision, shared)
+            assert ours.dtype == kind and np.array_equal(ours.numpy(), theirs), precision
+        assert torch.equal(embedder.encode(texts, precision=precision), UniMEModel.quantize(full, precision))
+
     query = embedder.encode(texts[3], precision="int8", ranges=ranges)
     assert torch.equal(query, embedder.encode(texts, precision="int8")[3])
-    with pytest.raises(ValueError, match="must be 'float32', 'int8' or 'binary'"):
+    with pytest.raises(ValueError, match="precision must be one of float32, int8, uint8, binary, ubinary, got 'int4'"):
         embedder.encode("x", precision="int4")
     with pytest.raises(ValueError, match="int8 needs `ranges`, or at least 100 embeddings"):
         embedder.encode("x", precision="int8")
-    with pytest.raises(ValueError, match="that 8 divides"):
-        embedder.encode("x", precision="binary", truncate_dim=12)
+    spread[7, 0] = float("nan")
+    with pytest.raises(ValueError, match="embedding 7 holds NaN or infinity, which int8 has no value for"):
+        UniMEModel.quantize(spread, "int8")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, launch_stage
+from conftest import ROOT, fresh_process, launch_stage
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel
 
 from unime import UniMEModel
+from unime.checkpoints.cards import read_card
 from unime.data.readers import read_judged, read_mmeb_train
 from unime.trainers.alignment import AlignmentConfig, AlignmentTrainer
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
@@ -53,6 +54,35 @@ def write_judged(world, path):
         for i, row in enumerate(rows)
     ]
     Path(path).write_text(json.dumps(judged))
+
+
+TRAINED_AT = """
+import json, sys
+from unime import UniMEModel
+models = [UniMEModel.from_pretrained(path) for path in sys.argv[1:]]
+print(json.dumps([model.processor.resolution for model in models]))
+"""
+
+
+def test_the_resolution_of_a_training_is_saved_where_its_method_evaluates_at_it(backbone, world, tmp_path):
+    rows = read_mmeb_train(world / "train", ["Shapes_t2i"], image_root=world)
+    settings = {**SETTINGS, "max_steps": 1, "save_strategy": "no", "resolution": "56"}
+    image = {"image": rows[0]["positive"]["image"]}
+    for preset in ("summary", "unime-v2-qwen2-vl"):
+        model = UniMEModel.from_backbone(backbone, preset)
+        args = ContrastiveConfig(output_dir=str(tmp_path / preset), **settings)
+        trainer = ContrastiveTrainer(model, args, train_dataset=rows)
+        trainer.train()
+        trainer.save_model()
+
+    folders = [tmp_path / "summary", tmp_path / "unime-v2-qwen2-vl"]
+    assert fresh_process(TRAINED_AT, *folders) == ["56", 1344], "UniME-V2 trains at 672 and evaluates at 1344"
+    again = UniMEModel.from_pretrained(folders[0])
+    assert torch.equal(again.encode(image), again.encode(image, resolution=56))
+    assert not torch.allclose(again.encode(image), again.encode(image, resolution="native"), atol=1e-4)
+    said = "Images are read at the resolution `56`"
+    assert said in (folders[0] / "README.md").read_text() and said in read_card(folders[0]).render()
+    assert "Images are read at the resolution `1344`" in (folders[1] / "README.md").read_text()
 
 
 def test_alignment_lowers_the_loss_and_says_what_it_did(backbone, world, tmp_path):

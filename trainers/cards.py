@@ -52,6 +52,7 @@ def write_card(trainer, folder):
         base=getattr(config, "backbone", None),
         preset=trainer.processing_class.preset,
         fusion=trainer.processing_class.fusion,
+        resolution=trainer.processing_class.resolution,
         adapter=(folder / "adapter_config.json").exists(),
         origin=(
             f"'s `{stage}` stage ([{trainer.paper}](https://arxiv.org/abs/{trainer.paper})), at step "

@@ -18,7 +18,7 @@ from .gathered_table import GatheredTable
 from .gradient_cache import ChunkEncoder, cached_loss
 from .left_out import refuse_empty
 from .losses import LossOutput, MatryoshkaLoss
-from .metered_trainer import MeteredTrainer
+from .metered_trainer import MeteredTrainer, keep_resolution
 from .sharding import in_lockstep
 
 
@@ -151,6 +151,7 @@ class EmbeddingTrainer(MeteredTrainer):
                 "several GPUs in one process are not supported: start with `accelerate launch`, one process a GPU."
             )
         processor = processing_class or model.processor
+        keep_resolution(processor, args.resolution)
         model = adapted(model, peft_config, args.seed)
 
         collator = kwargs.pop("data_collator", None)

@@ -17,6 +17,7 @@ from transformers.trainer_utils import seed_worker
 
 from ..data.samplers import HomogeneousSampler, StepBatches
 from ..data.sieve import BadItem
+from ..prompts_unime import PRESETS
 from .cards import write_card
 from .left_out import BAD_ITEMS, LeftOut
 from .sharding import OneReduction
@@ -250,6 +251,20 @@ class ChooseOrder(TrainerCallback):
     def on_epoch_begin(self, args, state, control, **kwargs):
         """Takes the epoch's number; in the middle of an epoch it is a fraction above it."""
         self.batches.set_epoch(int(state.epoch))
+
+
+def keep_resolution(processor, resolution):
+    """Reads images at the resolution of a training from now on, where the preset's method evaluates at it.
+
+    UniME trains and evaluates at 336 (2504.17432, table 6); UniME-V2 trains at 672 and evaluates at 1344, so that its
+    presets keep their own.
+
+    Args:
+        processor ([`~unime.processing_unime.UniMEProcessor`]): of the model, which is saved with it.
+        resolution (`str`, *optional*): of the training; None where it is the processor's.
+    """
+    if resolution is not None and PRESETS[processor.preset].evaluates_as_trained:
+        processor.resolution = resolution
 
 
 def _prefix(logs: dict) -> str:

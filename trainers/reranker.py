@@ -24,7 +24,7 @@ from ..prompts_unime import LISTWISE_ANSWER
 from .adapters import adapted
 from .embedding_trainer import EmbeddingConfig
 from .left_out import refuse_empty
-from .metered_trainer import MeteredTrainer
+from .metered_trainer import MeteredTrainer, keep_resolution
 from .sharding import in_lockstep
 from .stage import read_mined_rows, run_command
 
@@ -270,6 +270,7 @@ class RerankerTrainer(MeteredTrainer):
 
     def __init__(self, model, args, train_dataset=None, processing_class=None, peft_config=None, **kwargs):
         processor = processing_class or model.processor
+        keep_resolution(processor, args.resolution)
         model = adapted(model, peft_config, args.seed)
         super().__init__(
             model=model,

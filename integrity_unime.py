@@ -1,0 +1,332 @@
+"""What belongs together in a saved model's folder: a manifest that is written with the weights, and checks at loading.
+
+A folder that lost a file, or has one of another model, mostly still loads and gives other results without a word.
+Published checkpoints have no manifest, which is not an error.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+
+import torch
+from safetensors import safe_open
+from transformers.utils import cached_file
+
+MANIFEST = "unime_manifest.json"
+FORMAT = 1
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_INTEGER_BUFFERS = ("position_ids", "relative_position_index", "num_batches_tracked")  # not weights, and integers
+_MEND = "Save the model anew; if the change was meant, delete the manifest."
+
+
+# writing
+def write_manifest(model, folder):
+    """Writes the manifest of a model that was just saved.
+
+    Args:
+        model ([`~unime.vlm_unime.UniMEPreTrainedModel`]): what was saved.
+        folder (`str` or path): where; it holds nothing else that is loaded.
+    """
+    processor = model.processor if model.has_processor else None
+    manifest = {
+        "format": FORMAT,
+        "model_type": model.config.model_type,
+        "preset": getattr(processor, "preset", None),
+        "positions": getattr(model.config, "positions", None),
+        "processor_class": processor.backbone["processor_class"] if processor else None,
+        "tokens": len(processor.tokenizer) if processor else None,
+        "vocabulary": vocabulary_digest(processor.tokenizer) if processor else None,
+        "files": sorted(name for name in os.listdir(folder) if name in _SMALL_FILES),
+        "weights": {},
+    }
+    for name in _names_of_weights(folder):
+        manifest["weights"][name] = sha256(os.path.join(folder, name))
+    _write(manifest, folder)
+
+
+def add_to_manifest(folder, name: str):
+    """Notes a weight file that was written beside a saved model.
+
+    Args:
+        folder (`str` or path): of the saved model.
+        name (`str`): the file.
+    """
+    manifest = SavedFiles(folder).manifest()
+    manifest["weights"][name] = sha256(os.path.join(folder, name))
+    _write(manifest, folder)
+
+
+def remove_manifest(folder):
+    """Removes the manifest of what is about to be written over, so that a save that is cut short leaves none."""
+    path = os.path.join(folder, MANIFEST)
+    if os.path.exists(path):
+        os.remove(path)
+
+
+def _write(manifest: dict, folder):
+    """The file appears when it is complete."""
+    path = os.path.join(folder, MANIFEST)
+    with open(path + ".part", "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=2)
+        file.write("\n")
+    os.replace(path + ".part", path)
+
+
+def _names_of_weights(folder) -> list[str]:
+    """The files of a folder that hold the model's weights."""
+    names = []
+    for name in sorted(os.listdir(folder)):
+        if name.startswith("model") and name.endswith(".safetensors"):
+            names.append(name)
+    return names
+
+
+def sha256(path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def vocabulary_digest(tokenizer) -> str:
+    """What tells a tokenizer's tokens with their ids from those of any other."""
+    entries = sorted(tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
+
+
+# reading
+_INDEX = "model.safetensors.index.json"
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    _INDEX,
+)
+
+
+class SavedFiles:
+    """The files of a checkpoint, in a folder, or in a repository and the cache of the Hub.
+
+    Args:
+        source (`str` or path): folder or repository.
+        hub (`dict`, *optional*): `revision`, `token`, ... for the Hub.
+    """
+
+    def __init__(self, source, hub: dict | None = None):
+        self.source = source
+        self.hub = hub or {}
+
+    def file(self, name: str, **options) -> str | None:
+        """The path of a file, downloaded if need be; `None` if there is no such file."""
+        quiet = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "connection_errors")}
+        return cached_file(self.source, name, **{**self.hub, **quiet, **options})
+
+    def json(self, name: str) -> dict | None:
+        """The content of a JSON file; `None` if there is no such file.
+
+        Raises:
+            ValueError: it holds no JSON object; the message names the file.
+        """
+        path = self.file(name)
+        if path is None:
+            return None
+        try:
+            with open(path, encoding="utf-8") as file:
+                content = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self.shown(name)} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.shown(name)} is damaged: it holds no JSON object.")
+        return content
+
+    def shown(self, name: str) -> str:
+        """A file as messages call it."""
+        return os.path.join(str(self.source), name)
+
+    # before anything is built
+    def check_configuration(self, model_class):
+        """Refuses a configuration of another model, or one that would build a model of default size.
+
+        Args:
+            model_class: the class that is loading.
+
+        Raises:
+            ValueError: there is no usable `config.json`, or another file that loading would pass over is damaged.
+        """
+        config = self.json("config.json")
+        if config is None:
+            if self.file("adapter_config.json"):
+                return  # transformers puts it on its base
+            raise ValueError(f"{self.shown('config.json')} is missing, without which there is no model to build.")
+
+        model_type = config.get("model_type")
+        if model_type is None:
+            raise ValueError(f'{self.shown("config.json")} is damaged: "model_type" is missing.')
+        if model_type != model_class.config_class.model_type:
+            raise ValueError(
+                f"{self.source} holds a {model_type}, not a {model_class.config_class.model_type}; wrap a stock VLM "
+                f"with `{model_class.__name__}.from_backbone`."
+            )
+        vlm_config = config.get("vlm_config")
+        if not isinstance(vlm_config, dict) or not vlm_config.get("model_type"):
+            raise ValueError(f'{self.shown("config.json")} is damaged: "vlm_config" describes no model.')
+        try:
+            model_class.config_class.from_dict(config)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"{self.shown('config.json')} is damaged: {reason}") from error
+        self.json("generation_config.json")  # transformers would go on without it
+
+    def check_shards(self):
+        """Refuses an index of weight files that is damaged, or names a file that is not there.
+
+        Raises:
+            ValueError: with the name of the file.
+        """
+        if self.file("model.safetensors"):
+            return
+        index = self.json(_INDEX)
+        if index is None:
+            return
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f'{self.shown(_INDEX)} is damaged: it has no "weight_map".')
+        for name in sorted(set(weight_map.values())):
+            if os.path.isdir(self.source) and self.file(name) is None:
+                raise ValueError(f"{self.shown(name)} is missing, which {_INDEX} names.")
+
+    def check_weight_types(self):
+        """Refuses weights that are not floating-point numbers, which would be cast without their scales.
+
+        Quantised checkpoints say so in their configuration, and are left alone.
+
+        Raises:
+            ValueError: with the name of the tensor and of its file.
+        """
+        config = self.json("config.json") or {}
+        parts = [config, config.get("vlm_config") or {}, config.get("text_config") or {}]
+        if any(part.get("quantization_config") for part in parts):
+            return
+
+        for name in self._weight_files():
+            path = self.file(name)
+            types = {} if path is None else _types_of_tensors(path)
+            for tensor, kind in types.items():
+                if kind not in _FLOATS and tensor.rpartition(".")[2] not in _INTEGER_BUFFERS:
+                    raise ValueError(
+                        f"{self.shown(name)}: {tensor} is of type {kind}, which is not a type of weights. If these "
+                        "were quantised by another program, load the checkpoint that it started from."
+                    )
+
+    def _weight_files(self) -> list[str]:
+        """The files that transformers loads the weights from."""
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            if self.file(name):
+                return [name]
+            index = self.json(f"{name}.index.json")
+            if index is not None:
+                return sorted(set(index.get("weight_map", {}).values()))
+        return []
+
+    # the manifest
+    def manifest(self) -> dict | None:
+        """What was saved with the model; `None` if there is no manifest."""
+        manifest = self.json(MANIFEST)
+        if manifest is not None and not isinstance(manifest.get("weights"), dict):
+            raise ValueError(f'{self.shown(MANIFEST)} is damaged: it has no "weights". {_MEND}')
+        return manifest
+
+    def check_manifest(self, model, trusts_files: bool):
+        """Compares a loaded model and its files with the manifest that was saved with them, if there is one.
+
+        Args:
+            model ([`~unime.vlm_unime.UniMEPreTrainedModel`]): what was loaded.
+            trusts_files (`bool`): whether preset and positions are those of the files; else the caller named others.
+
+        Raises:
+            ValueError: a file is missing or of another model; the message names it.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            return
+        for name in (*manifest.get("files", ()), *manifest.get("weights", ())):
+            if self.file(name) is None:
+                raise ValueError(f"{self.shown(name)} is missing, which {MANIFEST} names. {_MEND}")
+
+        config = self.json("config.json")
+        processor = self.json("processor_config.json") or {}
+        facts = {
+            "model_type": ("config.json", config.get("model_type")),
+            "processor_class": ("processor_config.json", processor.get("backbone", {}).get("processor_class")),
+        }
+        if trusts_files:
+            facts["preset"] = ("processor_config.json", processor.get("preset"))
+            facts["positions"] = ("config.json", config.get("positions"))
+        if model.has_processor:
+            tokenizer = model.processor.tokenizer
+            facts["tokens"] = ("tokenizer.json", len(tokenizer))
+            facts["vocabulary"] = ("tokenizer.json", vocabulary_digest(tokenizer))
+
+        for key, (name, value) in facts.items():
+            if key in manifest and manifest[key] != value:
+                raise ValueError(
+                    f"{self.shown(name)} is of another model: its {key} is {value!r}, and {MANIFEST} was saved with "
+                    f"{manifest[key]!r}. {_MEND}"
+                )
+
+    def absent_weights(self) -> list[str]:
+        """The weight files of a repository's manifest that are not in the cache yet, and so will be downloaded."""
+        if os.path.isdir(self.source):
+            return []
+        manifest = self.manifest() or {}
+        return [name for name in manifest.get("weights", ()) if self.file(name, local_files_only=True) is None]
+
+    def verify(self, names: list[str] | None = None):
+        """Compares weight files with the hashes of the manifest.
+
+        Args:
+            names (`list[str]`, *optional*): which; all by default.
+
+        Raises:
+            ValueError: a file differs; the message names it.
+
+        Warns:
+            UserWarning: there is no manifest to compare with.
+        """
+        if names is not None and not names:
+            return
+        manifest = self.manifest()
+        if manifest is None:
+            warnings.warn(f"{self.source} has no {MANIFEST}, so its weights cannot be verified.", stacklevel=4)
+            return
+        for name, expected in manifest["weights"].items():
+            path = self.file(name)
+            if names is not None and name not in names:
+                continue
+            if path is None:
+                raise ValueError(f"{self.shown(name)} is missing, which {MANIFEST} names. {_MEND}")
+            if sha256(path) != expected:
+                raise ValueError(
+                    f"{self.shown(name)} is not the file that was saved: its SHA-256 differs from that in {MANIFEST}. "
+                    "Download or save it anew."
+                )
+
+
+def _types_of_tensors(path: str) -> dict[str, str]:
+    """The type of each tensor of a weight file, as safetensors calls it."""
+    if path.endswith(".bin"):
+        tensors = torch.load(path, map_location="meta", mmap=True, weights_only=True)
+        names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+        return {name: names.get(tensor.dtype, str(tensor.dtype)) for name, tensor in tensors.items()}
+
+    types = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (a safetensors handle is not a dict)
+            types[name] = file.get_slice(name).get_dtype()
+    return types
+
+
+__all__ = ["MANIFEST", "SavedFiles", "add_to_manifest", "remove_manifest", "write_manifest"]
