@@ -2,7 +2,7 @@
 
 unime eval figures similarity --models MODEL MODEL --names before after --data outputs/world --out similarity.png
 unime eval figures next-token --models BACKBONE MODEL --data outputs/world --out words.png
-unime eval figures map --models MODEL MODEL --data outputs/world --out map.png
+unime eval figures map --models openai/clip-vit-base-patch32 MODEL --data outputs/world --out map.png
 unime eval figures stages RESULTS.json RESULTS.json --names "stage 1" "stage 2" --out stages.png
 unime eval figures contact RESULTS.json --task Shapes_t2i --out contact.png
 unime eval figures curves RUN RUN --names easy hard --out curves.png
@@ -18,6 +18,7 @@ from ..checkpoints.opening import open_checkpoint
 from ..data.schema import Item
 from ..eval import figures
 from ..eval.catalogue import BENCHMARKS, read
+from ..eval.dual_encoders import DualEncoder, open_dual_encoder
 from ..eval.report import load
 from ..eval.runner import RANKINGS
 from ..eval.tasks import Task
@@ -82,12 +83,15 @@ def _distinct_names(options, paths: list[str], kind: str) -> list[str]:
     return names
 
 
-def _models(options, preset: str | None) -> Iterator[tuple[str, UniMEModel]]:
-    """The models with their names, one loaded after the other."""
+def _models(options, preset: str | None) -> Iterator[tuple[str, UniMEModel | DualEncoder]]:
+    """The models with their names, one loaded after the other; a dual encoder, such as CLIP, has no preset."""
+    device = processes().device
     names = _distinct_names(options, options.models, "models")
     for name, path in zip(names, options.models):
-        model = open_checkpoint(path, preset, trust_remote_code=options.trust_remote_code)
-        yield name, model.to(processes().device).eval()
+        model = open_dual_encoder(path, device, options.trust_remote_code)
+        if model is None:
+            model = open_checkpoint(path, preset, trust_remote_code=options.trust_remote_code).to(device).eval()
+        yield name, model
 
 
 def _embedded(options) -> tuple[str, dict[str, tuple[torch.Tensor, torch.Tensor]]]:
@@ -149,6 +153,8 @@ def _next_words(
     name: str, model: UniMEModel, head: torch.Tensor, items: list[Item], count: int
 ) -> list[list[tuple[str, float]]]:
     """The most probable words after each item's prompt, with their probabilities."""
+    if isinstance(model, DualEncoder):
+        raise ValueError(f"{name} is a dual encoder, which has no language model to say a next word.")
     model.config.normalize = False  # the last hidden state itself
     states = model.encode_query(_inputs(items))  # [N, D]
     if states.shape[1] != head.shape[1]:
@@ -298,7 +304,12 @@ def _parser() -> CommandParser:
     kinds = "; ".join(f"{kind}: {text}" for kind, (_, text) in KINDS.items())
     parser.add_argument("kind", choices=KINDS, help=kinds)
     parser.add_argument("inputs", nargs="*", help="for stages and contact results.json; for curves folders of runs")
-    parser.add_argument("--models", nargs="+", default=[], help="embedders, stock VLMs too")
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        help="embedders, stock VLMs too; for map and similarity also CLIP, SigLIP, ...",
+    )
     parser.add_argument("--names", nargs="+", help="what to call models, results or runs")
     add(parser, "preset", help="prompts of all models (default: each one's own; next-token: summary)")
     add(parser, "trust-remote-code")
