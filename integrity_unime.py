@@ -288,7 +288,8 @@ class SavedFiles:
         """Compares weight files with the hashes of the manifest.
 
         Args:
-            names (`list[str]`, *optional*): which; all by default.
+            names (`list[str]`, *optional*): those that were just downloaded, which leave the cache if they differ; all
+                files by default.
 
         Raises:
             ValueError: a file differs; the message names it.
@@ -309,10 +310,20 @@ class SavedFiles:
             if path is None:
                 raise ValueError(f"{self.shown(name)} is missing, which {MANIFEST} names. {_MEND}")
             if sha256(path) != expected:
+                if names is not None:
+                    _forget(path)
                 raise ValueError(
                     f"{self.shown(name)} is not the file that was saved: its SHA-256 differs from that in {MANIFEST}. "
                     "Download or save it anew."
                 )
+
+
+def _forget(path: str):
+    """Removes a file from the cache of the Hub, so that it is downloaded anew the next time."""
+    blob = os.path.realpath(path)
+    os.remove(path)
+    if os.path.exists(blob):
+        os.remove(blob)
 
 
 def _types_of_tensors(path: str) -> dict[str, str]:

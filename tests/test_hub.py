@@ -31,6 +31,20 @@ print(json.dumps([model.processor.preset, model.config.positions, model.encode("
 """
 
 
+DAMAGED = """
+import json
+from unime import UniMEModel
+from unime.checkpoints.opening import open_checkpoint
+messages = []
+for load in (UniMEModel.from_pretrained, UniMEModel.from_pretrained, open_checkpoint):
+    try:
+        load("me/embedder")
+    except ValueError as error:
+        messages.append(str(error))
+print(json.dumps(messages))
+"""
+
+
 def test_a_published_name_is_one_line(tiny, tmp_path):
     from unime import UniMEModel
 
@@ -55,6 +69,13 @@ def test_push_and_pull_give_the_same_numbers(backbone, tmp_path):
         }
         pushed = fresh_process(PUSH, backbone, HF_HOME=str(tmp_path / "push"), **online)
         pulled = fresh_process(PULL, HF_HOME=str(tmp_path / "pull"), PYTHONSAFEPATH="1", **online)
+
+        # a shard that changed on its way is noticed, and not kept
+        shard = max(name for name in hub.repos["me/embedder"] if name.endswith(".safetensors"))
+        content = hub.repos["me/embedder"][shard]
+        hub.repos["me/embedder"][shard] = content[:-1] + bytes([content[-1] ^ 1])
+        messages = fresh_process(DAMAGED, HF_HOME=str(tmp_path / "damaged"), **online)
+    assert len(messages) == 3 and all(f"{shard} is not the file that was saved" in message for message in messages)
     assert pulled == pushed
     embedder = hub.repos["me/embedder"]
     assert {
