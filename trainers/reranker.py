@@ -323,7 +323,7 @@ class RerankerTrainer(MeteredTrainer):
     def _chunks(self, inputs: dict) -> list[dict]:
         """The chunks to run: those of the batch, weighted over all ranks, and what only keeps ranks in step."""
         batch = inputs["batch"]
-        bad_items = self.leave_out(inputs["bad_items"])
+        bad_items = self.leave_out(inputs.get("bad_items", []))  # a collator of one's own may have none
         refuse_empty(self._weigh(batch), bad_items)
 
         def spare(with_image: bool) -> dict:
