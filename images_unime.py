@@ -71,7 +71,10 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
         )
 
     with _unreadable_as_value_error(name):
-        turn = _TURNS.get(_orientation(image))  # a TIFF is turned while it is decoded, and forgets
+        # a TIFF is turned while it is decoded, and forgets; of others a broken one must not hide behind its EXIF data
+        if image.format != "TIFF":
+            image.load()
+        turn = _TURNS.get(_orientation(image))
         image.load()
         if turn is not None and image.format != "TIFF":
             image = image.transpose(turn)

@@ -64,6 +64,11 @@ def list_elements(path: Path) -> Iterator[tuple[str, str]]:
                 if text.next() in ("]", ""):
                     raise ValueError(f"{where}: the file is broken off: no row follows the comma after this one.")
 
+        # two files in one, or the end of an earlier, longer one
+        text.skip()
+        if text.next():
+            raise ValueError(f"{path} (line {text.line}): something follows the end of the list.")
+
 
 class _Pieces:
     """A text file that is read as far as it is needed; `line` is where the next character stands."""

@@ -4,6 +4,7 @@ Whatever a job leaves goes through [`write_whole`]: a reader, a killed process a
 """
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -36,9 +37,13 @@ def write_whole(path, writer: Callable[[Path], object]):
     try:
         writer(draft)
         move_into_place(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        # in the middle of a write it names no file, and elsewhere the draft
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def move_into_place(draft, path):

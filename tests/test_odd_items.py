@@ -289,3 +289,14 @@ def test_the_check_reads_videos_and_waits_for_no_pipe(tmp_path):
     assert report["kinds"] == {"video": 1} and report["missing"] == 1
     reasons = {entry["image"].rpartition("/")[2]: entry["reason"] for entry in report["unreadable"]}
     assert "is a folder without frames" in reasons["none"] and "it is not a file" in reasons["pipe.png"]
+
+
+def test_half_a_picture_is_not_read_as_a_whole_one(tmp_path):
+    buffer = io.BytesIO()
+    picture(0).save(buffer, "PNG")
+    content = buffer.getvalue()
+    middle = len(content) // 2
+    path = tmp_path / "half.png"
+    path.write_bytes(content[:middle] + bytes(len(content) - middle))
+    with pytest.raises(ValueError, match=r"half.png' cannot be read"):
+        open_image(path)

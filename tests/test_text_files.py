@@ -354,3 +354,13 @@ def test_annotations_of_benchmarks_are_read_like_rows(tmp_path):
     assert next(rows) == {"a": 1}
     with pytest.raises(ValueError, match="rows.jsonl, row 1: character 11 is the byte 0xe9"):
         next(rows)
+
+
+def test_nothing_may_follow_a_list(tmp_path):
+    path = tmp_path / "rows.json"
+    row = '{"query_text": "q"}'
+    path.write_text(f"[{row}]\n \n")
+    assert [element for _, element in json_lists.json_list(path)] == [{"query_text": "q"}], "but spaces may"
+    path.write_text(f"[{row}]\n[{row}]")
+    with pytest.raises(ValueError, match=r"rows.json \(line 2\): something follows the end of the list"):
+        list(json_lists.json_list(path))
