@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +223,23 @@ def test_a_full_disk_is_one_line_in_commands_that_save_models(backbone, tmp_path
         assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
         assert done.stderr.strip().splitlines()[-1].startswith("unime convert: ")
         assert "File too large" in done.stderr
+
+
+def test_every_librarys_word_for_a_full_disk_is_one_line():
+    import torch
+    from safetensors.torch import save_file
+
+    from unime.jobs.faults import one_line_disk_faults
+
+    tensor = torch.zeros(300_000)
+    writers = {
+        "torch": lambda: torch.save(tensor, "/dev/full"),
+        "plain": lambda: Path("/dev/full").write_bytes(bytes(10_000)),
+        "safetensors": lambda: save_file({"a": tensor}, "/proc/none/a"),
+    }
+    for name, write in writers.items():
+        with pytest.raises(SystemExit, match="unime try: ") as ended, one_line_disk_faults("unime try"):
+            write()
+        assert "\n" not in ended.value.code, name
+    with pytest.raises(RuntimeError, match="size of tensor"), one_line_disk_faults("unime try"):
+        tensor + torch.zeros(2)
