@@ -7,7 +7,11 @@ removed from it while the page is open is noticed at the next search.
 """
 
 import json
+import stat
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -30,6 +34,10 @@ from .search import Searcher, as_rows, rerank
 CACHE = Path(HF_HOME) / "unime"
 PICTURE_LIFETIME = 3600  # seconds for which shown pictures lie in the temporary folder
 SIDE = 768  # pixels of the longer side of a picture on the page
+UPLOAD_BYTES = 50 * 2**20  # of the largest picture that a visitor may upload
+UPLOAD_PIXELS = 50_000_000  # of the same
+TEXT_LENGTH = 20_000  # characters of the longest text that a visitor may search for
+SECONDS = 120  # after which a visitor no longer waits for a search
 NAMED_FAILURES = 5  # files that cannot be read, of which the page gives the names
 
 
@@ -146,6 +154,63 @@ class Photos:
         return picture, f"{place}. {scores} {name}"
 
 
+def visitors_picture(path: str, folders: list) -> str:
+    """A picture that a visitor names, if the page may open it.
+
+    Args:
+        path (`str`): what came from the browser or from a program, which may be any path.
+        folders (`list[Path]`): those whose files may be opened: of uploads, and the one that is searched.
+
+    Returns:
+        `str`: the path without symbolic links.
+
+    Raises:
+        ValueError: it is not a regular file below one of the folders, it is too large, or it is not a picture. The
+            message names only the last part of the path, and never says whether another file exists.
+    """
+    name = Path(path).name
+    try:
+        resolved = Path(path).resolve(strict=True)
+        status = resolved.stat()
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise ValueError(f"{name} is not an uploaded picture.") from error
+
+    # a device or a pipe could be waited for without end
+    is_below = any(resolved.is_relative_to(Path(folder).resolve()) for folder in folders)
+    if not is_below or not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{name} is not an uploaded picture.")
+    if status.st_size > UPLOAD_BYTES:
+        raise ValueError(f"{name} is larger than {UPLOAD_BYTES >> 20} MB.")
+
+    # in words of ours, without the temporary path
+    try:
+        open_image(resolved, UPLOAD_PIXELS)
+    except ValueError as error:
+        reason = f"has more than {UPLOAD_PIXELS:,} pixels" if "pixels" in str(error) else "cannot be read as an image"
+        raise ValueError(f"{name} {reason}.") from error
+    return str(resolved)
+
+
+def within(seconds: float, work: Callable, *arguments):
+    """What `work` returns, if it does in time. Otherwise it goes on by itself, and nobody waits for it.
+
+    Args:
+        seconds (`float`): how long to wait.
+        work, arguments: what is called.
+
+    Raises:
+        ValueError: it took longer.
+    """
+    pool = ThreadPoolExecutor(1)
+    try:
+        # in the caller's context, where gradio looks for the progress bar
+        return pool.submit(copy_context().run, work, *arguments).result(seconds)
+    except TimeoutError as error:
+        raise ValueError(f"the search took longer than {seconds:.0f} seconds.") from error
+    finally:
+        pool.shutdown(wait=False)
+
+
 def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""):
     """The page, as `gradio.Blocks`; its images are embedded before it is returned.
 
@@ -161,22 +226,24 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
     ```
     """
     import gradio
+    from gradio.utils import get_upload_folder
 
     # the names of its parameters are those of the page's API
     def search(text, image, instruction, top, reranked, progress=gradio.Progress(track_tqdm=True)):  # noqa: B008 - where gradio looks for it
         text = (text or "").strip()  # None while the field was never touched
         if not text and not image:
             return [], "Type a text, drop an image, or both."
+        if len(text) + len(instruction or "") > TEXT_LENGTH:
+            return [], f"A text has at most {TEXT_LENGTH:,} characters."
         if image:
-            # asked apart from the search, whose messages would name a temporary file
             try:
-                open_image(image)
-            except ValueError:
-                return [], f"**{Path(image).name}** cannot be read as an image."
+                image = visitors_picture(image, [get_upload_folder(), photos.folder])
+            except ValueError as error:
+                return [], str(error)
 
         try:
             query = one_item(text, image, (instruction or "").strip())
-            answers = photos.search(query, int(top), reranker if reranked else None)
+            answers = within(SECONDS, photos.search, query, int(top), reranker if reranked else None)
         except (ValueError, OSError) as error:
             # visitors need not learn where the folder lies
             return [], f"**Nothing was searched:** {str(error).replace(str(photos.folder), photos.folder.name)}"
@@ -193,6 +260,7 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
                 text = gradio.Textbox(label="Text", placeholder="a red circle left of a blue star", autofocus=True)
                 image = gradio.Image(label="Image", sources=["upload", "clipboard"], height=220)
                 image.preprocess = lambda file: file.path if file else None  # as it came, to refuse it in our words
+                image.async_move_resource_to_block_cache = _uploads_only(image)
                 instruction_box = gradio.Textbox(instruction, label="Instruction", placeholder="put before the text")
                 top = gradio.Slider(1, 48, value=12, step=1, label="Answers")
                 reranked = gradio.Checkbox(label="Rerank", visible=reranker is not None)
@@ -212,11 +280,26 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
     return blocks
 
 
-def look() -> dict:
-    """What `launch` of the page takes so that nothing is fetched from elsewhere."""
+def _uploads_only(image) -> Callable:
+    """What keeps a file that came for an image component, but fetches no address, as gradio would."""
     import gradio
 
-    return {"theme": gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])}
+    keep = image.async_move_resource_to_block_cache
+
+    async def keep_upload(path):
+        if "://" in str(path):
+            raise gradio.Error("Only an uploaded picture is read, not an address.")
+        return await keep(path)
+
+    return keep_upload
+
+
+def look() -> dict:
+    """What `launch` of the page takes so that nothing is fetched from elsewhere, and no upload is too large."""
+    import gradio
+
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
+    return {"theme": theme, "max_file_size": UPLOAD_BYTES}
 
 
 def main(arguments=None):

@@ -4,14 +4,19 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from threading import Event
 
 import pytest
+import requests
 from conftest import ROOT, picture
 from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
 
 from unime import UniMEModel, UniMERerankerForCausalLM
 from unime.cli import main as unime
-from unime.commands.demo import main
+from unime.commands.demo import UPLOAD_BYTES, UPLOAD_PIXELS, main, within
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = ["a.png", "b.png", "c.png", "d.png", "more/e.png"]
@@ -89,6 +94,77 @@ def test_without_a_browser(models, backbone, url):
     both = ask(TEXT, handle_file(image))[0]
     assert both == expected(models, {"text": TEXT, "image": str(image)})
     assert ask("  ") == ([], "Type a text, drop an image, or both.")
+
+
+def test_no_other_file_is_opened_for_a_client(models, url, tmp_path):
+    """A program may send any path, without the mark by which gradio knows a file."""
+    client = Client(url, verbose=False)
+
+    def ask(path):
+        gallery, status = client.predict("", {"path": str(path)}, "", 3, False, api_name="/search")
+        return [entry["caption"] for entry in gallery], status
+
+    picture(3).save(tmp_path / "secret.png")
+    (tmp_path / "text.png").write_text("secret")
+    os.mkfifo(tmp_path / "pipe.png")
+    inside = models / "photos"
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    os.mkfifo(inside / "pipe.png")
+    try:
+        refused = [tmp_path / name for name in ("secret.png", "text.png", "pipe.png", "nowhere.png")]
+        refused += [inside / "link.png", inside / "pipe.png", inside / ".." / ".." / "secret.png", inside]
+        refused += ["/etc/passwd", "/dev/zero", "/proc/self/environ", "a\0b.png", "x" * 5000]
+        for path in refused:
+            assert ask(path) == ([], f"{Path(path).name} is not an uploaded picture."), path
+    finally:
+        (inside / "link.png").unlink()
+        (inside / "pipe.png").unlink()
+    assert ask(inside / "c.png")[0][0] == "1. 1.000 c.png", "files of the folder that is searched may be named"
+
+
+def raw(url: str, image) -> str:
+    """What the server answers to a request that no client of gradio has looked at."""
+    body = {"data": ["", image, "", 3, False]}
+    event = requests.post(f"{url}gradio_api/call/search", json=body, timeout=60).json()["event_id"]
+    return requests.get(f"{url}gradio_api/call/search/{event}", timeout=60).text
+
+
+def test_addresses_are_not_fetched_for_a_client(models, url):
+    """Neither with the mark of a file nor without; nor is another path than an uploaded one opened with it."""
+    marked = {"meta": {"_type": "gradio.FileData"}}
+    for address in ("http://127.0.0.1:9/a.png", "https://example.org/a.png", "file:///etc/passwd"):
+        name = address.rpartition("/")[2]
+        assert f"{name} is not an uploaded picture." in raw(url, {"path": address})
+        answer = raw(url, {"path": address, **marked})
+        assert answer.startswith("event: error") and "root:" not in answer
+    assert raw(url, {"path": "/etc/passwd", **marked}).startswith("event: error")
+    assert "1. 1.000 c.png" in raw(url, {"path": str(models / "photos" / "c.png")})
+
+
+def test_uploads_and_texts_are_bounded(models, url, tmp_path):
+    with open(tmp_path / "large.png", "wb") as file:
+        file.truncate(UPLOAD_BYTES + 1)
+    with open(tmp_path / "large.png", "rb") as file:
+        refused = requests.post(f"{url}gradio_api/upload", files={"files": file}, timeout=60)
+    assert refused.status_code == 413
+
+    client = Client(url, verbose=False)
+    Image.new("1", (10_000, 5_001)).save(tmp_path / "bomb.png")  # a few kilobytes
+    answer = client.predict("", handle_file(tmp_path / "bomb.png"), "", 3, False, api_name="/search")
+    assert answer[1] == f"bomb.png has more than {UPLOAD_PIXELS:,} pixels."
+    assert client.predict("a" * 20_001, None, "", 3, False, api_name="/search")[1].startswith(
+        "A text has at most 20,000"
+    )
+    with pytest.raises(AppError):
+        client.predict("a", None, "", 10**9, False, api_name="/search")
+
+
+def test_nobody_waits_longer_than_the_limit():
+    release = Event()
+    with pytest.raises(ValueError, match="took longer than 0 seconds"):
+        within(0.05, release.wait)
+    release.set()
+    assert within(60, lambda first, second: first + second, 1, 2) == 3
 
 
 def test_what_changes_in_the_folder_is_noticed(models, url):
