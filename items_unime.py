@@ -229,9 +229,10 @@ def _item_parts(item, name: str, num_frames: int, image_text: str) -> list[dict]
     text, images = split_item(item, name, num_frames)
 
     parts = [{"type": "image", "image": image} for image in images]
-    text = strip_placeholders(text or "")
-    if images and not text.strip():
-        text = image_text
+    if images:
+        text = strip_placeholders(text or "")  # the image stands before its text
+        if not text.strip():
+            text = image_text
     if text:
         parts.append(_text_part(text))
     return parts

@@ -56,6 +56,7 @@ class NativeProcessor:
     """
 
     follows_transformers = True
+    tag = None  # a pattern of what stands for an image beside its token
 
     def __init__(self, image_processor, tokenizer, settings: dict, legacy_padding: bool = False):
         self.arguments = (image_processor, tokenizer, settings, legacy_padding)

@@ -126,6 +126,7 @@ class Phi3VProcessor:
     grain = None  # its tokens are not squares of a fixed size
     types_name = "mm_token_type_ids"
     image_token = "<|image_1|>"
+    tag = _TAG.pattern
     image_token_id = IMAGE_TOKEN_ID
     image_token_ids = [IMAGE_TOKEN_ID]
     placeholder_id = IMAGE_TOKEN_ID

@@ -9,7 +9,8 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .batching_unime import plan_chunks
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
+from .controls_unime import GUARD, ControlTokens
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .items_unime import PreparedItem, is_chat, is_image, judge_messages, read_frames, require_unicode, split_item
 from .native_unime import build_native, load_parts, load_saved_images
@@ -137,6 +139,7 @@ class UniMEProcessor(ProcessorMixin):
         has_fence = not {None, tokenizer.unk_token_id} & set(tokenizer.convert_tokens_to_ids(fence))
         self._fenced_image = f"{fence[0]}{self.image_token}{fence[1]}" if has_fence else self.image_token
         self._template_takes_strings = None  # tried out on first use
+        self._controls = None  # likewise
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     def _take_preset(
@@ -182,6 +185,7 @@ class UniMEProcessor(ProcessorMixin):
             if name in settings:
                 setattr(self, name, settings.pop(name))
         self._template_takes_strings = None  # a template may have changed
+        self._controls = None
         self._take_preset(preset, self.image_processor, self.tokenizer, **settings)
 
     def document_role(self, dataset: str) -> str:
@@ -227,6 +231,13 @@ class UniMEProcessor(ProcessorMixin):
     def uses_template(self) -> bool:
         """Whether the preset words items in the chat template."""
         return PRESETS[self.preset].chat
+
+    @property
+    def controls(self) -> ControlTokens:
+        """The control tokens of the backbone, which no text of a user may hold as such."""
+        if self._controls is None:
+            self._controls = ControlTokens(self.tokenizer, self.chat_template, self._native.tag)
+        return self._controls
 
     @property
     def takes_several_images(self) -> bool:
@@ -328,8 +339,10 @@ class UniMEProcessor(ProcessorMixin):
     ):
         """Returns the prompt of an item, with one image token per image, and its images.
 
-        A text that holds an image placeholder of MMEB, LLaVA or Qwen places the image itself: under presets that read
-        MMEB's strings it is the whole prompt, under the others it stands for image and text in the preset's prompt.
+        The text of an item that has an image may place it itself, by a placeholder of MMEB, LLaVA or Qwen: under
+        presets that read MMEB's strings it is the whole prompt, under the others it stands for image and text in the
+        preset's prompt. In any other text a placeholder is text, and so is a control token (`<|im_end|>`) in every
+        text: [`~UniMEProcessor.prepare`] does not tokenise it as one, although the prompt shows it.
 
         Args:
             item: a string, PIL image, path, `{"text", "image"}` or `{"text", "video"}` dict, or chat messages (which
@@ -346,7 +359,8 @@ class UniMEProcessor(ProcessorMixin):
         prompt, images = processor.render({"text": "at night", "image": "photo.jpg"}, role="document")
         ```
         """
-        return self._render(item, Reading(instruction, role, benchmark=benchmark), name, generate)
+        prompt, images = self._render(item, Reading(instruction, role, benchmark=benchmark), name, generate)
+        return prompt.replace(GUARD, ""), images
 
     def _render(self, item, reading: Reading, name: str, generate: bool = True) -> tuple[str, tuple]:
         if is_chat(item):
@@ -360,17 +374,20 @@ class UniMEProcessor(ProcessorMixin):
         return prompt, images
 
     def _prompt(self, text: str | None, image_count: int, reading: Reading, name: str) -> str:
-        """The preset's prompt for a text (or None) and a number of images."""
+        """The preset's prompt for a text (or None) and a number of images, with the controls of the text guarded."""
         words = self._words(reading.benchmark)
         text = text or ""
-        if reading.instruction or not image_count:
-            text = strip_placeholders(text)
+        if text and not image_count and not strip_placeholders(text).strip():
+            raise ValueError(f"{name} is empty: its text holds only an image placeholder.")
+        if reading.instruction and image_count:
+            text = strip_placeholders(text)  # the preset places the image, before both
         if reading.instruction:
             text = instruct(reading.instruction, text)
+        text = self.controls.guard(text, places_image=image_count > 0)
 
-        has_text = bool(strip_placeholders(text).strip())
-        if not has_text and not image_count:
-            raise ValueError(f"{name} is empty: its text holds only an image placeholder.")
+        has_text = bool(text.strip())
+        if image_count:
+            has_text = bool(strip_placeholders(text).strip())
 
         prompts: Prompts = getattr(words, reading.role)
         turn = self._user_turn(text, has_text, image_count, prompts, words.verbatim, name)
@@ -382,7 +399,7 @@ class UniMEProcessor(ProcessorMixin):
     ) -> str:
         """What the user says, with an image token for each image."""
 
-        if has_text and PLACEHOLDER.search(text):
+        if has_text and image_count and PLACEHOLDER.search(text):
             if image_count > 1:
                 raise ValueError(f"{name} places one image in its text but has {image_count}.")
             turn = text if verbatim else _fill(prompts.both.replace("{image}\n", ""), text)
@@ -467,8 +484,19 @@ class UniMEProcessor(ProcessorMixin):
                     content.append(_text_part(entry["text"]))
                 else:
                     content.extend([{"type": "image"}] * len(entry_images))
-            turns.append({"role": message["role"], "content": content})
+            turns.append({"role": self.controls.guard(message["role"]), "content": self._guarded_parts(content)})
         return self._template(turns, generate), tuple(images)
+
+    def _guarded_parts(self, content: list[dict]) -> list[dict]:
+        """The parts of a message, with the control tokens of its texts guarded, across neighbouring texts too."""
+        parts = []
+        for kind, run in groupby(content, key=itemgetter("type")):
+            entries = list(run)
+            if kind == "text":
+                texts = self.controls.guard_all([entry["text"] for entry in entries])
+                entries = [_text_part(text) for text in texts]
+            parts.extend(entries)
+        return parts
 
     def _images_of(self, entry: dict, name: str) -> Sequence:
         """The image, or the frames of the video, in an entry of a message's content; none for a text."""
@@ -500,15 +528,15 @@ class UniMEProcessor(ProcessorMixin):
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an assistant's turn, up to the token that ends it, as they follow the generation prompt."""
         question = [{"role": "user", "content": [_text_part("?")]}]
-        turn = {"role": "assistant", "content": [_text_part(answer)]}
+        turn = {"role": "assistant", "content": [_text_part(self.controls.guard(answer))]}
         before = self._template(question)
         whole = self._template([*question, turn], add_generation_prompt=False)
 
         if whole.startswith(before):
             after = whole.removeprefix(before).rstrip("\n")
         else:  # the template writes assistant turns in a way of its own
-            after = answer + (self.tokenizer.eos_token or "")
-        return self.tokenizer(after, add_special_tokens=False)["input_ids"]
+            after = self.controls.guard(answer) + (self.tokenizer.eos_token or "")
+        return self.controls.unguard(self.tokenizer(after, add_special_tokens=False)["input_ids"])
 
     # prompts -> tensors
     def prepare(self, items, reading: Reading | None = None, names=None, **settings) -> list[PreparedItem]:
@@ -551,7 +579,7 @@ class UniMEProcessor(ProcessorMixin):
             images.append(item_images)
 
         # all prompts are tokenised at once, which a fast tokenizer does on several threads
-        token_ids = self._native.tokenize(prompts)
+        token_ids = self._tokenize(prompts)
         prepared = []
         cut_names = set()
         for i, item in enumerate(items):
@@ -592,6 +620,14 @@ class UniMEProcessor(ProcessorMixin):
                 return beginning
             size *= 4
         return text
+
+    def _tokenize(self, prompts: list[str]) -> list[list[int]]:
+        """Ids of prompts; a text that was guarded is tokenised as text."""
+        token_ids = self._native.tokenize(prompts)
+        for number, prompt in enumerate(prompts):
+            if GUARD in prompt:
+                token_ids[number] = self.controls.unguard(token_ids[number])
+        return token_ids
 
     def _plan(self, name: str, prompt: str, ids: list[int], images: tuple, resolution: Resolution) -> PreparedItem:
         """A tokenised item with the sizes at which its images will be read, and the tokens that they take."""
@@ -662,15 +698,17 @@ class UniMEProcessor(ProcessorMixin):
         """Prompt and ids with the text cut until at most `target` ids remain; None when no text would be left."""
         text = item.get("text") if isinstance(item, Mapping) else item
         text = text if isinstance(text, str) else ""
-        offsets = self.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        guarded = self.controls.guard(text, places_image=len(entry.images) > 0)
+        offsets = self.tokenizer(guarded, return_offsets_mapping=True)["offset_mapping"]
 
         keep = len(offsets) - 1
         while keep > 0:
             _, end = offsets[keep - 1]
-            if not text[:end].strip():
+            beginning = guarded[:end].replace(GUARD, "").rstrip(GUARD)  # it may end within a guard
+            if not beginning.strip():
                 return None
-            prompt = self._prompt(text[:end], len(entry.images), reading, entry.name) + reading.suffix
-            (ids,) = self._native.tokenize([prompt])
+            prompt = self._prompt(beginning, len(entry.images), reading, entry.name) + reading.suffix
+            (ids,) = self._tokenize([prompt])
             if len(ids) <= target:
                 return prompt, ids
             keep -= max(1, len(ids) - target)  # tokens may merge differently at the seam, hence a loop
@@ -772,7 +810,8 @@ class UniMEProcessor(ProcessorMixin):
         if None in counts:
             pieces = entry.prompt.split(self.image_token)
             prompt = "".join(chain.from_iterable(zip(pieces, [*strings, ""])))
-            return [*self.tokenizer(prompt)["input_ids"], *entry.written]
+            ids = self.tokenizer(prompt)["input_ids"]
+            return [*(self.controls.unguard(ids) if GUARD in prompt else ids), *entry.written]
 
         if tuple(counts) != entry.image_tokens:
             raise RuntimeError(

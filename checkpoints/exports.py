@@ -160,7 +160,7 @@ def preset_template(processor, role: str = "query", joint: bool = True) -> str:
     """A chat template that renders a conversation, whoever speaks in it, as the preset words one item.
 
     The item is a text, an image, or both. The template raises an error for more than one image, for other parts of a
-    message, and for texts that place their image by themselves.
+    message, and for texts that place their image by themselves. A control token in a text is broken by a space.
 
     Args:
         processor ([`UniMEProcessor`]): whose preset it is.
@@ -187,7 +187,7 @@ def preset_template(processor, role: str = "query", joint: bool = True) -> str:
 
         prompt, _ = processor.render(item, role=role)
         prompts[kind] = _pieces(processor.tokenizer, prompt, {_QUERY: text})
-    return _template(prompts, "item_prompt")
+    return _template(prompts, processor.controls.names, "item_prompt")
 
 
 def judge_template(processor) -> str:
@@ -208,7 +208,7 @@ def judge_template(processor) -> str:
             prompt, _ = processor.render(judge_messages(query, [document]))
             inserts = {_QUERY: "query", _DOCUMENT: "document"}
             prompts[f"{query_kind}, {document_kind}"] = _pieces(processor.tokenizer, prompt, inserts)
-    return _template(prompts, "judge_prompt")
+    return _template(prompts, processor.controls.names, "judge_prompt")
 
 
 def _sample_items(mark: str) -> dict[str, dict]:
@@ -233,8 +233,11 @@ def _pieces(tokenizer, prompt: str, inserts: dict[str, str]) -> list:
     return pieces
 
 
-def _template(prompts: dict[str, list], macro: str) -> str:
-    """A whole template: the prompts, the macros, and the call of one of them."""
-    literal = json.dumps(prompts, ensure_ascii=False, indent=2)  # a dict of strings and lists is the same in Jinja
+def _template(prompts: dict[str, list], controls: list[str], macro: str) -> str:
+    """A whole template: the prompts, the control tokens, the macros, and the call of one of them."""
+    # a dict of strings and lists is the same in Jinja
+    settings = ""
+    for name, value in (("prompts", prompts), ("controls", controls)):
+        settings += f"{{%- set {name} = {json.dumps(value, ensure_ascii=False, indent=2)} -%}}\n\n"
     macros = _MACROS.read_text(encoding="utf-8")
-    return "{%- set prompts = " + literal + " -%}\n\n" + macros + "\n{{- " + macro + "(messages, prompts) -}}\n"
+    return settings + macros + "\n{{- " + macro + "(messages, prompts) -}}\n"

@@ -121,8 +121,10 @@ class Readings:
 
     def _prompts(self, item: dict, right: str) -> dict[str, str]:
         """The wordings a server may use, without those that come to the right one."""
-        text = strip_placeholders(item.get("text") or "")
+        text = item.get("text") or ""
         has_image = "image" in item
+        if has_image:
+            text = strip_placeholders(text)
         parts = []
         if has_image:
             parts.append({"type": "image", "image": item["image"]})

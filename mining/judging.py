@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,22 @@ from .selection import Pair, Pool, probabilities
 
 Request = tuple[Item, Sequence[Item]]
 RETRIED = (408, 409, 425, 429)  # statuses below 500 after which the same request may succeed later
+# Control tokens of the families that servers run: ChatML, Llama, Mistral, Gemma, and placeholders of images
+MARKS = re.compile(
+    r"<\|[^<>\s]{1,40}\|>|</?s>|\[/?[A-Z_]{3,24}\]|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk|image|video)>"
+)
 TOKEN_SIDE = 28  # pixels of a side of Qwen2-VL's image tokens, of which images sent have whole numbers
+
+
+def without_marks(text: str) -> str:
+    """A text whose control tokens are broken by a space, because a server reads texts and its template as one string.
+
+    The server's tokenizer is not known here: tokens of other families than those of `MARKS` stay as they are.
+
+    Args:
+        text (`str`): of a query or a candidate.
+    """
+    return MARKS.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
 
 class Judge:
@@ -231,9 +247,9 @@ class ServerJudge(Judge):
         return messages
 
     def _sent(self, piece: dict) -> dict:
-        """A piece of a message as it is sent: a text as it is, an image in the resolution asked for."""
+        """A piece of a message as it is sent: a text without marks, an image in the resolution asked for."""
         if piece["type"] == "text":
-            return piece
+            return {"type": "text", "text": without_marks(piece["text"])}
 
         image = open_image(piece["image"])
         size = self.resolution.fit(*image.size, None, TOKEN_SIDE, TOKEN_SIDE**2)

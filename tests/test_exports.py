@@ -61,7 +61,7 @@ def test_templates_give_the_tokens_of_our_own_prompts(tiny, kind, preset):
         for content, message in (
             ([{"type": "image"}] * 2, "an item has at most one image"),
             ([{"type": "audio"}], "an item has a text, an image, or both"),
-            ([{"type": "text", "text": "<image>\nWhat?"}], "does not place its image by itself"),
+            ([{"type": "image"}, {"type": "text", "text": "<image>\nWhat?"}], "does not place its image by itself"),
         ):
             with pytest.raises(TemplateError, match=message):
                 render(processor, template, [{"role": "user", "content": content}])

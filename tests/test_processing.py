@@ -91,7 +91,9 @@ def test_chat_messages_bypass_the_preset(processor):
 
 def test_judge_prompt_strips_placeholders_and_keeps_the_following_space(processor):
     messages = processor.rerank_messages(
-        {"text": "<|image_1|> Find it.", "image": picture(0)}, ["one", "<|image_1|>\ntwo"], "listwise"
+        {"text": "<|image_1|> Find it.", "image": picture(0)},
+        ["one <image>", {"text": "<|image_1|>\ntwo", "image": picture(1)}],
+        "listwise",
     )
     content = messages[0]["content"]
     assert [part.get("text", "IMAGE") for part in content[1:]] == [
@@ -100,8 +102,9 @@ def test_judge_prompt_strips_placeholders_and_keeps_the_following_space(processo
         " Find it.",
         "Candidates:",
         "(1) ",
-        "one",
+        "one <image>",  # a text without an image places none
         "(2) ",
+        "IMAGE",
         "two",
     ]
     assert "respond with the number" in content[0]["text"]
@@ -121,8 +124,9 @@ def test_judge_prompt_strips_placeholders_and_keeps_the_following_space(processo
     ],
 )
 def test_bad_items_are_named(processor, item, message):
-    if message is None:  # placeholders without an image are dropped
-        assert processor.prepare([item])[0].image_tokens == ()
+    if message is None:  # placeholders without an image are text
+        (entry,) = processor.prepare([item])
+        assert entry.image_tokens == () and item in processor.tokenizer.decode(entry.input_ids)
         return
     with pytest.raises(ValueError, match=message):
         processor.prepare([item])
