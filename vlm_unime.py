@@ -87,6 +87,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         preset: str | None = None,
         quantization: str | None = None,
         verify: bool = False,
+        weights: bool = True,
         **kwargs,
     ):
         """As in transformers, but what is missing or does not belong together is an error that names it.
@@ -102,6 +103,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
                 in full precision; for anything else pass a `quantization_config`.
             verify (`bool`, defaults to `False`): compare weight files with the SHA-256 in the manifest, which is
                 always done with files that were just downloaded.
+            weights (`bool`, defaults to `True`): load them; otherwise they are on the meta device, where they have
+                shapes and take no memory.
             kwargs: processor settings as in [`~UniMEPreTrainedModel.from_backbone`], in the place of those that were
                 saved or that come with `preset`; everything else goes to transformers. Without
                 `trust_remote_code=True` no code of the repository runs, that of its tokenizer and its image processor
@@ -127,15 +130,19 @@ class UniMEPreTrainedModel(PreTrainedModel):
         files = SavedFiles(path, hub)
         if args or "config" not in kwargs or files.file("config.json"):
             files.check_configuration(cls)
-        files.check_shards()
-        downloaded = files.absent_weights()
-        _set_quantization(kwargs, quantization)
+        _set_quantization(kwargs, quantization if weights else None)
 
-        with naming_broken_files(path):
-            model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
-        assert_all_landed(info, path)
-        files.check_weight_types()
-        files.verify(None if verify else downloaded)
+        info = {}
+        if weights:
+            files.check_shards()
+            downloaded = files.absent_weights()
+            with naming_broken_files(path):
+                model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
+            assert_all_landed(info, path)
+            files.check_weight_types()
+            files.verify(None if verify else downloaded)
+        else:
+            model = cls._without_weights(cls.config_class.from_pretrained(path, **hub))
         model.source = path
         trust = kwargs["trust_remote_code"]
         model._processor_source = (path, {**hub, **settings, "trust_remote_code": trust})
@@ -147,14 +154,21 @@ class UniMEPreTrainedModel(PreTrainedModel):
         return (model, info) if wants_info else model
 
     @classmethod
-    def from_backbone(cls, path_or_repo, preset: str | None = None, quantization: str | None = None, **kwargs):
+    def from_backbone(
+        cls,
+        path_or_repo,
+        preset: str | None = None,
+        quantization: str | None = None,
+        weights: bool = True,
+        **kwargs,
+    ):
         """Wraps a stock VLM checkpoint, in the key layout of any transformers version.
 
         Args:
             path_or_repo (`str`): directory or Hub id of the VLM.
             preset (`str`, *optional*): prompt preset, kept in the saved processor; by default the one that a
                 published checkpoint was trained with, and `"summary"` for a stock VLM.
-            quantization (`str`, *optional*): as in [`~UniMEPreTrainedModel.from_pretrained`].
+            quantization (`str`, *optional*), weights (`bool`): as in [`~UniMEPreTrainedModel.from_pretrained`].
             kwargs: processor settings (`max_length`, `max_image_pixels`, `chat_template`, `resolution`, `fusion`,
                 `anyres_padding`, `num_frames`, and `processor`, a folder or repository where they are not beside the
                 weights); everything else (`dtype`, `device_map`, `quantization_config`,
@@ -179,12 +193,21 @@ class UniMEPreTrainedModel(PreTrainedModel):
 
         preset = cls._find_preset(path_or_repo, config.model_type, preset)
         processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
-        _set_quantization(kwargs, quantization)
-        vlm = cls._load_vlm(path_or_repo, config, kwargs)
-
-        model = cls._wrap(vlm, preset, path_or_repo)
+        if weights:
+            _set_quantization(kwargs, quantization)
+            model = cls._wrap(cls._load_vlm(path_or_repo, config, kwargs), preset, path_or_repo)
+        else:
+            wrapped = cls._wrap_config(complete_config(path_or_repo, config), preset, backbone=str(path_or_repo))
+            model = cls._without_weights(wrapped)
+            model.source = path_or_repo
         model.processor = processor
         return model
+
+    @classmethod
+    def _without_weights(cls, config):
+        """A model on the meta device."""
+        with torch.device("meta"):
+            return cls(config).eval()
 
     @classmethod
     def _load_vlm(cls, path, config, kwargs: dict):

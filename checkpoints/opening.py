@@ -25,12 +25,16 @@ _EARLIER_NAMES = (
 )
 
 
-def local_folder(source, revision: str | None = None) -> Path:
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+
+
+def local_folder(source, revision: str | None = None, weights: bool = True) -> Path:
     """The folder of a checkpoint, downloaded if it is a repository.
 
     Args:
         source (`str` or `Path`): folder, or repository on the Hub.
         revision (`str`, *optional*): branch, tag or commit of the repository.
+        weights (`bool`, defaults to `True`): download them too.
 
     Raises:
         ValueError: there is no such folder, the Hub does not give such a repository, or a weight file that was
@@ -42,6 +46,8 @@ def local_folder(source, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
+        if not weights:
+            return Path(snapshot_download(str(source), revision=revision, ignore_patterns=list(_WEIGHTS)))
         downloaded = SavedFiles(str(source), {"revision": revision}).absent_weights()
         folder = Path(snapshot_download(str(source), revision=revision))
     except (*HUB_ERRORS, ValueError) as error:
@@ -51,7 +57,9 @@ def local_folder(source, revision: str | None = None) -> Path:
     return folder
 
 
-def open_checkpoint(source, preset: str | None = None, reranker: bool = False, base=None, **kwargs):
+def open_checkpoint(
+    source, preset: str | None = None, reranker: bool = False, base=None, weights: bool = True, **kwargs
+):
     """Opens a UniME checkpoint, a stock VLM, or an adapter over either, which is merged into it.
 
     Args:
@@ -60,6 +68,7 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
             padding. By default as the checkpoint was saved, or as a published one of its name was trained.
         reranker (`bool`, defaults to `False`): whether a stock VLM becomes a reranker; else it becomes an embedder.
         base (*optional*): what an adapter was trained on; by default what its own file says.
+        weights (`bool`, defaults to `True`): load them; otherwise they are on the meta device, and nothing is merged.
         kwargs: for `from_backbone` or `from_pretrained`; settings of the processor among them go before the preset's.
             Code of a repository, of an adapter's base too, runs only with `trust_remote_code=True`; a saved UniME
             model is opened by the classes of this package without it.
@@ -77,7 +86,7 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
     model = open_checkpoint("Qwen/Qwen2-VL-2B-Instruct", preset="summary")
     ```
     """
-    folder = local_folder(source, kwargs.get("revision"))
+    folder = local_folder(source, kwargs.get("revision"), weights)
 
     adapter = adapter_folder(folder)
     if adapter is not None:
@@ -86,7 +95,9 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
             kwargs = {**_saved_settings(adapter), **kwargs}
             preset = kwargs.pop("preset", None) or published_preset(source)
 
-        model = open_checkpoint(base or base_model_of(adapter), preset, reranker, **kwargs)
+        model = open_checkpoint(base or base_model_of(adapter), preset, reranker, weights=weights, **kwargs)
+        if not weights:
+            return model
         merged = load_adapter(model, adapter).merge_and_unload()
         # PEFT froze what it was put on, and the merged model may be trained on
         for parameter in merged.parameters():
@@ -97,10 +108,10 @@ def open_checkpoint(source, preset: str | None = None, reranker: bool = False, b
     with naming_untrusted_code(source):
         if model_type not in UNIME_MODEL_TYPES:
             model_class = UniMERerankerForCausalLM if reranker else UniMEModel
-            return model_class.from_backbone(source, preset, **kwargs)
+            return model_class.from_backbone(source, preset, weights=weights, **kwargs)
 
         model_class = UniMEModel if model_type == "unime" else UniMERerankerForCausalLM
-        model = model_class.from_pretrained(source, preset=preset, **kwargs)
+        model = model_class.from_pretrained(source, preset=preset, weights=weights, **kwargs)
         _ = model.processor  # it is read on first use, and what is wrong with it is to be known now
     return model
 

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from ..eval.catalogue import BENCHMARKS, read
 from ..eval.means import notes_of, print_table
+from ..eval.rehearsal import rehearse, rehearse_rerank
 from ..eval.rerank import run_rerank, saved_result
 from ..eval.runner import read_result, run_benchmark
 from ..files.identity import verify_files
 from ..files.writing import read_json
 from ..jobs.checks import check_settings
 from ..jobs.embedding import Embedder
+from ..jobs.rehearsal import Rehearsal
 from ..jobs.reranking import Reranker
-from ..jobs.settings import parse_settings
+from ..jobs.settings import given_settings, parse_settings
 from ..jobs.shards import processes
 from .errors import one_line_errors
 from .options import json_object, setting
@@ -42,6 +44,13 @@ class _DataSettings:
     )
     verify: bool = field(**setting("verify"))
     json: bool = field(**setting("json"))
+    rehearse: bool = field(**setting("rehearse"))
+    rehearse_json: str | None = field(**setting("rehearse-json"))
+
+    @property
+    def rehearses(self) -> bool:
+        """Whether nothing is to be computed, but shown what would be."""
+        return self.rehearse or bool(self.rehearse_json)
 
     def __post_init__(self):
         for name in ("options", "rank_options"):
@@ -106,15 +115,18 @@ def _parsed(name: str, text: str) -> dict:
         raise ValueError(f"`{name}`: {error}.") from error
 
 
-def run(step: str, config: EvalConfig | BenchmarkConfig | RerankConfig) -> Path:
+def run(
+    step: str, config: EvalConfig | BenchmarkConfig | RerankConfig, given: dict[str, str] | None = None
+) -> Path | Rehearsal:
     """Does a step of the command.
 
     Args:
         step (`str`): a benchmark, or `"rerank"`; one of `STEPS`.
         config ([`EvalConfig`]): its settings; those of the step alone are enough.
+        given (`dict[str, str]`, *optional*): where each was given, for a rehearsal.
 
     Returns:
-        `Path`: of the results.
+        `Path`: of the results; or, where `config` asks for one, a [`~unime.jobs.rehearsal.Rehearsal`].
 
     Raises:
         ValueError: a setting that the step needs is missing, or the data or a model cannot be read.
@@ -128,7 +140,7 @@ def run(step: str, config: EvalConfig | BenchmarkConfig | RerankConfig) -> Path:
     if config.verify:
         verify_files()
     if step == "rerank":
-        return _run_rerank(config)
+        return _run_rerank(config, given or {})
 
     _require(config, "model", "data")
     embedder = Embedder(
@@ -139,7 +151,8 @@ def run(step: str, config: EvalConfig | BenchmarkConfig | RerankConfig) -> Path:
         config.trust_remote_code,
         **config.options or {},
     )
-    embedder.settings()  # a mistyped model should not cost the reading of a benchmark
+    if not config.rehearses:
+        embedder.settings()  # a mistyped model should not cost the reading of a benchmark
 
     source = {
         "data": config.data,
@@ -150,10 +163,12 @@ def run(step: str, config: EvalConfig | BenchmarkConfig | RerankConfig) -> Path:
     }
     with embedder.state.main_process_first():  # which unpacks what has to be unpacked
         tasks, root = read(step, source)
+    if config.rehearses:
+        return rehearse(step, tasks, embedder, given or {})
     return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard)
 
 
-def _run_rerank(config: RerankConfig) -> Path:
+def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal:
     """Reranks the best candidates of a saved result."""
     _require(config, "results", "reranker")
     path = saved_result(config.results)
@@ -174,6 +189,8 @@ def _run_rerank(config: RerankConfig) -> Path:
     reranker = Reranker(
         config.reranker, config.strategy, config.dtype, config.trust_remote_code, **config.rank_options or {}
     )
+    if config.rehearses:
+        return rehearse_rerank(path, tasks, reranker, config.candidates, config.limit, given)
     return run_rerank(path, tasks, reranker, config.candidates, root, config.limit, config.rerank_shard)
 
 
@@ -223,9 +240,11 @@ def main(arguments=None):
         step, config = parse_settings("unime eval", config_class, STEPS | PAGES, arguments)
         if step in PAGES:
             raise ValueError(f"{step} has options of its own, which come after it: unime eval {step} --help.")
-        path = run(step, config)
+        result = run(step, config, given_settings(arguments))
+    if config.rehearses:
+        return result.finish(config.rehearse_json, config.json)
     if processes().is_main_process:
-        _print_results(path, config.json)
+        _print_results(result, config.json)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The command `unime mine`."""
 
-from ..jobs.settings import parse_settings
+from ..jobs.settings import given_settings, parse_settings
 from ..mining.pipeline import Mining, MiningConfig
+from ..mining.rehearsal import rehearse
 from .errors import one_line_errors
 
 STEPS = ("run", "embed", "retrieve", "judge", "select", "saha", "inspect")
@@ -11,6 +12,8 @@ def main(arguments=None):
     """The command `unime mine`: a step, which is a method of [`~unime.mining.pipeline.Mining`], and its settings."""
     with one_line_errors("unime mine"):
         step, config = parse_settings("unime mine", MiningConfig, STEPS, arguments)
+        if config.rehearse or config.rehearse_json:
+            return rehearse(config, step, given_settings(arguments)).finish(config.rehearse_json)
         getattr(Mining(config), step)()
 
 

@@ -108,6 +108,12 @@ OPTIONS = {
         "help": "read every file anew, whatever is remembered of files of the same size and time",
     },
     # what is printed
+    "rehearse": {
+        "action": "store_true",
+        "default": False,
+        "help": "print what would be done, from configuration, tokenizer and processor alone, and end",
+    },
+    "rehearse-json": {"metavar": "FILE", "help": "rehearse, and write it to FILE as JSON"},
     "json": {"action": "store_true", "default": False, "help": "print JSON, not text"},
     "quiet": {"action": "store_true", "default": False, "help": "leave out progress and notices"},
 }

@@ -8,13 +8,29 @@ positive can never be taken for a negative, because it has the same index.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import NamedTuple
 
 import torch
 
 from ..batching_unime import plan_chunks
+from ..items_unime import PreparedItem
 from ..processing_unime import UniMEProcessor
 from .schema import Example, Item, to_example
 from .sieve import BadItem, Sieve
+
+
+class Fed(NamedTuple):
+    """One sequence that a model would be fed.
+
+    Args:
+        kind (`str`): what it is for, such as `"query (text)"`.
+        key: equal for equal sequences, which are fed once.
+        prepared ([`~unime.items_unime.PreparedItem`]): its prompt and images.
+    """
+
+    kind: str
+    key: object
+    prepared: PreparedItem
 
 
 @dataclass
@@ -152,6 +168,35 @@ class EmbeddingCollator:
             tokens=sum(lengths),
             padded_tokens=sum(chunk["input_ids"].numel() for chunk in tensors),
         )
+
+    def preview(self, row: dict, read: dict) -> tuple[list[Fed], list[str]]:
+        """What a row becomes, without decoding an image: a rehearsal reads rows so.
+
+        Args:
+            row (`dict`): with the columns of [`~unime.data.schema.Example`].
+            read (`dict`): the items that were read before, to which those of this row are added.
+
+        Returns:
+            the items that can be read, of the kinds query, positive and negative; and for each of the others a
+            message that names it.
+        """
+        fed = []
+        problems = []
+        for example in self._anchors([row]):
+            items = [("query", "query", example.query), ("positive", "document", example.positive)]
+            for negative in example.negatives[: self.max_negatives]:
+                items.append(("negative", "document", negative))
+
+            for kind, role, item in items:
+                key = (role, item)
+                try:
+                    if key not in read:
+                        (read[key],) = self._prepare({key: 0})
+                except (ValueError, OSError) as error:
+                    problems.append(f"{kind} of {example.dataset or 'a data set without a name'}: {error}")
+                    continue
+                fed.append(Fed(f"{kind} ({item.modality})", key, read[key]))
+        return fed, problems
 
     def _anchors(self, rows: Sequence[dict]) -> list[Example]:
         """The rows of the batch: an example, or the members of a cluster."""

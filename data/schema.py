@@ -64,6 +64,16 @@ class Item:
         return fields
 
     @property
+    def modality(self) -> str:
+        """What the item is made of: `"text"`, `"image"`, `"video"`, or a text with one of these."""
+        parts = []
+        if self.image:
+            parts.append("video" if self.is_video else "image")
+        if self.text.strip():
+            parts.append("text")
+        return " and ".join(parts)
+
+    @property
     def is_video(self) -> bool:
         """Whether the path is that of a video."""
         return self.image.lower().endswith(VIDEOS) or os.path.isdir(self.image)

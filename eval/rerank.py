@@ -90,8 +90,15 @@ class _Query:
         return f"{self.task.name} {self.number}"
 
 
-def _queries(path: Path, tasks: list[Task], top: int, limit: int | None) -> list[_Query]:
-    """The queries of all tasks, one task after the other, with what the embedder's result kept of their candidates."""
+def queries_of(path: Path, tasks: list[Task], top: int, limit: int | None) -> list[_Query]:
+    """The queries of all tasks, one task after the other, with what the embedder's result kept of their candidates.
+
+    Args:
+        path (`Path`): the embedder's `results.json`.
+        tasks (`list[Task]`): as they were read.
+        top (`int`): how many candidates of each query.
+        limit (`int`, *optional*): queries of each task.
+    """
     arrays, _ = read_arrays(_top_file(path))
     queries = []
     for task in tasks:
@@ -169,7 +176,7 @@ def run_rerank(
     if is_whole(folder / "results.json"):
         return folder / "results.json"
 
-    queries = _queries(path, tasks, top, limit)
+    queries = queries_of(path, tasks, top, limit)
     _score_queries(folder / "scores", queries, reranker, settings, shard_size)
 
     state = processes()

@@ -133,6 +133,34 @@ def parse_settings(program: str, config_class, steps, arguments: Sequence[str] |
     return options.step, config
 
 
+def given_settings(arguments: Sequence[str] | None = None) -> dict[str, str]:
+    """Where each setting of a command line was given: `"recipe"` or `"command line"`, which outranks it.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): the command line, by default that of the process.
+
+    Example:
+
+    ```python
+    given_settings(["--config", "recipe.yaml", "--max-length", "512"])  # {"data": "recipe", "max_length": ...}
+    ```
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    path = parser.parse_known_args(arguments)[0].config
+
+    given = {}
+    if path:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        given.update(dict.fromkeys(settings, "recipe"))
+    for argument in arguments:
+        if argument.startswith("--"):
+            name = argument[2:].partition("=")[0].replace("-", "_")
+            given[name] = "command line"
+    return given
+
+
 def _explain(steps) -> str:
     """What the help says of the steps."""
     if not isinstance(steps, Mapping):

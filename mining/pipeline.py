@@ -89,6 +89,12 @@ class MiningConfig:
         default=False, metadata={"help": "Read every file anew, whatever is remembered of files of its size and time."}
     )
 
+    rehearse: bool = field(
+        default=False,
+        metadata={"help": "Print what would be done, from configuration, tokenizer and processor alone, and end."},
+    )
+    rehearse_json: str | None = field(default=None, metadata={"help": "Rehearse, and write it to this file as JSON."})
+
     # embed
     embedder: str | None = field(default=None, metadata={"help": "Folder or repository of the embedder."})
     embedder_library: str = field(

@@ -4,23 +4,10 @@ from collections.abc import Sequence
 
 from transformers import set_seed
 
+from ..jobs.estimates import component_of
 from ..vlm_unime import vision_parameters
 
 COMPONENTS = ("language_model", "vision_tower", "projector")
-# what the families call the module between vision tower and language model
-_PROJECTORS = ("merger", "projector", "img_projection", "connector", "aligner")
-
-
-def component_of(name: str, is_language: bool) -> str:
-    """The component that a layer of a VLM belongs to.
-
-    Args:
-        name (`str`): the layer's path.
-        is_language (`bool`): its weight is the language model's.
-    """
-    if is_language:
-        return "language_model"
-    return "projector" if any(word in name for word in _PROJECTORS) else "vision_tower"
 
 
 def find_targets(

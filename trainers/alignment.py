@@ -45,9 +45,6 @@ class AlignmentTrainer(EmbeddingTrainer):
     paper = "2510.13515"
 
     def __init__(self, model, args: AlignmentConfig, **kwargs):
-        # negatives that the loss would not look at are not encoded; by score, all must be there to choose from
-        if args.order == "file":
-            kwargs.setdefault("max_negatives", args.num_negatives)
         super().__init__(model, args, **kwargs)
         loss = JudgeAlignment(
             temperature=args.temperature,
@@ -59,6 +56,16 @@ class AlignmentTrainer(EmbeddingTrainer):
             unscored=args.unscored,
         )
         self.loss = self.at_all_widths(loss)
+
+    @classmethod
+    def negatives_used(cls, args) -> int | None:
+        """Negatives that the loss would not look at are not encoded; by score, all must be there to choose from."""
+        return args.num_negatives if args.order == "file" else None
+
+    @classmethod
+    def shortages(cls, args, rows, batch_candidates) -> list[str]:
+        """Data sets whose rows have fewer negatives than the loss takes."""
+        return rows.with_fewer_negatives(args.num_negatives, "num_negatives")
 
     def loss_of(self, embeddings, table):
         """The loss of each row against its own negatives and their judge scores."""

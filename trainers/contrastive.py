@@ -84,6 +84,16 @@ class ContrastiveTrainer(EmbeddingTrainer):
         self.loss.temperatures = DatasetTemperatures(names, self.args.temperature)
         self.add_callback(LearnTemperatures(self.loss.temperatures, self.args.temperature_learning_rate))
 
+    @classmethod
+    def shortages(cls, args, rows, batch_candidates) -> list[str]:
+        """Too few candidates for the hard negatives of a query: in a batch, or in a data set that fills one."""
+        hardest = args.num_hard_negatives or 0
+        if args.homogeneous_batches:
+            return rows.with_fewer_candidates(hardest, "num_hard_negatives")
+        if batch_candidates - 1 < hardest:
+            return [f"a batch has {batch_candidates} candidates, too few for num_hard_negatives {hardest}."]
+        return []
+
     def loss_of(self, embeddings, table):
         """The loss of each row against the hardest candidates of the whole batch."""
         temperature = None

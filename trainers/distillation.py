@@ -125,11 +125,7 @@ class DistillationTrainer(ContrastiveTrainer):
         if not args.baseline and teacher is None:
             raise ValueError("distillation needs the teacher's embeddings: pass `teacher`, or set `baseline`.")
         self.teacher = teacher
-        negatives = None if args.baseline else 0  # the pairs alone are compared; a third column is for the baseline
-        super().__init__(model, args, train_dataset=train_dataset, max_negatives=negatives, **kwargs)
-
-        for parameter in vision_parameters(vlm_of(self.model)):
-            parameter.requires_grad_(False)
+        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         if not args.baseline:
             loss = SimilarityDistillation(
                 temperature=args.temperature,
@@ -138,6 +134,24 @@ class DistillationTrainer(ContrastiveTrainer):
                 teacher_temperature=args.teacher_temperature,
             )
             self.loss = self.at_all_widths(loss)
+
+    @classmethod
+    def made_trainable(cls, model, args, peft_config):
+        """Only the language model trains."""
+        model = super().made_trainable(model, args, peft_config)
+        for parameter in vision_parameters(vlm_of(model)):
+            parameter.requires_grad_(False)
+        return model
+
+    @classmethod
+    def negatives_used(cls, args) -> int | None:
+        """The pairs alone are compared; a third column is for the baseline."""
+        return None if args.baseline else 0
+
+    @classmethod
+    def shortages(cls, args, rows, batch_candidates) -> list[str]:
+        """As in the contrastive stage for the baseline; the similarities of texts need no negatives."""
+        return super().shortages(args, rows, batch_candidates) if args.baseline else []
 
     def loss_of(self, embeddings, table):
         """The loss over the distinct texts of the whole batch."""

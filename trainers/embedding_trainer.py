@@ -19,6 +19,7 @@ from .gradient_cache import ChunkEncoder, cached_loss
 from .left_out import refuse_empty
 from .losses import LossOutput, MatryoshkaLoss
 from .metered_trainer import MeteredTrainer, keep_resolution
+from .row_counts import RowCounts
 from .sharding import in_lockstep
 
 
@@ -114,7 +115,6 @@ class EmbeddingTrainer(MeteredTrainer):
             [`~unime.data.schema.Example`].
         processing_class (`UniMEProcessor`, *optional*): the model's own by default.
         peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
-        max_negatives (`int`, *optional*): encode only the first explicit negatives of each row.
         kwargs: further arguments of `Trainer`.
 
     Raises:
@@ -143,7 +143,6 @@ class EmbeddingTrainer(MeteredTrainer):
         eval_dataset=None,
         processing_class=None,
         peft_config=None,
-        max_negatives=None,
         **kwargs,
     ):
         if args.n_gpu > 1:
@@ -152,47 +151,81 @@ class EmbeddingTrainer(MeteredTrainer):
             )
         processor = processing_class or model.processor
         keep_resolution(processor, args.resolution)
-        model = adapted(model, peft_config, args.seed)
-
-        collator = kwargs.pop("data_collator", None)
-        if collator is None:
-            collator = EmbeddingCollator(
-                processor,
-                batch_tokens=args.batch_tokens,
-                max_length=args.max_length,
-                max_negatives=max_negatives,
-                length_boundary=model.config.length_boundary,
-                resolution=args.resolution,
-                benchmark=args.benchmark,
-            )
-
+        model = self.made_trainable(model, args, peft_config)
         super().__init__(
             model=model,
             args=args,
-            data_collator=collator,
+            data_collator=kwargs.pop("data_collator", None) or self.collator_for(model, args, processor),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processor,
             **kwargs,
         )
-        self._keep_reading(processor)
-
-    def _keep_reading(self, processor):
-        """Lets the trained model read items as it is trained to: in which wordings, and image and text in one prompt.
-
-        A model that was trained with a preset's usual prompts alone has no other wording for any benchmark.
-        """
-        processor.benchmarks = list(PRESETS[processor.preset].benchmarks) if self.args.benchmark else []
-        if not self.trains_images or processor.fusion == "joint":
-            return
-
-        processor.fusion = "joint"
-        if self.is_world_process_zero():
+        was_sum = processor.fusion == "sum"
+        self.keep_reading(args, processor)
+        if was_sum and processor.fusion == "joint" and self.is_world_process_zero():
             print(
                 f"{type(self).__name__}: image and text of an item are trained in one prompt, and the model will read "
                 f"them so (fusion: joint); the preset {processor.preset!r} would add up two embeddings.",
                 file=sys.stderr,
             )
+
+    @classmethod
+    def keep_reading(cls, args, processor):
+        """Lets the trained model read items as it is trained to: in which wordings, and image and text in one prompt.
+
+        A model that was trained with a preset's usual prompts alone has no other wording for any benchmark.
+
+        Args:
+            args: of the training.
+            processor (`UniMEProcessor`): of the model.
+        """
+        processor.benchmarks = list(PRESETS[processor.preset].benchmarks) if args.benchmark else []
+        if cls.trains_images:
+            processor.fusion = "joint"
+
+    @classmethod
+    def made_trainable(cls, model, args, peft_config):
+        """The model in its adapter, if it gets one, with what the stage does not train frozen.
+
+        Args:
+            model, args, peft_config: as in [`EmbeddingTrainer`].
+        """
+        return adapted(model, peft_config, args.seed)
+
+    @classmethod
+    def collator_for(cls, model, args, processor) -> EmbeddingCollator:
+        """What makes batches of the rows.
+
+        Args:
+            model, args: as in [`EmbeddingTrainer`].
+            processor (`UniMEProcessor`): that reads the items.
+        """
+        return EmbeddingCollator(
+            processor,
+            batch_tokens=args.batch_tokens,
+            max_length=args.max_length,
+            max_negatives=cls.negatives_used(args),
+            length_boundary=model.config.length_boundary,
+            resolution=args.resolution,
+            benchmark=args.benchmark,
+        )
+
+    @classmethod
+    def negatives_used(cls, args) -> int | None:
+        """How many explicit negatives of each row are encoded, the first ones; `None` for all."""
+        return None
+
+    @classmethod
+    def shortages(cls, args, rows: RowCounts, batch_candidates: int) -> list[str]:
+        """What the loss would not have enough of, a message each.
+
+        Args:
+            args: of the training.
+            rows ([`~unime.trainers.row_counts.RowCounts`]): what the data sets hold.
+            batch_candidates (`int`): distinct candidates of one batch of all processes.
+        """
+        return []
 
     def at_all_widths(self, loss: nn.Module) -> nn.Module:
         """The loss, or its mean over the widths of `args.matryoshka_dims` where these are set."""

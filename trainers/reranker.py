@@ -3,6 +3,7 @@
 accelerate launch -m unime.trainers.reranker --config recipes/unime-v2/reranker.yaml
 """
 
+import os
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from ..batching_unime import plan_chunks
-from ..data.schema import Example, Item, to_example
+from ..data.collators import Fed
+from ..data.schema import Example, Item, content_hash, to_example
 from ..data.sieve import BadItem, Sieve
 from ..items_unime import PreparedItem
 from ..processing_unime import UniMEProcessor
@@ -170,6 +172,30 @@ class RerankerCollator:
         kinds = [question.kind for question in questions]
         return {"inputs": inputs, "answers": answers, "weights": weights, "kinds": kinds}
 
+    def preview(self, row: dict, read: dict) -> tuple[list[Fed], list[str]]:
+        """The questions of a row, without decoding an image, and what is wrong with it: a rehearsal reads rows so.
+
+        Args:
+            row (`dict`): with the columns of [`~unime.data.schema.Example`].
+            read (`dict`): the rows that were read before, to which this one is added.
+
+        Returns:
+            the questions, of the kinds yes, no and list; or none, and a message that names the row.
+        """
+        example = to_example(row)
+        key = (example.query, example.positive)
+        try:
+            if key not in read:
+                read[key] = self._sequences(example)
+        except (ValueError, OSError) as error:
+            return [], [f"a row of {example.dataset or 'a data set without a name'}: {error}"]
+
+        fed = []
+        for question in read[key]:
+            prepared = replace(question.prompt, written=tuple(question.answer))
+            fed.append(Fed(question.kind, (question.kind, key), prepared))
+        return fed, []
+
     def _sequences(self, example: Example) -> list[Question]:
         """The sequences of a row; without a negative there is only the first."""
         positive = example.positive.as_input()
@@ -184,7 +210,8 @@ class RerankerCollator:
     def _list_question(self, example: Example, positive: dict, negatives: list[dict]) -> Question:
         """A list of the positive and some negatives, of which the positive's number is the answer."""
         # a generator for each row, so that a resumed run draws the same
-        generator = random.Random(f"{self.args.seed}:{example.query.content_hash}:{example.positive.content_hash}")
+        row = f"{_without_folder(example.query)}:{_without_folder(example.positive)}"
+        generator = random.Random(f"{self.args.seed}:{row}")
         count = min(self.args.list_negatives, len(negatives))
         if self.args.vary_length:
             count = generator.randint(1, count)
@@ -226,6 +253,11 @@ class RerankerCollator:
 def _key(example: Example) -> tuple:
     """What tells rows apart."""
     return example.query, example.positive, tuple(example.negatives)
+
+
+def _without_folder(item: Item) -> int:
+    """A hash of an item that stays the same when its image is moved to another folder."""
+    return content_hash(f"{len(item.text)}:{item.text}{os.path.basename(item.image)}")
 
 
 def _hardest_first(example: Example) -> list[Item]:
@@ -271,15 +303,30 @@ class RerankerTrainer(MeteredTrainer):
     def __init__(self, model, args, train_dataset=None, processing_class=None, peft_config=None, **kwargs):
         processor = processing_class or model.processor
         keep_resolution(processor, args.resolution)
-        model = adapted(model, peft_config, args.seed)
+        model = self.made_trainable(model, args, peft_config)
         super().__init__(
             model=model,
             args=args,
             train_dataset=train_dataset,
             processing_class=processor,
-            data_collator=kwargs.pop("data_collator", None) or RerankerCollator(processor, args),
+            data_collator=kwargs.pop("data_collator", None) or self.collator_for(model, args, processor),
             **kwargs,
         )
+
+    @classmethod
+    def made_trainable(cls, model, args, peft_config):
+        """The model in its adapter, if it gets one."""
+        return adapted(model, peft_config, args.seed)
+
+    @classmethod
+    def collator_for(cls, model, args, processor) -> RerankerCollator:
+        """What makes batches of the rows."""
+        return RerankerCollator(processor, args)
+
+    @classmethod
+    def shortages(cls, args, rows, batch_candidates) -> list[str]:
+        """Data sets whose rows have fewer negatives than a list takes."""
+        return rows.with_fewer_negatives(args.list_negatives, "list_negatives")
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Runs the chunks of a batch, each forward and backward, and returns the loss of the whole."""

@@ -17,10 +17,12 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 from ..data.readers import read_rows
 from ..jobs.faults import one_line_disk_faults
 from ..jobs.notices import is_quiet, silence_alarms, without_quiet
-from ..jobs.settings import CommandParser, check_recipe_value
+from ..jobs.settings import CommandParser, check_recipe_value, given_settings
+from ..prompts_unime import one_of
 from .adapters import find_targets
 from .cards import write_card
 from .metered_trainer import resolve_decay
+from .rehearsal import rehearse
 
 
 @dataclass
@@ -46,9 +48,20 @@ class StageArguments:
     holdout: int = field(
         default=0, metadata={"help": "Rows of each data set kept for evaluation (eval_strategy, best checkpoint)."}
     )
+    rehearse: bool = field(
+        default=False,
+        metadata={"help": "Print what would be done, from configuration, tokenizer and processor alone, and end."},
+    )
+    rehearse_json: str | None = field(default=None, metadata={"help": "Rehearse, and write it to this file as JSON."})
+    rehearse_processes: int | None = field(
+        default=None, metadata={"help": "Processes of the launch that is rehearsed; those of this one by default."}
+    )
     lora_components: list[str] = field(
         default_factory=lambda: ["language_model"],
         metadata={"help": "What gets an adapter: language_model, vision_tower, projector."},
+    )
+    init_lora_weights: str = field(
+        default="kaiming", metadata={"help": "How an adapter starts: kaiming (PEFT's own start), or gaussian."}
     )
 
 
@@ -191,7 +204,8 @@ def run_command(
             loaded: to run another model on the rows, for example.
 
     Raises:
-        SystemExit: the recipe, the rows or the model cannot be used; the message says why.
+        SystemExit: the recipe, the rows or the model cannot be used, and the message says why; or a rehearsal found
+            errors.
     """
     silence_alarms()
     from trl import ModelConfig, TrlParser
@@ -219,6 +233,9 @@ def run_command(
         source = _model_source(stage, options, reranker)
 
         rows = read_rows(stage, args)
+        if stage.rehearse or stage.rehearse_json:
+            rehearsal = _rehearsal(trainer_class, args, stage, options, rows, source, given_settings(arguments))
+            return rehearsal.finish(stage.rehearse_json)
         extra = {} if prepare is None else prepare(rows, args)
         train_rows, eval_rows = hold_out(rows, stage.holdout)
 
@@ -256,6 +273,16 @@ def check_recipe(config_classes, settings: dict):
             value = settings.get(setting.name)
             if value is not None and not isinstance(value, str):
                 check_recipe_value("the recipe", setting, value, hints[setting.name])
+
+
+def _rehearsal(trainer_class, args, stage: StageArguments, options, rows: Dataset, source: dict, given: dict):
+    """What this training would do; the model has no weights."""
+    train_rows, _ = hold_out(rows, stage.holdout)
+    model = load_model(**source, weights=False)
+    peft_config = _adapter_config(model, stage, options)
+    source = {**source, "quantization": _quantization(options)}
+    processes = stage.rehearse_processes or args.world_size
+    return rehearse(trainer_class, model, args, train_rows, peft_config, source, given, processes)
 
 
 def _check_early(args, options):
@@ -297,6 +324,8 @@ def _adapter_config(model, stage: StageArguments, options):
     if peft_config is None:
         return None
     peft_config.task_type = None  # an embedder is not one of PEFT's tasks
+    start = one_of("init_lora_weights", stage.init_lora_weights, "kaiming", "gaussian")
+    peft_config.init_lora_weights = True if start == "kaiming" else start
     peft_config.target_modules = find_targets(model, options.lora_target_modules, stage.lora_components)
     return peft_config
 
