@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from conftest import picture
 from layouts import write_captioned, write_mmeb, write_sugarcrepe, write_urban1k
 
-from unime import UniMEModel, UniMEProcessor, UniMERerankerForCausalLM
+from unime import UniMEModel, UniMEProcessor, UniMERerankerForCausalLM, vlm_unime
 from unime.commands.evaluate import main as evaluate_command
 from unime.data.schema import Example, Item, to_dataset
 from unime.eval.runner import evaluate
@@ -40,7 +40,7 @@ KINDS = {"unime-llava-1.6": "llava_next", "unime-phi3.5-v": "phi3_v", "unime-lla
 
 @pytest.fixture
 def fed(monkeypatch) -> set[str]:
-    """All prompts that reach a model, as they come."""
+    """All prompts that reach a model, as they come; not those that loading tries a model out on."""
     prompts = set()
     prepare = UniMEProcessor._prepare
 
@@ -50,6 +50,7 @@ def fed(monkeypatch) -> set[str]:
         return entries
 
     monkeypatch.setattr(UniMEProcessor, "_prepare", recorded)
+    monkeypatch.setattr(vlm_unime, "check_processor", lambda files, model, processor: None)
     return prompts
 
 
