@@ -1,23 +1,27 @@
 """Every recipe is rehearsed in the size of its model, and the recipes that train take two steps with a tiny one."""
 
 import inspect
+import json
 import re
 
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from conftest import ROOT
+from conftest import ROOT, picture
 from recipe_world import rehearsed, write_tiny_world, write_world
 from rewrite_rehearsals import RECIPES, REHEARSALS, rehearsal_of
 from safetensors.torch import load_file
 from trl import ModelConfig
 
 from unime import UniMEModel, UniMERerankerForCausalLM, cli
+from unime.data.readers import read_judged
+from unime.jobs import estimates
 from unime.mining.judging import ServerJudge
 from unime.mining.pipeline import MiningConfig
 from unime.prompts_unime import PRESETS
 from unime.trainers.adapters import adapted
+from unime.trainers.row_counts import RowCounts
 from unime.trainers.stage import StageArguments, _adapter_config
 
 TRAINING = [recipe for recipe in RECIPES if recipe.parent.name not in ("mining", "eval")]
@@ -191,3 +195,65 @@ def test_mining_recipes_are_read_whole(recipe):
     assert set(config.embedder_options) <= set(inspect.signature(UniMEModel.encode).parameters)
     if config.server:
         assert set(config.server_options) <= set(inspect.signature(ServerJudge).parameters)
+
+
+def rehearse_with(world, monkeypatch, capsys, *options):
+    """What the rehearsal of UniME-V2's recipe on LLaVA-OneVision prints with further options, and its exit status."""
+    monkeypatch.chdir(world)
+    recipe = ROOT / "recipes" / "unime-v2" / "alignment-llava-onevision.yaml"
+    status = 0
+    try:
+        cli.main(["train", "alignment", "--config", str(recipe), "--rehearse", *options])
+    except SystemExit as stop:
+        status = stop.code
+    return capsys.readouterr().out, status
+
+
+def test_images_that_cannot_fit_are_errors(recipe_world, monkeypatch, capsys):
+    # as the recipe was without its resolution: 7,371 tokens an image where 4,096 are allowed
+    text, status = rehearse_with(recipe_world, monkeypatch, capsys, "--resolution", "1344")
+    assert status == 1
+    assert "7371 of them image tokens), above the limit of 4096" in text.split("\nErrors: ")[1]
+
+
+def test_too_few_negatives_are_errors_and_what_is_typed_is_named(recipe_world, monkeypatch, capsys, tmp_path):
+    file = tmp_path / "rehearsal.json"
+    options = ["--num_negatives", "12", "--max-length", "2048", "--rehearse-json", str(file)]
+    text, status = rehearse_with(recipe_world, monkeypatch, capsys, *options)
+    rehearsal = json.loads(file.read_text())
+    assert status == 1 and len(rehearsal["errors"]) == 10
+    assert rehearsal["errors"][0] == "ImageNet_1K: its rows have 10 negatives at most, num_negatives is 12."
+    reading = {row["setting"]: (row["value"], row["source"]) for row in rehearsal["How items are read"]}
+    assert reading["max_length"] == ("2048", "command line") and reading["resolution"] == ("336", "recipe")
+    assert reading["preset"] == ("unime-v2-llava-onevision", "recipe") and reading["positions"] == ("native", "preset")
+    assert "resolution is 336 here, and native in the checkpoint." in rehearsal["warnings"]
+    assert rehearsal["errors"][0] in text
+
+    # linear with 200 of 2,000 steps of warm-up: half of the way is (2000 - 1000) / 1800 of the peak
+    rates = {row["moment"]: float(row["learning rate"]) for row in rehearsal["Learning rate"]}
+    assert rates["first"] == 0 and rates["end of warm-up"] == 2e-5
+    assert rates["half"] == pytest.approx(2e-5 * 1000 / 1800, rel=1e-2)
+
+
+def test_counts_of_rows_are_those_of_a_plain_loop(recipe_world):
+    rows = read_judged(recipe_world / "train_data_Qwen25VL_7B_scores.json", recipe_world / "MMEB-train")
+    counts = RowCounts.of(rows)
+    for row in counts.data_sets:
+        own = [example for example in rows if example["dataset"] == row["data set"]]
+        positives = {(example["positive"]["text"], example["positive"]["image"]) for example in own}
+        assert row["rows"] == len(own) and row["candidates"] == len(positives)
+        assert row["least negatives"] == row["most negatives"] == len(own[0]["negatives"])
+    assert counts.with_fewer_candidates(33, "k") == [] and len(counts.with_fewer_candidates(34, "k")) == 10
+
+
+def test_arithmetic_of_a_forward_is_that_of_its_matrices(backbone):
+    model = UniMEModel.from_backbone(backbone)
+    prepared = model.processor.prepare(["a red circle", {"image": picture(1)}])
+    flops = estimates.forward_flops(model.vlm, model.processor, prepared)
+    text = model.config.get_text_config()
+    decoder = model.vlm.get_decoder()
+    matrices = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, torch.nn.Linear))
+    lengths = [entry.length for entry in prepared]
+    squares = sum(length**2 for length in lengths)
+    expected = 2 * matrices * sum(lengths) + 2 * text.num_hidden_layers * text.hidden_size * squares
+    assert flops["language"] == expected and flops["vision"] > 0
