@@ -99,12 +99,16 @@ def _embedded(options) -> tuple[str, dict[str, tuple[torch.Tensor, torch.Tensor]
     task, queries, answers = _pairs(options)
     embeddings = {}
     for name, model in _models(options, options.preset):
-        sides = []
-        for role, items in (("query", queries), ("document", answers)):
-            role, benchmark = model.processor.wording(role, task.benchmark, task.name)
-            sides.append(model.encode(_inputs(items), role=role, benchmark=benchmark).float().cpu())
-        embeddings[name] = tuple(sides)
+        embeddings[name] = (_embed(model, queries, "query", task), _embed(model, answers, "document", task))
     return task.name, embeddings
+
+
+def _embed(model, items: list[Item], role: str, task: Task) -> torch.Tensor:
+    """Embeddings `[N, D]` of a task's items, worded as its kind of benchmark is."""
+    if isinstance(model, DualEncoder):
+        return model.encode_query(_inputs(items))  # it has neither roles nor prompts
+    role, benchmark = model.processor.wording(role, task.benchmark, task.name)
+    return model.encode(_inputs(items), role=role, benchmark=benchmark).float().cpu()
 
 
 def _inputs(items: list[Item]) -> list[dict]:
