@@ -105,7 +105,8 @@ def naming_broken_processor(files: SavedFiles):
         culprit = _PROCESSOR if files.file(_TOKENIZER) else _TOKENIZER
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{files.shown(culprit)} is damaged or missing, or a file that goes with it: {reason}"
+            f"{files.shown(culprit)} is damaged or missing, or a file that goes with it ({_TOKENIZER_CONFIG}, "
+            f"{_TOKENIZER}): {reason}"
         ) from error
 
 

@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from safetensors import safe_open
@@ -106,6 +108,8 @@ _SMALL_FILES = (
     _INDEX,
 )
 
+_STOCK_FILES = ("preprocessor_config.json", "chat_template.json", "special_tokens_map.json")  # of stock checkpoints
+
 
 class SavedFiles:
     """The files of a checkpoint, in a folder, or in a repository and the cache of the Hub.
@@ -131,6 +135,8 @@ class SavedFiles:
             ValueError: it holds no JSON object; the message names the file.
         """
         path = self.file(name)
+        if path is None and os.path.isdir(self.shown(name)):
+            raise ValueError(f"{self.shown(name)} is damaged: it is a folder.")
         if path is None:
             return None
         try:
@@ -180,6 +186,34 @@ class SavedFiles:
             raise ValueError(f"{self.shown('config.json')} is damaged: {reason}") from error
         self.json("generation_config.json")  # transformers would go on without it
 
+    @contextmanager
+    def naming_configuration(self) -> Iterator[None]:
+        """Turns what transformers raises over a configuration that it cannot build into an error that names the file.
+
+        Raises:
+            ValueError: in the place of the loader's own.
+        """
+        try:
+            yield
+        except (KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{self.shown('config.json')} describes no model that can be built: {reason}") from error
+
+    @contextmanager
+    def naming_damaged_json(self) -> Iterator[None]:
+        """Names the damaged JSON file, if there is one, behind an error of loading what was not saved by us.
+
+        Raises:
+            ValueError: in the place of the loader's own, where a file is no JSON object.
+        """
+        try:
+            yield
+        except Exception:
+            for name in (*_SMALL_FILES, *_STOCK_FILES):
+                if name.endswith(".json"):
+                    self.json(name)
+            raise
+
     def check_shards(self):
         """Refuses an index of weight files that is damaged, or names a file that is not there.
 
@@ -194,6 +228,8 @@ class SavedFiles:
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f'{self.shown(_INDEX)} is damaged: it has no "weight_map".')
+        if not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError(f"{self.shown(_INDEX)} is damaged: not every weight has the name of a file.")
         for name in sorted(set(weight_map.values())):
             if os.path.isdir(self.source) and self.file(name) is None:
                 raise ValueError(f"{self.shown(name)} is missing, which {_INDEX} names.")
@@ -235,8 +271,16 @@ class SavedFiles:
     def manifest(self) -> dict | None:
         """What was saved with the model; `None` if there is no manifest."""
         manifest = self.json(MANIFEST)
-        if manifest is not None and not isinstance(manifest.get("weights"), dict):
+        if manifest is None:
+            return None
+
+        if not isinstance(manifest.get("weights"), dict):
             raise ValueError(f'{self.shown(MANIFEST)} is damaged: it has no "weights". {_MEND}')
+        if "processor_class" not in manifest:
+            raise ValueError(f'{self.shown(MANIFEST)} is damaged: it has no "processor_class". {_MEND}')
+        names = manifest.get("files")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f'{self.shown(MANIFEST)} is damaged: its "files" are no list of names. {_MEND}')
         return manifest
 
     def check_manifest(self, model, trusts_files: bool):

@@ -484,6 +484,8 @@ class UniMEProcessor(ProcessorMixin):
                     content.append(_text_part(entry["text"]))
                 else:
                     content.extend([{"type": "image"}] * len(entry_images))
+            if not isinstance(message["role"], str):
+                raise ValueError(f"{name} has a message whose role is no text: {str(message['role'])[:80]!r}.")
             turns.append({"role": self.controls.guard(message["role"]), "content": self._guarded_parts(content)})
         return self._template(turns, generate), tuple(images)
 

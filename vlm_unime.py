@@ -136,11 +136,14 @@ class UniMEPreTrainedModel(PreTrainedModel):
         if weights:
             files.check_shards()
             downloaded = files.absent_weights()
-            with naming_broken_files(path):
+            if verify:  # first, as its error names the file
+                files.verify()
+            with naming_broken_files(path), files.naming_configuration():
                 model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
             assert_all_landed(info, path)
             files.check_weight_types()
-            files.verify(None if verify else downloaded)
+            if not verify:
+                files.verify(downloaded)
         else:
             model = cls._without_weights(cls.config_class.from_pretrained(path, **hub))
         model.source = path
@@ -187,12 +190,15 @@ class UniMEPreTrainedModel(PreTrainedModel):
         settings = {key: kwargs.pop(key) for key in (*SETTINGS, "processor") if key in kwargs}
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
         hub = {key: kwargs[key] for key in (*_HUB_KEYS, "trust_remote_code") if key in kwargs}
-        config = AutoConfig.from_pretrained(path_or_repo, **hub)
+        files = SavedFiles(path_or_repo, {key: kwargs[key] for key in _HUB_KEYS if key in kwargs})
+        with files.naming_damaged_json():
+            config = AutoConfig.from_pretrained(path_or_repo, **hub)
         if config.model_type in ("unime", "unime_reranker"):
             raise ValueError(f"{path_or_repo} is a UniME checkpoint already; load it with `from_pretrained`.")
 
         preset = cls._find_preset(path_or_repo, config.model_type, preset)
-        processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
+        with files.naming_damaged_json():
+            processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
         if weights:
             _set_quantization(kwargs, quantization)
             model = cls._wrap(cls._load_vlm(path_or_repo, config, kwargs), preset, path_or_repo)

@@ -1,12 +1,12 @@
 """Opening any checkpoint: UniME models, stock VLMs, and adapters over either, which are merged."""
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 
 from ..integrity_unime import SavedFiles
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
@@ -168,7 +168,7 @@ def _saved_settings(adapter: Path) -> dict:
     file = adapter / "processor_config.json"
     if not file.exists():
         return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = SavedFiles(adapter).json(file.name)
     if content.get("processor_class") != UniMEProcessor.__name__:
         return {}
     return {name: content[name] for name in ("preset", *SETTINGS) if name in content}
@@ -233,9 +233,9 @@ def model_type_of(folder: Path) -> str | None:
     Raises:
         ValueError: there is no `config.json`.
     """
-    if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} is not a checkpoint: it has no config.json.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = SavedFiles(folder).json("config.json")
+    if config is None:
+        raise ValueError(f"{folder} is not a checkpoint: it has neither config.json nor adapter_config.json.")
     return config.get("model_type")
 
 
@@ -245,7 +245,7 @@ def base_model_of(adapter: Path) -> str:
     Raises:
         ValueError: it does not say.
     """
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config = SavedFiles(adapter).json("adapter_config.json") or {}
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{adapter} does not say which model it is an adapter of; name it with `base`.")
@@ -319,11 +319,11 @@ def load_adapter(model, path):
 
 def _renamed_weights(path, modules: dict) -> tuple[dict, set[str]]:
     """An adapter's weights under the names of the model's own modules, and the names of these modules."""
-    from peft.utils import load_peft_weights
-
     weights = {}
     targets = set()
-    for key, weight in load_peft_weights(path, device="cpu").items():
+    for key, weight in _adapter_weights(path).items():
+        if not weight.is_floating_point():
+            raise ValueError(f"the adapter {path}: {key} is of type {weight.dtype}, which is not a type of weights.")
         match = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_.+)", key)
         name = _present_name(match[1], modules) if match else None
         if name is None:
@@ -334,6 +334,16 @@ def _renamed_weights(path, modules: dict) -> tuple[dict, set[str]]:
     if not targets:
         raise ValueError(f"the adapter {path} has no weights.")
     return weights, targets
+
+
+def _adapter_weights(path) -> dict:
+    """The weights of an adapter as they are stored."""
+    from peft.utils import load_peft_weights
+
+    try:
+        return load_peft_weights(path, device="cpu")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"the adapter {path} cannot be read: adapter_model.safetensors: {error}") from error
 
 
 def _present_name(path: str, modules: dict) -> str | None:

@@ -195,6 +195,19 @@ def test_adapters_of_another_base_are_refused(tiny, tmp_path):
         load_adapter(UniMEModel.from_backbone(qwen), tmp_path / "adapter")
 
 
+def test_damaged_adapters_are_refused(tiny, tmp_path):
+    path = tiny("qwen2_vl")[0]
+    stock_adapter(path, tmp_path / "adapter", "qwen2_vl", dora=False, old=False)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    save_file({name: weight.to(torch.int8) for name, weight in weights.items()}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="is of type torch.int8, which is not a type of weights"):
+        load_adapter(UniMEModel.from_backbone(path), tmp_path / "adapter")
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match="adapter cannot be read: adapter_model.safetensors"):
+        load_adapter(UniMEModel.from_backbone(path), tmp_path / "adapter")
+
+
 @pytest.mark.parametrize("kind", ["qwen2_vl", "llava_next", "phi3_v"])
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 @pytest.mark.filterwarnings("ignore")
@@ -268,7 +281,7 @@ def test_stock_library_reads_the_export(tiny, tmp_path):
 def test_only_unime_repositories_are_exported(tiny, tmp_path):
     with pytest.raises(SystemExit, match="is not a UniME repository but a qwen2_vl; there is nothing to export"):
         main(["export", str(tiny("qwen2_vl")[0]), str(tmp_path / "out")])
-    with pytest.raises(SystemExit, match="is not a checkpoint: it has no config.json"):
+    with pytest.raises(SystemExit, match="is not a checkpoint: it has neither config.json nor adapter_config.json"):
         main(["export", str(tmp_path), str(tmp_path / "out")])
 
 

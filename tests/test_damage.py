@@ -200,6 +200,34 @@ def test_a_damaged_embedder_is_refused_at_loading_by_the_name_of_the_file(name, 
     assert culprit in str(caught.value), caught.value
 
 
+DAMAGES_OF_MANIFEST = {
+    "files: not names": change(MANIFEST, files=[None]),
+    "processor class: lost": change(MANIFEST, processor_class=None),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES_OF_MANIFEST)
+def test_a_damaged_manifest_is_refused_by_its_name(name, saved, tmp_path):
+    folder = copied(saved, tmp_path)
+    DAMAGES_OF_MANIFEST[name](folder)
+    with pytest.raises(ValueError, match=f"{MANIFEST} is damaged"):
+        UniMEModel.from_pretrained(folder)
+
+
+def test_a_configuration_that_no_model_can_be_built_from_is_named(saved, tmp_path):
+    folder = copied(saved, tmp_path)
+    change("config.json", vlm_config__text_config__rope_parameters__rope_type="odd")(folder)
+    with pytest.raises(ValueError, match=r"config\.json describes no model that can be built: KeyError: 'odd'"):
+        UniMEModel.from_pretrained(folder)
+
+
+def test_a_damaged_file_of_a_stock_model_is_named(backbone, tmp_path):
+    shutil.copytree(backbone, tmp_path / "stock")
+    (tmp_path / "stock" / "tokenizer.json").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
+        UniMEModel.from_backbone(tmp_path / "stock")
+
+
 RERANKER_DAMAGES = {
     "generation: cut": ("generation_config.json", cut("generation_config.json")),
     "generation: missing": ("generation_config.json", remove("generation_config.json")),
@@ -253,6 +281,7 @@ INDEX = "model.safetensors.index.json"
         (INDEX, cut(INDEX)),
         (INDEX, rewrite(INDEX, b"[]")),
         (INDEX, change(INDEX, weight_map=None)),
+        (INDEX, change(INDEX, weight_map={"vlm.visual.merger.ln_q.weight": 0})),
         ("model.safetensors", remove(INDEX)),
     ],
 )
@@ -301,6 +330,14 @@ def test_hashes_are_compared_on_request(saved, tmp_path):
     UniMEModel.from_pretrained(folder)
     with pytest.raises(ValueError, match=r"model\.safetensors is not the file that was saved"):
         UniMEModel.from_pretrained(folder, verify=True)
+
+    # a tensor that has lost its name: the hash says in which file, before a missing weight says that there is one
+    content[165] ^= 4
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model\.safetensors is not the file that was saved"):
+        UniMEModel.from_pretrained(folder, verify=True)
+    content[165] ^= 4
+    (folder / "model.safetensors").write_bytes(content)
     (folder / MANIFEST).unlink()
     with pytest.warns(UserWarning, match="cannot be verified"):
         UniMEModel.from_pretrained(folder, verify=True)

@@ -132,6 +132,7 @@ ITEMS = {
     "no pixel": (Image.new("RGB", (0, 0)), "it has 0 x 0 pixels"),
     "no range": (Image.new("I", (40, 40)), "mode 'I' is not known"),
     "a chat without content": ([{"role": "user", "content": None}], "neither a text nor a list: None"),
+    "a chat of a role that is no text": ([{"role": [], "content": "x"}], "whose role is no text"),
     "a chat of a number": ([{"role": "user", "content": 5}], "neither a text nor a list: 5"),
     "a chat of nothing": ([{"role": "user", "content": [None]}], "neither text, image nor video"),
     "keys of two types": ({"text": "x", 5: 1}, r"unknown keys \[5\]"),
