@@ -7,13 +7,19 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --progress-bar off --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test lint clean
+MINUTES ?= 60
+
+.PHONY: quickstart test fuzz lint clean
 
 quickstart: $(VENV)/core
 	$(BIN)/python -m unime.examples.quickstart --out outputs
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest tests
+
+# new cases for so long, `make fuzz MINUTES=5`; what is handled wrongly goes to tests/fuzz/corpus
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/fuzz/campaign.py --minutes $(MINUTES)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -180,7 +180,7 @@ class SavedFiles:
         if not isinstance(vlm_config, dict) or not vlm_config.get("model_type"):
             raise ValueError(f'{self.shown("config.json")} is damaged: "vlm_config" describes no model.')
         try:
-            model_class.config_class.from_dict(config)
+            _check_sections(model_class.config_class.from_dict(config).get_text_config())
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{self.shown('config.json')} is damaged: {reason}") from error
@@ -208,10 +208,12 @@ class SavedFiles:
         """
         try:
             yield
-        except Exception:
+        except Exception as error:
             for name in (*_SMALL_FILES, *_STOCK_FILES):
                 if name.endswith(".json"):
                     self.json(name)
+            if "backend tokenizer" in str(error):
+                raise ValueError(f"{self.source} has no tokenizer.json, nor another tokenizer that opens.") from error
             raise
 
     def check_shards(self):
@@ -360,6 +362,18 @@ class SavedFiles:
                     f"{self.shown(name)} is not the file that was saved: its SHA-256 differs from that in {MANIFEST}. "
                     "Download or save it anew."
                 )
+
+
+def _check_sections(config):
+    """Refuses sections of rotary positions that do not make up the turned part of a head (Qwen2-VL, 2409.12191)."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    sections = rope.get("mrope_section")
+    if sections is None:
+        return
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    turned = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
+    if sum(sections) != turned:
+        raise ValueError(f"mrope_section is {sections}, whose sum must be {turned}.")
 
 
 def _forget(path: str):

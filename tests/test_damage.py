@@ -221,10 +221,20 @@ def test_a_configuration_that_no_model_can_be_built_from_is_named(saved, tmp_pat
         UniMEModel.from_pretrained(folder)
 
 
+def test_sections_of_positions_make_up_a_head(saved, tmp_path):
+    folder = copied(saved, tmp_path)
+    change("config.json", vlm_config__text_config__rope_parameters__mrope_section=[8, 8])(folder)
+    with pytest.raises(ValueError, match=r"config\.json is damaged: mrope_section is \[8, 8\], whose sum must be 24"):
+        UniMEModel.from_pretrained(folder)
+
+
 def test_a_damaged_file_of_a_stock_model_is_named(backbone, tmp_path):
     shutil.copytree(backbone, tmp_path / "stock")
     (tmp_path / "stock" / "tokenizer.json").write_bytes(b"")
     with pytest.raises(ValueError, match=r"tokenizer\.json is damaged"):
+        UniMEModel.from_backbone(tmp_path / "stock")
+    (tmp_path / "stock" / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
         UniMEModel.from_backbone(tmp_path / "stock")
 
 
