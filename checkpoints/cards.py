@@ -135,17 +135,24 @@ class Card:
             "## Use",
             self._use(repo or _THIS_REPOSITORY),
         ]
+
+        # at another resolution than here, embeddings would differ
         if self.resolution != "native":
             sections.append(f"Images are read at the resolution `{self.resolution}`, kept in the repository.")
         if self.preset and self.kind == "unime":
-            sections += ["## Prompts", _prompts(self.preset, self.fusion or PRESETS[self.preset].fusion)]
+            fusion = self.fusion or PRESETS[self.preset].fusion
+            sections += ["## Prompts", _prompts(self.preset, fusion)]
+
         if self.training:
             sections += ["## Training", self.training]
         if self.evaluation:
             sections += ["## Evaluation", self.evaluation]
         sections += ["## Limits", _LIMITS]
 
-        terms = f"`{self.license}`." if self.license else f"That of {base}, and of the data it was trained on."
+        # without a license of its own, it is bound by those of what went into it
+        terms = f"That of {base}, and of the data it was trained on."
+        if self.license:
+            terms = f"`{self.license}`."
         sections += ["## License", terms]
         sections += ["## Cite", f"```bibtex\n{_CITE}\n```"]
         return f"---\n{self._metadata()}\n---\n\n" + "\n\n".join(sections) + "\n"
@@ -183,8 +190,10 @@ class Card:
         preset = PRESETS.get(self.preset)
 
         # servers do not know flat positions or sums
-        if self.kind == "unime" and preset and (preset.positions, self.fusion or preset.fusion) == ("native", "joint"):
-            use += _SERVE
+        if self.kind == "unime" and preset:
+            fusion = self.fusion or preset.fusion
+            if preset.positions == "native" and fusion == "joint":
+                use += _SERVE
         return use.format(repo=repo)
 
 
@@ -197,8 +206,8 @@ def _prompts(name: str, fusion: str) -> str:
     else:
         lines += _prompt_rows(preset.query, "query, ")
         lines += _prompt_rows(preset.document, "document, ")
-
     table = "\n".join(lines)
+
     sentences = [f"Preset `{name}`, kept in the repository; an `instruction` stands before the text."]
     if fusion == "sum":
         sentences.append("An item of image and text is the sum of the two embeddings.")
@@ -225,14 +234,17 @@ def read_card(folder) -> Card:
     folder = Path(folder)
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} has no saved model: there is no config.json in it.")
+
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model_type = config.get("model_type")
     if model_type not in _KINDS:
         raise ValueError(f"{folder} holds a {model_type} model, not a UniME model; `unime convert` makes one.")
 
+    # how the model reads may differ from its preset, and stands beside it
     processor = {}
     if (folder / "processor_config.json").exists():
         processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+
     card = Card(
         model_type,
         folder.resolve().name,

@@ -51,6 +51,8 @@ def convert(source, out, preset: str | None = None, reranker: bool = False, revi
     folder = local_folder(source, revision)
     if revision:
         kwargs["revision"] = revision
+
+    # by its source, not its folder: a published preset goes by the repository's name
     model = open_checkpoint(source, preset, reranker, **kwargs)
     model.save_pretrained(out)
     _keep_head(model, folder, out)
@@ -115,6 +117,7 @@ def export(source, out, head=None, trust_remote_code: bool = False):
     model_type = model_type_of(folder)
     if model_type not in UNIME_MODEL_TYPES:
         raise ValueError(f"{source} is not a UniME repository but a {model_type}; there is nothing to export.")
+
     model = open_checkpoint(folder, trust_remote_code=trust_remote_code)
 
     # transformers does not know a model under the name of our attention
@@ -122,7 +125,11 @@ def export(source, out, head=None, trust_remote_code: bool = False):
     if vision is not None and vision._attn_implementation == model.vision_attention:
         vision._attn_implementation = "sdpa"
 
-    stock = _with_head(model, folder, source, head) if isinstance(model, UniMEModel) else model.vlm
+    # a reranker has its output head
+    stock = model.vlm
+    if isinstance(model, UniMEModel):
+        stock = _with_head(model, folder, source, head)
+
     remove_manifest(out)  # of a UniME model that lay there
     stock.save_pretrained(out, **_published_names(stock))
     if (folder / "generation_config.json").exists():
@@ -161,6 +168,8 @@ def _keep_head(model, folder: Path, out):
     """Keeps the untied output head of what an embedder was made from beside it, for `export`."""
     if not isinstance(model, UniMEModel) or _ties_head(model.config.vlm_config):
         return
+
+    # the manifest was written with the model, before this file
     head = _find_head(folder)
     if head is not None:
         save_file({"lm_head.weight": head}, Path(out) / HEAD_FILE, metadata={"format": "pt"})

@@ -59,6 +59,7 @@ def _write_embedder(model, out: Path):
     differences = _differences(model)
     sums = model.processor.fusion == "sum"
     if differences:
+        # alone a sum is no reason to leave the files out
         if sums:
             differences.insert(0, "the sum of two embeddings")
         warnings.warn(
@@ -71,6 +72,7 @@ def _write_embedder(model, out: Path):
     modules = [_TRANSFORMER, ("1_Pooling", f"{_CLASSES}sentence_transformer.modules.pooling.Pooling")]
     if model.config.normalize:
         modules.append(("2_Normalize", f"{_CLASSES}sentence_transformer.modules.normalize.Normalize"))
+
     template = preset_template(model.processor, "query", joint=not sums)
     _write_modules(out, modules, "feature-extraction", "last_hidden_state", "token_embeddings", template)
 
@@ -95,6 +97,7 @@ def _differences(model) -> list[str]:
         differences.append("prompts that differ by role")
     if model.config.vlm_config.model_type == "phi3_v":
         differences.append("a backbone it does not know")
+
     return differences
 
 
@@ -173,7 +176,7 @@ def preset_template(processor, role: str = "query", joint: bool = True) -> str:
     preset = PRESETS[processor.preset]
     prompts = {}
     for kind, item in _sample_items(_QUERY).items():
-        if kind == "both" and not joint:
+        if kind == "both" and not joint:  # a kind without a prompt is what the template refuses
             continue
 
         # a text is inserted as `UniMEProcessor.render` does it
@@ -205,6 +208,7 @@ def judge_template(processor) -> str:
             several_images = "image" in query and "image" in document
             if several_images and not processor.takes_several_images:
                 continue
+
             prompt, _ = processor.render(judge_messages(query, [document]))
             inserts = {_QUERY: "query", _DOCUMENT: "document"}
             prompts[f"{query_kind}, {document_kind}"] = _pieces(processor.tokenizer, prompt, inserts)

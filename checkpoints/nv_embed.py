@@ -54,6 +54,7 @@ class NVEmbedConfig(PreTrainedConfig):
     is_mask_instruction: bool = True
 
     def __post_init__(self, **kwargs):
+        # the authors' name of the model type is not one of transformers
         if not isinstance(self.text_config, PreTrainedConfig):
             fields = {key: value for key, value in (self.text_config or {}).items() if key != "model_type"}
             self.text_config = MistralConfig(**fields)
@@ -62,6 +63,7 @@ class NVEmbedConfig(PreTrainedConfig):
         self.text_config.sliding_window = None
         self.text_config.use_cache = False
 
+        # latent attention adds its output to the token it reads, so both have one width
         self.latent_attention_config = {**_LATENT_DEFAULTS, **(self.latent_attention_config or {})}
         width = self.latent_attention_config["hidden_dim"]
         if width != self.text_config.hidden_size:
@@ -69,6 +71,7 @@ class NVEmbedConfig(PreTrainedConfig):
                 f"nvembed: hidden_dim of latent_attention_config is {width}, hidden_size of text_config "
                 f"{self.text_config.hidden_size}; they must be equal."
             )
+
         if self.padding_side != "right":
             raise ValueError(f"nvembed with padding_side={self.padding_side!r} is not supported, only 'right'.")
         super().__post_init__(**kwargs)
@@ -87,6 +90,8 @@ class _CrossAttention(nn.Module):
     def forward(self, tokens, latents):
         """`[N, L, width]` from tokens `[N, L, width]` and latents `[1, M, latent_width]`."""
         queries = self._split(self.to_q(tokens))  # [N, heads, L, head_width]
+
+        # the latents are the same for every text
         keys, values = self.to_kv(latents).chunk(2, dim=-1)
         keys = self._split(keys).expand(len(tokens), -1, -1, -1)  # [N, heads, M, head_width]
         values = self._split(values).expand(len(tokens), -1, -1, -1)
@@ -95,6 +100,7 @@ class _CrossAttention(nn.Module):
         return self.to_out(attended.transpose(1, 2).flatten(2))
 
     def _split(self, states):
+        """`[N, heads, L, head_width]` from `[N, L, heads * head_width]`."""
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
@@ -138,6 +144,8 @@ class _LatentAttention(nn.Module):
         super().__init__()
         width = config["hidden_dim"]
         latent_width = config["latent_dim"]
+
+        # the names are those of the published weights
         self.latents = nn.Parameter(torch.zeros(config["num_latents_value"], latent_width))
         attention = _CrossAttention(width, latent_width, config["num_cross_heads"], config["cross_dim_head"])
         self.cross_attend_blocks = nn.ModuleList(
@@ -187,6 +195,7 @@ class NVEmbedModel(PreTrainedModel):
         hidden = self.embedding_model(input_ids=input_ids, attention_mask=visible).last_hidden_state  # [N, L, D]
         hidden = self.latent_attention_model(hidden)
 
+        # sums over thousands of tokens lose too much in 16 bits
         hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
         weights = pool_mask.to(hidden.dtype)[..., None]  # [N, L, 1]
         mean = (hidden * weights).sum(1) / weights.sum(1)  # [N, D]
@@ -216,6 +225,7 @@ class NVEmbedModel(PreTrainedModel):
             return_tensors="pt",
         )
 
+        # the mean is that of the text; its tokens have seen the instruction
         pool_mask = inputs["attention_mask"].clone()
         if instruction and self.config.is_mask_instruction:
             masked = len(self.tokenizer.tokenize(instruction))
@@ -290,6 +300,8 @@ def load_nv_embed(source, dtype: str = "bfloat16", quantization: str | None = No
     options = {"dtype": dtype}
     if device.type != "cpu":
         options["device_map"] = {"": device}  # weights go there one by one, and are quantised there
+
+    # the latent attention is a small share of the weights, and the last to touch an embedding
     if quantization is not None:
         options["quantization_config"] = bitsandbytes_config(quantization)
         options["quantization_config"].llm_int8_skip_modules = ["latent_attention_model"]
@@ -303,6 +315,7 @@ def load_nv_embed(source, dtype: str = "bfloat16", quantization: str | None = No
         )
     assert_all_landed(info, source)
 
+    # as the authors' code sets them, whatever the tokenizer's files say
     model.tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
     model.tokenizer.padding_side = "right"
     model.tokenizer.pad_token = model.tokenizer.eos_token

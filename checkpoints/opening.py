@@ -24,7 +24,7 @@ _EARLIER_NAMES = (
     (r"^layers\.", "language_model.layers."),
 )
 
-
+# what is not downloaded where weights are not needed
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
 
 
@@ -45,6 +45,7 @@ def local_folder(source, revision: str | None = None, weights: bool = True) -> P
 
     from huggingface_hub import snapshot_download
 
+    # the manifest is asked before the download: only files that were not here yet are read once more
     try:
         if not weights:
             return Path(snapshot_download(str(source), revision=revision, ignore_patterns=list(_WEIGHTS)))
@@ -98,8 +99,9 @@ def open_checkpoint(
         model = open_checkpoint(base or base_model_of(adapter), preset, reranker, weights=weights, **kwargs)
         if not weights:
             return model
-        merged = load_adapter(model, adapter).merge_and_unload()
+
         # PEFT froze what it was put on, and the merged model may be trained on
+        merged = load_adapter(model, adapter).merge_and_unload()
         for parameter in merged.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return merged
@@ -168,6 +170,8 @@ def _saved_settings(adapter: Path) -> dict:
     file = adapter / "processor_config.json"
     if not file.exists():
         return {}
+
+    # a stock processor has a file of the same name
     content = SavedFiles(adapter).json(file.name)
     if content.get("processor_class") != UniMEProcessor.__name__:
         return {}
@@ -236,6 +240,7 @@ def model_type_of(folder: Path) -> str | None:
     config = SavedFiles(folder).json("config.json")
     if config is None:
         raise ValueError(f"{folder} is not a checkpoint: it has neither config.json nor adapter_config.json.")
+
     return config.get("model_type")
 
 

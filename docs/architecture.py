@@ -71,6 +71,7 @@ def imports(path: Path) -> Iterator[Path]:
             continue
 
         target = base.joinpath(*module)
+        # a name may be that of a file, or one in a file
         for name in node.names:
             candidates = (target / f"{name.name}.py", target.with_suffix(".py"), target / "__init__.py")
             yield next(candidate for candidate in candidates if candidate.is_file())
@@ -85,7 +86,9 @@ def room_graph() -> dict[str, set[str]]:
     """Every room with the rooms that it imports from."""
     graph = {room: set(BY_NAME.get(room, ())) for room in ROOMS}
     for path, targets in module_graph().items():
-        graph[room_of(path)].update(room_of(target) for target in targets)
+        graph[room_of(path)].update(map(room_of, targets))
+
+    # imports within a room are no arrows
     return {room: targets - {room} for room, targets in graph.items()}
 
 
@@ -108,6 +111,7 @@ def drawn_arrows(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
         indirect = set()
         for target in targets:
             indirect |= reachable(graph, target)
+
         arrows.extend((room, target) for target in sorted(targets - indirect))
     return arrows
 
@@ -122,6 +126,8 @@ def draw() -> str:
         '<path d="M0 0 L8 4 L0 8 z" fill="#5b6b7b"/></marker></defs>',
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
+
+    # boxes come last, over the ends of the arrows
     lines += [_arrow(source, target) for source, target in drawn_arrows(room_graph())]
     lines += [_box(room) for room in ROOMS]
     return "\n".join([*lines, "</svg>"]) + "\n"
@@ -143,6 +149,8 @@ def _arrow(source: str, target: str) -> str:
     end_x = target_x + BOX_WIDTH / 2 - shift
     start_y = source_y + BOX_HEIGHT
     end_y = target_y - 2
+
+    # it leaves and arrives upright
     bend = (end_y - start_y) / 2
     curve = f"M{start_x:g} {start_y:g} C{start_x:g} {start_y + bend:g} {end_x:g} {end_y - bend:g} {end_x:g} {end_y:g}"
     return f'<path d="{curve}" fill="none" stroke="#5b6b7b" stroke-width="1.6" marker-end="url(#tip)"/>'

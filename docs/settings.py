@@ -38,6 +38,8 @@ def config_class(recipe: str):
 
     if recipe.startswith("mining/"):
         return (MiningConfig,)
+
+    # `unime-v2/alignment-7b` is a recipe of the stage `alignment`
     stage = recipe.partition("/")[2].split("-")[0]
     config = pkgutil.resolve_name(f"unime.trainers.{stage}:{stage.capitalize()}Config")
     return config, StageArguments, ModelConfig
@@ -46,9 +48,12 @@ def config_class(recipe: str):
 def setting_of(recipe: str, name: str):
     """The value of a setting in a recipe: what it says, or the default."""
     settings = yaml.safe_load((ROOT / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+
+    # papers state the batch of all processes, which no recipe writes down
     if name == "batch":
         rows = settings["per_device_train_batch_size"] * settings.get("gradient_accumulation_steps", 1)
         return rows * PROCESSES
+
     if name in settings:
         return settings[name]
 
@@ -69,8 +74,8 @@ def looked_up(name: str):
     # names of presets have dots themselves
     preset = max((key for key in PRESETS if name.startswith(f"{key}.")), key=len)
     value = PRESETS[preset]
-    for part in name.removeprefix(f"{preset}.").split("."):
-        value = getattr(value, part)
+    for attribute in name.removeprefix(f"{preset}.").split("."):
+        value = getattr(value, attribute)
     return value
 
 
@@ -84,7 +89,11 @@ def readable(value) -> str:
         return ", ".join(map(readable, value))
     if isinstance(value, dict):
         return ", ".join(f"{name} {readable(entry)}" for name, entry in value.items()) or "none"
-    return "none" if value in (None, "") else str(getattr(value, "value", value)).replace("\n", "⏎")
+    if value in (None, ""):
+        return "none"
+
+    # enumerations have a value; a line break would end the row of a table
+    return str(getattr(value, "value", value)).replace("\n", "⏎")
 
 
 def agrees(ours: str, stated: str) -> bool:
@@ -97,6 +106,7 @@ def origin(ours: str, row: dict) -> str:
     """Whose value ours is."""
     if agrees(ours, readable(row["paper"])):
         return "paper"
+
     released = readable(row["released"])
     if released == "the same":
         released = readable(row["paper"])
@@ -116,6 +126,7 @@ def table_row(row: dict, recipes: list[str]) -> str:
     else:
         values[readable(looked_up(row["ours"]))] = []
 
+    # where recipes differ, each value stands with those that have it
     ours = []
     origins = []
     for value, names in values.items():
@@ -128,9 +139,11 @@ def table_row(row: dict, recipes: list[str]) -> str:
     verdict = ", ".join(dict.fromkeys(origins))
     if "**ours**" in origins:
         verdict += f": {row['reason']}"
+
     cells = [row["setting"], code(readable(row["paper"])), code(readable(row["released"]))]
     cells += ["; ".join(ours), row["source"], verdict]
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return "| " + " | ".join(escaped) + " |"
 
 
 def code(text: str) -> str:
@@ -142,13 +155,16 @@ def settings_part() -> list[str]:
     """The tables of settings."""
     lines = []
     for table in yaml.safe_load((FOLDER / "settings.yaml").read_text(encoding="utf-8")):
-        recipes = table.get("recipes", [])
         lines += ["", f"## {table['title']}", ""]
+
+        # tables of presets have no recipes
+        recipes = table.get("recipes", [])
         if recipes:
             names = ", ".join(f"`recipes/{recipe}.yaml`" for recipe in recipes)
             lines += [f"Recipes: {names}.", ""]
         if "note" in table:
             lines += [table["note"], ""]
+
         lines += ["| setting | paper | released | ours | source | whose |", "|---|---|---|---|---|---|"]
         lines += [table_row(row, recipes) for row in table["rows"]]
     return lines
@@ -160,12 +176,15 @@ def sentences_part() -> list[str]:
     missing = ["", "## Missing", "", "Sentences that cannot be pointed to in the code:", ""]
     for method in yaml.safe_load((FOLDER / "sentences.yaml").read_text(encoding="utf-8")):
         places += [f"### {method['title']}", "", "| sentence | source | code |", "|---|---|---|"]
+
         for row in method["rows"]:
             if "code" in row:
                 places.append(f"| {row['sentence']} | {row['source']} | `{row['code']}` |")
             else:
                 missing.append(f"- {method['title']} ({row['source']}): {row['sentence']} *{row['missing']}.*")
         places.append("")
+
+    # the list of what is missing begins with an empty line itself
     return places[:-1] + missing
 
 

@@ -79,6 +79,7 @@ def _selected(tasks: list[Task], names: list[str] | None, data) -> list[Task]:
     """The tasks that are named; all without names."""
     if not names:
         return tasks
+
     available = [task.name for task in tasks]
     if unknown := sorted(set(names) - set(available)):
         raise ValueError(f"{data} has no data sets {unknown}; it has {', '.join(available)}.")

@@ -16,7 +16,7 @@ def join_copies(task: Task) -> Task:
     """
     pictures = picture_identities(item.image for item in task.corpus if item.image)
 
-    # where each candidate goes
+    # where each candidate goes: texts are part of it, as one picture may stand beside several
     place_of: dict[tuple[str, str], int] = {}
     corpus = []
     places = []
@@ -38,10 +38,12 @@ def join_copies(task: Task) -> Task:
         # a position among the whole corpus is a place in it
         position_of = range(len(corpus))
         if task.candidates is not None:
-            options = list(dict.fromkeys(places[option] for option in task.options(number)))
-            position_of = {place: position for position, place in enumerate(options)}
-            candidates.append(options)
+            position_of = {}
+            for option in task.options(number):
+                position_of.setdefault(places[option], len(position_of))
+            candidates.append(list(position_of))
 
+        # copies may have been judged apart: the best judgement is that of the picture
         gain_of: dict[int, float] = {}
         for right, gain in zip(task.right(number), task.gains_of(number)):
             position = position_of[places[right]]
@@ -49,12 +51,12 @@ def join_copies(task: Task) -> Task:
         relevant.append(list(gain_of))
         gains.append(list(gain_of.values()))
 
+    # what the task left out stays so: queries with the whole corpus, and gains that are alike
+    if task.candidates is None:
+        candidates = None
+    if not task.gains:
+        gains = None
+
     note = f"{copies} candidates are copies of others under other names, and count once"
-    return replace(
-        task,
-        corpus=corpus,
-        candidates=candidates if task.candidates is not None else None,
-        relevant=relevant,
-        gains=gains if task.gains else None,
-        notes=[*task.notes, note],
-    )
+    notes = [*task.notes, note]
+    return replace(task, corpus=corpus, candidates=candidates, relevant=relevant, gains=gains, notes=notes)

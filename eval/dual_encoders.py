@@ -38,21 +38,32 @@ class DualEncoder:
         Raises:
             ValueError: an item has neither, or its image cannot be read.
         """
-        embeddings = [None] * len(items)
-        with_image = [number for number, item in enumerate(items) if item.get("image")]
-        with_text = [number for number, item in enumerate(items) if not item.get("image")]
-        for number in with_text:
-            if not item_text(items[number]):
+        # each tower has batches of its own
+        with_image = []
+        with_text = []
+        for number, item in enumerate(items):
+            if item.get("image"):
+                with_image.append(number)
+            elif item_text(item):
+                with_text.append(number)
+            else:
                 raise ValueError(f"item {number} has neither a text nor an image, all that a dual encoder reads.")
 
+        embeddings = [None] * len(items)
         with torch.inference_mode():
             for numbers in _batches(with_text):
-                vectors = self.towers.texts([item_text(items[number]) for number in numbers])
-                self._put(vectors, numbers, embeddings)
+                texts = [item_text(items[number]) for number in numbers]
+                self._put(self.towers.texts(texts), numbers, embeddings)
+
+            # images are large: those of one batch are in memory at once
             for numbers in _batches(with_image):
-                vectors = self.towers.images([open_image(items[number]["image"]) for number in numbers])
-                self._put(vectors, numbers, embeddings)
-        return torch.stack(embeddings) if embeddings else torch.zeros(0, 0)
+                images = [open_image(items[number]["image"]) for number in numbers]
+                self._put(self.towers.images(images), numbers, embeddings)
+
+        # `torch.stack` refuses an empty list
+        if not embeddings:
+            return torch.zeros(0, 0)
+        return torch.stack(embeddings)
 
     encode_document = encode_query
 
@@ -91,7 +102,8 @@ class TransformersTowers:
     def texts(self, texts: list[str]) -> torch.Tensor:
         """Embeddings `[N, D]` of texts, padded to the tower's length, as SigLIP was trained."""
         options = {"padding": "max_length", "truncation": True, "max_length": self.longest, "return_tensors": "pt"}
-        return _pooled(self.model.get_text_features(**self.tokenizer(texts, **options).to(self.model.device)))
+        inputs = self.tokenizer(texts, **options).to(self.model.device)
+        return _pooled(self.model.get_text_features(**inputs))
 
     def images(self, images: list) -> torch.Tensor:
         """Embeddings `[N, D]` of images."""
@@ -146,9 +158,13 @@ def open_dual_encoder(source, device, trust_remote_code: bool = False) -> DualEn
     folder = local_folder(source)
     has_config = (folder / "config.json").exists()
     has_modules = (folder / "modules.json").exists()
+
+    # sentence-transformers keeps a CLIP model's config.json in the folder of a module
     is_dual = _has_two_towers(folder) if has_config else has_modules
     if not is_dual:
         return None
+
+    # other modules may stand behind the towers
     if has_modules:
         return DualEncoder(SentenceTowers(folder, device, trust_remote_code))
     return DualEncoder(TransformersTowers(folder, device))
@@ -160,5 +176,6 @@ def _has_two_towers(folder: Path) -> bool:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except ValueError:  # a type that transformers does not know, or a repository's own
         return False
+
     model_class = MODEL_MAPPING.get(type(config), None)
     return hasattr(model_class, "get_text_features") and hasattr(model_class, "get_image_features")

@@ -188,6 +188,7 @@ def fetch(name: str, out) -> Path:
             snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_dir=root / folder)
         except HUB_ERRORS as error:
             raise ValueError(f"https://huggingface.co/datasets/{repo} is not available: {error}") from error
+
     for url, folder in source.urls:
         download(url, root / folder)
 
@@ -221,13 +222,14 @@ def download(url: str, folder: Path) -> Path:
     size = 0
     if partial.exists():
         size = partial.stat().st_size
+
     headers = {"Accept-Encoding": "identity"}  # sizes are those of the file, not of a compressed answer
     if size:
         headers["Range"] = f"bytes={size}-"
 
     try:
         with requests.get(url, headers=headers, stream=True, timeout=60) as response:
-            if response.status_code == 416:
+            if response.status_code == 416:  # no bytes come after these
                 _check_complete(response, url, partial, size)
             else:
                 response.raise_for_status()
@@ -286,6 +288,7 @@ def unpack(path: Path):
     draft = path.with_name(f"{path.name}.unpacking")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
+
     limit = max(SMALL, MOST * path.stat().st_size)
     try:
         if path.suffix == ".zip":
@@ -294,7 +297,7 @@ def unpack(path: Path):
             _unpack_tar(path, draft, limit)
         _move_into(draft, path.parent)
     except _BROKEN as error:
-        if is_machine_fault(error):
+        if is_machine_fault(error):  # such as a full disk, of which the archive is innocent
             raise
         raise ValueError(f"{path} cannot be unpacked: {error}; remove it and fetch it again.") from error
     finally:
@@ -314,6 +317,8 @@ def _unpack_zip(path: Path, folder: Path, limit: int):
                 raise ValueError(f"{member.filename} is encrypted")
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise ValueError(f"{member.filename} is a link")
+
+        # `zipfile` reads no more of a member than the size that it states
         _check_size(sum(member.file_size for member in members), limit)
         archive.extractall(folder)
 
@@ -328,6 +333,7 @@ def _unpack_tar(path: Path, folder: Path, limit: int):
                 _check_size(size, limit)
                 archive.extract(member, folder, filter="data")
 
+        # `tarfile` stops at the last member, before the sum
         while block := stream.read(2**20):
             size += len(block)
             _check_size(size, limit)

@@ -29,6 +29,8 @@ def _save(figure, path, head: list[str], rows: Iterable[list]) -> Path:
     """Writes a figure, and the numbers that it shows as CSV beside it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    # the name of a draft does not end in the kind of picture, which matplotlib would go by
     kind = path.suffix.removeprefix(".").lower() or "png"
     write_whole(path, lambda draft: figure.savefig(draft, dpi=110, bbox_inches="tight", format=kind))
     plt.close(figure)

@@ -78,6 +78,7 @@ def _read_documents(name: str, root: Path, cache: Path) -> Task:
 
             if not (row["query"] or "").strip():
                 raise ValueError(f"{where}: the query is empty.")
+
             task.queries.append(items.get(f"{DOCUMENT_QUERY} {row['query']}", "", where))
             task.relevant.append(list(gains))
             task.gains.append(list(gains.values()))

@@ -120,7 +120,7 @@ class UniMEEncoder(AbsEncoder):
         else:
             name = _name(model_name)
             model = open_checkpoint(model_name, preset, trust_remote_code=trust_remote_code)
-            model = model.to(device or processes().device)
+            model = model.to(device or processes().device)  # each process of a launch has its own
 
         self.model = model.eval()
         self.use_task_instructions = use_task_instructions

@@ -30,6 +30,8 @@ def rehearse(benchmark: str, tasks: list[Task], embedder: Embedder, given: dict[
         "query": _in_turns(tasks, "queries"),
         "document": _in_turns(tasks, "corpus"),
     }
+
+    # one setting holds all options of `encode`, so that each was given where that was
     sources = dict.fromkeys(embedder.options, given.get("options", "default"))
     if "preset" in given:
         sources["preset"] = given["preset"]
@@ -56,10 +58,15 @@ def rehearse_rerank(path: Path, tasks: list[Task], reranker: Reranker, candidate
     fewest = min((len(query.candidates) for query in queries), default=0)
     if fewest < candidates:
         rehearsal.warnings.append(f"a query has {fewest} candidates, candidates is {candidates}.")
-    asked = list(_questions(queries, reranker.strategy))
-    count = len(queries) * (1 if reranker.strategy == "listwise" else candidates)
+
+    # a list is one question, and pointwise each candidate is one
+    count = len(queries)
+    if reranker.strategy != "listwise":
+        count *= candidates
+
+    questions = list(_questions(queries, reranker.strategy))
     sources = dict.fromkeys(reranker.options, given.get("rank_options", "default"))
-    rehearsal.include(rehearse_reranker(reranker, asked, sources, count))
+    rehearsal.include(rehearse_reranker(reranker, questions, sources, count))
     return rehearsal
 
 
@@ -89,7 +96,7 @@ def _too_few(tasks: list[Task]) -> list[str]:
         for number in range(len(task.queries)):
             if len(task.options(number)) <= len(task.relevant[number]):
                 messages.append(f"{task.name}, query {number}: there is no wrong candidate.")
-                break
+                break  # the first such query stands for its task
     return messages
 
 
@@ -99,6 +106,7 @@ def _notes(tasks: list[Task]) -> list[str]:
     for task in tasks:
         for note in task.notes:
             names.setdefault(note, []).append(task.name)
+
     return [f"{note}: {', '.join(tasks_with_it)}" for note, tasks_with_it in names.items()]
 
 
@@ -112,19 +120,24 @@ def _in_turns(tasks: list[Task], side: str) -> list[WordedItem]:
     groups = []
     for task in tasks:
         groups.append([WordedItem(item, task.benchmark, task.name) for item in getattr(task, side)])
+
+    # a rehearsal reads the first ones only, and some of every task should be among them
     turns = chain.from_iterable(zip_longest(*groups))
     return list(dict.fromkeys(item for item in turns if item is not None))
 
 
 def _questions(queries: list, strategy: str) -> Iterator[tuple[str, Item, list[Item], str, str | None]]:
     """What the reranker is asked about the first query of each task."""
-    seen = set()
+    task_names = set()
     for query in queries:
-        if query.task.name in seen:
+        if query.task.name in task_names:
             continue
-        seen.add(query.task.name)
+        task_names.add(query.task.name)
+
         item = query.task.queries[query.number]
         candidates = [query.task.corpus[index] for index in query.candidates]
+
+        # pointwise questions about other candidates differ in the candidate alone
         if strategy == "listwise":
             yield "listwise", item, candidates, "listwise", query.task.benchmark
         else:

@@ -104,6 +104,7 @@ def queries_of(path: Path, tasks: list[Task], top: int, limit: int | None) -> li
     for task in tasks:
         if f"{task.name}/top" not in arrays or f"{task.name}/similarity" not in arrays:
             raise ValueError(f"{_top_file(path)} holds no candidates of {task.name}; run the benchmark again.")
+
         best = arrays[f"{task.name}/top"][:limit, :top]  # [Q, top], -1 where there are fewer
         similarity = arrays[f"{task.name}/similarity"][:limit, :top]  # [Q, top]
 
@@ -194,6 +195,8 @@ def run_rerank(
             "tasks": task_results,
         }
         write_json(folder / "results.json", content)
+
+    # no process returns the path before the file is there
     state.wait_for_everyone()
     return folder / "results.json"
 
@@ -204,6 +207,7 @@ def _check_depth(top: int, tasks: list[Task]):
     for task in tasks:
         if task.metric == "ndcg@5":
             least = 5
+
     if not least <= top <= DEPTH:
         raise ValueError(f"{top} candidates cannot be reranked here: at least {least}, and {DEPTH} are kept.")
 

@@ -71,12 +71,17 @@ def both_ways(name: str, images: list[Item], captions: list[list[Item]]) -> list
     right_captions = []  # of each image
     together = []  # for each caption, the number of its image
     for number, (image, image_captions) in enumerate(zip(images, captions)):
+        places = set()
         for caption in image_captions:
             images_of[caption].add(image_places[image])
+            places.add(caption_places[caption])
             together.append(number)
-        right_captions.append(sorted({caption_places[caption] for caption in image_captions}))
+        right_captions.append(sorted(places))
+
+    # after all images, as a later one may have the caption of an earlier one
     right_images = [sorted(images_of[caption]) for caption in text_queries]
 
+    # a partial download is measured all the same, and says so
     size = Size("Retrieval", len(image_places), len(text_queries))
     notes = []
     if published := PUBLISHED.get(name):
@@ -143,7 +148,9 @@ def read_captioned(name: str, root, cache, captions: int = 5) -> list[Task]:
     for path in paths:
         for number, image, row in image_rows(path, "image", ["text"], Path(cache)):
             where = f"{path}, row {number}"
-            texts = row["text"] if isinstance(row["text"], list) else [row["text"]]
+            texts = row["text"]
+            if not isinstance(texts, list):
+                texts = [texts]
             if not any(text and text.strip() for text in texts):
                 raise ValueError(f"{where}: the image has no caption.")
 
@@ -303,6 +310,7 @@ def _unpack(image: dict, folder: Path) -> str:
         suffix = ".jpg"
     name = hashlib.blake2b(content, digest_size=12).hexdigest() + suffix
 
+    # a file of that name may have been damaged since
     target = folder / name
     if file_identity(target) != digest_of(content):
         write_bytes(target, content)

@@ -85,10 +85,12 @@ def score_task(
 
         query_scores.append(QueryScore(min(ranks), ndcg_at(ranks, 5, gains), tied(scores, relevant)))
 
+        # positions among the query's candidates become indices into the corpus
         if depth:
             best = _strict_top(scores, relevant, depth)
             top[number, : len(best)] = np.asarray(task.options(number))[best.numpy()]
             similarity[number, : len(best)] = scores[best].numpy()
+
     return metrics_of(task, query_scores), top, similarity
 
 
@@ -216,6 +218,7 @@ def _groups(tasks: list[Task], wording_of: Callable) -> dict[Wording, _Group]:
         for role, items in (("query", task.queries), ("document", task.corpus)):
             sides.setdefault(wording_of(role, task), {})[task.name, role] = items
 
+    # an item of several tasks is embedded once in each wording
     groups = {}
     for wording, lists in sides.items():
         items, rows = distinct(list(lists.values()))
@@ -231,12 +234,14 @@ def _tables(
 ) -> Iterator[tuple[Task, torch.Tensor, torch.Tensor]]:
     """Each task with the embeddings of its queries `[Q, D]` and of its corpus `[N, D]`."""
     for task in tqdm(tasks, desc="Scoring", disable=not show_progress, unit="task"):
+        # its queries and its corpus may be worded apart, and so lie in two groups
         sides = {}
         for wording, group in groups.items():
             for role in ("query", "document"):
                 rows = group.rows.get((task.name, role))
                 if rows is not None:
                     sides[role] = embeddings[wording][torch.from_numpy(rows)]
+
         yield task, sides["query"], sides["document"]
 
 
@@ -269,11 +274,13 @@ def evaluate(model, tasks: list[Task], batch_tokens: int = 8192, show_progress: 
     for (role, benchmark), group in groups.items():
         encode = model.encode_query if role == "query" else model.encode_document
         options = {"batch_tokens": batch_tokens, "show_progress": show_progress}
-        if benchmark is not None:
+        if benchmark is not None:  # models other than ours have no such option
             options["benchmark"] = benchmark
+
         if show_progress:
             print(f"Encoding {len(group.items)} distinct items", flush=True)
-        embeddings[role, benchmark] = encode([item.as_input() for item in group.items], **options)
+        inputs = [item.as_input() for item in group.items]
+        embeddings[role, benchmark] = encode(inputs, **options)
 
     results = {}
     for task, queries, corpus in _tables(tasks, groups, embeddings, show_progress):
@@ -337,6 +344,8 @@ def run_benchmark(
 
     groups = _groups(tasks, embedder.wording)
     jobs = _embed_groups(groups, embedder, folder, image_root, shard_size)
+
+    # every process embeds, one scores
     if embedder.state.is_main_process:
         results, rankings = _score_all(tasks, groups, jobs)
         content = {
@@ -353,6 +362,7 @@ def run_benchmark(
         # the results come last: where they are, all is there
         write_arrays(folder / RANKINGS, rankings)
         write_json(path, content)
+
     embedder.state.wait_for_everyone()
     return path
 
@@ -379,6 +389,7 @@ def is_whole(path: Path, *beside: str) -> bool:
     """Whether a results file is there and can be read, with the files of arrays beside it; damage is reported."""
     if not path.exists():
         return False
+
     try:
         read_result(path)
         for name in beside:
@@ -397,8 +408,13 @@ def _embed_groups(
     jobs = {}
     for (role, benchmark), group in groups.items():
         # a model that words queries and documents alike sees every item once
-        name = {"query": "queries", "document": "candidates"}[role] if len(roles) > 1 else "items"
-        job = folder / (f"{name}-{benchmark}" if benchmark else name)
+        name = "items"
+        if len(roles) > 1:
+            name = {"query": "queries", "document": "candidates"}[role]
+        if benchmark:
+            name = f"{name}-{benchmark}"
+
+        job = folder / name
         embed(job, group.items, embedder, role, image_root, shard_size, retry_failed=True, benchmark=benchmark)
 
         # a score over a part of the items would be another benchmark's

@@ -43,6 +43,8 @@ def train_teacher(pairs, out, epochs: float = 8, seed: int = 0) -> Path:
 
     with open(pairs, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
+
+    # the weights are random
     set_seed(seed)
     tokenizer = _build_tokenizer(rows)
     bert = BertModel(_build_config(tokenizer))
@@ -62,6 +64,7 @@ def _build_tokenizer(rows: list[dict]) -> PreTrainedTokenizerFast:
     texts = []
     for row in rows:
         texts += row.values()
+
     tokenizer = build_tokenizer(texts, vocab_size=400)
     tokenizer.add_special_tokens({"cls_token": "<|im_start|>", "sep_token": "<|im_end|>"})
     tokenizer.padding_side = "right"
@@ -106,6 +109,7 @@ def _train(folder: str, rows: list[dict], epochs: float, seed: int):
         seed=seed,
         use_cpu=_device() == "cpu",
     )
+
     loss = losses.MultipleNegativesRankingLoss(model)
     SentenceTransformerTrainer(model=model, args=args, train_dataset=triplets, loss=loss).train()
     return model

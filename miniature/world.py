@@ -105,6 +105,8 @@ def build(
     write_compositional(root, painter, test_rows, seed)
     write_nli(root, max(2 * train_rows, 100), seed)
     write_contact_sheet(root, examples)
+
+    # last: where it is, the world is complete
     write_json(root / "world.json", {"settings": settings, "tasks": KINDS})
     return root
 
@@ -161,6 +163,7 @@ def write_train(root: Path, task: str, rows: list[Row]):
         columns["qry_image_path"].append(query_image)
         columns["pos_text"].append(target_text)
         columns["pos_image_path"].append(target_image)
+
     write_parquet(root / "train" / task / "original-00000-of-00001.parquet", columns)
     write_json(root / "truth" / f"{task}.json", [row.content for row in rows])
 
@@ -175,6 +178,7 @@ def write_eval(root: Path, task: str, rows: list[Row], rng: random.Random):
         columns["qry_img_path"].append(query_image)
         columns["tgt_text"].append(list(texts))
         columns["tgt_img_path"].append(list(images))
+
     write_parquet(root / "eval" / task / "test-00000-of-00001.parquet", columns)
 
 
@@ -232,6 +236,7 @@ def write_contact_sheet(root: Path, examples: dict[str, list[Row]]):
             ImageDraw.Draw(sheet).text((x, y), f"{KINDS[task]} / {task}", fill="black")
             _draw_side(sheet, root, row.query, x, y, "navy")
             _draw_side(sheet, root, row.target, x + width // 2, y, "darkgreen")
+
     sheet.save(root / "contact_sheet.png")
 
 

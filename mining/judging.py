@@ -221,6 +221,8 @@ class ServerJudge(Judge):
                 response = self.client.post(self.url, json=body, timeout=self.timeout)
                 if response.ok:
                     return self._log_odds_in(response.json())
+
+                # a request that is itself at fault fails every time
                 reason = f"status {response.status_code}: {response.text[:200]}"
                 if response.status_code not in RETRIED and response.status_code < 500:
                     raise RefusedError(f"{self.url} refused: {reason}")
@@ -251,6 +253,7 @@ class ServerJudge(Judge):
         if piece["type"] == "text":
             return {"type": "text", "text": without_marks(piece["text"])}
 
+        # resized here, as a server does not know our policies
         image = open_image(piece["image"])
         size = self.resolution.fit(*image.size, None, TOKEN_SIDE, TOKEN_SIDE**2)
         if size != image.size:
@@ -321,6 +324,7 @@ class JudgingWork:
         for row, log_odds in enumerate(judge.log_odds(batch)):
             positive_logits[row] = log_odds[0]
             logits[row, : len(log_odds) - 1] = log_odds[1:]
+
         return {
             "positive_score": probabilities(positive_logits).astype(np.float32),
             "scores": probabilities(logits).astype(np.float32),

@@ -224,6 +224,8 @@ class Mining:
         for name in ("data", "out"):
             if getattr(config, name) is None:
                 raise ValueError(f"`{name}` is missing; set it in the recipe or on the command line.")
+
+        # before the first file is asked for what it holds
         if config.verify:
             verify_files()
         self.config = config
@@ -232,7 +234,9 @@ class Mining:
         self.out.mkdir(parents=True, exist_ok=True)
 
         data = Path(config.data)
-        folder = data if data.is_dir() else data.parent
+        folder = data
+        if not data.is_dir():
+            folder = data.parent
         self.image_root = Path(config.image_root or folder)
 
     # the steps
@@ -249,6 +253,7 @@ class Mining:
         config = self.config
         if config.embedder is None:
             raise ValueError("`embedder` is missing: a folder or repository.")
+
         embedder = Embedder(
             config.embedder,
             config.embedder_library,
@@ -453,6 +458,8 @@ class Mining:
         neighbours = retrieved["neighbours"]  # [P, top_k]
         keys = map(self._judged_key, zip(self.mined, neighbours.tolist()))
         scored = self._finished("scores", "judge", keys)
+
+        # log-odds differ where saved scores are all 1.0, and give finer probabilities
         if "logits" in scored:  # results of earlier versions have none
             scored["positive_score"] = probabilities(scored["positive_logit"])
             scored["scores"] = probabilities(scored["logits"])
@@ -508,6 +515,7 @@ class Mining:
         config = self.config
         if config.server:
             return ServerJudge(config.server, config.judge, **config.judge_options, **config.server_options)
+
         model = open_checkpoint(
             config.judge,
             reranker=True,
@@ -547,6 +555,8 @@ class Mining:
                 f"{folder} was made from other rows ({manifest['rows']}, now {len(keys)}), or their pictures have "
                 "changed since; choose another `out`."
             )
+
+        # results of failed rows alone are no results
         if keys and not len(results["row"]):
             raise ValueError(f"{folder}: every row failed; {read_errors(folder)[0]}")
         return results
@@ -566,6 +576,7 @@ class Mining:
                 "`judge` is missing: a folder or repository, or the name under which the server knows it."
             )
 
+        # a server's weights cannot be read, so its name of the model stands for them
         settings = {"options": config.judge_options}
         if config.server:
             settings["model"] = config.judge

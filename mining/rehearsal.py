@@ -30,6 +30,8 @@ def rehearse(config, step: str, given: dict[str, str]) -> Rehearsal:
     """
     if config.data is None:
         raise ValueError("`data` is missing; set it in the recipe or on the command line.")
+
+    # with findings, rows that cannot be read are collected: a rehearsal names all of them
     findings = Findings()
     rows = read_rows(config.data, config.image_root, config.subsets, config.split, config.rows_per_subset, findings)
     pool = Pool.of(map(to_example, rows))
@@ -59,11 +61,15 @@ def rehearse(config, step: str, given: dict[str, str]) -> Rehearsal:
 
 def _data_sets(pool: Pool) -> list[dict]:
     """Pairs and candidates of each data set."""
-    pairs = {}
+    counts = {}
     for pair in pool.pairs:
-        pairs[pair.dataset] = pairs.get(pair.dataset, 0) + 1
+        counts[pair.dataset] = counts.get(pair.dataset, 0) + 1
+
     candidates = pool.by_dataset()
-    return [{"data set": name, "pairs": count, "candidates": len(candidates[name])} for name, count in pairs.items()]
+    rows = []
+    for name, count in counts.items():
+        rows.append({"data set": name, "pairs": count, "candidates": len(candidates[name])})
+    return rows
 
 
 def _options(given: dict[str, str], setting: str, options: dict) -> dict[str, str]:
@@ -75,6 +81,8 @@ def _embedder(config, pool: Pool, given: dict[str, str]) -> Rehearsal:
     """The embedder over queries and candidates."""
     if config.embedder is None:
         raise ValueError("`embedder` is missing: a folder or repository.")
+
+    # made as `embed` makes it, but never loaded
     embedder = Embedder(
         config.embedder,
         config.embedder_library,
@@ -86,6 +94,8 @@ def _embedder(config, pool: Pool, given: dict[str, str]) -> Rehearsal:
     sources = _options(given, "embedder_options", config.embedder_options)
     if "embedder_preset" in given:
         sources["preset"] = given["embedder_preset"]
+
+    # training rows are worded as they will be in training
     roles = {
         "query": [WordedItem(item, "mmeb") for item in pool.queries],
         "document": [WordedItem(item, "mmeb") for item in pool.candidates],
@@ -97,6 +107,8 @@ def _judge(config, pool: Pool, given: dict[str, str]) -> Rehearsal:
     """The judge over pairs and their neighbours, here or on a server."""
     if config.judge is None:
         raise ValueError("`judge` is missing: a folder or repository, or the name under which the server knows it.")
+
+    # the positive is judged, too
     count = len(pool.pairs) * (config.top_k + 1)
     if config.server:
         return _server(config, pool, count)
@@ -115,11 +127,13 @@ def _judge(config, pool: Pool, given: dict[str, str]) -> Rehearsal:
 
 def _questions(pool: Pool) -> Iterator[tuple[str, Item, list[Item], str, None]]:
     """Questions about the first pairs of each data set: about the positive, and about the next candidate."""
-    seen = set()
+    names = set()
     for pair in pool.pairs:
-        if pair.dataset in seen:
+        if pair.dataset in names:
             continue
-        seen.add(pair.dataset)
+        names.add(pair.dataset)
+
+        # what is nearest is known after the embedding only
         other = pool.candidates[(pair.positive + 1) % len(pool.candidates)]
         yield "positive", pool.queries[pair.query], [pair.item], "pointwise", None
         yield "candidate", pool.queries[pair.query], [other], "pointwise", None
@@ -127,13 +141,16 @@ def _questions(pool: Pool) -> Iterator[tuple[str, Item, list[Item], str, None]]:
 
 def _server(config, pool: Pool, count: int) -> Rehearsal:
     """What a server is sent: the messages, as its own tokenizer is not here."""
-    rows = []
     answer_format = config.judge_options.get("answer_format", "yes_no")
-    for kind, query, candidates, strategy, _ in list(_questions(pool))[: 2 * EXAMPLES]:
+    questions = list(_questions(pool))[: 2 * EXAMPLES]  # two of each data set
+
+    rows = []
+    for kind, query, candidates, strategy, _ in questions:
         inputs = [candidate.as_input() for candidate in candidates]
         messages = judge_messages(query.as_input(), inputs, strategy, answer_format=answer_format)
-        parts = [part.get("text", "<image>") for part in messages[0]["content"]]
-        rows.append({"kind": kind, "prompt": "".join(parts)})
+        pieces = [piece.get("text", "<image>") for piece in messages[0]["content"]]
+        rows.append({"kind": kind, "prompt": "".join(pieces)})
+
     facts = {
         "Judge": {
             "server": config.server,
@@ -151,9 +168,12 @@ def _selection(config, pool: Pool) -> Rehearsal:
     names = ("pool", "delta", "top_k", "num_negatives", "margin", "stride", "fallback", "seed")
     rehearsal = Rehearsal("", {"Selection": {name: getattr(config, name) for name in names}})
 
+    # what a query can choose from
     sizes = {"all data sets": len(pool.candidates)}
     if config.pool == "dataset":
         sizes = {name: len(numbers) for name, numbers in pool.by_dataset().items()}
+
+    # with fewer than top_k, all of them are judged, which does no harm
     for name, size in sizes.items():
         message = f"{name}: a query has {size - 1} candidates beside its positive, "
         if size - 1 < config.num_negatives:
@@ -167,6 +187,7 @@ def _clusters(config, pool: Pool) -> Rehearsal:
     """How clusters are made; a data set of few labels has smaller ones, as with the authors."""
     names = ("cluster_size", "pool_multiplier", "label_datasets")
     rehearsal = Rehearsal("", {"Clusters": {name: getattr(config, name) for name in names}})
+
     for name, numbers in pool.by_dataset().items():
         if len(numbers) - 1 < config.cluster_size:
             rehearsal.warnings.append(

@@ -53,6 +53,7 @@ class Pool:
             query = number_of_query.setdefault(example.query, len(number_of_query))
             rows.setdefault((query, example.positive, example.dataset))
 
+        # all at once: near copies are told by comparing pictures with each other
         positives = dict.fromkeys(positive for _, positive, _ in rows)
         identities = identities_of([*number_of_query, *positives], near_copies)
 
@@ -66,6 +67,7 @@ class Pool:
                 number_of_identity[identity] = len(candidates)
                 candidates.append(positive)
             pairs.append(Pair(query, number_of_identity[identity], dataset, positive))
+
         return cls(list(number_of_query), candidates, pairs, identities)
 
     def identity_of(self, item: Item) -> Identity:
@@ -77,6 +79,7 @@ class Pool:
         first_of = {}
         for number, query in enumerate(self.queries):
             first_of.setdefault(self.identity_of(query), number)
+
         return [first_of[self.identity_of(query)] for query in self.queries]
 
     def excluded(self) -> list[list[int]]:
@@ -84,13 +87,18 @@ class Pool:
         that a copy of the query has."""
         number_of = {self.identity_of(candidate): number for number, candidate in enumerate(self.candidates)}
         first_copies = self.first_copies()
+
+        # a query that is a candidate too would be its own nearest
         excluded_of = {}  # by the first copy of a query
         for number, query in enumerate(self.queries):
+            excluded = excluded_of.setdefault(first_copies[number], set())
             own_number = number_of.get(self.identity_of(query))
-            excluded_of.setdefault(first_copies[number], set() if own_number is None else {own_number})
+            if own_number is not None:
+                excluded.add(own_number)
 
         for pair in self.pairs:
             excluded_of[first_copies[pair.query]].add(pair.positive)
+
         return [sorted(excluded_of[first]) for first in first_copies]
 
     def by_dataset(self) -> dict[str, list[int]]:

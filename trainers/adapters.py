@@ -80,6 +80,7 @@ def _linear_layers(model) -> dict[str, list[str]]:
         # quantised layers are not `nn.Linear`, but have its attributes
         if not hasattr(module, "in_features") or module is head:
             continue
+
         component = component_of(path, is_language=id(module.weight) not in vision_ids)
         layers[component].append(path)
     return layers
@@ -113,7 +114,7 @@ def adapted(model, peft_config, seed: int):
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
 
     set_seed(seed)
-    source = model.source
+    source = model.source  # of the model itself, which the adapter is about to wrap
     model = get_peft_model(model, peft_config)
 
     # PEFT itself only knows the names of stock models

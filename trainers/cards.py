@@ -104,6 +104,7 @@ def _settings(trainer) -> list[tuple[str, str]]:
 
     if getattr(model, "is_quantized", False):
         settings["quantised to bits"] = 4 if getattr(model, "is_loaded_in_4bit", False) else 8
+
     adapter = getattr(model, "peft_config", {}).get("default")
     if adapter is not None:
         settings.update(_adapter_settings(adapter))

@@ -69,6 +69,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
             hardness=args.hardness,
         )
         self.loss = self.at_all_widths(loss)
+
         if args.learn_temperatures:
             self._learn_temperatures()
 
@@ -76,6 +77,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
         """Makes a temperature for each data set, and lets a callback step them with the optimizer."""
         if self.args.fp16:
             raise ValueError("learn_temperatures does not go with fp16, whose gradients are scaled; take bf16.")
+
         names = list(self.train_dataset["dataset"])
         if self.eval_dataset is not None:
             names.extend(self.eval_dataset["dataset"])
@@ -90,6 +92,8 @@ class ContrastiveTrainer(EmbeddingTrainer):
         hardest = args.num_hard_negatives or 0
         if args.homogeneous_batches:
             return rows.with_fewer_candidates(hardest, "num_hard_negatives")
+
+        # beside the positive of the query
         if batch_candidates - 1 < hardest:
             return [f"a batch has {batch_candidates} candidates, too few for num_hard_negatives {hardest}."]
         return []

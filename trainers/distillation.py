@@ -126,6 +126,8 @@ class DistillationTrainer(ContrastiveTrainer):
             raise ValueError("distillation needs the teacher's embeddings: pass `teacher`, or set `baseline`.")
         self.teacher = teacher
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+
+        # the baseline keeps the contrastive loss
         if not args.baseline:
             loss = SimilarityDistillation(
                 temperature=args.temperature,
@@ -160,6 +162,8 @@ class DistillationTrainer(ContrastiveTrainer):
 
         # hashes of the content alone: a text may be the query of one row and the positive of another
         hashes = table.hashes ^ table.is_query  # [T]
+
+        # torch's `unique` does not tell where a value comes first
         _, first = np.unique(hashes.cpu().numpy(), return_index=True)
         distinct = torch.from_numpy(np.sort(first)).to(embeddings.device)  # [N], in the order of the table
         teacher = self.teacher(hashes[distinct]).to(embeddings.device)  # [N, D']
@@ -185,10 +189,12 @@ def prepare_teacher(rows: Dataset, args: DistillationConfig) -> dict:
     if args.baseline:
         return {}
 
+    # a file takes the place of the teacher; a folder does so only where no teacher could fill it
     place = args.teacher_embeddings
     is_file = place is not None and (Path(place).suffix in SUFFIXES or Path(place).is_file())
     if is_file or (place is not None and args.teacher is None):
         return {"teacher": read_teacher_embeddings(place, text_rows(rows))}
+
     if args.teacher is None:
         raise ValueError(
             "name the teacher, nvidia/NV-Embed-v2 or a sentence-transformers model (`teacher`), or a file of its "

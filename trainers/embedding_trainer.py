@@ -93,6 +93,8 @@ class EmbeddingConfig(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = fast_bf16() and not self.fp16
+
+        # it checks what is set above
         super().__post_init__()
 
 
@@ -149,6 +151,7 @@ class EmbeddingTrainer(MeteredTrainer):
             raise ValueError(
                 "several GPUs in one process are not supported: start with `accelerate launch`, one process a GPU."
             )
+
         processor = processing_class or model.processor
         keep_resolution(processor, args.resolution)
         model = self.made_trainable(model, args, peft_config)
@@ -161,6 +164,8 @@ class EmbeddingTrainer(MeteredTrainer):
             processing_class=processor,
             **kwargs,
         )
+
+        # the processor is saved with the model, which will be used as it reads now
         was_sum = processor.fusion == "sum"
         self.keep_reading(args, processor)
         if was_sum and processor.fusion == "joint" and self.is_world_process_zero():
@@ -180,7 +185,10 @@ class EmbeddingTrainer(MeteredTrainer):
             args: of the training.
             processor (`UniMEProcessor`): of the model.
         """
-        processor.benchmarks = list(PRESETS[processor.preset].benchmarks) if args.benchmark else []
+        processor.benchmarks = []
+        if args.benchmark:
+            processor.benchmarks = list(PRESETS[processor.preset].benchmarks)
+
         if cls.trains_images:
             processor.fusion = "joint"
 
@@ -256,9 +264,11 @@ class EmbeddingTrainer(MeteredTrainer):
         items = order[order >= 0].to(device)  # [t]
 
         def loss_over_all_ranks(encoded: torch.Tensor) -> LossOutput:
-            if len(table.query) == 0:  # on all ranks, no row of this step could be read
+            # on all ranks, no row of this step could be read; the cache still asks for the gradient of each parameter
+            if len(table.query) == 0:
                 parameters = [parameter.sum() for parameter in self.loss.parameters()]
                 return LossOutput(0.0 * sum([encoded.sum(), *parameters]), {})
+
             embeddings = torch.empty_like(encoded[: len(items)]).index_copy(0, items, encoded[rows])  # [t, D]
             return self.loss_of(table.gather(embeddings), table)
 
@@ -271,6 +281,8 @@ class EmbeddingTrainer(MeteredTrainer):
             graph_tokens=self.args.graph_tokens,
             parameters=list(self.loss.parameters()),
         )
+
+        # it is the same on all ranks, so that all of them stop
         if not torch.isfinite(output.loss):
             raise ValueError(
                 f"the loss is {output.loss.item()} after step {self.state.global_step}, on "
@@ -311,5 +323,7 @@ class EmbeddingTrainer(MeteredTrainer):
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
         self._metrics[mode]["distinct_items"].append(len(batch.hashes))
+
+        # there is no share of a batch of which nothing could be read
         if batch.padded_tokens:
             self._metrics[mode]["padded_share"].append(1 - batch.tokens / batch.padded_tokens)

@@ -46,7 +46,7 @@ class LeftOut(TrainerCallback, ExportableState):
     def on_train_begin(self, args, state, control, **kwargs):
         """Takes over those that the run had met before it was interrupted."""
         saved = state.stateful_callbacks.get(type(self).__name__)
-        if saved and state.global_step:
+        if saved and state.global_step:  # a run that starts anew has met none
             self.note(saved["attributes"]["reasons"].items())
 
     def state(self) -> dict:
@@ -57,6 +57,8 @@ class LeftOut(TrainerCallback, ExportableState):
         """Says what was left out, and lists all of it in a file."""
         listed = [{"item": item, "reason": reason} for item, reason in self.reasons.items()]
         write_text(path, json.dumps(listed, indent=1, ensure_ascii=False))
+
+        # the warning names one: there may be thousands
         first = listed[0]
         warnings.warn(
             f"{len(listed)} items could not be read and were left out, see {path}; the first: {first['item']}: "

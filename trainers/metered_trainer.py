@@ -41,6 +41,8 @@ class MeteredTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+
+        # only `Trainer` knows what the launch asked for
         if self.is_fsdp_enabled:
             raise ValueError("FSDP could not be tested and is not supported; DeepSpeed ZeRO-3 shards the weights too.")
 
@@ -59,9 +61,12 @@ class MeteredTrainer(Trainer):
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
     ) -> DataLoader:
         """As in `Trainer`, in whole steps: see [`~unime.data.samplers.StepBatches`]."""
-        sampler = None if sampler_fn is None else sampler_fn(dataset)
+        sampler = None
+        if sampler_fn is not None:
+            sampler = sampler_fn(dataset)
         if sampler is None:  # of an evaluation on several processes, which `Trainer` leaves to accelerate
             sampler = SequentialSampler(dataset)
+
         batches = StepBatches(
             sampler, batch_size, self.accelerator.num_processes, drop_last=self.args.dataloader_drop_last
         )
@@ -72,6 +77,7 @@ class MeteredTrainer(Trainer):
             options["worker_init_fn"] = partial(
                 seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
             )
+
         loader = DataLoader(
             dataset,
             batch_sampler=batches,
@@ -112,6 +118,8 @@ class MeteredTrainer(Trainer):
     def train(self, *args, **kwargs):
         """As in `Trainer`; at the end it says which items could not be read, and lists them in `output_dir`."""
         result = super().train(*args, **kwargs)
+
+        # all ranks know of all items, so one speaks for them
         if self.left_out.reasons and self.is_world_process_zero():
             self.left_out.report(Path(self.args.output_dir) / BAD_ITEMS)
         return result
@@ -137,6 +145,7 @@ class MeteredTrainer(Trainer):
                 dist.all_gather_object(gathered, bad_items)
                 bad_items = list(chain.from_iterable(gathered))
 
+        # each rank has the same list, so all of them stop or none does
         if bad_items and self.args.bad_items == "stop":
             first = bad_items[0]
             raise ValueError(
@@ -167,6 +176,7 @@ class MeteredTrainer(Trainer):
         if not self.is_deepspeed_enabled:
             self.accelerator.backward(loss)
             return
+
         sync = last and self.accelerator.sync_gradients
         self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=sync, scale_wrt_gas=False)
 
@@ -208,7 +218,9 @@ class MeteredTrainer(Trainer):
             with_image (`bool`): an image, or a text.
             kwargs: for the processor's `collate`.
         """
-        item = {"image": Image.new("RGB", (32, 32))} if with_image else {"text": "."}
+        item = {"text": "."}
+        if with_image:
+            item = {"image": Image.new("RGB", (32, 32))}
         prepared = self.processing_class.prepare([item])
         return dict(self.processing_class.collate(prepared, **kwargs))
 
@@ -222,6 +234,8 @@ class MeteredTrainer(Trainer):
 
         if self.left_out.reasons:
             logs["items_left_out"] = len(self.left_out.reasons)
+
+        # an evaluation that is logged says nothing about the pace of training
         if mode == "train" and self._since is not None and self._processed:
             seconds = time.perf_counter() - self._since
             for name, count in self._processed.items():

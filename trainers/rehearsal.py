@@ -41,10 +41,16 @@ class Plan:
     @classmethod
     def of(cls, args, rows: int, processes: int) -> "Plan":
         """The plan of a training on so many rows, with `Trainer`'s arithmetic."""
-        batches = math.ceil(rows / (args.per_device_train_batch_size * processes))
+        rows_a_batch = args.per_device_train_batch_size * processes
+        batches = math.ceil(rows / rows_a_batch)
         steps_an_epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
-        steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_an_epoch)
-        rows_a_step = args.per_device_train_batch_size * processes * args.gradient_accumulation_steps
+
+        # max_steps, where it is set, goes before the epochs
+        steps = math.ceil(args.num_train_epochs * steps_an_epoch)
+        if args.max_steps > 0:
+            steps = args.max_steps
+
+        rows_a_step = rows_a_batch * args.gradient_accumulation_steps
         return cls(processes, rows_a_step, steps, steps / steps_an_epoch)
 
 
@@ -68,6 +74,8 @@ def rehearse(
     """
     rehearsal = Rehearsal(f"unime train {trainer_class.__name__.removesuffix('Trainer').lower()}")
     processor = model.processor
+
+    # the stages that embed run a gradient cache, and change how the model reads
     cached = issubclass(trainer_class, EmbeddingTrainer)
     if cached:
         trainer_class.keep_reading(args, processor)
@@ -75,6 +83,7 @@ def rehearse(
     how = reading(model, given, settings)
     rehearsal.warnings += changes(model, how, source["path"])
 
+    # an adapter is as weightless as what it is put on
     with torch.device("meta"):
         model = trainer_class.made_trainable(model, args, peft_config)
     collator = trainer_class.collator_for(without_adapter(model), args, processor)
@@ -86,6 +95,8 @@ def rehearse(
     batch, problems = _fed(collator, batch_rows(rows, args), read)
     sample, more_problems = _fed(collator, sample_rows(rows), read)
     rehearsal.errors += dict.fromkeys([*problems, *more_problems])
+
+    # equal items of a batch are run once, and all processes share their candidates
     distinct = list({entry.key: entry for entry in batch}.values())
     candidates = sum(not entry.kind.startswith("query") for entry in distinct)
     rehearsal.errors += trainer_class.shortages(args, counts, candidates * plan.processes)
@@ -112,6 +123,7 @@ def batch_rows(rows: Dataset, args) -> Dataset:
     if not args.homogeneous_batches:
         return rows.select([number * len(rows) // count for number in range(count)])
 
+    # of equally large ones the first by name, so that a rehearsal says the same each time
     names = rows["dataset"][:]
     largest = max(sorted(set(names)), key=names.count)
     numbers = [number for number, name in enumerate(names) if name == largest]
@@ -124,10 +136,12 @@ def sample_rows(rows: Dataset, count: int = SAMPLE) -> Dataset:
     for number, name in enumerate(rows["dataset"]):
         numbers_of.setdefault(name, []).append(number)
 
-    # the n-th rows of all data sets stand together
+    # sorted, the n-th rows of all data sets stand together
     places = []
     for order, numbers in enumerate(numbers_of.values()):
-        places += [(place, order, number) for place, number in enumerate(numbers[:count])]
+        for place, number in enumerate(numbers[:count]):
+            places.append((place, order, number))
+
     return rows.select([number for _, _, number in sorted(places)[:count]])
 
 
@@ -146,8 +160,11 @@ def _model(model, source: dict, args) -> dict:
     """What is trained, and in which precision."""
     vlm = vlm_of(model)
     precision = "float32"
-    if args.bf16 or args.fp16:
-        precision = "bfloat16" if args.bf16 else "float16"
+    if args.bf16:
+        precision = "bfloat16"
+    elif args.fp16:
+        precision = "float16"
+
     return {
         "checkpoint": str(source["path"]),
         "architecture": vlm.config.model_type,
@@ -161,11 +178,19 @@ def _model(model, source: dict, args) -> dict:
 def _batch(distinct: list[Fed], fed: list[Fed], args, collator) -> dict:
     """Tokens, images and chunks of a batch."""
     lengths = [entry.prepared.length for entry in distinct]
-    boundary = getattr(collator, "length_boundary", None)
+    boundary = getattr(collator, "length_boundary", None)  # the reranker's collator has none
     chunks = plan_chunks(lengths, args.batch_tokens, boundary=boundary)
-    padded = [max(lengths[index] for index in chunk) * len(chunk) for chunk in chunks]
 
-    images = [tokens for entry in distinct for tokens in entry.prepared.image_tokens]
+    # each sequence of a chunk is padded to its longest
+    padded = []
+    for chunk in chunks:
+        longest = max(lengths[index] for index in chunk)
+        padded.append(longest * len(chunk))
+
+    images = []  # tokens of each
+    for entry in distinct:
+        images += entry.prepared.image_tokens
+
     return {
         "rows": args.per_device_train_batch_size,
         "sequences": len(fed),
@@ -191,7 +216,11 @@ def _training(plan: Plan, args) -> dict:
     }
 
     # what the stage has beside the arguments of every training
-    general = {field for parent in type(args).__mro__[1:] for field in getattr(parent, "__dataclass_fields__", ())}
+    general = set()
+    for parent in type(args).__mro__[1:]:
+        general.update(getattr(parent, "__dataclass_fields__", ()))
+
+    # the temperature is of interest in each stage that has one, whoever declares it
     for name in type(args).__dataclass_fields__:
         if name not in general or name == "temperature":
             facts[name] = getattr(args, name)
@@ -206,12 +235,16 @@ def learning_rates(args, steps: int) -> list[dict]:
         steps (`int`): how many it has.
     """
     resolve_decay(args, steps)
+
+    # schedulers want an optimizer; this one has nothing to train
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
     warmup = args.get_warmup_steps(steps)
     scheduler = get_scheduler(args.lr_scheduler_type, optimizer, warmup, steps, args.lr_scheduler_kwargs)
 
     moments = {"first": 0, "end of warm-up": warmup, "a quarter": steps // 4, "half": steps // 2}
     moments |= {"three quarters": 3 * steps // 4, "last": steps - 1}
+
+    # the schedule itself tells the rate of any step, without the steps before it
     rows = []
     for moment, step in moments.items():
         rate = args.learning_rate * scheduler.lr_lambdas[0](step)
@@ -224,26 +257,31 @@ def _adapter(model, peft_config) -> list[dict]:
     if peft_config is None:
         return []
 
-    groups = {}
-    vlm = vlm_of(model)
-    parts = estimates.part_names(vlm)
-    for name in parts:
+    # each adapted layer has one lora_A
+    counts = {}  # (part, name of the layer) -> how many
+    for name, component in estimates.part_names(vlm_of(model)).items():
         if ".lora_A." not in name:
             continue
-        layer = name.split(".lora_A.")[0]
-        key = (parts[name].replace("_", " "), layer.rpartition(".")[2])
-        groups[key] = groups.get(key, 0) + 1
+        layer = name.split(".lora_A.")[0].rpartition(".")[2]
+        key = (component.replace("_", " "), layer)
+        counts[key] = counts.get(key, 0) + 1
 
-    kind = "DoRA" if peft_config.use_dora else "LoRA"
+    # PEFT writes its own start as True
     start = peft_config.init_lora_weights
+    if start is True:
+        start = "kaiming"
+
     settings = {
-        "adapter": kind,
+        "adapter": "DoRA" if peft_config.use_dora else "LoRA",
         "r": peft_config.r,
         "alpha": peft_config.lora_alpha,
         "dropout": f"{peft_config.lora_dropout:g}",
-        "start": "kaiming" if start is True else str(start),
+        "start": str(start),
     }
-    return [{"part": part, "layers": layer, "count": count, **settings} for (part, layer), count in groups.items()]
+    rows = []
+    for (component, layer), count in counts.items():
+        rows.append({"part": component, "layers": layer, "count": count, **settings})
+    return rows
 
 
 def _passes(vlm, forwards: int) -> dict[str, int]:
@@ -251,16 +289,22 @@ def _passes(vlm, forwards: int) -> dict[str, int]:
 
     A backward is as much as two forwards where the weights train, and as one where gradients only pass through.
     """
+    component_of = estimates.part_names(vlm)
     passes = {}
-    for name, parts in (("language", ("language_model",)), ("vision", ("vision_tower", "projector"))):
-        names = [key for key, part in estimates.part_names(vlm).items() if part in parts]
-        trained = [key for key in names if vlm.get_parameter(key).requires_grad]
+    for name, components in (("language", ("language_model",)), ("vision", ("vision_tower", "projector"))):
+        trained = []
+        for key, component in component_of.items():
+            if component in components and vlm.get_parameter(key).requires_grad:
+                trained.append(key)
+
+        # an adapter's own matrices are so small that they do not count
         if any("lora_" not in key for key in trained):
             passes[name] = forwards + 2
         elif trained:
             passes[name] = forwards + 1
         else:
             passes[name] = 1  # features of a frozen tower are computed once
+
     return passes
 
 
@@ -271,20 +315,31 @@ def _costs(model, processor, distinct: list[Fed], args, source: dict, cached: bo
     weights = estimates.weight_bytes(vlm, source["dtype"] or "float32", source["quantization"])
     state = trained * (estimates.GRADIENT_BYTES + estimates.ADAM_BYTES)
 
+    # the gradient cache may keep the graphs of several chunks
+    budget = args.batch_tokens
+    if cached:
+        budget = max(budget, args.graph_tokens)
+
     # a chunk is at most as large as the budget, or one sequence that is larger
     prepared = [entry.prepared for entry in distinct]
     lengths = [entry.length for entry in prepared]
-    budget = max(args.batch_tokens, args.graph_tokens if cached else 0)
     with_graph = max([min(budget, sum(lengths)), *lengths])
     checkpointing = bool(args.activation_checkpointing or args.gradient_checkpointing)
-    graph = estimates.activation_bytes(vlm, with_graph, bool(args.bf16 or args.fp16), checkpointing)
+    half_precision = bool(args.bf16 or args.fp16)
+    graph = estimates.activation_bytes(vlm, with_graph, half_precision, checkpointing)
 
-    flops = estimates.forward_flops(vlm, processor, prepared)
+    # checkpointing runs a forward again, and so does the gradient cache for what it keeps no graph of
     forwards = 1 + checkpointing
     if cached and with_graph < sum(lengths):
-        forwards += 1  # of the gradient cache, without a graph
+        forwards += 1
     passes = _passes(vlm, forwards)
-    total = sum(flops[part] * passes[part] for part in flops) * args.gradient_accumulation_steps
+
+    flops = estimates.forward_flops(vlm, processor, prepared)
+    a_step = 0
+    for name, forward in flops.items():
+        a_step += forward * passes[name]
+    a_step *= args.gradient_accumulation_steps
+
     return {
         "weights": estimates.gib(weights),
         "gradients and optimizer": estimates.gib(state),
@@ -294,5 +349,5 @@ def _costs(model, processor, distinct: list[Fed], args, source: dict, cached: bo
         "forward of a batch, vision": estimates.tera(flops["vision"]),
         "passes over the language model": passes["language"],
         "passes over the vision tower": passes["vision"],
-        "a step": estimates.tera(total),
+        "a step": estimates.tera(a_step),
     }

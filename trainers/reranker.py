@@ -128,6 +128,8 @@ class RerankerCollator:
 
     def _bad_items(self, examples: list[Example]) -> list[BadItem]:
         bad_items = self.sieve.bad_items(examples)
+
+        # of a row that is too long as a whole no item is at fault: its query stands for it
         for example in self.sieve.rest(examples):
             if _key(example) in self.unfit:
                 bad_items.append(BadItem(str(example.query), self.unfit[_key(example)]))
@@ -139,6 +141,8 @@ class RerankerCollator:
         prepared = self.processor.prepare(
             [messages], max_length=self.args.max_length, names=[str(item)], resolution=self.args.resolution
         )
+
+        # images are decoded only here, and a file may be damaged behind its header
         self.processor.collate(prepared)
 
     def _batch(self, examples: list[Example]) -> list[dict]:
@@ -146,7 +150,7 @@ class RerankerCollator:
         questions = []
         for example in examples:
             questions.extend(self._sequences(example))
-        counts = Counter(question.kind for question in questions)
+        counts = Counter(question.kind for question in questions)  # means are over the batch, not over a chunk
 
         # the longest, which hold the images, come last
         lengths = [question.prompt.length + len(question.answer) for question in questions]
@@ -162,6 +166,8 @@ class RerankerCollator:
         longest = max(len(question.answer) for question in questions)
         answers = torch.full((len(questions), longest), IGNORED)  # [N, A]
         weights = torch.empty(len(questions))  # [N]
+
+        # answers end together, as the sequences do, which are padded on the left
         prompts = []
         for row, question in enumerate(questions):
             answers[row, longest - len(question.answer) :] = torch.tensor(question.answer)
@@ -190,6 +196,7 @@ class RerankerCollator:
         except (ValueError, OSError) as error:
             return [], [f"a row of {example.dataset or 'a data set without a name'}: {error}"]
 
+        # in training the answer is a part of the sequence
         fed = []
         for question in read[key]:
             prepared = replace(question.prompt, written=tuple(question.answer))
@@ -224,7 +231,7 @@ class RerankerCollator:
             candidates.insert(index, positive)
             question = self._question("list", example, candidates, f"{LISTWISE_ANSWER}{index + 1})")
             length = question.prompt.length
-            if length + len(question.answer) <= limit:
+            if length + len(question.answer) <= limit:  # the model reads both
                 return question
 
             # without its last negative it would not be a list
@@ -304,6 +311,7 @@ class RerankerTrainer(MeteredTrainer):
         processor = processing_class or model.processor
         keep_resolution(processor, args.resolution)
         model = self.made_trainable(model, args, peft_config)
+
         super().__init__(
             model=model,
             args=args,
@@ -335,6 +343,7 @@ class RerankerTrainer(MeteredTrainer):
         for chunk in inputs["batch"]:
             self.count(items=len(chunk["kinds"]), tokens=int(chunk["inputs"]["attention_mask"].sum()))
 
+        # the batch itself was counted: what follows may have chunks that only keep ranks in step
         chunks = self._chunks(inputs)
         total = 0.0
         for number, chunk in enumerate(chunks):
@@ -391,13 +400,14 @@ class RerankerTrainer(MeteredTrainer):
             `int`: how many sequences all ranks have.
         """
         kinds = list(chain.from_iterable(chunk["kinds"] for chunk in batch))
-        counts = torch.tensor([kinds.count(kind) for kind in KINDS], device=self.args.device)
-        totals = counts.clone()
         if not dist.is_initialized():
             return len(kinds)
 
-        # DDP averages over ranks: where all have as many, nothing changes
+        counts = torch.tensor([kinds.count(kind) for kind in KINDS], device=self.args.device)
+        totals = counts.clone()
         dist.all_reduce(totals)
+
+        # DDP averages over ranks: where all have as many, nothing changes
         scales = dist.get_world_size() * counts / totals.clamp(min=1)
         scale_of = dict(zip(KINDS, scales.tolist()))
         for chunk in batch:

@@ -28,14 +28,17 @@ class RowCounts:
     def of(cls, rows: Dataset) -> "RowCounts":
         """The counts of rows with the columns of [`~unime.data.schema.Example`]."""
         table = rows.with_format("arrow")[:]
+
+        # text and image as one string, which Arrow can count, joined by a character that no path holds
         positive = table["positive"].combine_chunks()
         candidate = pc.binary_join_element_wise(positive.field("text"), positive.field("image"), "\x00")
+
         columns = {
             "dataset": table["dataset"],
             "candidate": candidate,
             "negatives": pc.list_value_length(table["negatives"]),
         }
-        groups = pa.table(columns).group_by("dataset", use_threads=False)
+        groups = pa.table(columns).group_by("dataset", use_threads=False)  # threads would lose the order
         counted = groups.aggregate(
             [
                 ("negatives", "count", pc.CountOptions(mode="all")),
@@ -45,12 +48,17 @@ class RowCounts:
             ]
         )
 
-        names = ("rows", "candidates", "least negatives", "most negatives")
-        keys = ("negatives_count", "candidate_count_distinct", "negatives_min", "negatives_max")
+        # under names that people read
         data_sets = []
         for row in counted.to_pylist():
-            counts = {name: row[key] for name, key in zip(names, keys)}
-            data_sets.append({"data set": row["dataset"] or "(no name)", **counts})
+            counts = {
+                "data set": row["dataset"] or "(no name)",
+                "rows": row["negatives_count"],
+                "candidates": row["candidate_count_distinct"],
+                "least negatives": row["negatives_min"],
+                "most negatives": row["negatives_max"],
+            }
+            data_sets.append(counts)
         return cls(data_sets)
 
     @property
@@ -71,6 +79,7 @@ class RowCounts:
         """A message for each data set that has not so many candidates beside a positive as a setting asks for."""
         messages = []
         for row in self.data_sets:
+            # at best: the positives of all other rows, and its own negatives
             others = row["candidates"] - 1 + row["most negatives"]
             if others < count:
                 messages.append(

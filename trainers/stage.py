@@ -131,6 +131,7 @@ def hold_out(rows: Dataset, count: int) -> tuple[Dataset, Dataset | None]:
     """
     if not count:
         return rows, None
+
     remaining = Counter(rows["dataset"])  # rows of each data set from the present one on
     too_small = sorted(name for name, size in remaining.items() if size <= count)
     if too_small:
@@ -236,7 +237,11 @@ def run_command(
         if stage.rehearse or stage.rehearse_json:
             rehearsal = _rehearsal(trainer_class, args, stage, options, rows, source, given_settings(arguments))
             return rehearsal.finish(stage.rehearse_json)
-        extra = {} if prepare is None else prepare(rows, args)
+
+        # before the rows are parted: a teacher reads those of the evaluation too
+        extra = {}
+        if prepare is not None:
+            extra = prepare(rows, args)
         train_rows, eval_rows = hold_out(rows, stage.holdout)
 
         model = load_model(**source, quantization=_quantization(options))
@@ -280,6 +285,8 @@ def _rehearsal(trainer_class, args, stage: StageArguments, options, rows: Datase
     train_rows, _ = hold_out(rows, stage.holdout)
     model = load_model(**source, weights=False)
     peft_config = _adapter_config(model, stage, options)
+
+    # weights that are not there cannot be quantised, but their size can be told
     source = {**source, "quantization": _quantization(options)}
     processes = stage.rehearse_processes or args.world_size
     return rehearse(trainer_class, model, args, train_rows, peft_config, source, given, processes)
@@ -324,6 +331,8 @@ def _adapter_config(model, stage: StageArguments, options):
     if peft_config is None:
         return None
     peft_config.task_type = None  # an embedder is not one of PEFT's tasks
+
+    # PEFT calls its own start True
     start = one_of("init_lora_weights", stage.init_lora_weights, "kaiming", "gaussian")
     peft_config.init_lora_weights = True if start == "kaiming" else start
     peft_config.target_modules = find_targets(model, options.lora_target_modules, stage.lora_components)

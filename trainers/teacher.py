@@ -40,6 +40,8 @@ class TeacherTable:
     def __init__(self, texts: list[str], embeddings: np.ndarray):
         if len(texts) != len(embeddings):
             raise ValueError(f"{len(embeddings)} teacher embeddings for {len(texts)} texts.")
+
+        # batches carry hashes of their items, not the texts
         self.rows = {Item(text).content_hash: row for row, text in enumerate(texts)}
         self.texts = texts
         self.embeddings = torch.from_numpy(np.asarray(embeddings))
@@ -128,6 +130,8 @@ class Teacher:
             "dtype": self.dtype or "auto",
             "quantization": self.quantization,
         }
+
+        # its defaults are the same job, whether they are written out or left out
         if self.is_nv_embed:
             if self.padding_side == "left":
                 raise ValueError(f"{self.model} is NV-Embed, which pads on the right; leave the padding side out.")
@@ -138,6 +142,7 @@ class Teacher:
 
     @cached_property
     def _digest(self) -> str:
+        # without the name before the @: a checkpoint may be moved
         return checkpoint_fingerprint(self.folder, whole=True).rpartition("@")[2]
 
     def load(self, device, batch_size: int = 32):
@@ -168,6 +173,7 @@ class Teacher:
             model_kwargs["dtype"] = self.dtype
         if self.quantization is not None:
             model_kwargs["quantization_config"] = bitsandbytes_config(self.quantization)
+
         model = open_sentence_transformer(self.folder, device, self.trust_remote_code, model_kwargs=model_kwargs)
 
         # some models have a processor around the tokenizer
@@ -180,7 +186,7 @@ class Teacher:
 
         def encode(texts: list[str]) -> np.ndarray:
             inputs = [as_text(f"{text}{ending}", model) for text in texts]
-            prompt = self.prompt or None
+            prompt = self.prompt or None  # None leaves it to the model, which may have a default
             embeddings = model.encode(inputs, prompt=prompt, batch_size=batch_size, show_progress_bar=False)
             return embeddings.astype(np.float32)
 

@@ -99,6 +99,8 @@ def _gather(path: Path, blocks: Iterable[Block], rows: dict[str, int]) -> Teache
         for number, text in enumerate(block.texts):
             row = block.start + number
             vector = block.vectors[number]
+
+            # a text may come twice, but it has one embedding
             identity = hash(vector.tobytes())
             first_row, first_identity = first_rows.setdefault(text, (row, identity))
             if identity != first_identity:
@@ -106,6 +108,8 @@ def _gather(path: Path, blocks: Iterable[Block], rows: dict[str, int]) -> Teache
                     f"{path}: rows {first_row} and {row} have the same text {_short(text)} and different vectors; "
                     "keep one of them."
                 )
+
+            # the file may hold more texts than are needed
             if text in places:
                 table[places[text]] = vector
 
@@ -127,7 +131,7 @@ def _check(path: Path, block: Block, width: int | None):
         if not isinstance(text, str):
             raise ValueError(f"{path}, row {block.start + number}: the text is {text!r}, not a string.")
 
-    # a vector of zeros has no direction, so no similarity either
+    # a vector of zeros has no direction, so no similarity either; in float64 no sum of squares overflows
     lengths = np.linalg.norm(block.vectors.astype(np.float64), axis=1)
     unusable = ~np.isfinite(lengths) | (lengths == 0)
     if unusable.any():
@@ -139,14 +143,16 @@ def _check(path: Path, block: Block, width: int | None):
 def _check_complete(path: Path, present: dict, rows: dict[str, int]):
     """Raises `ValueError` if a text is missing."""
     missing = [text for text in rows if text not in present]
-    if missing:
-        examples = [f"{_short(text)} (training row {rows[text]})" for text in missing[:NAMED]]
-        if len(missing) > NAMED:
-            examples.append("...")
-        raise ValueError(
-            f"{path} lacks {len(missing)} of {len(rows)} texts: {', '.join(examples)}. Texts are compared letter for "
-            "letter; embed these as well, and write them to the file."
-        )
+    if not missing:
+        return
+
+    examples = [f"{_short(text)} (training row {rows[text]})" for text in missing[:NAMED]]
+    if len(missing) > NAMED:
+        examples.append("...")
+    raise ValueError(
+        f"{path} lacks {len(missing)} of {len(rows)} texts: {', '.join(examples)}. Texts are compared letter for "
+        "letter; embed these as well, and write them to the file."
+    )
 
 
 def _short(text: str) -> str:
@@ -177,6 +183,8 @@ def _list_vectors(path: Path, start: int, column: pa.Array) -> np.ndarray:
 
     lengths = pc.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)  # [n]
     lengths = np.where(column.is_null().to_numpy(zero_copy_only=False), 0, lengths)
+
+    # empty vectors are refused too, even if all are empty
     width = lengths[0]
     different = lengths != max(width, 1)
     if different.any():
@@ -186,6 +194,7 @@ def _list_vectors(path: Path, start: int, column: pa.Array) -> np.ndarray:
             f"has {width}."
         )
 
+    # all lists have one length: the place of a number tells its row
     numbers = column.flatten()  # [n * D]
     if numbers.null_count:
         row = int(numbers.is_null().to_numpy(zero_copy_only=False).argmax()) // width
@@ -216,6 +225,7 @@ def _safetensors_blocks(path: Path) -> Iterator[Block]:
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
+    # metadata can hold strings only
     try:
         texts = json.loads(texts)
     except ValueError as error:
