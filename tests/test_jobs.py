@@ -136,7 +136,7 @@ class Seeing(Pretender):
     def settings(self):
         return {"model": "seeing@0"}
 
-    def encode(self, items, role):
+    def encode(self, items, role, benchmark=None):
         if self.deadly and self.asked:
             raise KeyboardInterrupt
         self.asked += items
