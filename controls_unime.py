@@ -27,7 +27,8 @@ class ControlTokens:
         patterns = [re.escape(name) for name in sorted(self.names, key=len, reverse=True)]
         if tag is not None:
             patterns.append(tag)
-        self.pattern = re.compile("|".join(patterns) or r"(?!)")
+
+        self.pattern = re.compile("|".join(patterns) or r"(?!)")  # which matches nothing
         self.longest = max(map(len, self.names), default=1)
         self._guard_ids = _ids_of_guard(tokenizer)
 
@@ -43,6 +44,7 @@ class ControlTokens:
         if not places_image:
             return self.pattern.sub(_broken, text)
 
+        # a placeholder may be a control token as well, and stays one
         pieces = []
         end = 0
         for match in PLACEHOLDER.finditer(text):
@@ -57,9 +59,14 @@ class ControlTokens:
         guarded = []
         for number, text in enumerate(texts):
             following = "".join(texts[number + 1 : number + 1 + self.longest])[: self.longest]
-            seam = text[-self.longest :] + following
-            has_more = len(self.pattern.findall(seam)) > len(self.pattern.findall(text[-self.longest :]))
-            guarded.append(self.guard(text) + GUARD * (has_more and bool(following)))
+            ending = text[-self.longest :]
+            guarded_text = self.guard(text)
+
+            # a control token that begins in this text and ends in those after it, or lies in them whole
+            has_more = len(self.pattern.findall(ending + following)) > len(self.pattern.findall(ending))
+            if has_more and following:
+                guarded_text += GUARD
+            guarded.append(guarded_text)
         return guarded
 
     def unguard(self, ids: list[int]) -> list[int]:
@@ -107,6 +114,8 @@ def _ids_of_guard(tokenizer) -> list[int]:
     """The ids that one guard adds to a prompt: what a second one in the same place adds once more."""
     once = tokenizer(f"<{GUARD}|", add_special_tokens=False)["input_ids"]
     twice = tokenizer(f"<{GUARD}{GUARD}|", add_special_tokens=False)["input_ids"]
+
+    # it may be several tokens, and those beside it may be joined with it
     length = len(twice) - len(once)
     for start in range(len(once) - length + 1):
         ids = once[start : start + length]

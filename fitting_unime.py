@@ -50,6 +50,7 @@ def check_processor_files(files: SavedFiles, with_preset: bool):
         raise ValueError(f"{files.shown(_PROCESSOR)} is missing, which says how items are read.")
     if files.json(_TOKENIZER_CONFIG) is None:
         raise ValueError(f"{files.shown(_TOKENIZER_CONFIG)} is missing, which names the tokenizer's special tokens.")
+
     backbone = processor.get("backbone")
     if not isinstance(backbone, dict) or not backbone.get("processor_class"):
         raise ValueError(f'{files.shown(_PROCESSOR)} has lost its "backbone", the class that reads images.')
@@ -70,6 +71,7 @@ def _check_preset(files: SavedFiles, processor: dict, config: dict):
             f"{files.shown(_PROCESSOR)} names the unknown preset {name!r}; choose one of {', '.join(sorted(PRESETS))}."
         )
 
+    # a preset for any backbone names none
     preset = PRESETS[name]
     model_type = config.get("vlm_config", {}).get("model_type")
     if model_type and preset.model_types and model_type not in preset.model_types:
@@ -77,6 +79,8 @@ def _check_preset(files: SavedFiles, processor: dict, config: dict):
             f"{files.shown(_PROCESSOR)} names the preset {name!r}, which is for {' and '.join(preset.model_types)}, "
             f"but the model is a {model_type}; name the right one with `preset=`."
         )
+
+    # a reranker's configuration has no positions, and cannot contradict
     positions = config.get("positions", preset.positions)
     if positions != preset.positions:
         raise ValueError(
@@ -100,6 +104,8 @@ def naming_broken_processor(files: SavedFiles):
     except Exception as error:
         if "trust_remote_code" in str(error):
             raise
+
+        # the loader's own error seldom says which file it read
         for name in (_PROCESSOR, _TOKENIZER_CONFIG, _TOKENIZER):
             files.json(name)  # names what is no JSON
         culprit = _PROCESSOR if files.file(_TOKENIZER) else _TOKENIZER
@@ -121,11 +127,14 @@ def check_processor(files: SavedFiles, model, processor):
     Raises:
         ValueError: they do not fit, or an item cannot be read; the message names the file.
     """
+    # a token without a row of the table fails only when a text has it
     rows = model.get_input_embeddings().num_embeddings
     if len(processor.tokenizer) > rows:
         raise ValueError(
             f"{files.shown(_TOKENIZER)} has {len(processor.tokenizer)} tokens, the model only {rows} embeddings."
         )
+
+    # the forward pass puts pixels in the places of this token
     image_token_id = getattr(model.config.vlm_config, "image_token_id", None)
     if image_token_id is not None and image_token_id not in processor.image_token_ids:
         raise ValueError(
@@ -135,12 +144,14 @@ def check_processor(files: SavedFiles, model, processor):
     if processor.padding_id is None:
         raise ValueError(f"{files.shown(_TOKENIZER_CONFIG)} names neither a pad token nor an end-of-text token.")
 
+    # now as the first call would read items; what fails is the fault of the file that words them
     name = _TEMPLATE if processor.uses_template or model.judges else _PROCESSOR
     with _naming(files, name, "items cannot be worded"):
         entries = processor.prepare(_small_items(model, processor), resolution="native")
     for entry in entries[1:]:  # the first is an image
         if _TEXT not in entry.prompt:
             raise ValueError(f"{files.shown(_TEMPLATE)} leaves out the text of a message.")
+
     with _naming(files, _PROCESSOR, "images cannot be read"):
         batch = processor.collate(entries)
         _check_pixels(batch, model.config.vlm_config)
@@ -152,7 +163,12 @@ def _small_items(model, processor) -> list:
     items = [image, {"text": _TEXT}, {"text": _TEXT, **image}]
     if not model.judges:
         return items
-    return [image] + [processor.rerank_messages({"text": _TEXT}, [item], "pointwise") for item in items]
+
+    # a judge reads items only as candidates
+    small_items = [image]
+    for item in items:
+        small_items.append(processor.rerank_messages({"text": _TEXT}, [item], "pointwise"))
+    return small_items
 
 
 @contextmanager
@@ -181,6 +197,7 @@ def _check_pixels(batch, config):
             raise ValueError(f"images take {image_tokens} tokens, and the vision tower gives {tokens}.")
     else:
         width = getattr(vision, "image_size", pixels.shape[-1])
+
     if pixels.shape[-1] != width:
         raise ValueError(f"patches or tiles are {pixels.shape[-1]} wide, and the vision tower takes {width}.")
 

@@ -63,6 +63,8 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     name = _name_of(source)
     with _unreadable_as_value_error(name):
         image = _header(source)
+
+    # from the header, before a small file unfolds to gigabytes
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(
@@ -76,6 +78,7 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
             image.load()
         turn = _TURNS.get(_orientation(image))
         image.load()
+
         if turn is not None and image.format != "TIFF":
             image = image.transpose(turn)
         rgb = _to_rgb(image, name)
@@ -109,6 +112,7 @@ def _header(source) -> Image.Image:
         if not stat.S_ISREG(os.stat(source).st_mode):
             raise ValueError("it is not a file")
         image = Image.open(source, formats=FORMATS)
+
     if 0 in image.size:
         raise ValueError(f"it has {image.size[0]} x {image.size[1]} pixels")
     return image

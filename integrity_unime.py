@@ -42,6 +42,8 @@ def write_manifest(model, folder):
         "files": sorted(name for name in os.listdir(folder) if name in _SMALL_FILES),
         "weights": {},
     }
+
+    # the small files may be edited by hand, so of these the names are enough
     for name in _names_of_weights(folder):
         manifest["weights"][name] = sha256(os.path.join(folder, name))
     _write(manifest, folder)
@@ -125,7 +127,7 @@ class SavedFiles:
 
     def file(self, name: str, **options) -> str | None:
         """The path of a file, downloaded if need be; `None` if there is no such file."""
-        quiet = {f"_raise_exceptions_for_{case}": False for case in ("missing_entries", "connection_errors")}
+        quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
         return cached_file(self.source, name, **{**self.hub, **quiet, **options})
 
     def json(self, name: str) -> dict | None:
@@ -139,11 +141,14 @@ class SavedFiles:
             raise ValueError(f"{self.shown(name)} is damaged: it is a folder.")
         if path is None:
             return None
+
         try:
             with open(path, encoding="utf-8") as file:
                 content = json.load(file)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.shown(name)} is damaged: {error}") from error
+
+        # a list is JSON as well
         if not isinstance(content, dict):
             raise ValueError(f"{self.shown(name)} is damaged: it holds no JSON object.")
         return content
@@ -176,9 +181,13 @@ class SavedFiles:
                 f"{self.source} holds a {model_type}, not a {model_class.config_class.model_type}; wrap a stock VLM "
                 f"with `{model_class.__name__}.from_backbone`."
             )
+
+        # transformers would take its defaults, and build another model
         vlm_config = config.get("vlm_config")
         if not isinstance(vlm_config, dict) or not vlm_config.get("model_type"):
             raise ValueError(f'{self.shown("config.json")} is damaged: "vlm_config" describes no model.')
+
+        # a value of another kind is refused in whatever way the backbone's class refuses it
         try:
             _check_sections(model_class.config_class.from_dict(config).get_text_config())
         except Exception as error:
@@ -222,16 +231,20 @@ class SavedFiles:
         Raises:
             ValueError: with the name of the file.
         """
+        # transformers takes the single file where there are both
         if self.file("model.safetensors"):
             return
         index = self.json(_INDEX)
         if index is None:
             return
+
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ValueError(f'{self.shown(_INDEX)} is damaged: it has no "weight_map".')
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError(f"{self.shown(_INDEX)} is damaged: not every weight has the name of a file.")
+
+        # of a repository, asking for a file would download it
         for name in sorted(set(weight_map.values())):
             if os.path.isdir(self.source) and self.file(name) is None:
                 raise ValueError(f"{self.shown(name)} is missing, which {_INDEX} names.")
@@ -245,8 +258,8 @@ class SavedFiles:
             ValueError: with the name of the tensor and of its file.
         """
         config = self.json("config.json") or {}
-        parts = [config, config.get("vlm_config") or {}, config.get("text_config") or {}]
-        if any(part.get("quantization_config") for part in parts):
+        sections = [config, config.get("vlm_config") or {}, config.get("text_config") or {}]
+        if any(section.get("quantization_config") for section in sections):
             return
 
         for name in self._weight_files():
@@ -298,10 +311,12 @@ class SavedFiles:
         manifest = self.manifest()
         if manifest is None:
             return
+
         for name in (*manifest.get("files", ()), *manifest.get("weights", ())):
             if self.file(name) is None:
                 raise ValueError(f"{self.shown(name)} is missing, which {MANIFEST} names. {_MEND}")
 
+        # what the files say now, each with the file to blame
         config = self.json("config.json")
         processor = self.json("processor_config.json") or {}
         facts = {
@@ -343,18 +358,23 @@ class SavedFiles:
         Warns:
             UserWarning: there is no manifest to compare with.
         """
+        # nothing was downloaded, so there is nothing to compare
         if names is not None and not names:
             return
+
         manifest = self.manifest()
         if manifest is None:
             warnings.warn(f"{self.source} has no {MANIFEST}, so its weights cannot be verified.", stacklevel=4)
             return
+
         for name, expected in manifest["weights"].items():
             path = self.file(name)
             if names is not None and name not in names:
                 continue
             if path is None:
                 raise ValueError(f"{self.shown(name)} is missing, which {MANIFEST} names. {_MEND}")
+
+            # a broken download would otherwise lie in the cache for good
             if sha256(path) != expected:
                 if names is not None:
                     _forget(path)

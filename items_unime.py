@@ -106,6 +106,7 @@ def split_item(item, name: str = "item", num_frames: int = 8):
     if text is not None and not isinstance(text, str):
         raise TypeError(f"{name} has a text of type {type(text).__name__}; expected a string.")
     require_unicode(text or "", name)
+
     if image is not None and video is not None:
         raise ValueError(f"{name} has both an image and a video; give one of them.")
     if image is None and video is None and not (text and text.strip()):
@@ -151,13 +152,20 @@ def describe(item) -> str:
     """
     if is_chat(item):
         return f"the chat of {len(item)} messages"
-    parts = item if isinstance(item, Mapping) else {"text" if isinstance(item, str) else "image": item}
+
+    parts = item
+    if isinstance(item, str):
+        parts = {"text": item}
+    elif not isinstance(item, Mapping):
+        parts = {"image": item}
+
     words = []
     for kind in ("text", "image", "video"):
         value = parts.get(kind)
         if isinstance(value, Image.Image):
             words.append(f"{kind} of {value.width} x {value.height} pixels")
         elif isinstance(value, (str, os.PathLike)) and str(value):
+            # a text may be a whole book
             short = str(value)
             if len(short) > 80:
                 short = short[:77] + "..."

@@ -155,6 +155,7 @@ class UniMEModel(UniMEPreTrainedModel):
             raise ValueError(f"truncate_dim must be between 1 and {self.config.hidden_size}, got {truncate_dim}.")
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+
         is_single = not isinstance(items, (list, tuple)) or is_chat(items)
         items = [items] if is_single else list(items)
         reading = Reading(instruction, role, max_length, resolution, fusion, benchmark=benchmark)
@@ -162,6 +163,7 @@ class UniMEModel(UniMEPreTrainedModel):
         # equal items are embedded once
         distinct, names, places = self._distinct(items, show_progress)
         rows, prepared = self.processor.prepare_parts(distinct, reading, names)
+
         if batch_size is not None:
             # shorter items share a pass in greater number
             longest = max((entry.length for entry in prepared), default=1)
@@ -176,10 +178,12 @@ class UniMEModel(UniMEPreTrainedModel):
     def _distinct(self, items: list, show_progress) -> tuple[list, list[str], torch.Tensor]:
         """The distinct items with their names, and for each item its place `[N]` among these."""
         is_silent = not wants_progress(show_progress, len(items) // 512)
-        place_of = {}
+        place_of = {}  # key -> place among the distinct items
         distinct = []
         names = []
         places = []
+
+        # with a bar, since the key of an image in memory is a digest of all its pixels
         for i, item in enumerate(tqdm(items, desc="Reading", disable=is_silent, unit="item")):
             key = item_key(item, self.processor.max_image_pixels, f"item {i}")
             if key not in place_of:
@@ -391,6 +395,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             )
         prepared = self.processor.prepare(messages, names=names, resolution=resolution)
 
+        # one forward pass gives the logits of both answers
         yes_tokens, no_tokens = self._answers(POINTWISE[answer_format][1:], sum_variants)
         tokens = [*yes_tokens, *no_tokens]
         logits = self._next_logits(prepared, tokens, batch_tokens, share_prefix, show_progress)
@@ -468,8 +473,12 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         if top_k is not None and top_k < 0:
             raise ValueError(f"top_k must not be negative, got {top_k}.")
         _check_candidates(candidates)
+
+        # to the other strategies they mean nothing
         if strategy == "fused":
             retrieval_scores = as_retrieval_scores(retrieval_scores, len(candidates), weight)  # [N]
+        else:
+            retrieval_scores = None
 
         if strategy == "generate":
             scores = [None] * len(candidates)
@@ -482,7 +491,7 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             else:
                 scoring |= {"output": "logit", "benchmark": benchmark}
                 log_odds = self.score(query, candidates, batch_tokens, show_progress, resolution, **scoring)
-            scores, order = ranked(log_odds, output, retrieval_scores if strategy == "fused" else None, weight)
+            scores, order = ranked(log_odds, output, retrieval_scores, weight)
 
         ranking = []
         for index in order[:top_k]:
@@ -506,10 +515,14 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         is_silent = not wants_progress(show_progress, rounds)
         by_round = torch.empty(rounds, count, dtype=torch.float64)
         for number in trange(rounds, desc="Ranking", disable=is_silent, unit="round"):
+            # the first round shows the candidates as they came
             order = torch.randperm(count, generator=generator) if number else torch.arange(count)
             order = order.tolist()
+
+            # errors call a candidate by the number that the caller knows
             shown = [candidates[i] for i in order]
-            entry = self._listwise_prompt(query, shown, [f"candidate {i}" for i in order], resolution, benchmark)
+            names = [f"candidate {i}" for i in order]
+            entry = self._listwise_prompt(query, shown, names, resolution, benchmark)
             by_round[number, order] = self._log_probabilities_of_numbers(entry, count, batch_tokens)
         return log_odds_among(by_round.logsumexp(dim=0))  # the number of rounds cancels
 
@@ -540,7 +553,9 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         chances = {}
         for row, (beginning, tokens) in zip(logits, rivals.items()):
             is_rival = torch.isin(torch.tensor(columns), torch.tensor(tokens))
-            chances[beginning] = dict(zip(tokens, row[is_rival].double().log_softmax(dim=0).tolist()))
+            log_softmax = row[is_rival].double().log_softmax(dim=0)
+            chances[beginning] = dict(zip(tokens, log_softmax.tolist()))
+
         log_probabilities = [log_probability(answer, chances) for answer in answers]
         return torch.tensor(log_probabilities, dtype=torch.float64)
 
@@ -548,6 +563,8 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         """Ids of `1)`, `2)`, ... as they stand after the forced prefix."""
         tokenizer = self.processor.tokenizer
         prefix = tokenizer(LISTWISE_ANSWER, add_special_tokens=False)["input_ids"]
+
+        # with the prefix before it, a number may be other tokens than by itself
         answers = []
         for number in range(1, count + 1):
             ids = tokenizer(f"{LISTWISE_ANSWER}{number})", add_special_tokens=False)["input_ids"]
@@ -578,9 +595,12 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             batch = self.processor.collate([entry], padding_side="left").to(self.device)
             arguments = inspect.signature(self.vlm.forward).parameters  # `generate` refuses what the VLM does not name
             batch = {key: value for key, value in batch.items() if key in arguments}
+
             token_ids = self.vlm.generate(
                 **batch, generation_config=self.generation_config, max_new_tokens=128, do_sample=False, use_cache=True
             )
+
+        # what comes back begins with the prompt
         answer_ids = token_ids[0, batch["input_ids"].shape[1] :]
         return self.processor.tokenizer.decode(answer_ids, skip_special_tokens=True)
 

@@ -130,6 +130,8 @@ class UniMEProcessor(ProcessorMixin):
             anyres_padding=anyres_padding,
             benchmarks=benchmarks,
         )
+
+        # ProcessorMixin reads these of the processor itself
         self.image_token = self._native.image_token
         self.image_token_id = self._native.image_token_id
         self.image_token_ids = self._native.image_token_ids
@@ -138,6 +140,7 @@ class UniMEProcessor(ProcessorMixin):
         fence = ["<|vision_start|>", "<|vision_end|>"]
         has_fence = not {None, tokenizer.unk_token_id} & set(tokenizer.convert_tokens_to_ids(fence))
         self._fenced_image = f"{fence[0]}{self.image_token}{fence[1]}" if has_fence else self.image_token
+
         self._template_takes_strings = None  # tried out on first use
         self._controls = None  # likewise
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
@@ -158,6 +161,7 @@ class UniMEProcessor(ProcessorMixin):
             raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}.")
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}.")
+
         defaults = PRESETS[preset]
         self.preset = preset
         self.max_length = min(max_length or defaults.max_length, tokenizer.model_max_length)
@@ -166,6 +170,8 @@ class UniMEProcessor(ProcessorMixin):
         self.anyres_padding = one_of("anyres_padding", anyres_padding or defaults.anyres_padding, "even", "legacy")
         self.benchmarks = list(defaults.benchmarks if benchmarks is None else benchmarks)
         Resolution.parse(self.resolution)  # raises early
+
+        # how tiles are padded is a matter of the backbone's processor, so there is another one for each preset
         self._native = build_native(image_processor, tokenizer, self.backbone, self.anyres_padding == "legacy")
 
     def use_preset(self, preset: str, **settings):
@@ -184,7 +190,9 @@ class UniMEProcessor(ProcessorMixin):
         for name in _OTHER_SETTINGS:
             if name in settings:
                 setattr(self, name, settings.pop(name))
-        self._template_takes_strings = None  # a template may have changed
+
+        # both follow from the template, which may have changed
+        self._template_takes_strings = None
         self._controls = None
         self._take_preset(preset, self.image_processor, self.tokenizer, **settings)
 
@@ -210,6 +218,8 @@ class UniMEProcessor(ProcessorMixin):
         words = self._words(benchmark)
         if words is PRESETS[self.preset]:
             benchmark = None
+
+        # equal prompts under one role: their items are embedded once
         if role == "document":
             role = self.document_role(dataset)
         if words.query == words.document:
@@ -264,7 +274,8 @@ class UniMEProcessor(ProcessorMixin):
         """
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if preset is not None:
-            processor.use_preset(preset, **{key: kwargs[key] for key in SETTINGS if key in kwargs})
+            settings = {key: kwargs[key] for key in SETTINGS if key in kwargs}
+            processor.use_preset(preset, **settings)
         return processor
 
     @classmethod
@@ -317,6 +328,8 @@ class UniMEProcessor(ProcessorMixin):
             placed = tuple(islice(remaining, placed_count))
             if len(placed) < placed_count:
                 raise ValueError(f"{name} holds more image tokens than there are images left.")
+
+            # such images are open already, and are read at the size that they have
             sizes = tuple(image.size for image in placed)
             prepared.append(PreparedItem(name, prompt, ids, placed, sizes, self._count_tokens(sizes, name)))
 
@@ -379,12 +392,14 @@ class UniMEProcessor(ProcessorMixin):
         text = text or ""
         if text and not image_count and not strip_placeholders(text).strip():
             raise ValueError(f"{name} is empty: its text holds only an image placeholder.")
+
         if reading.instruction and image_count:
             text = strip_placeholders(text)  # the preset places the image, before both
         if reading.instruction:
             text = instruct(reading.instruction, text)
         text = self.controls.guard(text, places_image=image_count > 0)
 
+        # beside an image, a placeholder alone is no text
         has_text = bool(text.strip())
         if image_count:
             has_text = bool(strip_placeholders(text).strip())
@@ -392,13 +407,15 @@ class UniMEProcessor(ProcessorMixin):
         prompts: Prompts = getattr(words, reading.role)
         turn = self._user_turn(text, has_text, image_count, prompts, words.verbatim, name)
         is_raw_joint = words.raw_joint and has_text and image_count > 0
-        return turn if not words.chat or is_raw_joint else self._wrap(turn, words)
+        if not words.chat or is_raw_joint:
+            return turn
+        return self._wrap(turn, words)
 
     def _user_turn(
         self, text: str, has_text: bool, image_count: int, prompts: Prompts, verbatim: bool, name: str
     ) -> str:
         """What the user says, with an image token for each image."""
-
+        # a text that says itself where its image stands
         if has_text and image_count and PLACEHOLDER.search(text):
             if image_count > 1:
                 raise ValueError(f"{name} places one image in its text but has {image_count}.")
@@ -475,7 +492,7 @@ class UniMEProcessor(ProcessorMixin):
             if not isinstance(entries, (list, tuple)):
                 raise ValueError(f"{name} has a message whose content is neither a text nor a list: {entries!r}.")
 
-            # a video becomes as many images as it has frames
+            # in the template a video is as many images as it has frames
             content = []
             for entry in entries:
                 entry_images = self._images_of(entry, name)
@@ -484,9 +501,12 @@ class UniMEProcessor(ProcessorMixin):
                     content.append(_text_part(entry["text"]))
                 else:
                     content.extend([{"type": "image"}] * len(entry_images))
+
+            # a role is a user's text as well
             if not isinstance(message["role"], str):
                 raise ValueError(f"{name} has a message whose role is no text: {str(message['role'])[:80]!r}.")
-            turns.append({"role": self.controls.guard(message["role"]), "content": self._guarded_parts(content)})
+            role = self.controls.guard(message["role"])
+            turns.append({"role": role, "content": self._guarded_parts(content)})
         return self._template(turns, generate), tuple(images)
 
     def _guarded_parts(self, content: list[dict]) -> list[dict]:
@@ -494,6 +514,8 @@ class UniMEProcessor(ProcessorMixin):
         parts = []
         for kind, run in groupby(content, key=itemgetter("type")):
             entries = list(run)
+
+            # a template puts neighbouring texts together, and half a control token of each would be a whole one
             if kind == "text":
                 texts = self.controls.guard_all([entry["text"] for entry in entries])
                 entries = [_text_part(text) for text in texts]
@@ -510,6 +532,7 @@ class UniMEProcessor(ProcessorMixin):
         if kind == "text" and isinstance(entry.get("text"), str):
             require_unicode(entry["text"], name)
             return ()
+
         raise ValueError(f"{name} has a message part that is neither text, image nor video: {str(entry)[:80]!r}.")
 
     def rerank_messages(
@@ -575,6 +598,8 @@ class UniMEProcessor(ProcessorMixin):
         images = []
         for item, instruction, name in zip(items, instructions, names):
             prompt, item_images = self._render(item, readings[instruction], name)
+
+            # what is never cut is refused before the whole of it is tokenised
             if is_chat(item) and self._beginning(prompt, limit) != prompt:
                 raise ValueError(f"{name} takes far more tokens than the limit of {limit}; shorten it.")
             prompts.append(prompt + reading.suffix)
@@ -615,6 +640,7 @@ class UniMEProcessor(ProcessorMixin):
 
     def _beginning(self, text: str, limit: int) -> str:
         """The text, or a beginning that is above the limit by itself: tokenising megabytes would take minutes."""
+        # enough for nearly every text; a run of blanks may be a single token, hence the loop
         size = _CHARACTERS * limit
         while size < len(text):
             beginning = text[:size]
@@ -639,11 +665,15 @@ class UniMEProcessor(ProcessorMixin):
                 f"{name} holds {placed} image tokens for {len(images)} images; remove {self.image_token!r} from "
                 "its text."
             )
+
         sizes = []
         for number, image in enumerate(images, 1):
-            sizes.append(self._fit(image, resolution, name + _place(number, len(images))))
+            image_name = name + _place(number, len(images))
+            sizes.append(self._fit(image, resolution, image_name))
         sizes = tuple(sizes)
-        return PreparedItem(name, prompt, ids, images, sizes, self._count_tokens(sizes, name), resolution)
+
+        image_tokens = self._count_tokens(sizes, name)
+        return PreparedItem(name, prompt, ids, images, sizes, image_tokens, resolution)
 
     def _fit(self, image, resolution: Resolution, name: str) -> tuple[int, int]:
         """(width, height) at which an image is read."""
@@ -668,6 +698,7 @@ class UniMEProcessor(ProcessorMixin):
         try:
             return tuple(self._native.count_tokens(list(sizes)))
         except ValueError as error:
+            # the sizes are counted together, and the error does not say which it is about
             place = self._uncountable(sizes)
             width, height = sizes[place]
             name = name + _place(place + 1, len(sizes))
@@ -684,22 +715,29 @@ class UniMEProcessor(ProcessorMixin):
 
     def _shorten(self, entry: PreparedItem, item, reading: Reading, limit: int) -> PreparedItem:
         """The item with its text cut so that it has at most `limit` tokens."""
+        # image tokens are not cut, so the text alone gives what is too much
         shorter = None
         if not is_chat(item):
-            shorter = self._cut_text(entry, item, reading, len(entry.input_ids) - (entry.length - limit))
+            excess = entry.length - limit
+            shorter = self._cut_text(entry, item, reading, len(entry.input_ids) - excess)
+
         if shorter is None:
             raise ValueError(
                 f"{entry.name} takes {entry.length} tokens ({sum(entry.image_tokens)} of them image tokens), above "
                 f"the limit of {limit}. Chats and images are not cut: lower the resolution, shorten the text or raise "
                 "`max_length`."
             )
+
         prompt, ids = shorter
         return replace(entry, prompt=prompt, input_ids=ids)
 
     def _cut_text(self, entry: PreparedItem, item, reading: Reading, target: int) -> tuple[str, list[int]] | None:
         """Prompt and ids with the text cut until at most `target` ids remain; None when no text would be left."""
         text = item.get("text") if isinstance(item, Mapping) else item
-        text = text if isinstance(text, str) else ""
+        if not isinstance(text, str):
+            text = ""
+
+        # guarded as in the prompt, so that it is cut between the same tokens
         guarded = self.controls.guard(text, places_image=len(entry.images) > 0)
         offsets = self.tokenizer(guarded, return_offsets_mapping=True)["offset_mapping"]
 
@@ -709,6 +747,7 @@ class UniMEProcessor(ProcessorMixin):
             beginning = guarded[:end].replace(GUARD, "").rstrip(GUARD)  # it may end within a guard
             if not beginning.strip():
                 return None
+
             prompt = self._prompt(beginning, len(entry.images), reading, entry.name) + reading.suffix
             (ids,) = self._tokenize([prompt])
             if len(ids) <= target:
@@ -737,11 +776,14 @@ class UniMEProcessor(ProcessorMixin):
         instructions = []
         for row, item in enumerate(items):
             fusion = reading.fusion or self._fusion(item, reading.benchmark)
-            for part, instruction in _split_into_parts(item, fusion, reading.instruction):
+            for item_part, instruction in _split_into_parts(item, fusion, reading.instruction):
                 rows.append(row)
-                parts.append(part)
+                parts.append(item_part)
                 instructions.append(instruction)
-        return rows, self._prepare(parts, instructions, reading, [names[row] for row in rows])
+
+        # errors call a part by the name of its item
+        part_names = [names[row] for row in rows]
+        return rows, self._prepare(parts, instructions, reading, part_names)
 
     def _fusion(self, item, benchmark: str | None) -> str:
         """How an item is embedded, if it has both image and text, where the call does not say it."""
@@ -782,7 +824,10 @@ class UniMEProcessor(ProcessorMixin):
         # the strings come back in one list; each item takes as many as it has images
         inputs, strings = self._native.read_images(groups) if groups else ({}, [])
         remaining = iter(strings)
-        return inputs, [list(islice(remaining, len(entry.images))) for entry in prepared]
+        strings_by_item = []
+        for entry in prepared:
+            strings_by_item.append(list(islice(remaining, len(entry.images))))
+        return inputs, strings_by_item
 
     def read_loose_images(self, places, alone: bool) -> tuple[dict, list[str]]:
         """As `read_images`, for single images `(entry, index)` out of prompts in which each is alone, or none is."""
@@ -813,12 +858,16 @@ class UniMEProcessor(ProcessorMixin):
             pieces = entry.prompt.split(self.image_token)
             prompt = "".join(chain.from_iterable(zip(pieces, [*strings, ""])))
             ids = self.tokenizer(prompt)["input_ids"]
-            return [*(self.controls.unguard(ids) if GUARD in prompt else ids), *entry.written]
+            if GUARD in prompt:
+                ids = self.controls.unguard(ids)
+            return [*ids, *entry.written]
 
         if tuple(counts) != entry.image_tokens:
             raise RuntimeError(
                 f"the images of {entry.name} gave {counts} tokens where {entry.image_tokens} were planned."
             )
+
+        # the placeholder of an image is one token, and becomes a run of it
         remaining = iter(counts)
         ids = []
         for token in entry.input_ids:

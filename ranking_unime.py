@@ -29,6 +29,8 @@ def ranked(log_odds: torch.Tensor, output: str, retrieval_scores=None, weight: f
     log_odds = log_odds.double()
     scores = log_odds if output == "logit" else log_odds.sigmoid()
     sums = (retrieval_scores + weight * scores).tolist()
+
+    # with a weight below zero, greater log-odds put a candidate lower, in a tie as well
     ties = (weight * log_odds).tolist()
     order = sorted(range(len(sums)), key=lambda i: (-sums[i], -ties[i]))
     return sums, order
@@ -47,12 +49,15 @@ def as_retrieval_scores(scores, count: int, weight: float) -> torch.Tensor:
     """
     if scores is None or len(scores) != count:
         raise ValueError("the strategy 'fused' needs one retrieval score for each candidate.")
+
     scores = torch.as_tensor(scores, dtype=torch.float64).cpu()
     missing = scores.isnan().nonzero().flatten().tolist()
     if missing:
         raise ValueError(
             f"the retrieval score of candidate {missing[0]} is NaN; the strategy 'fused' needs a number for each."
         )
+
+    # NaN is not below it either
     if not abs(weight) < float("inf"):
         raise ValueError(f"weight must be finite, got {weight}.")
     return scores

@@ -45,6 +45,8 @@ class _UniMEModule(InputModule):
         for theirs, ours in _HUB.items():
             if kwargs.get(theirs) is not None:
                 hub[ours] = kwargs[theirs]
+
+        # what the user sets for the model goes before what the library hands on
         arguments = {"trust_remote_code": trust_remote_code, **hub, **(model_kwargs or {})}
         model = cls.auto_class.from_pretrained(model_name_or_path, **arguments)
         _ = model.processor  # it is read on first use, and what is wrong with it is to be known now
@@ -102,6 +104,7 @@ class UniMETransformer(_UniMEModule):
         """Features of a batch; `task` is what `encode_query` and `encode_document` set."""
         role = "document" if task == "document" else "query"
         items = [_as_item(item) for item in inputs]
+
         # the caller's order is not known here, where texts come sorted by length
         names = list(map(describe, items))
         rows, prepared = self.processor.prepare_parts(items, instruction=prompt or None, role=role, names=names)
@@ -130,9 +133,13 @@ class UniMECrossEncoder(_UniMEModule):
         names = []
         for pair in inputs:
             query, candidate = map(_as_item, pair)
-            names.append(f"the pair of {describe(query)} and {describe(candidate)}")
-            turns.append(self.processor.rerank_messages(query, [candidate], "pointwise", names[-1:]))
-        return dict(self.processor.collate(self.processor.prepare(turns, names=names), "left"))
+            name = f"the pair of {describe(query)} and {describe(candidate)}"
+            names.append(name)
+            turns.append(self.processor.rerank_messages(query, [candidate], "pointwise", [name]))
+
+        # padded on the left, so that the answer follows the last token of every prompt
+        prepared = self.processor.prepare(turns, names=names)
+        return dict(self.processor.collate(prepared, "left"))
 
     def forward(self, features: dict, **kwargs) -> dict:
         yes, no = self._answers
@@ -161,6 +168,8 @@ def write_modules(model, folder):
             "model_type": "CrossEncoder",
             "activation_fn": "torch.nn.modules.activation.Sigmoid",
         }
+
+    # the class by the name of this file, which is saved with every model
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(__file__).stem}.{name}"}]
     _write_json(folder / "modules.json", modules)
     _write_json(folder / "config_sentence_transformers.json", settings)

@@ -127,6 +127,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
         settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
         hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
+
+        # before gigabytes are read; whoever passes a configuration may do without its file
         files = SavedFiles(path, hub)
         if args or "config" not in kwargs or files.file("config.json"):
             files.check_configuration(cls)
@@ -135,9 +137,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
         info = {}
         if weights:
             files.check_shards()
-            downloaded = files.absent_weights()
+            downloaded = files.absent_weights()  # asked now: after loading there are none
             if verify:  # first, as its error names the file
                 files.verify()
+
             with naming_broken_files(path), files.naming_configuration():
                 model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
             assert_all_landed(info, path)
@@ -145,7 +148,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
             if not verify:
                 files.verify(downloaded)
         else:
-            model = cls._without_weights(cls.config_class.from_pretrained(path, **hub))
+            config = cls.config_class.from_pretrained(path, **hub)
+            model = cls._without_weights(config)
+
+        # the processor is loaded when it is first used, with what the caller said here
         model.source = path
         trust = kwargs["trust_remote_code"]
         model._processor_source = (path, {**hub, **settings, "trust_remote_code": trust})
@@ -153,7 +159,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
             if "positions" in kwargs:
                 settings["positions"] = kwargs["positions"]
             model.use_preset(preset, **settings)
-        model._check_together(files, trusts_files=preset is None and "positions" not in kwargs)
+
+        # last, since it compares what the caller named with what was saved
+        trusts_files = preset is None and "positions" not in kwargs
+        model._check_together(files, trusts_files)
         return (model, info) if wants_info else model
 
     @classmethod
@@ -190,6 +199,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         settings = {key: kwargs.pop(key) for key in (*SETTINGS, "processor") if key in kwargs}
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
         hub = {key: kwargs[key] for key in (*_HUB_KEYS, "trust_remote_code") if key in kwargs}
+
         files = SavedFiles(path_or_repo, {key: kwargs[key] for key in _HUB_KEYS if key in kwargs})
         with files.naming_damaged_json():
             config = AutoConfig.from_pretrained(path_or_repo, **hub)
@@ -201,10 +211,12 @@ class UniMEPreTrainedModel(PreTrainedModel):
             processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
         if weights:
             _set_quantization(kwargs, quantization)
-            model = cls._wrap(cls._load_vlm(path_or_repo, config, kwargs), preset, path_or_repo)
+            vlm = cls._load_vlm(path_or_repo, config, kwargs)
+            model = cls._wrap(vlm, preset, path_or_repo)
         else:
-            wrapped = cls._wrap_config(complete_config(path_or_repo, config), preset, backbone=str(path_or_repo))
-            model = cls._without_weights(wrapped)
+            vlm_config = complete_config(path_or_repo, config)
+            config = cls._wrap_config(vlm_config, preset, backbone=str(path_or_repo))
+            model = cls._without_weights(config)
             model.source = path_or_repo
         model.processor = processor
         return model
@@ -223,7 +235,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
         with naming_broken_files(path):
             vlm, info = load(cls._vlm_class, path, config, kwargs)
         assert_all_landed(info, path, ignore=cls._dropped_weights)
-        SavedFiles(path, {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}).check_weight_types()
+
+        # integers would land as weights, without their scales
+        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+        SavedFiles(path, hub).check_weight_types()
         return vlm
 
     @classmethod
@@ -426,6 +441,8 @@ def assert_all_landed(info, source, ignore=()):
         for key in info.get(kind) or ():
             if not str(key).startswith(tuple(ignore)):
                 keys.append(str(key))
+
+        # of a whole model, a few keys say enough
         if keys:
             keys.sort()
             more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
@@ -490,9 +507,12 @@ def _take_over_quantization(model):
     """Moves what transformers notes on a quantised VLM to its wrapper, so that this is saved and trained as one."""
     if getattr(model.vlm, "hf_quantizer", None) is None:
         return
+
     model.hf_quantizer = model.vlm.hf_quantizer
     model.config.quantization_config = model.vlm.config.quantization_config
     del model.vlm.config.quantization_config
+
+    # Trainer asks the wrapper for these
     for note in ("quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(model.vlm, note):
             setattr(model, note, getattr(model.vlm, note))

@@ -156,6 +156,8 @@ def open_reader(
     """
     processor, is_reranker = open_processor(source, preset, trust_remote_code=trust_remote_code)
     processor.fusion = "joint"  # training reads one prompt
+
+    # a stock VLM can become either
     if not (reranker or is_reranker):
         return EmbeddingCollator(processor, max_length=max_length, resolution=resolution)
 
@@ -178,6 +180,7 @@ def _check(options):
                 options.resolution,
                 options.trust_remote_code,
             )
+
         report = check(options.path, options.image_root, options.split, not options.no_images, reader)
 
         text = json.dumps(report, indent=1, ensure_ascii=False)

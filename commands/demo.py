@@ -84,11 +84,14 @@ class Photos:
         with self._lock:
             # files that have not changed are not read again, so every search looks
             listing = [(name, stamp(item)) for name, item in read_items([str(self.folder)])]
+
             if listing != self._listing:
                 self._drop_damaged()
                 encoded = encode([str(self.folder)], self.embedder, self.path, update=True)
                 self.failed = encoded.failed
                 self._searcher = Searcher(encoded.index, self.embedder)
+
+                # last: where embedding failed, the next search tries again
                 self._listing = listing
             return self._searcher
 
@@ -117,6 +120,7 @@ class Photos:
         """
         searcher = self.refresh()
         matches = searcher.search(query, top)
+
         rows = as_rows(matches)
         if reranker is not None:
             rows = rerank(reranker, query, searcher.index.items, matches)
@@ -235,6 +239,8 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
             return [], "Type a text, drop an image, or both."
         if len(text) + len(instruction or "") > TEXT_LENGTH:
             return [], f"A text has at most {TEXT_LENGTH:,} characters."
+
+        # a program that calls the page's API may name any path of this machine
         if image:
             try:
                 image = visitors_picture(image, [get_upload_folder(), photos.folder])
@@ -310,6 +316,8 @@ def main(arguments=None):
     add_reranker(parser)
     add(parser, "trust-remote-code")
     add(parser, "instruction")
+
+    # where it is kept, and who may see it
     parser.add_argument("--cache", default=CACHE, help="folder for the embeddings (default: %(default)s)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows the page to the network")
     parser.add_argument("--port", type=int, help="7860 or the next free one by default")
@@ -320,8 +328,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     if options.verify:
         verify_files()
+
+    # before the images are embedded, which may take an hour
     if find_spec("gradio") is None:
         raise SystemExit('unime demo: gradio is not installed; `pip install "gradio>=6"`.')
+
     with one_line_errors("unime demo"):
         blocks = _page_of(options)
         url = _launch(blocks, options)
@@ -333,6 +344,7 @@ def _page_of(options):
     """The page that a command line asks for."""
     if not Path(options.images).is_dir():
         raise ValueError(f"{options.images} is not a folder.")
+
     embedder = Embedder(
         options.model,
         options.library,

@@ -96,10 +96,13 @@ def encode(
     vectors = _vectors_of(old)
     missing = [entry for entry in entries if entry.key not in vectors]
 
-    # embed: all processes of a launch share the work, the main one goes on with the results
     # where a run was killed, or failed, the next may find other files, or be told to use another model
-    about_and_keys = [json.dumps([about, shard_size]), *(f"{entry.key}" for entry in missing)]
+    about_and_keys = [json.dumps([about, shard_size])]
+    for entry in missing:
+        about_and_keys.append(f"{entry.key}")
     folder = _parts(out) / fingerprint(about_and_keys)
+
+    # embed: all processes of a launch share the work, the main one goes on with the results
     if missing:
         _embed(missing, embedder, folder, role, shard_size)
     if not embedder.state.is_main_process:
@@ -227,9 +230,9 @@ def main(arguments=None):
     add_output(parser)
 
     options = parser.parse_args(arguments)
-
     if options.verify:
         verify_files()
+
     with one_line_errors("unime encode"):
         embedder = Embedder(
             options.model,

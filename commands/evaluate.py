@@ -53,6 +53,7 @@ class _DataSettings:
         return self.rehearse or bool(self.rehearse_json)
 
     def __post_init__(self):
+        # a recipe has them as objects, a command line as texts
         for name in ("options", "rank_options"):
             value = getattr(self, name, None)
             if isinstance(value, str):
@@ -139,6 +140,7 @@ def run(
     """
     if config.verify:
         verify_files()
+
     if step == "rerank":
         return _run_rerank(config, given or {})
 
@@ -163,6 +165,7 @@ def run(
     }
     with embedder.state.main_process_first():  # which unpacks what has to be unpacked
         tasks, root = read(step, source)
+
     if config.rehearses:
         return rehearse(step, tasks, embedder, given or {})
     return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard)
@@ -183,6 +186,7 @@ def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal
     # somebody else's result may name any folder: pictures are only unpacked where they were before
     if not config.cache and source.get("cache") and not Path(source["cache"]).is_dir():
         source["cache"] = None
+
     with processes().main_process_first():
         tasks, root = read(before["benchmark"], source)
 
@@ -237,12 +241,16 @@ def main(arguments=None):
             config_class = RerankConfig
         elif any(name in arguments for name in BENCHMARKS):
             config_class = BenchmarkConfig
+
         step, config = parse_settings("unime eval", config_class, STEPS | PAGES, arguments)
         if step in PAGES:
             raise ValueError(f"{step} has options of its own, which come after it: unime eval {step} --help.")
         result = run(step, config, given_settings(arguments))
+
     if config.rehearses:
         return result.finish(config.rehearse_json, config.json)
+
+    # all processes of a launch have the same result
     if processes().is_main_process:
         _print_results(result, config.json)
 

@@ -43,8 +43,10 @@ def _pairs(options) -> tuple[Task, list[Item], list[Item]]:
         right = task.corpus[task.options(number)[task.relevant[number][0]]]
         if query not in pairs and right not in pairs.values():
             pairs[query] = right
+
     queries = list(pairs)[: options.count]
-    return task, queries, [pairs[query] for query in queries]
+    answers = [pairs[query] for query in queries]
+    return task, queries, answers
 
 
 def _tasks(options) -> dict[str, Task]:
@@ -147,6 +149,7 @@ def next_token(options) -> Path:
         options.head or options.models[0], trust_remote_code=options.trust_remote_code
     )
     head = backbone.get_output_embeddings().weight  # [vocabulary, D]
+
     panels = {}
     for name, model in _models(options, options.preset or "summary"):
         panels[name] = list(zip(items, _next_words(name, model, head, items, options.top)))
@@ -159,6 +162,7 @@ def _next_words(
     """The most probable words after each item's prompt, with their probabilities."""
     if isinstance(model, DualEncoder):
         raise ValueError(f"{name} is a dual encoder, which has no language model to say a next word.")
+
     model.config.normalize = False  # the last hidden state itself
     states = model.encode_query(_inputs(items))  # [N, D]
     if states.shape[1] != head.shape[1]:
@@ -184,6 +188,8 @@ def stages(options) -> Path:
     benchmarks = sorted({result.content["benchmark"] for result in results})
     if len(benchmarks) > 1:
         raise ValueError(f"these are results of {', '.join(benchmarks)}; take one benchmark.")
+
+    # two results of one name would be one bar
     means = {result.name: result.content["means"] for result in results}
     if len(means) != len(results):
         raise ValueError("--names takes a different name for each result.")
@@ -208,8 +214,10 @@ def contact(options) -> Path:
     ranking, _ = read_arrays(result.path.with_name(RANKINGS))
     if f"{name}/top" not in ranking:
         raise ValueError(f"{result.path.with_name(RANKINGS)} holds no candidates of {name}.")
+
     top = ranking[f"{name}/top"]  # [Q, depth], positions in the task's corpus
     similarities = ranking[f"{name}/similarity"]  # [Q, depth]
+
     rows = []
     for number in _hits_and_misses(content["tasks"][name]["ranks"], options.count):
         best = _best_candidates(task, number, top[number, : options.top], similarities[number])
@@ -239,6 +247,8 @@ def _hits_and_misses(ranks: list[int], count: int) -> list[int]:
             hits.append(number)
         else:
             misses.append(number)
+
+    # where there are few hits, misses fill the sheet
     hits = hits[: max(1, count // 2)]
     return hits + misses[: count - len(hits)]
 
@@ -250,6 +260,7 @@ def curves(options) -> Path:
     for name, path in zip(names, options.inputs):
         state_path = _trainer_state(Path(path))
         state = read_json(state_path)
+
         if not isinstance(state, dict) or "log_history" not in state:
             raise ValueError(f"{state_path} is not the state of a training: it has no log_history.")
         runs[name] = state["log_history"]
@@ -308,6 +319,8 @@ def _parser() -> CommandParser:
     kinds = "; ".join(f"{kind}: {text}" for kind, (_, text) in KINDS.items())
     parser.add_argument("kind", choices=KINDS, help=kinds)
     parser.add_argument("inputs", nargs="*", help="for stages and contact results.json; for curves folders of runs")
+
+    # of which models, or what to call results and runs
     parser.add_argument(
         "--models",
         nargs="+",
@@ -318,12 +331,16 @@ def _parser() -> CommandParser:
     add(parser, "preset", help="prompts of all models (default: each one's own; next-token: summary)")
     add(parser, "trust-remote-code")
     parser.add_argument("--head", help="next-token: checkpoint with the language head (default: the first model)")
+
+    # of what data
     parser.add_argument(
         "--benchmark", default="world", choices=list(BENCHMARKS), help="whose pairs (default: %(default)s)"
     )
     parser.add_argument("--data", help="folder of the benchmark")
     add(parser, "image-root")
     parser.add_argument("--task", help="data set of the benchmark")
+
+    # how much of it, and where to
     parser.add_argument("--count", type=int, help="pairs, items or rows")
     parser.add_argument("--top", type=int, help="words or candidates of each (default: 10 words, 5 candidates)")
     parser.add_argument("--out", type=Path, required=True, help="PNG to write; the data goes beside it as CSV")

@@ -67,12 +67,15 @@ def write_index(path: Path, index: Index):
         width = index.embeddings.shape[1]
         flat = pa.array(index.embeddings.reshape(-1))  # [N * D]
         vectors = pa.FixedSizeListArray.from_arrays(flat, width)
+
         pq.write_table(pa.table({**columns, "embedding": vectors}, metadata={_KEY: about}), draft)
 
     def write_npz(draft):
         arrays = {}
         for name, column in columns.items():
             arrays[name] = np.array(column, str)  # not objects, which would be pickled
+
+        # an open file, since numpy adds its ending to a path that has another
         with open(draft, "wb") as file:
             np.savez(file, **arrays, embedding=index.embeddings, about=np.array(about))
 
@@ -144,7 +147,9 @@ def _read_npz(path: Path) -> tuple[list[list[str]], np.ndarray, str]:
     missing = {*_COLUMNS, "embedding", "about"} - arrays.keys()
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
-    return [arrays[name].tolist() for name in _COLUMNS], arrays["embedding"], str(arrays["about"])
+
+    columns = [arrays[name].tolist() for name in _COLUMNS]
+    return columns, arrays["embedding"], str(arrays["about"])
 
 
 def _read_parquet(path: Path) -> tuple[list[list[str]], np.ndarray, bytes]:
@@ -157,4 +162,5 @@ def _read_parquet(path: Path) -> tuple[list[list[str]], np.ndarray, bytes]:
 
     table = pq.read_table(path)
     flat = table["embedding"].combine_chunks().flatten().to_numpy()  # [N * D]
-    return [table[name].to_pylist() for name in _COLUMNS], flat.reshape(len(table), -1), about
+    columns = [table[name].to_pylist() for name in _COLUMNS]
+    return columns, flat.reshape(len(table), -1), about

@@ -32,12 +32,14 @@ def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
     for source in sources:
         path = Path(source)
         if source == "-":
+            # as a file is read: the terminal's own encoding may be another
             lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors=KEEP_BYTES)
             yield from _json_lines(lines, "standard input", Path.cwd())
         elif path.is_dir():
             yield from _folder(path)
         elif not path.exists():
             raise ValueError(f"{source} does not exist.")
+
         elif path.suffix == ".jsonl":
             with open_text(path) as lines:
                 yield from _json_lines(lines, source, path.parent)
@@ -46,6 +48,7 @@ def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
                 yield from _text_lines(lines, path.name)
         elif _is_picture(path):
             yield path.name, _picture(path)
+
         else:
             raise ValueError(f"{source} is not a folder, an image, a .jsonl or a .txt file.")
 
@@ -64,6 +67,8 @@ def _picture(path: Path) -> Item:
         name = str(path.resolve())
     except RuntimeError:  # symbolic links in a circle
         name = str(path.absolute())
+
+    # an index is a file of texts, in which such a name could not be written
     try:
         return Item(image=require_text(name))
     except ValueError as error:
@@ -84,6 +89,7 @@ def _text_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, Item]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+
         try:
             item = Item(require_text(line.strip()))
         except ValueError as error:

@@ -197,6 +197,7 @@ def with_new_names(program: str, arguments: list[str] | None, names: dict[str, s
     """
     renamed = []
     for argument in sys.argv[1:] if arguments is None else arguments:
+        # `--licence=mit` is one argument
         option, equals, value = argument.partition("=")
         if option in names:
             print(f"{program}: {option} is now called {names[option]}; the old name will go.", file=sys.stderr)

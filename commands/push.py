@@ -83,6 +83,7 @@ def write_card(folder, repo: str, results: list[str] = (), license: str | None =
 
     for result in measured:
         _write_entries(result, folder / ".eval_results")
+
     path = folder / "README.md"
     write_text(path, card.render(repo))
     return path

@@ -69,6 +69,7 @@ class Searcher:
             if not is_present(model):
                 raise ValueError(f"{path} names the model {model}, which is not on this machine; give --model.")
             confirm(model)
+
         embedder = _embedder_of(path, index, model, trust_remote_code)
 
         # the name of a folder may change, the digest of its files does not
@@ -88,6 +89,8 @@ class Searcher:
         picture = query.get("image") or query.get("video") or ""
         item = Item(query.get("text", ""), str(picture))
         (vector,) = self.embedder.encode([item], "query")  # [D]
+
+        # a file says what made it, but anybody may have written it
         width = self.index.embeddings.shape[1]
         if len(vector) != width:
             raise ValueError(f"the index has vectors of width {width}, the model makes {len(vector)}.")
@@ -114,6 +117,7 @@ def _embedder_of(path, index: Index, model, trust_remote_code: bool) -> Embedder
     library = settings.pop("library", "unime")
     preset = settings.pop("preset", None)
     dtype = settings.pop("dtype", "auto")
+
     if library not in LIBRARIES or dtype not in DTYPES or preset not in (None, *PRESETS):
         raise ValueError(f"{path} was made in a way that is not known here: {library}, {preset}, {dtype}.")
 
@@ -214,6 +218,7 @@ def main(arguments=None):
         confirm = partial(_confirm, options.index)
         searcher = Searcher.open(options.index, options.model, options.trust_remote_code, confirm)
         index = searcher.index
+
         if options.reranker:
             # it may lift an answer that the embedder has too low to be shown
             matches = searcher.search(query, max(options.top, options.candidates))

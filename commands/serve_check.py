@@ -168,10 +168,13 @@ def check_embedder(
     for item in items:
         if prompts and "image" in item:
             continue  # an image cannot be sent within a prompt
+
         theirs = _served_embedding(server, model.processor, item, role, prompts)  # [D]
         ours = model.encode(item, role=role, fusion="joint").numpy().astype(np.float64)  # [D]
         row = {"item": _words(item), "norm": float(np.linalg.norm(theirs)), "cosine": None}
         rows.append(row)
+
+        # no reading of the item can explain that
         if theirs.shape != ours.shape:
             reasons.append(
                 f"its vectors have {len(theirs)} dimensions, the model's {len(ours)}: it serves another model"
@@ -207,10 +210,14 @@ def _explain(readings: Readings, item: dict, theirs: np.ndarray, tolerance: floa
     served = torch.from_numpy(theirs / np.linalg.norm(theirs)).float()  # [D]
     best_cosine = -1.0
     best_reading = None
+
+    # the likelier ones come first, so the first that fits is the one to name
     for reading, vector in readings.of(item):
         cosine = float(vector @ served)
         if reading.deviations and _passes(cosine, tolerance):
             return reading.explain()
+
+        # else the nearest is a hint
         if cosine > best_cosine:
             best_cosine = cosine
             best_reading = reading
@@ -280,6 +287,7 @@ def _words(item: dict) -> str:
     image = item.get("image")
     if isinstance(image, Image.Image):
         image = f"image {image.width} x {image.height}"
+
     words = []
     for text in (image, item.get("text")):
         if text:

@@ -125,6 +125,8 @@ class Readings:
         has_image = "image" in item
         if has_image:
             text = strip_placeholders(text)
+
+        # as a chat, which the checkpoint's own template words
         parts = []
         if has_image:
             parts.append({"type": "image", "image": item["image"]})
@@ -136,9 +138,11 @@ class Readings:
         if self.processor.chat_template:
             prompts["own template"] = self.processor.render(chat)[0]
             prompts["own template, unanswered"] = self.processor.render(chat, generate=False)[0]
+
         prompts["bare"] = text
         if has_image:
             prompts["bare"] = self.processor.image_token + text
+
         other_role = "document" if self.role == "query" else "query"
         prompts["other role"] = self.processor.render(item, role=other_role)[0]
         wrong = {name: prompt for name, prompt in prompts.items() if prompt != right}

@@ -254,6 +254,8 @@ class _PixelBudget:
         with self.changed:
             self.changed.wait_for(lambda: self.in_hand == 0 or self.in_hand + pixels <= self.most)
             self.in_hand += pixels
+
+        # outside the lock, or threads would decode one after the other
         try:
             yield
         finally:
@@ -277,12 +279,14 @@ def _look(path: str, budget: _PixelBudget) -> _Look:
             width, height = open_image(frame).size
             return _Look("", ["video"], width * height)
 
+        # the header first: its pixels say how long to wait for memory
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             read_size(path, "")  # what is no file is not opened
             with Image.open(path, formats=FORMATS) as file:
                 oddities = _oddities(file)
                 pixels = file.width * file.height
+
         with budget.spend(pixels):
             open_image(path)
         return _Look("", oddities, pixels)

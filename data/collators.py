@@ -106,17 +106,22 @@ class EmbeddingCollator:
         self.length_boundary = length_boundary
         self.resolution = resolution
         self.benchmark = benchmark
+
+        # it remembers bad items from batch to batch
         self.sieve = Sieve(self._read)
 
     def __call__(self, rows: Sequence[dict]) -> dict[str, Batch]:
         all_examples = self._anchors(rows)
         examples = self.sieve.rest(all_examples)
+
+        # to try each item by itself takes as long again, so it is done only where a batch fails
         try:
             batch = self._batch(examples)
         except ValueError:
             # one of the items cannot be read; if all can, the batch fails once more
             self.sieve.search(examples)
             batch = self._batch(self.sieve.rest(examples))
+
         batch.bad_items = self.sieve.bad_items(all_examples)
         return {"batch": batch}
 
@@ -136,6 +141,7 @@ class EmbeddingCollator:
         roles = [self.processor.document_role(example.dataset) for example in examples]  # of documents
         query = [_index(table, "query", example.query) for example in examples]
         positive = [_index(table, role, example.positive) for role, example in zip(roles, examples)]
+
         negatives = []
         positive_score = []
         negative_scores = []
@@ -143,6 +149,8 @@ class EmbeddingCollator:
         for role, example in zip(roles, examples):
             items = example.negatives[: self.max_negatives]
             negatives.append([_index(table, role, item) for item in items])
+
+            # not every row was judged
             positive_score.append(_or_nan(example.positive_score))
             negative_scores.append(example.negative_scores[: self.max_negatives])
             dataset.append(example.dataset)
@@ -154,10 +162,11 @@ class EmbeddingCollator:
         chunks = plan_chunks(lengths, self.batch_tokens, boundary=self.length_boundary)
         chunks.reverse()  # the longest come last
         tensors = [self._collate(prepared, chunk) for chunk in chunks]
+        order = list(chain.from_iterable(chunks))
 
         return Batch(
             chunks=tensors,
-            order=torch.tensor(list(chain.from_iterable(chunks)), dtype=torch.long),  # [T]
+            order=torch.tensor(order, dtype=torch.long),  # [T]
             hashes=_hashes(table),  # [T]
             query=torch.tensor(query, dtype=torch.long),  # [B]
             positive=torch.tensor(positive, dtype=torch.long),  # [B]
@@ -190,11 +199,14 @@ class EmbeddingCollator:
             for kind, role, item in items:
                 key = (role, item)
                 try:
+                    # labels occur in many rows
                     if key not in read:
                         (read[key],) = self._prepare({key: 0})
                 except (ValueError, OSError) as error:
-                    problems.append(f"{kind} of {example.dataset or 'a data set without a name'}: {error}")
+                    dataset = example.dataset or "a data set without a name"
+                    problems.append(f"{kind} of {dataset}: {error}")
                     continue
+
                 fed.append(Fed(f"{kind} ({item.modality})", key, read[key]))
         return fed, problems
 
@@ -213,6 +225,8 @@ class EmbeddingCollator:
     def _prepare(self, table: dict) -> list:
         """Token ids and pixels of every item of the table, in its order."""
         prepared = [None] * len(table)
+
+        # one call reads items of one role
         for role in ("query", "document"):
             indices = []
             inputs = []
@@ -249,6 +263,7 @@ def _hashes(table: dict) -> torch.Tensor:
     hashes = []
     for role, item in table:
         content_hash = item.content_hash
+
         # one item as a query and as a document has two embeddings, so it has two hashes
         if role == "query":
             content_hash ^= 1

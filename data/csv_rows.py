@@ -31,6 +31,8 @@ def csv_rows(path: Path, findings: Findings | None) -> Iterator[Located]:
         while True:
             lines.forget()
             where = f"{path}, row {number} (line {lines.count + 1})"
+
+            # a bad row is counted too, so that numbers are those of the file
             try:
                 cells = next(reader)
                 row = _row(header, cells) if cells else None
@@ -74,7 +76,8 @@ class _Lines:
         first = self.count - len(self.recent) + 1
         opening = first
         is_open = False
-        previous = ","
+        previous = ","  # a row begins as a cell does
+
         for number, line in enumerate(self.recent, first):
             for character in line:
                 if is_open:
@@ -124,11 +127,14 @@ def _row(header: list[str], cells: list[str]) -> dict[str, str]:
 def _quote_error(error: csv.Error, lines: _Lines) -> ValueError:
     """What is wrong with a row, in which a quote does not close as it should."""
     opening = lines.opening()
+
+    # such a quote takes in all lines that follow, which looks like a short file
     if "end of data" in str(error):
         return ValueError(
             f"has a quote that opens in line {opening} and never closes; nothing from there to the end, line "
             f"{lines.count}, is read. A quote within a cell in quotes is doubled."
         )
+
     return ValueError(
         f"has a quote that opens in line {opening} and closes in line {lines.count} within a cell ({error}). A quote "
         "within a cell in quotes is doubled."

@@ -85,6 +85,7 @@ def parquet_rows(
             columns = _columns(path, file.schema_arrow.names, names)
             for batch in file.iter_batches(columns=list(columns.values()), batch_size=4096):
                 for row in _batch_rows(path, batch, number, findings):
+                    # a bad row has a number as well
                     if row is not None:
                         yield number, {key: row[column] for key, column in columns.items()}
                     number += 1
@@ -113,6 +114,7 @@ def _columns(path: Path, present: list[str], names: dict[str, tuple[str, ...]] |
 
     if names is None:
         names = dict.fromkeys(present, ())
+
     columns = find_columns(present, names)
     missing = [key for key, column in columns.items() if column is None]
     if missing:
@@ -171,6 +173,7 @@ def _json_lines(path: Path, findings: Findings | None) -> Iterator[Located]:
             # an empty line is not a row, but it is counted as one, as lines are
             if not line.strip():
                 continue
+
             where = f"{path}, row {number} (line {number + 1})"
             yield from _json_row(where, line, path.stem, findings)
 

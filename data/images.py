@@ -54,5 +54,7 @@ def sent_image(image) -> dict:
     """A PIL image as the part of a chat message that OpenAI-compatible servers read, as PNG, without loss."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
+
+    # within the message, since a server may not read this machine's files
     data = base64.b64encode(buffer.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}

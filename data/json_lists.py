@@ -132,7 +132,7 @@ class _Pieces:
             position = mark.end()
             character = mark[0]
             if character == "\\":
-                position += 1
+                position += 1  # whatever it escapes
             elif character == '"':
                 in_string = not in_string
             elif character in ("[", "{"):
@@ -142,4 +142,6 @@ class _Pieces:
                 return "".join(parts).rstrip()
             elif character in ("]", "}"):
                 depth -= 1
+
+        # a quote or bracket that never closes would take in the whole file
         return ""

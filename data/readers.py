@@ -155,10 +155,12 @@ def _parse_any(located: Located, root: Path, findings: Findings) -> Example:
     if _is_judged(located.row):
         return _parse_judged(located, root, findings)
 
+    # MMEB-train, whose columns have other names in public copies
     spellings = {}
     for name, others in (_MMEB_TRAIN | _MMEB_NEGATIVE).items():
         spellings |= dict.fromkeys(others, name)
     row = {spellings.get(name, name): value for name, value in located.row.items()}
+
     if row.keys().isdisjoint(_MMEB_TRAIN):
         raise ValueError(f"lacks 'query' and 'positive', or the columns of another layout; it has {shown(list(row))}.")
     return _parse_mmeb(located._replace(row=row), root, findings)
@@ -178,6 +180,7 @@ def _parse_own(located: Located, root: Path, findings: Findings) -> Example:
         raise ValueError(f"{len(negatives)} negatives for {len(negative_scores)} scores.")
     if negative_queries and len(negatives) != len(negative_queries):
         raise ValueError(f"{len(negatives)} negatives for {len(negative_queries)} queries of negatives.")
+
     check_scores(negative_scores)
     positive_score = row.get("positive_score")
     if positive_score is not None:
@@ -503,6 +506,7 @@ def _read(
     problems = findings.problems if findings else []
     if not problems:
         raise ValueError(f"{message}.")
+
     reasons = [f"{problem.where}: {problem.reason}" for problem in problems[:SHOWN]]
     raise ValueError("\n".join([f"{message}; of its {len(problems)} bad rows the first are", *reasons]))
 
@@ -510,6 +514,7 @@ def _read(
 def _with_valid_names(rows: Iterable[Located], findings: Findings | None) -> Iterator[Located]:
     """The rows whose data set has a name that is a text."""
     for located in rows:
+        # the name may come from the row, and so be anything that JSON can say
         try:
             if not isinstance(located.dataset, str):
                 raise ValueError(f"the data set's name must be a string, not {shown(located.dataset)}.")

@@ -105,6 +105,7 @@ class StepBatches(Sampler[list[int]]):
                 f"dataloader_drop_last leaves none of the {len(sampler)} rows, of which a step takes "
                 f"{batch_size * ranks}; lower the batch size, or leave the option off."
             )
+
         self.sampler = sampler
         self.rows = batch_size * ranks  # of a step; accelerate would read an attribute `batch_size` as fixed
         self.ranks = ranks
@@ -123,6 +124,8 @@ class StepBatches(Sampler[list[int]]):
         steps = len(self) // self.ranks
         for step in range(steps):
             end = (step + 1) * self.rows
+
+            # the last step takes in what would not fill another
             if step == steps - 1 and not self.drops_last:
                 end = len(order)
             yield from self._shares(order[step * self.rows : end])

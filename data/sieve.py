@@ -74,6 +74,7 @@ class Sieve:
             for place, negative in enumerate(example.negatives):
                 if not self.is_bad("document", negative):
                     places.append(place)
+
             if len(places) < len(example.negatives):
                 example = _with_negatives(example, places)
             rows.append(example)
@@ -82,13 +83,17 @@ class Sieve:
 
 def _items(example: Example) -> list[tuple[str, Item]]:
     """The items of a row with their roles."""
-    documents = [example.positive, *example.negatives]
-    return [("query", example.query), *(("document", item) for item in documents)]
+    items = [("query", example.query)]
+    for document in (example.positive, *example.negatives):
+        items.append(("document", document))
+    return items
 
 
 def _with_negatives(example: Example, places: list[int]) -> Example:
     """A row with only the negatives in some places, and their scores."""
     scores = example.negative_scores
-    if scores:
+    if scores:  # not every row was judged
         scores = [scores[place] for place in places]
-    return replace(example, negatives=[example.negatives[place] for place in places], negative_scores=scores)
+
+    negatives = [example.negatives[place] for place in places]
+    return replace(example, negatives=negatives, negative_scores=scores)

@@ -130,7 +130,9 @@ def parse_json(text: str):
     row = parse_json('{"query": "a red shoe", "positive": {"image": "shoe.png"}}')
     ```
     """
+    # json.loads takes half characters for letters
     require_text(text)
+
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -149,6 +151,7 @@ def read_text(path) -> str:
     """
     lines = []
     with open_text(path) as file:
+        # line by line, so that the message can say which
         for number, line in enumerate(file, 1):
             try:
                 lines.append(require_text(line))
@@ -167,6 +170,8 @@ def read_json(path):
         return parse_json(read_text(path))
     except ValueError as error:
         message = str(error)
+
+        # what is wrong with a line names the file already
         if not message.startswith(str(path)):
             message = f"{path} {message}"
         raise ValueError(message) from error

@@ -54,6 +54,8 @@ def file_identity(path) -> str:
             return _folder_identity(path)
         if not stat.S_ISREG(status.st_mode):
             return SPECIAL
+
+        # a digest of the same file is remembered, in this process and in others
         return DIGESTS.get(_stamp(status), lambda: _digest_of_file(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):  # a path with a NUL is one of no file
         return MISSING
@@ -73,6 +75,8 @@ def picture_identity(path) -> str:
     identity = file_identity(path)
     if identity in (MISSING, SPECIAL, UNREADABLE) or os.path.isdir(path):
         return f"{identity}:{path}"  # of files that cannot be looked at, each is its own
+
+    # under the digest of the bytes: a file that was moved or copied is not decoded again
     return DIGESTS.get(f"pixels:{identity}", lambda: _digest_of_pixels(path, identity))
 
 
@@ -109,10 +113,13 @@ def look_of(path) -> np.ndarray | None:
 def _stamp(status: os.stat_result) -> str | None:
     """What a file's digest is remembered under; None while the file may still be written."""
     changed = max(status.st_mtime_ns, status.st_ctime_ns)
+
+    # a second write within one tick of the clock leaves the time as it is
     if time.time_ns() - changed < FRESH:
         return None
-    parts = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    return "file:" + ":".join(map(str, parts))
+
+    marks = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return "file:" + ":".join(map(str, marks))
 
 
 def _digest_of_file(path) -> str:
@@ -137,7 +144,9 @@ def _folder_identity(path) -> str:
     """A digest of the names of a folder's files and of what they hold."""
     digest = _blake()
     for name in sorted(os.listdir(path)):
-        digest.update(f"{len(os.fsencode(name))}:".encode() + os.fsencode(name))
+        # with its length, or `a` and `bc` would be the same as `ab` and `c`
+        encoded = os.fsencode(name)
+        digest.update(f"{len(encoded)}:".encode() + encoded)
         digest.update(_entry_identity(os.path.join(path, name)).encode())
     return digest.hexdigest()
 
@@ -162,9 +171,14 @@ def _difference_hash(path) -> str:
         image = open_image(path)
     except ValueError:
         return ""
+
     pixels = np.asarray(image.resize((9, 8), Image.Resampling.BOX), np.int16)  # [8, 9, 3]
     rises = pixels[:, 1:] > pixels[:, :-1] + NOISE  # [8, 8, 3]
-    return np.packbits(rises).tobytes().hex() if rises.any() else ""
+
+    # all flat pictures have this hash, and are not copies of each other
+    if not rises.any():
+        return ""
+    return np.packbits(rises).tobytes().hex()
 
 
 # what was read before
@@ -180,6 +194,7 @@ class Digests:
     def __init__(self, path: Path):
         self.path = path
         self.trusted = True  # whether digests of earlier processes count
+
         self._memory: dict[str, str] = {}
         self._unwritten: dict[str, str] = {}
         self._database: sqlite3.Connection | None = None
@@ -193,7 +208,11 @@ class Digests:
             return compute()
 
         with self._lock:
-            digest = self._memory.get(key) or (self._look_up(key) if self.trusted else None)
+            digest = self._memory.get(key)
+            if not digest:
+                digest = self._look_up(key) if self.trusted else None
+
+        # without the lock, so that threads read files at the same time
         if digest is None:
             digest = compute()
             with self._lock:
@@ -221,19 +240,24 @@ class Digests:
         """What the database answers; nothing where it does not work."""
         if self._is_broken:
             return []
+
         try:
             if self._database is None:
                 self._database = self._open()
+
+            # an INSERT of many rows is one transaction, or each would wait for the disk
             with self._database as transaction:
                 if len(rows) == 1:
                     return transaction.execute(statement, rows[0]).fetchall()
                 transaction.executemany(statement, rows)
         except (sqlite3.Error, OSError):
-            self._is_broken = True
+            self._is_broken = True  # a full disk, for example: files are read instead from now on
         return []
 
     def _open(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
+
+        # any thread may use it, one at a time: whoever asks has the lock
         database = sqlite3.connect(self.path, timeout=10, check_same_thread=False)
         database.execute("CREATE TABLE IF NOT EXISTS digests (key TEXT PRIMARY KEY, digest TEXT)")
         return database

@@ -125,6 +125,7 @@ def has_json(path, kind: type = dict) -> bool:
     """
     if not Path(path).exists():
         return False
+
     try:
         content = read_json(path)
         if not isinstance(content, kind):
@@ -151,7 +152,9 @@ def read_arrays(path, names: Sequence[str] | None = None) -> tuple[dict[str, np.
     arrays = {}
     try:
         with safe_open(path, "numpy") as file:
-            notes = json.loads((file.metadata() or {}).get(NOTES, "{}"))
+            metadata = file.metadata() or {}  # None where there is none
+            notes = json.loads(metadata.get(NOTES, "{}"))
+
             for name in file.keys():  # noqa: SIM118
                 if names is None or name in names:
                     arrays[name] = file.get_tensor(name)
@@ -168,6 +171,7 @@ def _why(path, error: Exception) -> str:
     except OSError as reason:
         return reason.strerror or str(reason)
 
+    # a parser says of these only that the first character is wrong
     if not head:
         return "it is empty"
     if not head.strip(b"\0"):

@@ -18,7 +18,7 @@ def fits(value, hint) -> bool:
         hint: such as `int`, `str | None` or `list[str]`.
     """
     if get_origin(hint) in (Union, types.UnionType):
-        return any(fits(value, part) for part in get_args(hint))
+        return any(fits(value, alternative) for alternative in get_args(hint))
     if hint is types.NoneType:
         return value is None
 
@@ -31,8 +31,8 @@ def fits(value, hint) -> bool:
         return isinstance(value, hint)
 
     if get_origin(hint) is list or hint is list:
-        parts = get_args(hint) or (Any,)
-        return isinstance(value, (list, tuple)) and all(fits(entry, parts[0]) for entry in value)
+        (entry_hint,) = get_args(hint) or (Any,)
+        return isinstance(value, (list, tuple)) and all(fits(entry, entry_hint) for entry in value)
     if get_origin(hint) is dict:
         return isinstance(value, dict)
     return True
@@ -42,8 +42,11 @@ def describe(hint) -> str:
     """What values a type takes, in words."""
     if get_origin(hint) in (Union, types.UnionType):
         # a setting that may be left out is not described as such
-        parts = [describe(part) for part in get_args(hint) if part is not types.NoneType]
-        return " or ".join(dict.fromkeys(parts))
+        words = []
+        for alternative in get_args(hint):
+            if alternative is not types.NoneType:
+                words.append(describe(alternative))
+        return " or ".join(dict.fromkeys(words))
     if get_origin(hint) is list:
         return f"a list, each entry {describe(get_args(hint)[0])}"
     return _WORDS.get(get_origin(hint) or hint, "another value")
@@ -91,6 +94,7 @@ def check_options(title: str, options: dict, methods: Iterable[Callable], taken:
     check_options("--options", {"resolutoin": 336}, [UniMEModel.encode])  # did you mean 'resolution'?
     ```
     """
+    # what any of them takes; **kwargs take nothing of their own
     hints = {}
     for method in methods:
         method_hints = get_type_hints(method)

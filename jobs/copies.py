@@ -43,7 +43,7 @@ def _joined(pictures: dict[str, str], near: int) -> dict[str, str]:
     for path, identity in pictures.items():
         if identity not in looks:
             looks[identity] = look_of(path)
-    looks = {identity: look for identity, look in looks.items() if look is not None}
+    looks = {identity: look for identity, look in looks.items() if look is not None}  # flat pictures have none
 
     # near copies of near copies are one, too
     leaders = list(range(len(looks)))
@@ -51,14 +51,18 @@ def _joined(pictures: dict[str, str], near: int) -> dict[str, str]:
     for first, second in near_pairs(hashes, near):
         leaders[_leader(leaders, second)] = _leader(leaders, first)
 
+    # every picture of a group has the identity of its leader
     names = list(looks)
-    merged = {name: names[_leader(leaders, place)] for place, name in enumerate(names)}
+    merged = {}
+    for place, name in enumerate(names):
+        merged[name] = names[_leader(leaders, place)]
     return {path: merged.get(identity, identity) for path, identity in pictures.items()}
 
 
 def _leader(leaders: list[int], place: int) -> int:
     """The place that stands for all that were joined with one."""
     while leaders[place] != place:
+        # the way is halved for whoever asks next
         leaders[place] = leaders[leaders[place]]
         place = leaders[place]
     return place

@@ -59,9 +59,11 @@ def checkpoint_fingerprint(source, whole: bool = False) -> str:
     adapter = adapter_folder(folder)
     if adapter is not None:
         folder = adapter
+
     digest = hashlib.blake2b(digest_size=8)
     for path in _model_files(folder):
         digest.update(f"{path.relative_to(folder)}:{path.stat().st_size}:".encode())
+
         with open(path, "rb") as file:
             spans = _blocks(path) if whole else _samples(path, file)
             for start, size in spans:
@@ -112,6 +114,7 @@ def _tensor_spans(path: Path, file: BinaryIO, size: int) -> list[tuple[int, int]
     (length,) = struct.unpack("<Q", file.read(8))
     if length > size:
         raise ValueError(f"{path} is damaged: its header would be longer than the file.")
+
     spans = []
     try:
         for name, tensor in json.loads(file.read(length)).items():
@@ -160,13 +163,15 @@ class Embedder:
             raise ValueError(f"the library must be 'unime' or 'sentence-transformers', got {library!r}.")
         if library == "unime":
             check_options("the options of `encode`", options, [UniMEModel.encode], TAKEN)
+
         self.source = source
         self.library = library
         self.preset = preset
         self.dtype = dtype
         self.trust_remote_code = trust_remote_code
         self.options = options
-        self.model = None
+
+        self.model = None  # loaded where there is anything to embed
         self.state = processes()
 
     def settings(self) -> dict:

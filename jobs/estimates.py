@@ -35,8 +35,12 @@ def part_names(vlm) -> dict[str, str]:
         vlm: inside an embedder or reranker; possibly with an adapter in it.
     """
     vision_ids = {id(parameter) for parameter in vision_parameters(vlm)}
+
+    # the VLM of an embedder has none
     head = vlm.get_output_embeddings() if hasattr(vlm, "get_output_embeddings") else None
-    head_ids = set() if head is None else {id(parameter) for parameter in head.parameters()}
+    head_ids = set()
+    if head is not None:
+        head_ids.update(map(id, head.parameters()))
 
     parts = {}
     for name, parameter in vlm.named_parameters():
@@ -53,7 +57,10 @@ def parameters(vlm) -> list[dict]:
     Args:
         vlm: inside an embedder or reranker; possibly with an adapter in it.
     """
-    counts = {part: {"part": part.replace("_", " "), "parameters": 0, "trained": 0} for part in PARTS}
+    counts = {}
+    for component in PARTS:
+        counts[component] = {"part": component.replace("_", " "), "parameters": 0, "trained": 0}
+
     parts = part_names(vlm)
     for name, parameter in vlm.named_parameters():
         row = counts[parts[name]]
@@ -61,6 +68,8 @@ def parameters(vlm) -> list[dict]:
             row["parameters"] += parameter.numel()
         if parameter.requires_grad:
             row["trained"] += parameter.numel()
+
+    # not every VLM has all of them
     return [row for row in counts.values() if row["parameters"]]
 
 
@@ -70,6 +79,7 @@ def _matrices(vlm) -> dict[str, int]:
     parts = part_names(vlm)
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in vlm.named_parameters():
+        # a vector, such as a bias, is no matrix; in the table of embeddings a token is looked up, not multiplied
         if parameter.ndim > 1 and id(parameter) != embedding and "lora_" not in name:
             counts[parts[name]] += parameter.numel()
     return counts
@@ -80,6 +90,8 @@ def patches_per_token(processor) -> int:
     images = processor.image_processor
     if hasattr(images, "merge_size"):
         return images.merge_size**2
+
+    # Phi-3-vision joins squares of 2 x 2 patches, and LLaVA joins none
     return 4 if processor._native.name == "Phi3VProcessor" else 1
 
 
@@ -123,7 +135,8 @@ def weight_bytes(vlm, dtype: str | None, quantization: str | None) -> float:
         return total * bytes_of(dtype)
 
     quantized = _matrices(vlm)["language_model"]
-    return quantized * (NF4_BYTES if quantization == "nf4" else 1) + (total - quantized) * 4
+    quantized_bytes = NF4_BYTES if quantization == "nf4" else 1
+    return quantized * quantized_bytes + (total - quantized) * 4
 
 
 def bytes_of(dtype: str | None) -> int:

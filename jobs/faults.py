@@ -45,6 +45,8 @@ def one_line_disk_faults(program: str) -> Iterator[None]:
     except (OSError, RuntimeError, SafetensorError) as error:
         if not is_disk_fault(error):
             raise
+
+        # a library's own words seldom say that the disk is full
         message = " ".join(str(error).split())
         if is_machine_fault(error) or isinstance(error, RuntimeError):
             message += " (is the disk full, or the folder read-only?)"

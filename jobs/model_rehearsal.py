@@ -55,6 +55,7 @@ def rehearse_embedder(embedder: Embedder, roles: dict[str, Sequence[WordedItem]]
     problems = []
     work = []
     for role, items in roles.items():
+        # a sample: to read millions of items would take as long as the job
         entries, messages = _read(processor, items[:SAMPLE], role, settings)
         fed += entries
         problems += messages
@@ -88,18 +89,22 @@ def rehearse_reranker(reranker: Reranker, questions: Iterable[tuple], given: dic
     fed = []
     problems = []
     for number, (kind, query, candidates, strategy, benchmark) in enumerate(questions):
+        inputs = [candidate.as_input() for candidate in candidates]
         messages = processor.rerank_messages(
             query.as_input(),
-            [candidate.as_input() for candidate in candidates],
+            inputs,
             strategy,
             answer_format=options.get("answer_format", "yes_no"),
             benchmark=benchmark,
         )
+
+        # one that cannot be read is reported, and the others are shown all the same
         try:
             (prepared,) = processor.prepare([messages], names=[str(query)], resolution=options.get("resolution"))
         except (ValueError, OSError) as error:
             problems.append(f"{kind}: {error}")
             continue
+
         fed.append(Fed(kind, (kind, number), prepared))
 
     how = reading(model, given, {"resolution": options.get("resolution")})
@@ -119,11 +124,14 @@ def _read(processor, items: Sequence[WordedItem], role: str, settings: dict) -> 
     for item, benchmark, dataset in items:
         worded_as, wording = processor.wording(role, benchmark, dataset)
         how = Reading(role=worded_as, benchmark=wording, **settings)
+
+        # each by itself, since one that cannot be read would hide the others
         try:
             _, parts = processor.prepare_parts([item.as_input()], how, [str(item)])
         except (ValueError, OSError) as error:
             problems.append(f"{role}: {error}")
             continue
+
         for number, prepared in enumerate(parts):
             fed.append(Fed(f"{role} ({item.modality})", (role, item, number), prepared))
     return fed, problems
@@ -134,6 +142,9 @@ def _work(model, role: str, count: int, fed: list[Fed], options: dict) -> dict:
     prepared = [entry.prepared for entry in fed]
     flops = estimates.forward_flops(model.vlm, model.processor, prepared)
     tokens = sum(entry.length for entry in prepared)
+    image_tokens = sum(sum(entry.image_tokens) for entry in prepared)
+
+    # an item may be several sequences, which have the rest of the key in common
     sampled = len({entry.key[:2] for entry in fed})
     scale = count / max(1, sampled)
     return {
@@ -141,7 +152,7 @@ def _work(model, role: str, count: int, fed: list[Fed], options: dict) -> dict:
         "items": count,
         "tokens": round(tokens * scale),
         "longest": max((entry.length for entry in prepared), default=0),
-        "image tokens": round(sum(sum(entry.image_tokens) for entry in prepared) * scale),
+        "image tokens": round(image_tokens * scale),
         "batch_tokens": options.get("batch_tokens", BATCH_TOKENS),
         "arithmetic": estimates.tera(sum(flops.values()) * scale),
     }

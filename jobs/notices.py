@@ -20,6 +20,8 @@ def without_quiet(words: list[str]) -> list[str]:
 
     os.environ.update(QUIET)
     _silence_imported()
+
+    # it may be given twice
     place = options.index("--quiet")
     return without_quiet(words[:place] + words[place + 1 :])
 

@@ -22,9 +22,12 @@ def shown_prompt(prepared: PreparedItem, processor) -> str:
         if token != native.placeholder_id:
             text_ids.append(token)
             continue
+
+        # the text before the image is decoded as a whole, as a letter may be several tokens
         pieces.append(processor.tokenizer.decode(text_ids))
         pieces.append(f"{processor.image_token} x {next(counts)}")
         text_ids = []
+
     pieces.append(processor.tokenizer.decode(text_ids))
     return "".join(pieces)
 
@@ -54,12 +57,13 @@ def examples(fed: Iterable[Fed], processor, original_size, count: int = EXAMPLES
         count (`int`): how many of each kind.
     """
     by_kind = {}
-    seen = set()
+    shown_keys = set()
     for entry in fed:
         rows = by_kind.setdefault(entry.kind, [])
-        if len(rows) == count or entry.key in seen:
+        if len(rows) == count or entry.key in shown_keys:
             continue
-        seen.add(entry.key)
+
+        shown_keys.add(entry.key)
         rows.append(
             {
                 "kind": f"{entry.kind} {len(rows) + 1}",
@@ -72,7 +76,10 @@ def examples(fed: Iterable[Fed], processor, original_size, count: int = EXAMPLES
     # queries of all kinds, then positives, ...: by the word with which a kind begins
     words = list(dict.fromkeys(kind.split()[0] for kind in by_kind))
     kinds = sorted(by_kind, key=lambda kind: words.index(kind.split()[0]))
-    return [row for kind in kinds for row in by_kind[kind]]
+    ordered = []
+    for kind in kinds:
+        ordered += by_kind[kind]
+    return ordered
 
 
 def reading(model, given: dict[str, str], settings: dict) -> list[dict]:
@@ -91,6 +98,8 @@ def reading(model, given: dict[str, str], settings: dict) -> list[dict]:
     preset = PRESETS[processor.preset]
     words = preset
     rows = [_row("preset", processor.preset, given.get("preset", "checkpoint"))]
+
+    # a kind of benchmark may have another preset's words, and keeps everything else
     if settings.get("benchmark") is not None:
         words = preset.on(settings["benchmark"])
         rows.append(_row("benchmark", settings["benchmark"], given.get("benchmark", "default of the command")))
@@ -98,6 +107,8 @@ def reading(model, given: dict[str, str], settings: dict) -> list[dict]:
     for name in OF_PROCESSOR:
         value = getattr(processor, name)
         source = "preset" if value == getattr(preset, name) else "checkpoint"
+
+        # the command's own goes before what the processor has
         if settings.get(name) is not None:
             source = given.get(name, "default of the command")
             value = settings[name]
@@ -109,6 +120,8 @@ def reading(model, given: dict[str, str], settings: dict) -> list[dict]:
     rows.append(_row("pooling", getattr(model.config, "pooling", "none: it reads answers"), "checkpoint"))
     rows.append(_row("turns", "chat template" if words.chat else "raw text", "preset"))
     rows.append(_row("image tokens", "between the backbone's markers" if words.fenced else "bare", "preset"))
+
+    # of the preset's kinds of benchmark, a model may have been trained without some
     apart = [f"{kind} as {preset.benchmarks[kind]}" for kind in processor.benchmarks if kind in preset.benchmarks]
     rows.append(_row("worded apart", ", ".join(apart) or "nothing", "preset"))
     rows.append(_row("image limits", _image_limits(processor), "checkpoint"))
@@ -124,12 +137,16 @@ def _image_limits(processor) -> str:
     images = processor.image_processor
     if processor._native.name == "Phi3VProcessor":
         return f"{images.num_crops} crops of {images.crop_size} pixels"
+
     if hasattr(images, "merge_size"):
         size = images.size
         side = images.patch_size * images.merge_size
         return f"{size['shortest_edge']:,} to {size['longest_edge']:,} pixels, a token is {side} x {side}"
+
     pinpoints = getattr(images, "image_grid_pinpoints", None)
-    return f"{len(pinpoints)} shapes of tiles, up to {max(map(max, pinpoints))} pixels a side" if pinpoints else "none"
+    if not pinpoints:
+        return "none"
+    return f"{len(pinpoints)} shapes of tiles, up to {max(map(max, pinpoints))} pixels a side"
 
 
 def changes(model, reading_rows: list[dict], source) -> list[str]:
@@ -157,6 +174,7 @@ def _settings_of(source, model) -> dict:
         settings = {name: getattr(saved, name) for name in ("preset", *OF_PROCESSOR)}
         return {**settings, "positions": getattr(config, "positions", "native")}
 
+    # a stock VLM has no more settings than its tokenizer and its chat template
     processor = model.processor
     tokenizer = processor.tokenizer
     settings = {"resolution": "native", "positions": "native", "padding": tokenizer.padding_side}

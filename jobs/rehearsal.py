@@ -49,7 +49,8 @@ class Rehearsal:
 
         for heading, messages in (("Warnings", self.warnings), ("Errors", self.errors)):
             lines += ["", f"{heading}: {len(messages) or 'none'}"]
-            lines += [f"{INDENT}- {message}" for message in messages]
+            for message in messages:
+                lines.append(f"{INDENT}- {message}")
         return "\n".join(lines)
 
     def as_dict(self) -> dict:
@@ -78,12 +79,14 @@ def readable(value) -> str:
     """A value as a table shows it: numbers with separators, and a word where there is nothing."""
     if value is None:
         return "none"
-    if isinstance(value, bool):
+    if isinstance(value, bool):  # which Python takes for a whole number
         return "yes" if value else "no"
+
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, float):
         return f"{value:,.4g}"
+
     if isinstance(value, (list, tuple)):
         return ", ".join(map(readable, value)) or "none"
     return str(value)
@@ -127,6 +130,8 @@ def _prompts(rows: list[dict]) -> list[str]:
         lines.append(INDENT + ", ".join(values))
         for image in row.get("images", ()):
             lines.append(f"{INDENT * 3}{image}")
+
+        # whether a prompt ends with a line break changes its embedding
         for line in row["prompt"].replace("\n", "\\n\n").removesuffix("\n").split("\n"):
             lines.append(f"{INDENT * 2}| {line}".rstrip())
     return lines

@@ -117,6 +117,7 @@ def parse_settings(program: str, config_class, steps, arguments: Sequence[str] |
     )
     parser.add_argument("step", choices=list(steps), help=_explain(steps))
 
+    # a mistake in the file is reported like one on the command line
     path = config_parser.parse_known_args(arguments)[0].config
     if path:
         try:
@@ -150,15 +151,17 @@ def given_settings(arguments: Sequence[str] | None = None) -> dict[str, str]:
     parser.add_argument("--config")
     path = parser.parse_known_args(arguments)[0].config
 
-    given = {}
+    origins = {}
     if path:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-        given.update(dict.fromkeys(settings, "recipe"))
+        origins.update(dict.fromkeys(settings, "recipe"))
+
+    # second, as what is typed outranks the file
     for argument in arguments:
         if argument.startswith("--"):
             name = argument[2:].partition("=")[0].replace("-", "_")
-            given[name] = "command line"
-    return given
+            origins[name] = "command line"
+    return origins
 
 
 def _explain(steps) -> str:
@@ -216,6 +219,7 @@ def check_recipe_value(path: str, field, value, hint):
     # argparse reads numbers and truths from texts
     if isinstance(value, str) and any(fits(probe, hint) for probe in (0, True)):
         return
+
     try:
         check_setting(field, value, hint)
     except ValueError as error:

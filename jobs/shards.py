@@ -175,6 +175,7 @@ class _Worker:
         try:
             return [self._arrays(rows, start)], []
         except self.failures as error:
+            # on a full disk every row would fail
             if is_machine_fault(error):
                 raise
             reason = str(error)
@@ -182,6 +183,7 @@ class _Worker:
         if len(rows) == 1:
             return self._run_again(rows, start, reason)
 
+        # halves: a single bad row of a thousand is found in some twenty calls
         half = len(rows) // 2
         results, errors = self.run(rows[:half], start)
         more_results, more_errors = self.run(rows[half:], start + half)
@@ -195,9 +197,12 @@ class _Worker:
             if is_machine_fault(error):
                 raise
             reason = str(error)
+
+            # the first reason may be the row's, and the second the server's
             if reason != first_reason:
                 reason = f"{first_reason}; tried again: {reason}"
             reason = reason or repr(error)
+
         return [], [{"row": start, "key": self.keys(rows[0]), "reason": reason}]
 
     def _arrays(self, rows: Sequence, start: int) -> dict[str, np.ndarray]:
@@ -205,6 +210,8 @@ class _Worker:
         arrays = {"row": np.arange(start, start + len(rows))}
         for name, array in self.work(rows).items():
             array = np.ascontiguousarray(array)  # safetensors writes nothing else
+
+            # which result belongs to which row is known by its place alone
             if len(array) != len(rows):
                 raise RuntimeError(
                     f"{len(array)} results for {len(rows)} rows from row {start} on, in the array {name!r}; "
@@ -246,6 +253,8 @@ class _Shard:
             return True
         if retry_failed and self.errors_path.exists():
             return True
+
+        # a copy that was cut short has the name of a whole one
         try:
             self.read()
         except ValueError as error:
@@ -273,6 +282,7 @@ class _Shard:
         """
         if names is not None:
             names = {"row", *names}
+
         arrays, notes = read_arrays(self.path, names)
         if notes.get("job") != self.job or "row" not in arrays:
             raise ValueError(f"{self.path} does not belong to this job.")
@@ -369,6 +379,8 @@ def read_manifest(out) -> dict:
     path = Path(out) / MANIFEST
     if not path.exists():
         raise ValueError(f"{out} holds no job: it has no {MANIFEST}.")
+
+    # somebody else's program may have a file of this name
     manifest = read_json(path)
     if not isinstance(manifest, dict) or not {"rows", "fingerprint", "shard_size", "settings"} <= manifest.keys():
         raise ValueError(f"{path} is not the manifest of a job; run the job again.")
