@@ -197,6 +197,8 @@ def _check_pixels(batch, config):
             raise ValueError(f"images take {image_tokens} tokens, and the vision tower gives {tokens}.")
     else:
         width = getattr(vision, "image_size", pixels.shape[-1])
+        if isinstance(width, (list, tuple)):  # InternVL: height and width
+            width = width[-1]
 
     if pixels.shape[-1] != width:
         raise ValueError(f"patches or tiles are {pixels.shape[-1]} wide, and the vision tower takes {width}.")
