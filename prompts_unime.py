@@ -289,14 +289,14 @@ def find_preset(name, model_type: str, preset: str | None = None, strict: bool =
         name (`str` or path): repository or folder.
         model_type (`str`): of the backbone.
         preset (`str`, *optional*): asked for by name.
-        strict (`bool`, defaults to `True`): refuse UniME checkpoints that are not in the table.
+        strict (`bool`, defaults to `True`): refuse embedders and rerankers, by their names, that are not in the table.
 
     Returns:
         a key of `PRESETS`.
 
     Raises:
-        ValueError: the preset is unknown or for another backbone, or the repository is a UniME one without a known
-            preset; the message lists the presets that fit.
+        ValueError: the preset is unknown or for another backbone, or the repository is by its name an embedder or
+            reranker without a known preset; the message lists the presets that fit.
 
     Example:
 
@@ -313,7 +313,7 @@ def find_preset(name, model_type: str, preset: str | None = None, strict: bool =
         preset = published_preset(name)
 
         # a wrong prompt gives no error, only worse embeddings
-        if preset is None and strict and any("unime" in candidate.lower() for candidate in _possible_names(name)):
+        if preset is None and strict and _has_own_prompts(name):
             raise ValueError(
                 f"{name} is not a published checkpoint that UniME knows, but its name says that it was trained with "
                 f"its own prompts; pass `preset=`, one of {', '.join(fitting)}."
@@ -329,6 +329,16 @@ def find_preset(name, model_type: str, preset: str | None = None, strict: bool =
             f"choose one of {', '.join(fitting)}."
         )
     return preset
+
+
+# parts of the names of embedders and rerankers, which were trained with prompts of their own
+_TRAINED = ("unime", "embedding", "rerank", "gme-", "vlm2vec", "lamra", "e5-v", "mme5", "rzen", "nomic-embed", "saha-")
+
+
+def _has_own_prompts(path) -> bool:
+    """Whether a folder or repository is by its name no plain VLM, but an embedder or a reranker."""
+    names = " ".join(_possible_names(path)).lower()
+    return any(part in names for part in _TRAINED)
 
 
 def _possible_names(path) -> list[str]:

@@ -7,6 +7,7 @@ once and shared by all candidates; the vision features of an image are kept acro
 import copy
 import inspect
 import os
+import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -162,10 +163,17 @@ class SharedPrefix:
     def of(cls, model, prepared, batch_tokens, show_progress=False):
         """The shared prefix of several prompts; `None` where sharing would change results or is not supported.
 
-        The VLM must take features of images that were computed before, and no prompt may cross the length at which
-        rotary factors change. Arguments are those of the class.
+        The VLM must take features of images that were computed before, all its layers must have a cache of keys and
+        values, and no prompt may cross the length at which rotary factors change. Arguments are those of the class.
         """
         boundary = model.config.length_boundary
+        if _has_recurrent_layers(model):
+            warnings.warn(
+                f"{model.config.vlm_config.model_type} has layers of linear attention, and prompts cannot share their "
+                "state: each is run whole, which is exact but slower.",
+                stacklevel=5,
+            )
+            return None
         if "mm_encoder_outputs" not in inspect.signature(model.vlm.forward).parameters:
             return None
         if boundary is not None and max(entry.length for entry in prepared) > boundary:
@@ -346,6 +354,12 @@ class SharedPrefix:
         return rope_owner.get_rope_index(
             input_ids=ids, mm_token_type_ids=is_image, image_grid_thw=grids, attention_mask=torch.ones_like(ids)
         )[0]
+
+
+def _has_recurrent_layers(model) -> bool:
+    """Whether some layers of the language model keep a running state in place of keys and values (Qwen3.5)."""
+    layer_types = getattr(model.config.vlm_config.get_text_config(), "layer_types", None)
+    return "linear_attention" in (layer_types or ())
 
 
 def _image_keys(prepared: list[PreparedItem], processor) -> list[list[_ImageKey]]:

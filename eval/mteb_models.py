@@ -22,6 +22,7 @@ from ..jobs.shards import processes
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 
 MODALITIES = ["text", "image"]  # without it, mteb takes a model for a text model and drops images silently
+COLUMNS = (*MODALITIES, "video")  # what of a batch is read
 
 
 def model_meta(model, name: str, loader, revision: str | None = None, **facts) -> ModelMeta:
@@ -67,15 +68,19 @@ def _name(source) -> str:
 
 
 def _items(loader: Iterable[dict]) -> list[dict]:
-    """The items of a data loader of mteb: texts, images, or both; a batch has a list for each modality."""
+    """The items of a data loader of mteb: texts, images, videos, or texts with either; an empty one is `{}`.
+
+    A batch has a list for each modality.
+    """
     items = []
     for batch in loader:
-        columns = {modality: batch[modality] for modality in MODALITIES if modality in batch}
+        columns = {modality: batch[modality] for modality in COLUMNS if modality in batch}
         for values in zip(*columns.values()):
             # a batch may hold items without a text or without an image
             item = {}
             for modality, value in zip(columns, values):
-                if value:
+                is_blank = isinstance(value, str) and not value.strip()
+                if value and not is_blank:
                     item[modality] = value
             items.append(item)
 
@@ -150,15 +155,22 @@ class UniMEEncoder(AbsEncoder):
         return prompt or self.default_instruction
 
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs) -> torch.Tensor:
-        """Embeddings `[N, D]` of a data loader's items, float32."""
+        """Embeddings `[N, D]` of a data loader's items, float32; zeros for an empty item, which is like nothing."""
         role = "document" if prompt_type == PromptType.document else "query"
-        return self.model.encode(
-            _items(inputs),
+        items = _items(inputs)
+        places = [place for place, item in enumerate(items) if item]
+        vectors = self.model.encode(
+            [items[place] for place in places],
             self.instruction(task_metadata, prompt_type),
             role,
             show_progress=kwargs.get("show_progress_bar"),
             **self.options,
         )
+
+        # corpora of mteb hold empty texts, which must not end a run
+        embeddings = vectors.new_zeros(len(items), vectors.shape[-1])
+        embeddings[places] = vectors
+        return embeddings
 
 
 class UniMECrossEncoder:

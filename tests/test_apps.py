@@ -112,7 +112,7 @@ def test_the_standard_input_is_read_and_a_killed_run_goes_on(saved, tmp_path):
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=-3, stderr=-3, text=True, env=os.environ)
     process.stdin.write(text)
     process.stdin.close()
-    while process.poll() is None and not list(tmp_path.glob("x.npz.parts/rows-*")):
+    while process.poll() is None and not list(tmp_path.glob("x.npz.parts/*/rows-*")):
         pass
     process.kill()
     process.wait()

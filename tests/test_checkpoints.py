@@ -478,6 +478,11 @@ def test_presets_are_for_their_backbone_and_their_repositories(tiny, tmp_path):
     shutil.copytree(qwen, tmp_path / "My-UniME")
     with pytest.raises(ValueError, match="My-UniME is not a published checkpoint .* pass `preset=`, one of summary"):
         UniMEModel.from_backbone(tmp_path / "My-UniME")
+    for name in ("Qwen3-VL-Embedding-2B", "gme-Qwen2-VL-2B-Instruct", "LamRA-Ret"):  # embedders, not plain VLMs
+        shutil.copytree(qwen, tmp_path / name)
+        with pytest.raises(ValueError, match=f"{name} is not a published checkpoint .* pass `preset=`"):
+            UniMEModel.from_backbone(tmp_path / name)
+        assert UniMEModel.from_backbone(tmp_path / name, "summary").processor.preset == "summary"
     with pytest.raises(
         ValueError, match="holds a qwen2_vl, not a unime; wrap a stock VLM with `UniMEModel.from_backbone`"
     ):

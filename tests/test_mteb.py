@@ -124,3 +124,16 @@ def test_instructions(embedder):
     assert model.instruction(bare, PromptType.document) is None
     words = meta.model_copy(update={"prompt": "Look."})
     assert [model.instruction(words, kind) for kind in (PromptType.query, PromptType.document)] == ["Look.", None]
+
+
+def test_videos_are_read_and_empty_documents_are_like_nothing(embedder):
+    frames = [picture(i) for i in range(3)]
+    model = UniMEEncoder(embedder)
+    options = {"task_metadata": Captions.metadata, "hf_split": "test", "hf_subset": "default"}
+    batches = [{"text": ["a cat", ""], "video": [frames, frames]}, {"text": ["", " ", "a dog"]}]
+    embeddings = model.encode(batches[:1], prompt_type=PromptType.document, **options)
+    items = [{"text": "a cat", "video": frames}, {"video": frames}]
+    assert torch.allclose(embeddings, embedder.encode_document(items), atol=1e-5)
+    empty, blank, text = model.encode(batches[1:], prompt_type=PromptType.document, **options)
+    assert not empty.any() and not blank.any()
+    assert torch.allclose(text, embedder.encode_document("a dog"), atol=1e-5)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TEXTS, picture
-from tiny_checkpoints import spread
+from tiny_checkpoints import NORMALISE, QWEN_TEMPLATE, spread, tokenizer_for, write_json
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
@@ -23,6 +23,7 @@ from transformers import (
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3_5Config,
     SiglipVisionConfig,
 )
 
@@ -177,3 +178,65 @@ def test_a_processor_without_the_interface_is_said(monkeypatch, tiny):
     monkeypatch.setattr(Qwen2VLProcessor, "replace_image_token", ProcessorMixin.replace_image_token)
     with pytest.raises(ValueError, match="Qwen2VLProcessor does not follow .* it lacks replace_image_token"):
         UniMEModel.from_backbone(tiny("qwen2_vl")[0])
+
+
+def write_qwen3_5(folder):
+    """Three of its four layers keep a running state (linear attention), the fourth keys and values."""
+    words = tokenizer_for("qwen")
+    text = {
+        **TEXT,
+        "vocab_size": len(words),
+        "num_hidden_layers": 4,
+        "head_dim": 32,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "pad_token_id": words.pad_token_id,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+            "partial_rotary_factor": 0.25,
+        },
+    }
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 48}
+    ids = {}
+    for name in ("image", "video"):
+        ids[f"{name}_token_id"] = words.convert_tokens_to_ids(f"<|{name}_pad|>")
+    for name in ("start", "end"):
+        ids[f"vision_{name}_token_id"] = words.convert_tokens_to_ids(f"<|vision_{name}|>")
+    config = Qwen3_5Config(
+        text_config=text, vision_config={**vision, "patch_size": 14, "num_position_embeddings": 64}, **ids
+    )
+
+    torch.manual_seed(0)
+    stock = AutoModelForImageTextToText.from_config(config).eval()
+    spread(stock)
+    stock.save_pretrained(folder)
+    words.chat_template = QWEN_TEMPLATE
+    words.save_pretrained(folder)
+    write_json(
+        folder / "preprocessor_config.json",
+        min_pixels=3136,
+        max_pixels=12845056,
+        patch_size=14,
+        temporal_patch_size=2,
+        merge_size=2,
+        image_processor_type="Qwen2VLImageProcessor",
+        processor_class="Qwen3VLProcessor",
+        **NORMALISE,
+    )
+
+
+def test_layers_of_linear_attention_judge_each_prompt_whole(tmp_path):
+    write_qwen3_5(tmp_path)
+    reranker = UniMERerankerForCausalLM.from_backbone(tmp_path)
+    candidates = ["a", "a much longer candidate than the first", {"image": picture(0, (56, 56))}, "b c"]
+    one_by_one = torch.cat([reranker.score("q", [entry], share_prefix=False) for entry in candidates])
+    with pytest.warns(UserWarning, match="qwen3_5 has layers of linear attention"):
+        together = reranker.score("q", candidates)
+    assert (together - one_by_one).abs().max() <= 1e-5 and together.unique().numel() == 4
+    with pytest.warns(UserWarning, match="linear attention"):
+        assert len(reranker.rank("q", [f"candidate {i}" for i in range(11)], strategy="listwise")) == 11
