@@ -398,6 +398,8 @@ def test_embedders_of_both_libraries_agree(tiny, tmp_path):
 
 def test_sentence_transformers_get_texts_images_and_videos(tmp_path):
     class Model:
+        modalities = ["text", "image", "video"]
+
         def encode_document(self, inputs, **options):
             self.inputs = inputs
             return np.zeros((len(inputs), 2))
@@ -406,7 +408,7 @@ def test_sentence_transformers_get_texts_images_and_videos(tmp_path):
     embedder.model = Model()
     embedder.encode([Item("a"), Item("b", "b.png"), Item("", "c.mp4"), Item("d", "d.mp4")], "document")
     assert embedder.model.inputs == [
-        "a",
+        {"text": "a"},  # a string could be taken for the address or the path of a picture
         {"text": "b", "image": "b.png"},
         {"video": "c.mp4"},
         {"text": "d", "video": "d.mp4"},
