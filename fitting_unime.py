@@ -144,6 +144,10 @@ def check_processor(files: SavedFiles, model, processor):
     if processor.padding_id is None:
         raise ValueError(f"{files.shown(_TOKENIZER_CONFIG)} names neither a pad token nor an end-of-text token.")
 
+    # sizes of images are settings of the image processor, whichever prompt an image stands in
+    with _naming(files, _PROCESSOR, "images cannot be measured"):
+        processor._count_tokens(((64, 64),), "image")
+
     # now as the first call would read items; what fails is the fault of the file that words them
     name = _TEMPLATE if processor.uses_template or model.judges else _PROCESSOR
     with _naming(files, name, "items cannot be worded"):
