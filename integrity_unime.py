@@ -204,7 +204,9 @@ class SavedFiles:
         """
         try:
             yield
-        except (KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
+        except (KeyError, AttributeError, IndexError, TypeError, ZeroDivisionError) as error:
+            if "keyword argument" in str(error):  # of the caller, not of the file
+                raise
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{self.shown('config.json')} describes no model that can be built: {reason}") from error
 

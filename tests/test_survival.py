@@ -222,11 +222,15 @@ def test_a_batch_is_that_of_its_good_rows(backbone, tmp_path, kind):
     assert [len(collator.bad_items(row)) for row in to_dataset(rows)] == [0, 0, 1, 1, 1, 1, 1, 0, 0]
 
 
-def test_rows_of_items_that_are_a_sum_are_still_refused(backbone, tmp_path):
+def test_rows_of_items_that_are_a_sum_are_trained_in_one_prompt(backbone, tmp_path):
     processor = UniMEModel.from_backbone(backbone).processor
-    processor.fusion = "sum"
-    with pytest.raises(ValueError, match="training reads one prompt"):
-        EmbeddingCollator(processor)(list(to_dataset(examples(tmp_path, 2))))
+    rows = list(to_dataset(examples(tmp_path, 2)))
+    chunks = {}
+    for fusion in ("joint", "sum"):
+        processor.fusion = fusion
+        chunks[fusion] = EmbeddingCollator(processor)(rows)["batch"].chunks
+    for chunk, other in zip(chunks["sum"], chunks["joint"], strict=True):
+        assert torch.equal(chunk["input_ids"], other["input_ids"])
 
 
 @pytest.mark.parametrize("stage", TRAINERS)
