@@ -66,7 +66,7 @@ def _check_preset(files: SavedFiles, processor: dict, config: dict):
             f'{files.shown(_PROCESSOR)} has lost its "preset", without which items would be read in another way; '
             "name it with `preset=`."
         )
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(
             f"{files.shown(_PROCESSOR)} names the unknown preset {name!r}; choose one of {', '.join(sorted(PRESETS))}."
         )

@@ -208,7 +208,9 @@ class SavedFiles:
             if "keyword argument" in str(error):  # of the caller, not of the file
                 raise
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{self.shown('config.json')} describes no model that can be built: {reason}") from error
+            raise ValueError(
+                f"{self.shown('config.json')} (or generation_config.json) describes no model that is known: {reason}"
+            ) from error
 
     @contextmanager
     def naming_damaged_json(self) -> Iterator[None]:

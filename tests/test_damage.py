@@ -217,7 +217,7 @@ def test_a_damaged_manifest_is_refused_by_its_name(name, saved, tmp_path):
 def test_a_configuration_that_no_model_can_be_built_from_is_named(saved, tmp_path):
     folder = copied(saved, tmp_path)
     change("config.json", vlm_config__text_config__rope_parameters__rope_type="odd")(folder)
-    with pytest.raises(ValueError, match=r"config\.json describes no model that can be built: KeyError: 'odd'"):
+    with pytest.raises(ValueError, match=r"config\.json .* describes no model that is known: KeyError: 'odd'"):
         UniMEModel.from_pretrained(folder)
 
 
