@@ -124,11 +124,18 @@ class SavedFiles:
     def __init__(self, source, hub: dict | None = None):
         self.source = source
         self.hub = hub or {}
+        self._paths: dict[str, str | None] = {}
 
     def file(self, name: str, **options) -> str | None:
         """The path of a file, downloaded if need be; `None` if there is no such file."""
         quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-        return cached_file(self.source, name, **{**self.hub, **quiet, **options})
+        if options:
+            return cached_file(self.source, name, **{**self.hub, **quiet, **options})
+
+        # of a repository, each question is a request to the Hub
+        if name not in self._paths:
+            self._paths[name] = cached_file(self.source, name, **{**self.hub, **quiet})
+        return self._paths[name]
 
     def json(self, name: str) -> dict | None:
         """The content of a JSON file; `None` if there is no such file.

@@ -345,14 +345,7 @@ def _page_of(options):
     if not Path(options.images).is_dir():
         raise ValueError(f"{options.images} is not a folder.")
 
-    embedder = Embedder(
-        options.model,
-        options.library,
-        options.preset,
-        options.dtype,
-        options.trust_remote_code,
-        **options.options,
-    )
+    embedder = Embedder.of(options)
     photos = Photos(options.images, embedder, options.cache)
 
     reranker = None

@@ -234,14 +234,7 @@ def main(arguments=None):
         verify_files()
 
     with one_line_errors("unime encode"):
-        embedder = Embedder(
-            options.model,
-            options.library,
-            options.preset,
-            options.dtype,
-            options.trust_remote_code,
-            **options.options,
-        )
+        embedder = Embedder.of(options)
         encoded = encode(options.sources, embedder, options.out, options.role, update=options.update)
     if encoded is None:  # not the main process
         return

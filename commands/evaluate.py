@@ -145,14 +145,7 @@ def run(
         return _run_rerank(config, given or {})
 
     _require(config, "model", "data")
-    embedder = Embedder(
-        config.model,
-        config.library,
-        config.preset,
-        config.dtype,
-        config.trust_remote_code,
-        **config.options or {},
-    )
+    embedder = Embedder.of(config)
     if not config.rehearses:
         embedder.settings()  # a mistyped model should not cost the reading of a benchmark
 

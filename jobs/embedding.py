@@ -174,6 +174,22 @@ class Embedder:
         self.model = None  # loaded where there is anything to embed
         self.state = processes()
 
+    @classmethod
+    def of(cls, settings) -> "Embedder":
+        """The embedder that the settings of a command name.
+
+        Args:
+            settings: has `model`, `library`, `preset`, `dtype`, `trust_remote_code`, and `options` or None.
+        """
+        return cls(
+            settings.model,
+            settings.library,
+            settings.preset,
+            settings.dtype,
+            settings.trust_remote_code,
+            **settings.options or {},
+        )
+
     def settings(self) -> dict:
         """What decides an embedding, as JSON; a job with other settings is another job."""
         return {

@@ -192,6 +192,23 @@ class MiningConfig:
         if self.margin != "released":
             float(self.margin)
 
+    def make_embedder(self) -> Embedder:
+        """The embedder of queries and candidates, not loaded yet.
+
+        Raises:
+            ValueError: none is named.
+        """
+        if self.embedder is None:
+            raise ValueError("`embedder` is missing: a folder or repository.")
+        return Embedder(
+            self.embedder,
+            self.embedder_library,
+            self.embedder_preset,
+            self.embedder_dtype,
+            self.trust_remote_code,
+            **self.embedder_options,
+        )
+
 
 def _parsed(name: str, text: str) -> dict:
     """A setting that is a JSON object."""
@@ -251,17 +268,7 @@ class Mining:
     def embed(self):
         """Embeds the distinct queries and candidates."""
         config = self.config
-        if config.embedder is None:
-            raise ValueError("`embedder` is missing: a folder or repository.")
-
-        embedder = Embedder(
-            config.embedder,
-            config.embedder_library,
-            config.embedder_preset,
-            config.embedder_dtype,
-            config.trust_remote_code,
-            **config.embedder_options,
-        )
+        embedder = config.make_embedder()
 
         # one process looks at the pictures, and the others read what it remembered of them
         with self.state.main_process_first():

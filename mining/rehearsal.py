@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from ..data.readers import Findings, read_rows
 from ..data.schema import Item, to_example
 from ..items_unime import judge_messages
-from ..jobs.embedding import Embedder
 from ..jobs.model_rehearsal import WordedItem, rehearse_embedder, rehearse_reranker
 from ..jobs.rehearsal import Rehearsal
 from ..jobs.reranking import Reranker
@@ -79,18 +78,8 @@ def _options(given: dict[str, str], setting: str, options: dict) -> dict[str, st
 
 def _embedder(config, pool: Pool, given: dict[str, str]) -> Rehearsal:
     """The embedder over queries and candidates."""
-    if config.embedder is None:
-        raise ValueError("`embedder` is missing: a folder or repository.")
-
     # made as `embed` makes it, but never loaded
-    embedder = Embedder(
-        config.embedder,
-        config.embedder_library,
-        config.embedder_preset,
-        config.embedder_dtype,
-        config.trust_remote_code,
-        **config.embedder_options,
-    )
+    embedder = config.make_embedder()
     sources = _options(given, "embedder_options", config.embedder_options)
     if "embedder_preset" in given:
         sources["preset"] = given["embedder_preset"]

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TEXTS, picture
-from tiny_checkpoints import NORMALISE, QWEN_TEMPLATE, spread, tokenizer_for, write_json
+from real_geometry import qwen_ids
+from tiny_checkpoints import QWEN_TEMPLATE, spread, tokenizer_for, write_qwen_images
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
@@ -202,14 +203,8 @@ def write_qwen3_5(folder):
         },
     }
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 48}
-    ids = {}
-    for name in ("image", "video"):
-        ids[f"{name}_token_id"] = words.convert_tokens_to_ids(f"<|{name}_pad|>")
-    for name in ("start", "end"):
-        ids[f"vision_{name}_token_id"] = words.convert_tokens_to_ids(f"<|vision_{name}|>")
-    config = Qwen3_5Config(
-        text_config=text, vision_config={**vision, "patch_size": 14, "num_position_embeddings": 64}, **ids
-    )
+    vision |= {"patch_size": 14, "num_position_embeddings": 64}
+    config = Qwen3_5Config(text_config=text, vision_config=vision, **qwen_ids(words))
 
     torch.manual_seed(0)
     stock = AutoModelForImageTextToText.from_config(config).eval()
@@ -217,17 +212,7 @@ def write_qwen3_5(folder):
     stock.save_pretrained(folder)
     words.chat_template = QWEN_TEMPLATE
     words.save_pretrained(folder)
-    write_json(
-        folder / "preprocessor_config.json",
-        min_pixels=3136,
-        max_pixels=12845056,
-        patch_size=14,
-        temporal_patch_size=2,
-        merge_size=2,
-        image_processor_type="Qwen2VLImageProcessor",
-        processor_class="Qwen3VLProcessor",
-        **NORMALISE,
-    )
+    write_qwen_images(folder, "Qwen3VLProcessor")
 
 
 def test_layers_of_linear_attention_judge_each_prompt_whole(tmp_path):

@@ -217,17 +217,7 @@ def write(path: Path, kind: str, seed: int = 0, width: int = 48):
     (path / "config.json").write_text(json.dumps(old_config(kind, config.to_dict())))
     tokenizer.save_pretrained(path)
     if kind.startswith("qwen"):
-        write_json(
-            path / "preprocessor_config.json",
-            min_pixels=3136,
-            max_pixels=12845056,
-            patch_size=14,
-            temporal_patch_size=2,
-            merge_size=2,
-            image_processor_type="Qwen2VLImageProcessor",
-            processor_class="Qwen2VLProcessor",
-            **NORMALISE,
-        )
+        write_qwen_images(path, "Qwen2VLProcessor")
         write_json(path / "chat_template.json", chat_template=QWEN_TEMPLATE)
         return model
     next_ = kind == "llava_next"
@@ -244,6 +234,21 @@ def write(path: Path, kind: str, seed: int = 0, width: int = 48):
     write_json(path / "processor_config.json", processor_class=f"{name}Processor", image_token="<image>")
     write_json(path / "chat_template.json", chat_template=MISTRAL_TEMPLATE if next_ else ONEVISION_TEMPLATE)
     return model
+
+
+def write_qwen_images(path: Path, processor_class: str):
+    """How images are read, as Qwen-VL's repositories say it."""
+    write_json(
+        path / "preprocessor_config.json",
+        min_pixels=3136,
+        max_pixels=12845056,
+        patch_size=14,
+        temporal_patch_size=2,
+        merge_size=2,
+        image_processor_type="Qwen2VLImageProcessor",
+        processor_class=processor_class,
+        **NORMALISE,
+    )
 
 
 def spread(model):
