@@ -273,7 +273,7 @@ class SavedFiles:
         if any(section.get("quantization_config") for section in sections):
             return
 
-        for name in self._weight_files():
+        for name in self.weight_files():
             path = self.file(name)
             types = {} if path is None else _types_of_tensors(path)
             for tensor, kind in types.items():
@@ -283,7 +283,7 @@ class SavedFiles:
                         "were quantised by another program, load the checkpoint that it started from."
                     )
 
-    def _weight_files(self) -> list[str]:
+    def weight_files(self) -> list[str]:
         """The files that transformers loads the weights from."""
         for name in ("model.safetensors", "pytorch_model.bin"):
             if self.file(name):

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
+from .adapters_unime import adapter_folder, base_model_of, merge_adapter, saved_settings
 from .attention_unime import PACKED_ATTENTION, patches_as_product
 from .batching_unime import plan_chunks
 from .configuration_phi3_v import Phi3VConfig
@@ -20,7 +21,7 @@ from .fitting_unime import check_processor, check_processor_files, expects_proce
 from .integrity_unime import SavedFiles, remove_manifest, write_manifest
 from .modeling_phi3_v import complete_config
 from .processing_unime import SETTINGS, UniMEProcessor
-from .prompts_unime import find_preset
+from .prompts_unime import find_preset, published_preset
 
 _HUB_KEYS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 _FULL_PRECISION = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "multi_modal_projector", "lm_head")
@@ -172,23 +173,28 @@ class UniMEPreTrainedModel(PreTrainedModel):
         preset: str | None = None,
         quantization: str | None = None,
         weights: bool = True,
+        base=None,
         **kwargs,
     ):
-        """Wraps a stock VLM checkpoint, in the key layout of any transformers version.
+        """Wraps a stock VLM checkpoint, in the key layout of any transformers version, or an adapter over one.
+
+        An adapter (LoRA, DoRA) is merged, and must land whole.
 
         Args:
-            path_or_repo (`str`): directory or Hub id of the VLM.
+            path_or_repo (`str`): directory or Hub id of the VLM, or of an adapter, which may be in its `lora/`.
             preset (`str`, *optional*): prompt preset, kept in the saved processor; by default the one that a
                 published checkpoint was trained with, and `"summary"` for a stock VLM.
             quantization (`str`, *optional*), weights (`bool`): as in [`~UniMEPreTrainedModel.from_pretrained`].
+            base (*optional*): what an adapter was trained on; by default what its own file says, which is a folder, or
+                one of the same last name beside the adapter, or a repository.
             kwargs: processor settings (`max_length`, `max_image_pixels`, `chat_template`, `resolution`, `fusion`,
                 `anyres_padding`, `num_frames`, and `processor`, a folder or repository where they are not beside the
                 weights); everything else (`dtype`, `device_map`, `quantization_config`,
                 `attn_implementation`, `revision`, `trust_remote_code`, ...) goes to the VLM's `from_pretrained`.
 
         Raises:
-            ValueError: a weight of the checkpoint is missing, unexpected or mis-shaped, a file is broken, or the
-                preset is unknown or for another backbone.
+            ValueError: a weight of the checkpoint or of the adapter is missing, unexpected or mis-shaped, a file is
+                broken, the preset is unknown or for another backbone, or what is not an adapter is given a `base`.
 
         Example:
 
@@ -196,6 +202,13 @@ class UniMEPreTrainedModel(PreTrainedModel):
         model = UniMEModel.from_backbone("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16", resolution=672)
         ```
         """
+        adapter = adapter_folder(path_or_repo, {key: kwargs[key] for key in _HUB_KEYS if key in kwargs})
+        if adapter is not None:
+            options = {"quantization": quantization, "weights": weights, **kwargs}
+            return cls._from_adapter(path_or_repo, adapter, base, preset, options)
+        if base is not None:
+            raise ValueError(f"{path_or_repo} is not an adapter: it has no adapter_config.json, and so no base.")
+
         settings = {key: kwargs.pop(key) for key in (*SETTINGS, "processor") if key in kwargs}
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
         hub = {key: kwargs[key] for key in (*_HUB_KEYS, "trust_remote_code") if key in kwargs}
@@ -219,6 +232,28 @@ class UniMEPreTrainedModel(PreTrainedModel):
             model = cls._without_weights(config)
             model.source = path_or_repo
         model.processor = processor
+        return model
+
+    @classmethod
+    def _from_adapter(cls, source, adapter, base, preset: str | None, options: dict):
+        """The model that an adapter was trained on, with the adapter merged into it."""
+        # what the adapter was trained with, its base does not know
+        if preset is None:
+            options = {**saved_settings(adapter, SETTINGS), **options}
+            preset = options.pop("preset", None) or published_preset(source)
+        for key in ("revision", "subfolder"):
+            options.pop(key, None)
+
+        base = base or base_model_of(adapter)
+        hub = {key: options[key] for key in _HUB_KEYS if key in options}
+        config = SavedFiles(base, hub).json("config.json") or {}
+        is_ours = config.get("model_type") == cls.config_class.model_type
+        load = cls.from_pretrained if is_ours else cls.from_backbone
+        model = load(base, preset=preset, **options)
+
+        if options["weights"]:
+            model = merge_adapter(model, adapter)
+        model.source = source
         return model
 
     @classmethod

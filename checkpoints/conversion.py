@@ -9,14 +9,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ..adapters_unime import adapter_folder, base_model_of
 from ..files.writing import write_text
 from ..integrity_unime import add_to_manifest, remove_manifest
 from ..modeling_unime import UniMEModel
 from .exports import write_exports, write_json
 from .opening import (
     UNIME_MODEL_TYPES,
-    adapter_folder,
-    base_model_of,
     local_folder,
     model_type_of,
     open_checkpoint,

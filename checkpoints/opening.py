@@ -1,13 +1,12 @@
 """Opening any checkpoint: UniME models, stock VLMs, and adapters over either, which are merged."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError
-from safetensors import SafetensorError
 
+from ..adapters_unime import adapter_folder, base_model_of, saved_settings
 from ..integrity_unime import SavedFiles
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from ..processing_unime import SETTINGS, UniMEProcessor
@@ -15,14 +14,6 @@ from ..prompts_unime import published_preset
 
 HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # among them the base class of whichever httpx it uses
 UNIME_MODEL_TYPES = ("unime", "unime_reranker")  # what `config.json` calls our models
-
-# Module paths of transformers 4.4x, and of the wrappers adapters were trained in: pattern -> present name
-_EARLIER_NAMES = (
-    (r"^(?:encoder|vlm|model)\.", ""),
-    (r"^language_model\.model\.", "language_model."),
-    (r"^vision_tower\.vision_model\.", "vision_tower."),
-    (r"^layers\.", "language_model.layers."),
-)
 
 # what is not downloaded where weights are not needed
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
@@ -88,34 +79,29 @@ def open_checkpoint(
     ```
     """
     folder = local_folder(source, kwargs.get("revision"), weights)
-
     adapter = adapter_folder(folder)
     if adapter is not None:
-        kwargs.pop("revision", None)  # of the adapter, not of its base
-        if preset is None:  # what the adapter was trained with, its base does not know
-            kwargs = {**_saved_settings(adapter), **kwargs}
-            preset = kwargs.pop("preset", None) or published_preset(source)
+        base = base or base_model_of(adapter)
 
-        model = open_checkpoint(base or base_model_of(adapter), preset, reranker, weights=weights, **kwargs)
-        if not weights:
-            return model
+    # an adapter's model is what its base is
+    model_type = model_type_of(folder) if adapter is None else _type_below(base)
+    model_class = UniMEModel
+    if model_type == "unime_reranker" or (reranker and model_type not in UNIME_MODEL_TYPES):
+        model_class = UniMERerankerForCausalLM
 
-        # PEFT froze what it was put on, and the merged model may be trained on
-        merged = load_adapter(model, adapter).merge_and_unload()
-        for parameter in merged.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-        return merged
-
-    model_type = model_type_of(folder)
-    with naming_untrusted_code(source):
-        if model_type not in UNIME_MODEL_TYPES:
-            model_class = UniMERerankerForCausalLM if reranker else UniMEModel
-            return model_class.from_backbone(source, preset, weights=weights, **kwargs)
-
-        model_class = UniMEModel if model_type == "unime" else UniMERerankerForCausalLM
+    with naming_untrusted_code(base or source):
+        if adapter is not None or model_type not in UNIME_MODEL_TYPES:
+            return model_class.from_backbone(source, preset, weights=weights, base=base, **kwargs)
         model = model_class.from_pretrained(source, preset=preset, weights=weights, **kwargs)
         _ = model.processor  # it is read on first use, and what is wrong with it is to be known now
     return model
+
+
+def _type_below(source) -> str | None:
+    """What `config.json` calls the model that adapters end at."""
+    folder = local_folder(source, weights=False)
+    adapter = adapter_folder(folder)
+    return model_type_of(folder) if adapter is None else _type_below(base_model_of(adapter))
 
 
 def open_processor(source, preset: str | None = None, **kwargs) -> tuple[UniMEProcessor, bool]:
@@ -137,7 +123,7 @@ def open_processor(source, preset: str | None = None, **kwargs) -> tuple[UniMEPr
     if adapter is not None:
         kwargs.pop("revision", None)  # of the adapter, not of its base
         if preset is None:
-            kwargs = {**_saved_settings(adapter), **kwargs}
+            kwargs = {**saved_settings(adapter, SETTINGS), **kwargs}
             preset = kwargs.pop("preset", None) or published_preset(source)
         return open_processor(base_model_of(adapter), preset, **kwargs)
 
@@ -148,34 +134,6 @@ def open_processor(source, preset: str | None = None, **kwargs) -> tuple[UniMEPr
         else:
             processor = UniMEProcessor.from_backbone(source, preset, **kwargs)
     return processor, model_type == "unime_reranker"
-
-
-def adapter_folder(folder: Path) -> Path | None:
-    """Where in a folder an adapter lies: in itself, or, where there is no model in it, in `lora/`; `None` if nowhere.
-
-    Args:
-        folder (`Path`): of any checkpoint.
-    """
-    candidates = [folder]
-    if not any(folder.glob("*.safetensors")):
-        candidates.append(folder / "lora")  # as in TIGER-Lab/VLM2Vec-Qwen2VL-7B
-    for candidate in candidates:
-        if (candidate / "adapter_config.json").exists():
-            return candidate
-    return None
-
-
-def _saved_settings(adapter: Path) -> dict:
-    """Preset and settings of the processor that was saved beside an adapter; empty if it is not ours."""
-    file = adapter / "processor_config.json"
-    if not file.exists():
-        return {}
-
-    # a stock processor has a file of the same name
-    content = SavedFiles(adapter).json(file.name)
-    if content.get("processor_class") != UniMEProcessor.__name__:
-        return {}
-    return {name: content[name] for name in ("preset", *SETTINGS) if name in content}
 
 
 def open_sentence_transformer(source, device, trust_remote_code: bool = False, **kwargs):
@@ -244,19 +202,6 @@ def model_type_of(folder: Path) -> str | None:
     return config.get("model_type")
 
 
-def base_model_of(adapter: Path) -> str:
-    """The folder or repository of the model that an adapter was trained on, as its `adapter_config.json` says.
-
-    Raises:
-        ValueError: it does not say.
-    """
-    config = SavedFiles(adapter).json("adapter_config.json") or {}
-    base = config.get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{adapter} does not say which model it is an adapter of; name it with `base`.")
-    return base
-
-
 def require_kind(model, source, reranker: bool):
     """Refuses a reranker where an embedder is needed, and the other way round.
 
@@ -273,96 +218,3 @@ def require_kind(model, source, reranker: bool):
     if reranker:
         raise ValueError(f"{source} is an embedder; a reranker or a stock VLM is needed.")
     raise ValueError(f"{source} is a reranker; an embedder or a stock VLM is needed.")
-
-
-def load_adapter(model, path):
-    """Puts a LoRA or DoRA adapter on a model, whichever key layout it was saved in, and checks that it landed.
-
-    Args:
-        model ([`UniMEModel`] or [`UniMERerankerForCausalLM`]): what the adapter was trained on.
-        path: folder of the adapter.
-
-    Returns:
-        `peft.PeftModel` around `model`; `merge_and_unload()` gives the merged model.
-
-    Raises:
-        ValueError: a weight of the adapter has no place in the model, or has another shape: it was trained on another
-            base.
-
-    Example:
-
-    ```python
-    model = load_adapter(UniMEModel.from_pretrained("me/my-embedder"), "outputs/adapter").merge_and_unload()
-    ```
-    """
-    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-
-    modules = dict(model.named_modules())
-    weights, targets = _renamed_weights(path, modules)
-
-    # settings of single modules follow the names of their modules
-    config = PeftConfig.from_pretrained(path)
-    config.target_modules = sorted(targets)
-    config.task_type = None
-    for name in ("rank_pattern", "alpha_pattern"):
-        pattern = getattr(config, name) or {}
-        setattr(config, name, {_present_name(key, modules) or key: value for key, value in pattern.items()})
-
-    adapted = PeftModel(model, config)
-    try:
-        result = set_peft_model_state_dict(adapted, weights)
-    except RuntimeError as error:
-        raise ValueError(f"the adapter {path} was trained on another base: {error}") from error
-
-    missing = [key for key in result.missing_keys if "lora_" in key]
-    if missing or result.unexpected_keys:
-        raise ValueError(
-            f"the adapter {path} did not land: missing {missing[:4]}, unexpected {result.unexpected_keys[:4]}."
-        )
-    return adapted.eval()
-
-
-def _renamed_weights(path, modules: dict) -> tuple[dict, set[str]]:
-    """An adapter's weights under the names of the model's own modules, and the names of these modules."""
-    weights = {}
-    targets = set()
-    for key, weight in _adapter_weights(path).items():
-        if not weight.is_floating_point():
-            raise ValueError(f"the adapter {path}: {key} is of type {weight.dtype}, which is not a type of weights.")
-        match = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_.+)", key)
-        name = _present_name(match[1], modules) if match else None
-        if name is None:
-            raise ValueError(f"the adapter {path} was trained on another base: {key} has no place in this model.")
-        targets.add(name)
-        weights[f"base_model.model.{name}.{match[2]}"] = weight
-
-    if not targets:
-        raise ValueError(f"the adapter {path} has no weights.")
-    return weights, targets
-
-
-def _adapter_weights(path) -> dict:
-    """The weights of an adapter as they are stored."""
-    from peft.utils import load_peft_weights
-
-    try:
-        return load_peft_weights(path, device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"the adapter {path} cannot be read: adapter_model.safetensors: {error}") from error
-
-
-def _present_name(path: str, modules: dict) -> str | None:
-    """The name of the module that an adapter's path means, by its present or an earlier name."""
-    # every name that the rules lead to, applied once or one after the other
-    candidates = [path]
-    for candidate in candidates:  # grows while it is read
-        for pattern, replacement in _EARLIER_NAMES:
-            renamed = re.sub(pattern, replacement, candidate)
-            if renamed not in candidates:
-                candidates.append(renamed)
-
-    for candidate in candidates:
-        for prefix in ("", "vlm.", "vlm.model."):
-            if prefix + candidate in modules:
-                return prefix + candidate
-    return None

@@ -12,9 +12,8 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from ..adapters_unime import adapter_folder, base_model_of
 from ..checkpoints.opening import (
-    adapter_folder,
-    base_model_of,
     local_folder,
     open_checkpoint,
     open_sentence_transformer,

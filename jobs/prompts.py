@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 
-from ..checkpoints.opening import UNIME_MODEL_TYPES, adapter_folder, local_folder, model_type_of
+from ..adapters_unime import adapter_folder
+from ..checkpoints.opening import UNIME_MODEL_TYPES, local_folder, model_type_of
 from ..data.collators import Fed
 from ..items_unime import PreparedItem
 from ..prompts_unime import PRESETS

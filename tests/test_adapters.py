@@ -13,8 +13,9 @@ from tiny_checkpoints import write
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 
 from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.adapters_unime import adapter_weights, load_adapter
 from unime.checkpoints.conversion import export
-from unime.checkpoints.opening import load_adapter, open_checkpoint
+from unime.checkpoints.opening import open_checkpoint
 from unime.commands.convert import main
 from unime.jobs.embedding import checkpoint_fingerprint
 
@@ -126,6 +127,49 @@ def test_vlm2vec_gives_its_authors_embeddings():
             item["text"] = "<|image_1|>\nRepresent the given image.\n"
         ours = model.encode(item, instruction=golden.get("instruction"))
         assert (ours - torch.tensor(golden["embedding"])).abs().max() <= 1e-6, golden["key"]
+
+
+def test_the_classes_read_adapters_beside_their_base_from_pickles(tiny, tmp_path):
+    """`from_backbone` itself: a `.bin` of old keys with DoRA's magnitudes, over the folder that has the base's name."""
+    path, _ = tiny("qwen2_vl")
+    expected = stock_adapter(path, tmp_path / "adapter", "qwen2_vl", dora=True, old=True)
+    weights = load_file(tmp_path / "adapter/adapter_model.safetensors")
+    torch.save(weights, tmp_path / "adapter/adapter_model.bin")
+    (tmp_path / "adapter/adapter_model.safetensors").unlink()
+    config = tmp_path / "adapter/adapter_config.json"
+    config.write_text(config.read_text().replace(str(path), "Owner/base-of-it"))
+    (tmp_path / "base-of-it").symlink_to(path)
+    for model_class in (UniMEModel, UniMERerankerForCausalLM):
+        model = model_class.from_backbone(tmp_path / "adapter", "summary")
+        merged = model.vlm.base_model.state_dict()
+        assert max((merged[key] - expected[key]).abs().max() for key in expected) <= 1e-6
+        assert model.source == tmp_path / "adapter" and all(p.requires_grad for p in model.parameters())
+
+    # told which base, and refused one that has no adapter
+    model = UniMEModel.from_backbone(tmp_path / "adapter", "summary", base=path, weights=False)
+    assert next(model.parameters()).is_meta
+    with pytest.raises(ValueError, match="is not an adapter: it has no adapter_config.json, and so no base"):
+        UniMEModel.from_backbone(path, base=path)
+
+    # what is left out would be the base's own magnitude
+    torch.save({k: v for k, v in weights.items() if "magnitude" not in k}, tmp_path / "adapter/adapter_model.bin")
+    with pytest.raises(ValueError, match="did not land: missing .*lora_magnitude_vector"):
+        UniMEModel.from_backbone(tmp_path / "adapter", "summary")
+
+
+class Opened(dict):
+    """What a pickle must not build."""
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(Opened(), "damaged, or holds more than tensors"), ([1], "holds a list"), ({"key": 1}, "not every entry")],
+    ids=["code", "list", "number"],
+)
+def test_pickles_of_anything_but_tensors_are_refused(tmp_path, content, reason):
+    torch.save(content, tmp_path / "adapter_model.bin")
+    with pytest.raises(ValueError, match=f"cannot be read: adapter_model.bin: .*({reason})"):
+        adapter_weights(tmp_path)
 
 
 def test_ranks_of_single_modules_follow_their_names(tiny, tmp_path):

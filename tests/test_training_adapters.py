@@ -8,7 +8,7 @@ from peft import LoraConfig
 from test_gradient_cache import EVERYTHING, difference, rows, trained
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.checkpoints.opening import load_adapter
+from unime.adapters_unime import load_adapter
 from unime.data.readers import read_mmeb_train
 from unime.trainers.adapters import COMPONENTS, find_targets
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer

@@ -177,7 +177,7 @@ def check_quantized(options):
         raise ValueError("quantised weights do not train; add an adapter with use_peft: true (QLoRA).")
     if is_deepspeed_zero3_enabled():
         raise ValueError("QLoRA does not go with ZeRO-3, which would share out packed bits; use multi_gpu.yaml.")
-    from ..checkpoints.opening import adapter_folder
+    from ..adapters_unime import adapter_folder
 
     if adapter_folder(Path(options.model_name_or_path)) is not None:
         raise ValueError(
@@ -373,11 +373,11 @@ def save_whole(trainer, source: dict):
 
 def _save_merged(trainer, source: dict):
     """Merges the adapter that was just saved, and saves the whole model beside it."""
-    from ..checkpoints.opening import load_adapter
+    from ..adapters_unime import merge_adapter
 
     unset_hf_deepspeed_config()  # this process loads alone; nothing is partitioned any more
     out = trainer.args.output_dir
-    merged = load_adapter(load_model(**source), f"{out}/adapter").merge_and_unload()
+    merged = merge_adapter(load_model(**source), f"{out}/adapter")
     merged.processor = trainer.processing_class
 
     # of a checkpoint on its way to the Hub; it would be applied once more
