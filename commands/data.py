@@ -101,6 +101,8 @@ def _image_lines(images: dict) -> list[str]:
         lines.append(f"  {entry['image']}: {entry['reason']}")
 
     # only where the images were opened
+    if images.get("copies"):
+        lines.append(f"  {images['copies']:>9,}  copies of others under other names, which count as one candidate")
     for kind, count in images.get("kinds", {}).items():
         lines.append(f"  {count:>9,}  {kind}")
     if images.get("pixels"):

@@ -11,9 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..files.identity import picture_identity
 from ..images_unime import FORMATS, load_frames, open_image, read_size
 from .readers import Findings, read_rows
 from .schema import Example, Item, to_example
@@ -61,7 +65,10 @@ def check(
     findings = Findings(images_must_exist=False)
     rows = read_rows(path, image_root, split=split, findings=findings)
 
-    tally = _Tally()
+    # the images first: copies of one are told by their pixels
+    images_report, identities = look_at_images(image_paths(rows), images)
+
+    tally = _Tally(identities)
     bad_items = {}  # reasons by item
     for row in tqdm(rows, desc="Rows", unit="row", delay=1):
         tally.add(to_example(row))
@@ -77,7 +84,7 @@ def check(
         "mended": dict(findings.notes),
         "duplicates": tally.duplicates(),
         "scores": tally.scores(),
-        "images": check_images(tally.images, images),
+        "images": images_report,
     }
     if reader is not None:
         report["bad_items"] = [{"item": item, "reason": reason} for item, reason in bad_items.items()]
@@ -85,13 +92,13 @@ def check(
 
 
 class _Tally:
-    """Counts over rows, added to one row at a time."""
+    """Counts over rows, added to one row at a time; `identities` are those of pictures by their paths."""
 
-    def __init__(self):
+    def __init__(self, identities: dict[str, str]):
+        self.identities = identities
         self.rows = Counter()  # of each data set
         self.modalities = Counter()
         self.oddities = Counter()
-        self.images = {}  # paths in the order of their first use; the values are not used
 
         # for each data set
         self.queries = defaultdict(set)
@@ -108,25 +115,27 @@ class _Tally:
         self.rows[row.dataset] += 1
         self.modalities[f"{_modality(row.query)} -> {_modality(row.positive)}"] += 1
         self.queries[row.dataset].add(row.query)
-        self.positives[row.dataset].add(row.positive.identity)
+        self.positives[row.dataset].add(self._identity(row.positive))
         self.lengths[row.dataset].append(len(row.query.text) + len(row.positive.text))
         self.pairs[row.dataset, row.query, row.positive] += 1
-
-        for item in (row.query, row.positive, *row.negatives, *row.negative_queries):
-            if item.image:
-                self.images.setdefault(item.image)
 
         self._count_oddities(row)
         self._note_scores(row)
 
     def _count_oddities(self, row: Example):
         distinct = set(row.negatives)
-        identities = {negative.identity for negative in distinct}
+        identities = set(map(self._identity, distinct))
 
         # a count of zero is reported too, so each is added to in every row
+        has_copies = len(identities) < len(distinct)
         self.oddities["rows that repeat a negative"] += len(distinct) < len(row.negatives)
-        self.oddities["rows with negatives equal but for case or spacing"] += len(identities) < len(distinct)
-        self.oddities["rows whose positive is among their negatives"] += row.positive.identity in identities
+        self.oddities["rows with negatives equal but for case, spacing or file name"] += has_copies
+        self.oddities["rows whose positive is among their negatives"] += self._identity(row.positive) in identities
+
+    def _identity(self, item: Item) -> tuple[str, str]:
+        """What makes two candidates one: a copy of a picture under another name is the same candidate."""
+        text, path = item.identity
+        return text, self.identities.get(path, path)
 
     def _note_scores(self, row: Example):
         if row.positive_score is None:
@@ -198,7 +207,20 @@ def _spread(values) -> dict:
     }
 
 
-def check_images(paths: Iterable[str], thoroughly: bool = True) -> dict:
+def image_paths(rows: Dataset) -> list[str]:
+    """The distinct paths of images and videos that rows name, in the order of the columns."""
+    table = rows.with_format("arrow")[:]
+
+    paths = {}  # a set that keeps its order
+    for name in ("query", "positive", "negatives", "negative_queries"):
+        column = table[name].combine_chunks()
+        if pa.types.is_list(column.type):
+            column = column.flatten()
+        paths |= dict.fromkeys(pc.unique(column.field("image")).to_pylist())
+    return [path for path in paths if path]
+
+
+def look_at_images(paths: Iterable[str], thoroughly: bool = True) -> tuple[dict, dict[str, str]]:
     """Opens images the way training will, and counts what is odd about them.
 
     Args:
@@ -206,9 +228,10 @@ def check_images(paths: Iterable[str], thoroughly: bool = True) -> dict:
         thoroughly (`bool`, defaults to `True`): open them, rather than only look whether they are there.
 
     Returns:
-        `dict`: `distinct` and `missing` counts, the `first missing` paths, and what is `unreadable`, as
-        `{"image", "reason"}`; where images are opened, also how many are of which odd `kinds`, and the spread of
-        their `pixels`.
+        a report, and the identity of each picture that was opened, by its path. The report has the counts `distinct`
+        and `missing`, the `first missing` paths, and what is `unreadable`, as `{"image", "reason"}`; where images are
+        opened, also how many are `copies` of others under other names, how many are of which odd `kinds`, and the
+        spread of their `pixels`.
     """
     paths = list(paths)
     present = []
@@ -221,10 +244,11 @@ def check_images(paths: Iterable[str], thoroughly: bool = True) -> dict:
 
     report = {"distinct": len(paths), "missing": len(missing), "first missing": missing[:SHOWN], "unreadable": []}
     if not thoroughly:
-        return report
+        return report, {}
 
     kinds = Counter()
     pixels = []
+    identities = {}
     with ThreadPoolExecutor() as workers:
         look_at = partial(_look, budget=_PixelBudget(IN_HAND))
         looks = tqdm(workers.map(look_at, present), total=len(present), desc="Images", unit="image", delay=1)
@@ -234,10 +258,12 @@ def check_images(paths: Iterable[str], thoroughly: bool = True) -> dict:
                 report["unreadable"].append({"image": path, "reason": look.reason})
             else:
                 pixels.append(look.pixels)
+                identities[path] = look.identity
 
+    report["copies"] = len(identities) - len(set(identities.values()))
     report["kinds"] = dict(kinds.most_common())
     report["pixels"] = _spread(pixels) if pixels else {}
-    return report
+    return report, identities
 
 
 class _PixelBudget:
@@ -265,11 +291,13 @@ class _PixelBudget:
 
 
 class _Look(NamedTuple):
-    """What there is to say of an image: why it cannot be read, what is odd about it, and its width times height."""
+    """What there is to say of an image: why it cannot be read, what is odd about it, its width times height, and what
+    tells it apart from others."""
 
     reason: str
     oddities: list[str]
     pixels: int
+    identity: str
 
 
 def _look(path: str, budget: _PixelBudget) -> _Look:
@@ -277,7 +305,7 @@ def _look(path: str, budget: _PixelBudget) -> _Look:
         if Item(image=path).is_video:
             (frame,) = load_frames(path, 1)
             width, height = open_image(frame).size
-            return _Look("", ["video"], width * height)
+            return _Look("", ["video"], width * height, picture_identity(path))
 
         # the header first: its pixels say how long to wait for memory
         with warnings.catch_warnings():
@@ -288,10 +316,10 @@ def _look(path: str, budget: _PixelBudget) -> _Look:
                 pixels = file.width * file.height
 
         with budget.spend(pixels):
-            open_image(path)
-        return _Look("", oddities, pixels)
+            identity = picture_identity(path, open_image(path))
+        return _Look("", oddities, pixels, identity)
     except Exception as error:  # a damaged file makes its decoder raise anything
-        return _Look(str(error) or type(error).__name__, [], 0)
+        return _Look(str(error) or type(error).__name__, [], 0, "")
 
 
 def _oddities(file: Image.Image) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from ..batching_unime import plan_chunks
 from ..items_unime import PreparedItem
 from ..processing_unime import UniMEProcessor
+from .copies import named_by_content
 from .schema import Example, Item, to_example
 from .sieve import BadItem, Sieve
 
@@ -260,9 +261,12 @@ def _index(table: dict, role: str, item: Item) -> int:
 
 def _hashes(table: dict) -> torch.Tensor:
     """Content hashes `[T]` of a table, which ranks compare."""
+    renamed = named_by_content(item for _, item in table)
+
     hashes = []
     for role, item in table:
-        content_hash = item.content_hash
+        # a copy of a picture under another name is the same picture
+        content_hash = renamed[item].content_hash
 
         # one item as a query and as a document has two embeddings, so it has two hashes
         if role == "query":

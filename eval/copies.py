@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from ..files.identity import picture_identities
+from ..data.copies import named_by_content
+from ..data.schema import Item
 from .tasks import Task
 
 
@@ -14,18 +15,18 @@ def join_copies(task: Task) -> Task:
     Args:
         task ([`~unime.eval.tasks.Task`]).
     """
-    pictures = picture_identities(item.image for item in task.corpus if item.image)
+    renamed = named_by_content(task.corpus)
 
     # where each candidate goes: texts are part of it, as one picture may stand beside several
-    place_of: dict[tuple[str, str], int] = {}
+    place_of: dict[Item, int] = {}
     corpus = []
     places = []
     for item in task.corpus:
-        identity = (item.text, pictures.get(item.image, ""))
-        if identity not in place_of:
-            place_of[identity] = len(corpus)
+        content = renamed[item]
+        if content not in place_of:
+            place_of[content] = len(corpus)
             corpus.append(item)
-        places.append(place_of[identity])
+        places.append(place_of[content])
 
     copies = len(task.corpus) - len(corpus)
     if not copies:

@@ -63,11 +63,12 @@ def file_identity(path) -> str:
         return UNREADABLE  # whoever opens it will say why
 
 
-def picture_identity(path) -> str:
+def picture_identity(path, image: Image.Image | None = None) -> str:
     """What tells a picture apart: a digest of its pixels as a model sees them, whatever the file's name and format.
 
     Args:
         path (`str` or `Path`): an image; a video, or a folder of frames, is told apart by its bytes.
+        image (`PIL.Image.Image`, *optional*): what `open_image` made of the file, where it was decoded already.
 
     Returns:
         `str`: of an image that cannot be decoded, its [`file_identity`].
@@ -77,7 +78,7 @@ def picture_identity(path) -> str:
         return f"{identity}:{path}"  # of files that cannot be looked at, each is its own
 
     # under the digest of the bytes: a file that was moved or copied is not decoded again
-    return DIGESTS.get(f"pixels:{identity}", lambda: _digest_of_pixels(path, identity))
+    return DIGESTS.get(f"pixels:{identity}", lambda: _digest_of_pixels(path, identity, image))
 
 
 def picture_identities(paths: Iterable[str]) -> dict[str, str]:
@@ -156,10 +157,10 @@ def _entry_identity(path) -> str:
     return "folder" if os.path.isdir(path) else file_identity(path)
 
 
-def _digest_of_pixels(path, otherwise: str) -> str:
+def _digest_of_pixels(path, otherwise: str, image: Image.Image | None) -> str:
     """A digest of a picture's size and pixels."""
     try:
-        image = open_image(path)
+        image = image or open_image(path)
     except ValueError:
         return otherwise
     return digest_of(f"{image.width}x{image.height}:".encode() + image.tobytes())
@@ -201,6 +202,13 @@ class Digests:
         self._is_broken = False
         self._lock = threading.Lock()
         atexit.register(self.flush)
+        os.register_at_fork(after_in_child=self._start_anew)
+
+    def _start_anew(self):
+        """In the worker of a data loader: neither a lock nor a connection may be shared with the parent."""
+        self._lock = threading.Lock()
+        self._database = None
+        self._unwritten = {}  # the parent writes them
 
     def get(self, key: str | None, compute: Callable[[], str]) -> str:
         """The digest under a key, computed where nobody remembers it; without a key, computed always."""

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..data.copies import Identity, identities_of
 from ..data.schema import Example, Item
-from ..jobs.copies import Identity, identities_of
 
 
 class Pair(NamedTuple):
@@ -29,7 +29,7 @@ class Pool:
     Args:
         queries (`list[Item]`): distinct queries.
         candidates (`list[Item]`): distinct positives, told apart by what they show and say (see
-            [`~unime.jobs.copies.identities_of`]); negatives are drawn from them.
+            [`~unime.data.copies.identities_of`]); negatives are drawn from them.
         pairs (`list[Pair]`): distinct ones, in the order of the rows.
         identities (`dict[Item, tuple]`, *optional*): of queries and candidates; `Item.identity` by default.
     """
@@ -45,7 +45,7 @@ class Pool:
 
         Args:
             examples (`Iterable[Example]`): the rows, which are read once.
-            near_copies (`int`, *optional*): as `near` in [`~unime.jobs.copies.identities_of`].
+            near_copies (`int`, *optional*): as `near` in [`~unime.data.copies.identities_of`].
         """
         number_of_query = {}
         rows = {}  # a set that keeps its order

@@ -1,11 +1,12 @@
 """`unime data check`, the readers of every layout, and what they do with hard cases."""
 
 import json
+import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, fresh_process
+from conftest import ROOT, fresh_process, picture
 from fake_hub import FakeHub
 from PIL import Image
 
@@ -164,6 +165,7 @@ def test_images_of_all_kinds_are_opened_and_counted(tmp_path, capsys):
     assert "pixels" in reasons["bomb.png"]
     kinds = images["kinds"]
     assert kinds["mode CMYK"] == kinds["mode RGBA"] == kinds["animated: the first frame counts"] == 1
+    assert images["copies"] == 2, "with opaque alpha, and as the first frame of an animation"
     assert kinds["transparent: put on white"] == 1 and report["rows"] == 9 and not report["bad_rows"]
     with pytest.raises(SystemExit) as ended:
         main(["check", str(tmp_path / "rows.jsonl"), "--report", str(tmp_path / "report.json")])
@@ -195,7 +197,7 @@ def test_the_report_counts_what_matters(tmp_path, capsys):
         "repeated rows": 1,
         "queries with several positives": 1,
         "rows that repeat a negative": 3,
-        "rows with negatives equal but for case or spacing": 3,
+        "rows with negatives equal but for case, spacing or file name": 3,
         "rows whose positive is among their negatives": 2,
     }
     assert report["mended"] == {"image placeholders dropped from texts without an image": 3}
@@ -204,6 +206,28 @@ def test_the_report_counts_what_matters(tmp_path, capsys):
     assert scores["positive"]["greatest"] == 0.9 and report["modalities"] == {"text -> text": 3}
     (problem,) = report["bad_rows"]
     assert problem["where"].endswith("rows.json, row 3 (line 95)") and "2 is not a number" in problem["reason"]
+
+
+def test_copies_of_pictures_are_counted(tmp_path, capsys):
+    picture(0).save(tmp_path / "right.png")
+    picture(0).save(tmp_path / "again.bmp")
+    picture(1).save(tmp_path / "other.png")
+    shutil.copy(tmp_path / "right.png", tmp_path / "copy.png")
+    images = [{"image": name} for name in ("copy.png", "again.bmp", "other.png")]
+    row = {"query": "q", "positive": {"image": "right.png"}, "negatives": images}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+
+    report = check(tmp_path / "rows.jsonl")
+    assert report["images"]["distinct"] == 4 and report["images"]["copies"] == 2
+    assert report["duplicates"]["rows whose positive is among their negatives"] == 1
+    assert report["duplicates"]["rows with negatives equal but for case, spacing or file name"] == 1
+    assert report["datasets"]["rows"]["distinct positives"] == 1
+    main(["check", str(tmp_path / "rows.jsonl")])
+    assert "2  copies of others under other names" in capsys.readouterr().out
+
+    # what is not opened is not compared
+    report = check(tmp_path / "rows.jsonl", images=False)
+    assert report["duplicates"]["rows whose positive is among their negatives"] == 0
 
 
 def test_the_released_sample_is_reported(capsys):

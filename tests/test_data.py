@@ -1,6 +1,7 @@
 """Readers, samplers and the collator."""
 
 import json
+import shutil
 from collections import Counter
 
 import pyarrow as pa
@@ -19,6 +20,8 @@ from unime.data.readers import read_clusters, read_judged, read_mmeb_train
 from unime.data.samplers import HomogeneousSampler
 from unime.data.schema import FEATURES, Example, Item, to_dataset, to_example
 from unime.eval.tasks import read_mmeb_eval, read_sugarcrepe, read_world_tasks
+from unime.trainers.gathered_table import GatheredTable
+from unime.trainers.losses import HardNegativeInfoNCE, JudgeAlignment
 
 
 def test_rows_survive_storage():
@@ -178,6 +181,43 @@ def test_collator_lists_every_distinct_item_once(embedder, tmp_path):
         table[batch.query[0]], embedder.encode({"text": "q0", "image": image}, fusion="joint"), atol=1e-5
     )
     assert torch.allclose(table[batch.positive[0]], embedder.encode("yes"), atol=1e-5)
+
+
+def test_copies_of_a_picture_are_one_item_for_the_losses(embedder, tmp_path):
+    picture(0).save(tmp_path / "right.png")
+    picture(0).save(tmp_path / "again.bmp")
+    picture(1).save(tmp_path / "other.png")
+    shutil.copy(tmp_path / "right.png", tmp_path / "copy.png")
+    right, copy, again, other = [
+        Item(image=str(tmp_path / name)) for name in ("right.png", "copy.png", "again.bmp", "other.png")
+    ]
+
+    # the same rows under one name and under three
+    named = [
+        Example(Item("q0"), right, [right, other], 0.9, [0.5, 0.25]),
+        Example(Item("q1"), right, [right], 0.8, [0.25]),
+    ]
+    renamed = [
+        Example(Item("q0"), right, [copy, other], 0.9, [0.5, 0.25]),
+        Example(Item("q1"), again, [copy], 0.8, [0.25]),
+    ]
+    embeddings = torch.nn.functional.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    losses = []
+    for examples in (named, renamed):
+        batch = EmbeddingCollator(embedder.processor)(list(to_dataset(examples)))["batch"]
+        table = GatheredTable(batch, torch.device("cpu"))
+        assert table.positive[0] == table.positive[1] == table.negatives[0, 0] == table.negatives[1, 0]
+        assert table.negatives[0, 1] != table.positive[0]
+
+        # q0, q1, the picture and the other one, wherever they stand in the table
+        items = torch.zeros(len(batch.hashes), dtype=torch.long)
+        items[table.query] = torch.tensor([0, 1])
+        items[table.positive] = 2
+        items[table.negatives[0, 1]] = 3
+        indices = (embeddings[items], table.query, table.positive, table.negatives)
+        scores = (table.positive_score, table.negative_scores)
+        losses.append([HardNegativeInfoNCE()(*indices).loss, JudgeAlignment()(*indices, *scores).loss])
+    assert torch.equal(torch.tensor(losses[0]), torch.tensor(losses[1]))
 
 
 def write_clusters(folder, *clusters):

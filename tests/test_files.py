@@ -1,6 +1,7 @@
 """Files of every room: written whole, named safely, told apart by what they hold."""
 
 import errno
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -166,6 +167,22 @@ def test_a_memory_that_cannot_be_used_costs_time_only(tmp_path, monkeypatch):
         monkeypatch.setattr(identity, "FRESH", 0)
         assert file_identity(tmp_path / "x") == identity.digest_of(b"x")
         identity.DIGESTS.flush()
+
+
+def test_a_worker_of_a_data_loader_opens_the_memory_anew(tmp_path, digests):
+    (tmp_path / "x").write_bytes(b"x")
+    name = file_identity(tmp_path / "x")
+    digests.flush()
+    connection = digests._database
+    with digests._lock, multiprocessing.get_context("fork").Pool(1) as workers:  # a thread may hold it just then
+        assert workers.apply(_read_in_worker, (tmp_path / "x",)) == (name, True)
+    assert digests._database is connection and file_identity(tmp_path / "x") == name
+
+
+def _read_in_worker(path):
+    is_fresh = identity.DIGESTS._database is None
+    identity.DIGESTS._memory.clear()
+    return file_identity(path), is_fresh
 
 
 def test_nothing_is_waited_for_and_nothing_is_raised(tmp_path):

@@ -11,13 +11,13 @@ from safetensors.numpy import load_file, save_file
 from test_eval_jobs import Oracle, Pretender
 
 from unime.commands.encode import encode
+from unime.data.copies import identities_of, near_pairs
 from unime.data.schema import Example, Item
 from unime.eval.copies import join_copies
 from unime.eval.rerank import run_rerank
 from unime.eval.runner import read_result, run_benchmark
 from unime.eval.tasks import Task
 from unime.jobs.checks import check_options, fits
-from unime.jobs.copies import identities_of, near_pairs
 from unime.jobs.embedding import Embedder, item_name
 from unime.jobs.reranking import Reranker
 from unime.jobs.shards import read_errors, read_job, run_job

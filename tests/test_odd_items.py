@@ -12,7 +12,7 @@ from conftest import picture
 from PIL import Image
 
 from unime import UniMEModel, processing_unime
-from unime.data.check import IN_HAND, _PixelBudget, check_images
+from unime.data.check import IN_HAND, _PixelBudget, look_at_images
 from unime.data.schema import Item
 from unime.images_unime import open_image, read_size
 from unime.items_unime import describe
@@ -54,7 +54,7 @@ ORIENTATIONS = {
 def test_an_orientation_that_is_none_turns_nothing(tmp_path, kind):
     (tmp_path / "odd.jpg").write_bytes(ORIENTATIONS[kind])
     assert read_size(tmp_path / "odd.jpg", "item") == open_image(tmp_path / "odd.jpg").size == (48, 40)
-    assert check_images([str(tmp_path / "odd.jpg")])["unreadable"] == []
+    assert look_at_images([str(tmp_path / "odd.jpg")])[0]["unreadable"] == []
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp"])
@@ -213,7 +213,7 @@ def test_large_images_are_checked_one_at_a_time(tmp_path, monkeypatch):
         in_hand.remove(path)
 
     monkeypatch.setattr("unime.data.check.open_image", counted)
-    report = check_images([str(tmp_path / f"{number}.png") for number in range(3)])
+    report, _ = look_at_images([str(tmp_path / f"{number}.png") for number in range(3)])
     assert report["unreadable"] == [] and report["pixels"]["least"] == side * side
 
 
@@ -286,7 +286,7 @@ def test_the_check_reads_videos_and_waits_for_no_pipe(tmp_path):
     picture(0).save(tmp_path / "frames" / "0.png")
     (tmp_path / "none").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
-    report = check_images([str(tmp_path / name) for name in ("frames", "none", "pipe.png", "gone.png")])
+    report, _ = look_at_images([str(tmp_path / name) for name in ("frames", "none", "pipe.png", "gone.png")])
     assert report["kinds"] == {"video": 1} and report["missing"] == 1
     reasons = {entry["image"].rpartition("/")[2]: entry["reason"] for entry in report["unreadable"]}
     assert "is a folder without frames" in reasons["none"] and "it is not a file" in reasons["pipe.png"]

@@ -15,7 +15,7 @@ from peft import LoraConfig
 
 from unime import UniMERerankerForCausalLM
 from unime.data.schema import Example, Item, to_dataset
-from unime.trainers.reranker import RerankerCollator, RerankerConfig, RerankerTrainer
+from unime.trainers.reranker import RerankerCollator, RerankerConfig, RerankerTrainer, _hardest_first
 
 
 def rows(folder, count=6, negatives=4):
@@ -115,6 +115,13 @@ def test_rows_without_negatives_give_a_yes_only(reranker, tmp_path):
     collator = RerankerCollator(reranker.processor, config(tmp_path))
     copies = Example(Item("q"), Item("right"), [Item("right")], dataset="A")
     assert [kind for kind, _, _ in collator._sequences(copies)] == ["yes"], "a copy of the positive is no negative"
+
+    # nor is a copy of its picture under another name
+    for name in ("right.png", "copy.png", "again.bmp"):
+        picture(0).save(tmp_path / name)
+    right, copy, again = [Item(image=str(tmp_path / name)) for name in ("right.png", "copy.png", "again.bmp")]
+    negatives = [copy, Item("other"), again, Item("other")]
+    assert _hardest_first(Example(Item("q"), right, negatives, dataset="A")) == [Item("other")]
 
 
 def test_the_loss_is_the_sum_of_three_means(reranker, tmp_path):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from ..batching_unime import plan_chunks
 from ..data.collators import Fed
+from ..data.copies import named_by_content
 from ..data.schema import Example, Item, content_hash, to_example
 from ..data.sieve import BadItem, Sieve
 from ..items_unime import PreparedItem
@@ -268,17 +269,25 @@ def _without_folder(item: Item) -> int:
 
 
 def _hardest_first(example: Example) -> list[Item]:
-    """The negatives by their judge scores, each once, without copies of the positive."""
+    """The negatives by their judge scores, each once, without copies of the positive, also under other names."""
 
     def sort_key(index: int) -> float:
         if index >= len(example.negative_scores):
             return 0.0  # without scores, the order of the row stays: sorting is stable
         return -example.negative_scores[index]
 
+    # a copy of a picture under another name is the same candidate
+    renamed = named_by_content([example.positive, *example.negatives])
+    seen = {renamed[example.positive]}
+
     order = sorted(range(len(example.negatives)), key=sort_key)
-    negatives = dict.fromkeys(example.negatives[index] for index in order)  # a set that keeps the order
-    negatives.pop(example.positive, None)
-    return list(negatives)
+    negatives = []
+    for index in order:
+        negative = example.negatives[index]
+        if renamed[negative] not in seen:
+            seen.add(renamed[negative])
+            negatives.append(negative)
+    return negatives
 
 
 class RerankerTrainer(MeteredTrainer):

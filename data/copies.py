@@ -5,17 +5,18 @@ in size, compression or small details, count only where they are asked for.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
-from ..data.schema import Item
 from ..files.identity import look_of, picture_identities
+from .schema import Item
 
 Identity = tuple[str, str]
 
 
-def identities_of(items: Iterable[Item], near: int | None = None) -> dict[Item, Identity]:
-    """What makes two items one: equal pictures, and texts equal but for case, spacing and placeholders.
+def named_by_content(items: Iterable[Item], near: int | None = None) -> dict[Item, Item]:
+    """Items whose pictures are called by what they show, so that copies are equal and hash alike.
 
     Args:
         items (`Iterable[Item]`): any number of them.
@@ -23,18 +24,29 @@ def identities_of(items: Iterable[Item], near: int | None = None) -> dict[Item, 
             bits.
 
     Returns:
-        `dict[Item, tuple]`: for each item a text and a picture's identity.
+        `dict[Item, Item]`: for each item one with its text, and the identity of its picture in place of the path.
     """
     items = list(items)
     pictures = picture_identities(item.image for item in items if item.image)
     if near is not None:
         pictures = _joined(pictures, near)
 
-    identities = {}
+    renamed = {}
     for item in items:
-        text, _ = item.identity
-        identities[item] = (text, pictures.get(item.image, ""))
-    return identities
+        renamed[item] = replace(item, image=pictures[item.image]) if item.image else item
+    return renamed
+
+
+def identities_of(items: Iterable[Item], near: int | None = None) -> dict[Item, Identity]:
+    """What makes two candidates one: equal pictures, and texts equal but for case, spacing and placeholders.
+
+    Args:
+        items, near: as in [`named_by_content`].
+
+    Returns:
+        `dict[Item, tuple]`: for each item a text and a picture's identity.
+    """
+    return {item: renamed.identity for item, renamed in named_by_content(items, near).items()}
 
 
 def _joined(pictures: dict[str, str], near: int) -> dict[str, str]:
