@@ -4,6 +4,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_phi3_v import Phi3VConfig  # noqa: F401 (registers phi3_v, which `vlm_config` may be)
+from .pooling_unime import ATTENTIONS, POOLINGS
 
 
 class _VLMWrapperConfig(PreTrainedConfig):
@@ -44,13 +45,15 @@ class UniMEConfig(_VLMWrapperConfig):
     Args:
         vlm_config (`dict` or `PreTrainedConfig`): of the wrapped VLM, any `model_type` that `AutoModel` builds.
         backbone (`str`, *optional*): repository or folder of the VLM that was wrapped.
-        pooling (`str`, defaults to `"last"`): `"last"` reads the last attended token, with either padding side.
+        pooling (`str`, defaults to `"last"`): `"last"` reads the last attended token, with either padding side;
+            `"mean"` and `"image"` as in [`~unime.pooling_unime.pool`].
+        attention (`str`, defaults to `"causal"`): or `"bidirectional"`, where every token sees every other.
         normalize (`bool`, defaults to `True`): whether embeddings have unit L2 norm.
         positions (`str`, defaults to `"native"`): `"flat"` gives every token, those of images too, a 1-D position;
             UniME-V2's Qwen2-VL checkpoints were trained so.
 
     Raises:
-        ValueError: `pooling` or `positions` is unknown.
+        ValueError: `pooling`, `attention` or `positions` is unknown.
 
     Example:
 
@@ -65,10 +68,13 @@ class UniMEConfig(_VLMWrapperConfig):
     pooling: str = "last"
     normalize: bool = True
     positions: str = "native"
+    attention: str = "causal"
 
     def __post_init__(self, **kwargs):
-        if self.pooling != "last":
-            raise ValueError(f"pooling={self.pooling!r} is unknown; the only pooling is 'last'.")
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r} is unknown; choose {', '.join(map(repr, POOLINGS))}.")
+        if self.attention not in ATTENTIONS:
+            raise ValueError(f"attention={self.attention!r} is unknown; choose 'causal' or 'bidirectional'.")
         if self.positions not in ("native", "flat"):
             raise ValueError(f"positions={self.positions!r} is unknown; choose 'native' or 'flat'.")
         super().__post_init__(**kwargs)

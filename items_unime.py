@@ -57,7 +57,12 @@ def is_image(value) -> bool:
     return isinstance(value, (str, os.PathLike, Image.Image, VideoFrame))
 
 
-def split_item(item, name: str = "item", num_frames: int = 8):
+def is_video(item) -> bool:
+    """Whether an item is a video, with or without a text."""
+    return isinstance(item, Mapping) and item.get("video") is not None
+
+
+def split_item(item, name: str = "item", num_frames: int = 8, may_be_empty: bool = False):
     """Takes an item apart into its text and its images.
 
     Args:
@@ -65,6 +70,7 @@ def split_item(item, name: str = "item", num_frames: int = 8):
             `"text"` with `"image"` or `"video"`, where a path may be a string too.
         name (`str`, defaults to `"item"`): how errors call the item.
         num_frames (`int`, defaults to 8): most images that a video, a path or its frames, becomes.
+        may_be_empty (`bool`, defaults to `False`): take an item without text and image, whose text is `None`.
 
     Returns:
         the text, or `None`, and a tuple of images, which may be empty.
@@ -109,7 +115,7 @@ def split_item(item, name: str = "item", num_frames: int = 8):
 
     if image is not None and video is not None:
         raise ValueError(f"{name} has both an image and a video; give one of them.")
-    if image is None and video is None and not (text and text.strip()):
+    if image is None and video is None and not (text and text.strip()) and not may_be_empty:
         raise ValueError(f"{name} is empty: it has neither text nor image.")
 
     if video is not None:
@@ -320,6 +326,7 @@ __all__ = [
     "describe",
     "is_chat",
     "is_image",
+    "is_video",
     "item_key",
     "judge_messages",
     "plan_chunks",

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .items_unime import is_chat, item_key
+from .pooling_unime import bidirectional_mask, pool
 from .processing_unime import Reading
 from .prompts_unime import LISTWISE_ANSWER, POINTWISE, PRESETS, find_preset, one_of
 from .ranking_unime import (
@@ -55,12 +56,22 @@ class UniMEModel(UniMEPreTrainedModel):
 
     @classmethod
     def _wrap_config(cls, vlm_config, preset, **fields):
-        return cls.config_class(vlm_config=vlm_config, positions=PRESETS[preset].positions, **fields)
+        rules = PRESETS[preset]
+        return cls.config_class(
+            vlm_config=vlm_config,
+            positions=rules.positions,
+            pooling=rules.pooling,
+            attention=rules.attention,
+            **fields,
+        )
 
     def use_preset(self, preset: str, positions: str | None = None, **settings):
         """As in [`~UniMEPreTrainedModel.use_preset`]; `positions` are the preset's too, unless they are given."""
         super().use_preset(preset, **settings)
-        self.config.positions = positions or PRESETS[preset].positions
+        rules = self.processor.rules
+        self.config.positions = positions or rules.positions
+        self.config.pooling = rules.pooling
+        self.config.attention = rules.attention
 
     def forward(self, input_ids=None, attention_mask=None, **kwargs) -> UniMEOutput:
         """Runs the VLM over what the processor returned.
@@ -78,16 +89,30 @@ class UniMEModel(UniMEPreTrainedModel):
         # every token, those of images too, has a 1-D position that padding does not move
         if self.config.positions == "flat":
             kwargs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # [N, L]
-        outputs = self.vlm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
+        visible = attention_mask
+        if self.config.attention == "bidirectional":
+            kwargs.setdefault("position_ids", self._native_positions(input_ids, attention_mask, kwargs))
+            visible = bidirectional_mask(attention_mask, self.dtype)  # [N, 1, L, L]
+
+        outputs = self.vlm(input_ids=input_ids, attention_mask=visible, use_cache=False, **kwargs)
         hidden = outputs.last_hidden_state  # [N, L, D]
 
-        # the last attended token, whichever side the padding is on
-        columns = torch.arange(attention_mask.shape[1], device=hidden.device)  # [L]
-        last = (attention_mask * columns).argmax(dim=1)  # [N]
-        embeddings = hidden[torch.arange(len(hidden), device=hidden.device), last].float()  # [N, D]
+        is_image = kwargs.get("mm_token_type_ids")
+        embeddings = pool(hidden, attention_mask, is_image, self.config.pooling)  # [N, D]
         if self.config.normalize:
             embeddings = F.normalize(embeddings, dim=-1)
         return UniMEOutput(embeddings=embeddings, last_hidden_state=hidden)
+
+    def _native_positions(self, input_ids, attention_mask, inputs: dict):
+        """Positions as the VLM computes them of a plain mask, for a call with another mask."""
+        get_rope_index = getattr(self.vlm, "get_rope_index", None)
+        if get_rope_index is None:
+            return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # [N, L]
+
+        names = inspect.signature(get_rope_index).parameters
+        arguments = {name: value for name, value in inputs.items() if name in names}
+        positions, _ = get_rope_index(input_ids, attention_mask=attention_mask, **arguments)
+        return positions  # [3, N, L]
 
     def encode(
         self,

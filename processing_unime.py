@@ -1,5 +1,7 @@
 """UniMEProcessor: items (texts, images, both, videos, chat messages) -> prompts -> padded tensors.
 
+How items become prompts is in `rendering_unime.py`; here are the settings, and what becomes of prompts.
+
 The processor carries everything that decides how an item reaches the model: the prompt preset, the chat template, the
 resolution policy and the length limit. It is saved with the checkpoint and does not need torchvision, which the native
 processors of most backbones do.
@@ -8,9 +10,8 @@ processors of most backbones do.
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, groupby, islice
-from operator import itemgetter
+from dataclasses import replace
+from itertools import chain, islice
 
 import torch
 from PIL import Image
@@ -20,64 +21,22 @@ from transformers.processing_utils import ProcessorMixin
 
 from .batching_unime import plan_chunks
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
-from .controls_unime import GUARD, ControlTokens
+from .controls_unime import GUARD
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
-from .items_unime import PreparedItem, is_chat, is_image, judge_messages, read_frames, require_unicode, split_item
+from .items_unime import PreparedItem, is_chat, is_video
 from .native_unime import build_native, load_parts, load_saved_images
-from .prompts_unime import (
-    BENCHMARKS,
-    PLACEHOLDER,
-    PRESETS,
-    Preset,
-    Prompts,
-    find_preset,
-    instruct,
-    one_of,
-    strip_placeholders,
-)
+from .prompts_unime import PLACEHOLDER, PRESETS, find_preset, instruct, one_of, strip_placeholders
+from .rendering_unime import PromptRenderer, Reading
 
 # what a preset decides, unless it is given beside it; and what no preset decides
-_PRESET_SETTINGS = ("max_length", "resolution", "fusion", "anyres_padding", "benchmarks")
-_OTHER_SETTINGS = ("max_image_pixels", "chat_template", "num_frames")
+_PRESET_SETTINGS = ("max_length", "resolution", "fusion", "anyres_padding", "benchmarks", "num_frames")
+_OTHER_SETTINGS = ("max_image_pixels", "chat_template")
 SETTINGS = _PRESET_SETTINGS + _OTHER_SETTINGS
 
 _CHARACTERS = 16  # of a token, at most, in nearly every text
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How items are read: everything beside an item that decides its prompt and its pixels.
-
-    Args:
-        instruction (`str`, *optional*): put before the text of every item (see [`~unime.prompts_unime.instruct`]).
-        role (`str`, defaults to `"query"`): `"query"` or `"document"`, for presets that word them differently.
-        max_length (`int`, *optional*): limit in tokens above which texts are cut; the processor's by default.
-        resolution (*optional*): a policy that [`~unime.images_unime.Resolution`] reads; the processor's by default.
-        fusion (`str`, *optional*): `"joint"` or `"sum"`; the processor's by default.
-        suffix (`str`): appended to every prompt (a forced answer prefix).
-        benchmark (`str`, *optional*): `"mmeb"`, `"retrieval"` or `"sugarcrepe"`: word items as the preset does on this
-            kind of benchmark.
-    """
-
-    instruction: str | None = None
-    role: str = "query"
-    max_length: int | None = None
-    resolution: str | int | None = None
-    fusion: str | None = None
-    suffix: str = ""
-    benchmark: str | None = None
-
-    def __post_init__(self):
-        if self.benchmark is not None:
-            one_of("benchmark", self.benchmark, *BENCHMARKS)
-        if self.role not in ("query", "document"):
-            raise ValueError(f"role must be 'query' or 'document', got {self.role!r}.")
-        if self.resolution is not None:
-            Resolution.parse(self.resolution)  # raises early
-        require_unicode(self.instruction or "", "the instruction")
-
-
-class UniMEProcessor(ProcessorMixin):
+class UniMEProcessor(PromptRenderer, ProcessorMixin):
     """Tokenizer + image processor + prompt preset.
 
     Args:
@@ -94,7 +53,7 @@ class UniMEProcessor(ProcessorMixin):
         anyres_padding (`str`, *optional*): `"even"` or `"legacy"`; the preset's by default.
         benchmarks (`list[str]`, *optional*): the kinds of benchmark that are worded in the way that the preset has for
             them; all by default. A model that was trained with the preset's usual prompts alone has none.
-        num_frames (`int`, defaults to 8): frames read of a video.
+        num_frames (`int`, *optional*): frames read of a video; the preset's by default.
         backbone (`dict`, *optional*): `processor_class` of the backbone with its settings; Qwen2-VL's by default.
     """
 
@@ -112,14 +71,13 @@ class UniMEProcessor(ProcessorMixin):
         resolution=None,
         fusion=None,
         anyres_padding=None,
-        num_frames=8,
+        num_frames=None,
         backbone=None,
         benchmarks=None,
         **kwargs,
     ):
         self.backbone = backbone or {"processor_class": "Qwen2VLProcessor"}
         self.max_image_pixels = max_image_pixels
-        self.num_frames = num_frames
         self._take_preset(
             preset,
             image_processor,
@@ -129,6 +87,7 @@ class UniMEProcessor(ProcessorMixin):
             fusion=fusion,
             anyres_padding=anyres_padding,
             benchmarks=benchmarks,
+            num_frames=num_frames,
         )
 
         # ProcessorMixin reads these of the processor itself
@@ -141,8 +100,6 @@ class UniMEProcessor(ProcessorMixin):
         has_fence = not {None, tokenizer.unk_token_id} & set(tokenizer.convert_tokens_to_ids(fence))
         self._fenced_image = f"{fence[0]}{self.image_token}{fence[1]}" if has_fence else self.image_token
 
-        self._template_takes_strings = None  # tried out on first use
-        self._controls = None  # likewise
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
     def _take_preset(
@@ -155,6 +112,7 @@ class UniMEProcessor(ProcessorMixin):
         fusion=None,
         anyres_padding=None,
         benchmarks=None,
+        num_frames=None,
     ):
         """Sets what a preset decides; a setting that is not None is taken in the place of the preset's."""
         if preset not in PRESETS:
@@ -169,6 +127,7 @@ class UniMEProcessor(ProcessorMixin):
         self.fusion = one_of("fusion", fusion or defaults.fusion, "joint", "sum")
         self.anyres_padding = one_of("anyres_padding", anyres_padding or defaults.anyres_padding, "even", "legacy")
         self.benchmarks = list(defaults.benchmarks if benchmarks is None else benchmarks)
+        self.num_frames = num_frames or defaults.num_frames
         Resolution.parse(self.resolution)  # raises early
 
         # how tiles are padded is a matter of the backbone's processor, so there is another one for each preset
@@ -181,8 +140,8 @@ class UniMEProcessor(ProcessorMixin):
 
         Args:
             preset (`str`): a key of `PRESETS`.
-            settings: `max_length`, `resolution`, `fusion`, `anyres_padding` and `benchmarks`, where they are to differ
-                from the preset's; and `chat_template`, `max_image_pixels` and `num_frames`, which stay otherwise.
+            settings: `max_length`, `resolution`, `fusion`, `anyres_padding`, `benchmarks` and `num_frames`, where they
+                are to differ from the preset's; and `chat_template` and `max_image_pixels`, which stay otherwise.
 
         Raises:
             ValueError: the preset or a setting is unknown.
@@ -196,63 +155,11 @@ class UniMEProcessor(ProcessorMixin):
         self._controls = None
         self._take_preset(preset, self.image_processor, self.tokenizer, **settings)
 
-    def document_role(self, dataset: str) -> str:
-        """The role in which the preset words the documents of a data set: `"document"`, but for a few `"query"`."""
-        return "query" if dataset in PRESETS[self.preset].documents_as_queries else "document"
-
-    def wording(self, role: str, benchmark: str | None = None, dataset: str = "") -> tuple[str, str | None]:
-        """The role and the kind of benchmark to embed the items of a data set with, equal where their prompts are.
-
-        Args:
-            role (`str`): `"query"` or `"document"`, what the items are in the data set.
-            benchmark (`str`, *optional*): the kind of benchmark that it belongs to.
-            dataset (`str`): its name.
-
-        Example:
-
-        ```python
-        role, benchmark = processor.wording("document", "mmeb", "GQA")
-        model.encode(answers, role=role, benchmark=benchmark)
-        ```
-        """
-        words = self._words(benchmark)
-        if words is PRESETS[self.preset]:
-            benchmark = None
-
-        # equal prompts under one role: their items are embedded once
-        if role == "document":
-            role = self.document_role(dataset)
-        if words.query == words.document:
-            role = "query"
-        return role, benchmark
-
-    def _words(self, benchmark: str | None) -> Preset:
-        """The preset whose prompts are used on a kind of benchmark, or elsewhere."""
-        preset = PRESETS[self.preset]
-        return preset.on(benchmark) if benchmark in self.benchmarks else preset
-
     @property
     def padding_id(self) -> int | None:
         """The token that fills a batch, which no token attends to: the pad token, or else the end-of-text token."""
         pad_id = self.tokenizer.pad_token_id
         return self.tokenizer.eos_token_id if pad_id is None else pad_id
-
-    @property
-    def uses_template(self) -> bool:
-        """Whether the preset words items in the chat template."""
-        return PRESETS[self.preset].chat
-
-    @property
-    def controls(self) -> ControlTokens:
-        """The control tokens of the backbone, which no text of a user may hold as such."""
-        if self._controls is None:
-            self._controls = ControlTokens(self.tokenizer, self.chat_template, self._native.tag)
-        return self._controls
-
-    @property
-    def takes_several_images(self) -> bool:
-        """Whether a prompt may hold more than one image."""
-        return self._native.takes_several_images
 
     def to_dict(self):
         # It holds image processor and tokenizer a second time.
@@ -340,229 +247,6 @@ class UniMEProcessor(ProcessorMixin):
     def replace_image_token(self, image_inputs, image_idx, **kwargs):
         return self._native.processor.replace_image_token(image_inputs, image_idx=image_idx, **kwargs)
 
-    # items -> prompts
-    def render(
-        self,
-        item,
-        instruction: str | None = None,
-        role: str = "query",
-        name: str = "item",
-        generate: bool = True,
-        benchmark: str | None = None,
-    ):
-        """Returns the prompt of an item, with one image token per image, and its images.
-
-        The text of an item that has an image may place it itself, by a placeholder of MMEB, LLaVA or Qwen: under
-        presets that read MMEB's strings it is the whole prompt, under the others it stands for image and text in the
-        preset's prompt. In any other text a placeholder is text, and so is a control token (`<|im_end|>`) in every
-        text: [`~UniMEProcessor.prepare`] does not tokenise it as one, although the prompt shows it.
-
-        Args:
-            item: a string, PIL image, path, `{"text", "image"}` or `{"text", "video"}` dict, or chat messages (which
-                bypass the preset).
-            instruction (`str`, *optional*): put before the text, on a line of its own or after a colon.
-            role (`str`): `"query"` or `"document"`; presets may word them differently.
-            name (`str`): what errors call the item.
-            generate (`bool`): end chat messages with the beginning of an answer.
-            benchmark (`str`, *optional*): a kind of benchmark that the preset may word in a way of its own.
-
-        Example:
-
-        ```python
-        prompt, images = processor.render({"text": "at night", "image": "photo.jpg"}, role="document")
-        ```
-        """
-        prompt, images = self._render(item, Reading(instruction, role, benchmark=benchmark), name, generate)
-        return prompt.replace(GUARD, ""), images
-
-    def _render(self, item, reading: Reading, name: str, generate: bool = True) -> tuple[str, tuple]:
-        if is_chat(item):
-            prompt, images = self._render_chat(item, name, generate)
-        else:
-            text, images = split_item(item, name, self.num_frames)
-            prompt = self._prompt(text, len(images), reading, name)
-
-        if len(images) > 1 and not self.takes_several_images:
-            raise ValueError(f"{name} has {len(images)} images, but {self._native.name} takes one image at a time.")
-        return prompt, images
-
-    def _prompt(self, text: str | None, image_count: int, reading: Reading, name: str) -> str:
-        """The preset's prompt for a text (or None) and a number of images, with the controls of the text guarded."""
-        words = self._words(reading.benchmark)
-        text = text or ""
-        if text and not image_count and not strip_placeholders(text).strip():
-            raise ValueError(f"{name} is empty: its text holds only an image placeholder.")
-
-        if reading.instruction and image_count:
-            text = strip_placeholders(text)  # the preset places the image, before both
-        if reading.instruction:
-            text = instruct(reading.instruction, text)
-        text = self.controls.guard(text, places_image=image_count > 0)
-
-        # beside an image, a placeholder alone is no text
-        has_text = bool(text.strip())
-        if image_count:
-            has_text = bool(strip_placeholders(text).strip())
-
-        prompts: Prompts = getattr(words, reading.role)
-        turn = self._user_turn(text, has_text, image_count, prompts, words.verbatim, name)
-        is_raw_joint = words.raw_joint and has_text and image_count > 0
-        if not words.chat or is_raw_joint:
-            return turn
-        return self._wrap(turn, words)
-
-    def _user_turn(
-        self, text: str, has_text: bool, image_count: int, prompts: Prompts, verbatim: bool, name: str
-    ) -> str:
-        """What the user says, with an image token for each image."""
-        # a text that says itself where its image stands
-        if has_text and image_count and PLACEHOLDER.search(text):
-            if image_count > 1:
-                raise ValueError(f"{name} places one image in its text but has {image_count}.")
-            turn = text if verbatim else _fill(prompts.both.replace("{image}\n", ""), text)
-            return PLACEHOLDER.sub(lambda _: self._image_in_prompt, turn)
-
-        template = prompts.of(has_text, image_count > 0).replace("{image}", self._image_in_prompt * image_count)
-        return _fill(template, text) if has_text else template
-
-    @property
-    def _image_in_prompt(self) -> str:
-        """What stands for an image in a prompt of the preset."""
-        return self._fenced_image if PRESETS[self.preset].fenced else self.image_token
-
-    def _wrap(self, turn: str, words: Preset) -> str:
-        """The user's turn in the chat template, behind the preset's system turn."""
-        first, *others = turn.split(self._image_in_prompt)
-        content = [_text_part(first, words.strip)]
-        for piece in others:
-            content.append({"type": "image"})
-            content.append(_text_part(piece, words.strip))
-
-        messages = [{"role": "user", "content": _without_empty_texts(content)}]
-        if words.system:
-            messages.insert(0, {"role": "system", "content": [_text_part(words.system)]})
-        return self._template(messages, image=self._image_in_prompt)
-
-    def _template(self, messages, add_generation_prompt: bool = True, image: str | None = None) -> str:
-        """Renders messages whose content is a list of text and image parts.
-
-        A template that takes strings gets `image` in the place of images, the backbone's fenced one by default.
-        """
-        if self.chat_template is None:
-            raise ValueError(
-                f"the preset {self.preset!r} needs a chat template, and this checkpoint has none; pass "
-                "`chat_template=`, or choose a preset that feeds raw prompts (joint)."
-            )
-        if self._template_takes_strings is None:
-            self._template_takes_strings = self._renders_strings()
-
-        turns = []
-        for message in messages:
-            if self._template_takes_strings:
-                content = "".join(entry.get("text", image or self._fenced_image) for entry in message["content"])
-            else:  # such templates put a line break between image and text themselves
-                content = _without_leading_breaks(message["content"])
-            turns.append({**message, "content": content})
-        return self._apply_template(turns, add_generation_prompt)
-
-    def _apply_template(self, turns, add_generation_prompt: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            turns,
-            chat_template=self.chat_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-        )
-
-    def _renders_strings(self) -> bool:
-        """Whether the chat template renders a content that is a string; others take only lists of parts."""
-        probe = "is this text rendered"
-        try:
-            return probe in self._apply_template([{"role": "user", "content": probe}], False)
-        except Exception:  # a Jinja template may fail in any way on content it was not written for
-            return False
-
-    def _render_chat(self, messages, name: str, generate: bool) -> tuple[str, tuple]:
-        """Prompt and images of chat messages."""
-        turns = []
-        images = []
-        for message in messages:
-            entries = message.get("content")
-            if isinstance(entries, str):
-                entries = [_text_part(entries)]
-            if not isinstance(entries, (list, tuple)):
-                raise ValueError(f"{name} has a message whose content is neither a text nor a list: {entries!r}.")
-
-            # in the template a video is as many images as it has frames
-            content = []
-            for entry in entries:
-                entry_images = self._images_of(entry, name)
-                images.extend(entry_images)
-                if entry["type"] == "text":
-                    content.append(_text_part(entry["text"]))
-                else:
-                    content.extend([{"type": "image"}] * len(entry_images))
-
-            # a role is a user's text as well
-            if not isinstance(message["role"], str):
-                raise ValueError(f"{name} has a message whose role is no text: {str(message['role'])[:80]!r}.")
-            role = self.controls.guard(message["role"])
-            turns.append({"role": role, "content": self._guarded_parts(content)})
-        return self._template(turns, generate), tuple(images)
-
-    def _guarded_parts(self, content: list[dict]) -> list[dict]:
-        """The parts of a message, with the control tokens of its texts guarded, across neighbouring texts too."""
-        parts = []
-        for kind, run in groupby(content, key=itemgetter("type")):
-            entries = list(run)
-
-            # a template puts neighbouring texts together, and half a control token of each would be a whole one
-            if kind == "text":
-                texts = self.controls.guard_all([entry["text"] for entry in entries])
-                entries = [_text_part(text) for text in texts]
-            parts.extend(entries)
-        return parts
-
-    def _images_of(self, entry: dict, name: str) -> Sequence:
-        """The image, or the frames of the video, in an entry of a message's content; none for a text."""
-        kind = entry.get("type") if isinstance(entry, Mapping) else None
-        if kind == "image" and is_image(entry.get("image")):
-            return (entry["image"],)
-        if kind == "video" and entry.get("video") is not None:
-            return read_frames(entry["video"], name, self.num_frames)
-        if kind == "text" and isinstance(entry.get("text"), str):
-            require_unicode(entry["text"], name)
-            return ()
-
-        raise ValueError(f"{name} has a message part that is neither text, image nor video: {str(entry)[:80]!r}.")
-
-    def rerank_messages(
-        self,
-        query,
-        candidates,
-        strategy: str,
-        names=None,
-        answer_format: str = "yes_no",
-        benchmark: str | None = None,
-    ) -> list[dict]:
-        """[`~unime.items_unime.judge_messages`] with this processor's number of frames, as on a kind of benchmark."""
-        if benchmark is not None:
-            one_of("benchmark", benchmark, *BENCHMARKS)
-        image_text = PRESETS[self.preset].judged_images.get(benchmark, "")
-        return judge_messages(query, candidates, strategy, names, answer_format, self.num_frames, image_text)
-
-    def answer_ids(self, answer: str) -> list[int]:
-        """Ids of an assistant's turn, up to the token that ends it, as they follow the generation prompt."""
-        question = [{"role": "user", "content": [_text_part("?")]}]
-        turn = {"role": "assistant", "content": [_text_part(self.controls.guard(answer))]}
-        before = self._template(question)
-        whole = self._template([*question, turn], add_generation_prompt=False)
-
-        if whole.startswith(before):
-            after = whole.removeprefix(before).rstrip("\n")
-        else:  # the template writes assistant turns in a way of its own
-            after = self.controls.guard(answer) + (self.tokenizer.eos_token or "")
-        return self.controls.unguard(self.tokenizer(after, add_special_tokens=False)["input_ids"])
-
     # prompts -> tensors
     def prepare(self, items, reading: Reading | None = None, names=None, **settings) -> list[PreparedItem]:
         """Tokenises items and counts their image tokens, reading only the headers of image files.
@@ -614,7 +298,7 @@ class UniMEProcessor(ProcessorMixin):
             if entry.length > limit:
                 entry = self._shorten(entry, item, readings[instructions[i]], limit)
                 cut_names.add(names[i])
-            prepared.append(entry)
+            prepared.append(self._with_appended_id(entry))
 
         # the image and the text of a sum are two parts of one item, under one name
         if cut_names:
@@ -624,6 +308,11 @@ class UniMEProcessor(ProcessorMixin):
                 stacklevel=4,
             )
         return prepared
+
+    def _with_appended_id(self, entry: PreparedItem) -> PreparedItem:
+        """The item, followed by the token that the preset names by its id."""
+        appended = self.rules.appended
+        return replace(entry, written=(appended,)) if isinstance(appended, int) else entry
 
     def _clipped(self, item, limit: int, name: str):
         """An item without the end of a text that is far above the limit; a chat is never cut."""
@@ -748,7 +437,7 @@ class UniMEProcessor(ProcessorMixin):
             if not beginning.strip():
                 return None
 
-            prompt = self._prompt(beginning, len(entry.images), reading, entry.name) + reading.suffix
+            prompt = self._prompt(beginning, len(entry.images), reading, entry.name, is_video(item)) + reading.suffix
             (ids,) = self._tokenize([prompt])
             if len(ids) <= target:
                 return prompt, ids
@@ -792,7 +481,7 @@ class UniMEProcessor(ProcessorMixin):
         if benchmark is None and isinstance(text, str) and PLACEHOLDER.search(text):
             benchmark = "mmeb"
         words = self._words(benchmark)
-        return self.fusion if words is PRESETS[self.preset] else words.fusion
+        return self.fusion if words is self.rules else words.fusion
 
     def read_image(self, entry: PreparedItem, index: int) -> Image.Image:
         """An image of a prepared item, decoded and at the size that was planned."""
@@ -881,7 +570,7 @@ class UniMEProcessor(ProcessorMixin):
         (Gemma calls the last one `token_type_ids`.)
         """
         longest = max(map(len, sequences))
-        is_left = (side or PRESETS[self.preset].padding_side) == "left"
+        is_left = (side or self.rules.padding_side) == "left"
         input_ids = torch.full((len(sequences), longest), self.padding_id)  # [N, L]
         attention_mask = torch.zeros_like(input_ids)
         for row, ids in enumerate(sequences):
@@ -954,32 +643,6 @@ def _flatten(images) -> Iterable:
     """The images of a batch, given one by one or as a list for each prompt."""
     for entry in images:
         yield from entry if isinstance(entry, list) else [entry]
-
-
-def _text_part(text: str, strip: bool = False) -> dict:
-    return {"type": "text", "text": text.strip() if strip else text}
-
-
-def _fill(template: str, text: str) -> str:
-    """Puts the text into a prompt as it is; a prompt that ends in a line break does not end in two."""
-    if template.endswith("{text}\n") and text.endswith("\n"):
-        template = template.removesuffix("\n")
-    return template.replace("{text}", text)
-
-
-def _without_leading_breaks(content: list[dict]) -> list[dict]:
-    """The parts of a message without the line break with which a text after an image begins."""
-    entries = []
-    for entry in content:
-        follows_image = bool(entries) and entries[-1]["type"] == "image"
-        if follows_image and entry["type"] == "text":
-            entry = {**entry, "text": entry["text"].removeprefix("\n")}
-        entries.append(entry)
-    return _without_empty_texts(entries)
-
-
-def _without_empty_texts(content: list[dict]) -> list[dict]:
-    return [entry for entry in content if entry.get("text") != ""]
 
 
 UniMEProcessor.register_for_auto_class()

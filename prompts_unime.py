@@ -1,10 +1,14 @@
-"""Prompt presets: how an item becomes a prompt, and which preset each published checkpoint was trained with."""
+"""Prompts of judges, and the presets of all families: which one a checkpoint was trained with, found by its name."""
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import unicodedata
 from typing import NamedTuple
+
+from .preset_unime import BENCHMARKS, Checkpoint, Preset, Prompts
+from .presets_plain_unime import PLAIN
+from .presets_released_unime import RELEASED
+from .presets_vlm2vec_unime import VLM2VEC
 
 # How MMEB, LLaVA and Qwen spell "the image goes here"; Qwen's fence around it is the backbone's business.
 PLACEHOLDER = re.compile(r"(?:<\|vision_start\|>)?(?:<\|image_\d+\|>|<image>|<\|image_pad\|>)(?:<\|vision_end\|>)?")
@@ -46,240 +50,19 @@ LISTWISE_INSTRUCTION = (
 )
 LISTWISE_ANSWER = "Ans: ("  # the forced answer prefix; the next token begins the number
 
-# Kinds of benchmark that a preset may word in a way of its own: MMEB and MMEB-V2, image-text retrieval (short and long
-# captions), and SugarCrepe.
-BENCHMARKS = ("mmeb", "retrieval", "sugarcrepe")
-_CAPTION = "Find an image caption describing the given image."
+FAMILIES = (PLAIN, RELEASED, VLM2VEC)
+PRESETS: dict[str, Preset] = {}
+CHECKPOINTS: dict[str, Checkpoint] = {}
+for family in FAMILIES:
+    PRESETS |= family.presets
+    CHECKPOINTS |= family.checkpoints
 
 
-class Prompts(NamedTuple):
-    """The user turn by kind of item. `{image}` stands where the image goes, `{text}` where the text goes.
-
-    Args:
-        text (`str`): of an item that is a text.
-        image (`str`): of an item that is an image.
-        both (`str`): of an item with both.
-    """
-
-    text: str
-    image: str
-    both: str
-
-    def of(self, has_text: bool, has_image: bool) -> str:
-        """The turn of an item that has a text, an image, or both."""
-        if not has_image:
-            return self.text
-        return self.both if has_text else self.image
-
-
-@dataclass(frozen=True)
-class Preset:
-    """One way to read items: prompts by role, and everything else that decides which embedding comes out.
-
-    The pooled token is the last one everywhere.
-
-    Args:
-        query, document (`Prompts`): user turns by kind of item.
-        system (`str`, *optional*): system turn.
-        chat (`bool`): wrap the turn in the chat template with a generation prompt; otherwise it is fed raw.
-        raw_joint (`bool`): image-and-text prompts, and texts that place the image themselves, are fed raw whatever
-            `chat` says: MMEB's strings as UniME's second stage saw them.
-        verbatim (`bool`): a text that places the image itself is the whole turn; otherwise it replaces image and
-            text in the prompt.
-        fenced (`bool`): whether images stand between the backbone's own markers (Qwen's `<|vision_start|>`).
-        strip (`bool`): strip texts.
-        benchmarks (`Mapping`): kind of benchmark (of `BENCHMARKS`) -> the preset whose prompts, chat and fusion are
-            used there; this one's own on kinds that are not named.
-        judged_images (`Mapping`): kind of benchmark -> what a judge reads after an image without a text; nothing on
-            kinds that are not named. By default as UniME-V2's released code has it (2510.13515).
-        fusion (`str`): `"joint"` reads image and text in one prompt; `"sum"` adds their two embeddings.
-        positions (`str`): `"native"`, or `"flat"`: 1-D positions for image tokens too.
-        padding_side (`str`): side of the padding in a batch.
-        max_length (`int`): default limit in tokens, above which texts are cut.
-        resolution: default resolution policy (see [`~unime.images_unime.Resolution`]).
-        anyres_padding (`str`): `"even"`, or `"legacy"`: the canvas of LLaVA's tiles comes out a pixel short when its
-            padding is odd, as transformers 4.4x did.
-        processor (`str`, *optional*): repository of the tokenizer and image processor the checkpoints were trained
-            with, where it is not their own.
-        model_types (`tuple`): backbones the preset is for; empty for any.
-        documents_as_queries (`tuple`): data sets whose documents are worded as queries.
-        evaluates_as_trained (`bool`): whether a model that is trained with it is evaluated at the resolution of its
-            training, which is then saved with it (UniME), or at the preset's (UniME-V2, VLM2Vec, SaHa).
-    """
-
-    query: Prompts
-    document: Prompts
-    system: str | None = None
-    chat: bool = True
-    raw_joint: bool = False
-    verbatim: bool = False
-    fenced: bool = True
-    strip: bool = False
-    fusion: str = "joint"
-    benchmarks: Mapping[str, str] = field(default_factory=dict)
-    judged_images: Mapping[str, str] = field(
-        default_factory=lambda: {"retrieval": f" {_CAPTION}", "sugarcrepe": f" {_CAPTION}"}
-    )
-    positions: str = "native"
-    padding_side: str = "left"
-    max_length: int = 32_768
-    resolution: str | int = "native"
-    anyres_padding: str = "even"
-    processor: str | None = None
-    model_types: tuple[str, ...] = ()
-    documents_as_queries: tuple[str, ...] = ()
-    evaluates_as_trained: bool = True
-
-    def on(self, benchmark: str | None) -> "Preset":
-        """The preset whose prompts are used on a kind of benchmark: another, or this one."""
-        if benchmark in self.benchmarks:
-            return PRESETS[self.benchmarks[benchmark]]
-        return self
-
-
-def _same(prompts: Prompts, **settings) -> Preset:
-    """A preset that words queries and documents alike."""
-    return Preset(query=prompts, document=prompts, **settings)
-
-
-_JOINT = "{image}\n{text}\n"
-_RAW_MMEB = {"mmeb": "joint"}  # UniME's first generation is measured on MMEB with VLM2Vec's code
-_SYSTEM = "Given an image, summarize the provided image in one word. Given only text, describe the text in one word."
-_QWEN = ("qwen2_vl", "qwen2_5_vl")
-
-# SaHa's, of which documents are the bare items
-_HIERARCHICAL_QUERY = Prompts(
-    text="{text}\nRepresent the given text in one word.",
-    image="{image}\nRepresent the given text/image in one word.",
-    both="{image}\n{text}\nRepresent the given text/image in one word.",
-)
-_HIERARCHICAL_DOCUMENT = Prompts(text="{text}", image="{image}", both="{image}\n{text}")
-
-PRESETS = {
-    # Zero-shot, and UniME stage 1 (2504.17432 section 3.2): the next token after the prompt sums the item up, and an
-    # image with a text is the sum of its two embeddings.
-    "summary": _same(
-        Prompts(
-            text="{text}\nSummary above sentence in one word:",
-            image="{image}\nSummary above image in one word:",
-            both="{image}\n{text}\nSummary above image and sentence in one word:",
-        ),
-        fusion="sum",
-    ),
-    # From Generator to Embedder (2508.00955): a shared system sentence, and a one-word request on the query side only.
-    "hierarchical": Preset(query=_HIERARCHICAL_QUERY, document=_HIERARCHICAL_DOCUMENT, system=_SYSTEM),
-    # The same as SaHa's checkpoints were trained (Gen2Embed): bare image tokens, and so positions of text for them.
-    "saha-qwen2-vl": Preset(
-        query=_HIERARCHICAL_QUERY,
-        document=_HIERARCHICAL_DOCUMENT,
-        system=_SYSTEM,
-        fenced=False,
-        positions="flat",
-        max_length=2048,
-        resolution="pixels:984064",  # 992 x 992; the authors scale the long side to at most 992 pixels
-        evaluates_as_trained=False,
-        model_types=_QWEN,
-        documents_as_queries=("RefCOCO-Matching",),
-    ),
-    # VLM2Vec and UniME stage 2 on MMEB: the data set's own strings, unwrapped.
-    "joint": _same(
-        Prompts(text="{text}", image="{image}\nRepresent the given image.\n", both=_JOINT), chat=False, verbatim=True
-    ),
-    # VLM2Vec's own checkpoints, with the words of its demos; MMEB's strings stay as they are.
-    "vlm2vec-qwen2-vl": _same(
-        Prompts(text="{text}", image="{image} Represent the given image.", both="{image} {text}"),
-        chat=False,
-        verbatim=True,
-        fenced=False,
-        positions="flat",
-        max_length=4096,
-        resolution="tokens:1280",
-        evaluates_as_trained=False,
-        model_types=_QWEN,
-    ),
-    "unime-phi3.5-v": _same(
-        Prompts(
-            text="<|user|>\n{text}\nSummary above sentence in one word: <|end|>\n<|assistant|>\n",
-            image="<|user|>\n{image}\nSummary above image in one word: <|end|>\n<|assistant|>\n",
-            both=_JOINT,
-        ),
-        chat=False,
-        verbatim=True,
-        fusion="sum",
-        benchmarks=_RAW_MMEB,
-        processor="microsoft/Phi-3.5-vision-instruct",
-        model_types=("phi3_v",),
-    ),
-    "unime-llava-1.6": _same(
-        Prompts(
-            text="[INST] {text}\nSummary above sentence in one word: [/INST]",
-            image="[INST] {image}\nSummary above image in one word: [/INST]",
-            both=_JOINT,
-        ),
-        chat=False,
-        verbatim=True,
-        fusion="sum",
-        benchmarks=_RAW_MMEB,
-        anyres_padding="legacy",
-        processor="llava-hf/llava-v1.6-mistral-7b-hf",
-        model_types=("llava_next",),
-    ),
-    "unime-llava-onevision": _same(
-        Prompts(
-            text="{text}\nSummary above sentence in one word:\n",
-            image="{image}Summary above image in one word:\n",
-            both=_JOINT,
-        ),
-        raw_joint=True,
-        verbatim=True,
-        fusion="sum",
-        benchmarks=_RAW_MMEB,
-        resolution=336,
-        anyres_padding="legacy",
-        model_types=("llava_onevision",),
-    ),
-    "unime-v2-qwen2-vl": _same(
-        Prompts(text="{text}", image=f"{{image}} {_CAPTION}", both=_JOINT),
-        chat=False,
-        verbatim=True,
-        fenced=False,
-        positions="flat",
-        max_length=4096,
-        resolution=1344,
-        evaluates_as_trained=False,
-        model_types=_QWEN,
-    ),
-    "unime-v2-llava-onevision": _same(
-        Prompts(text="{text}", image=f"{{image}}{_CAPTION}", both="{image}{text}"),
-        verbatim=True,
-        strip=True,
-        resolution=1344,
-        anyres_padding="legacy",
-        evaluates_as_trained=False,
-        model_types=("llava_onevision",),
-    ),
-    # The reranker reads chats of its own making; only its resolution matters: squashed to 1344, then 300 tokens.
-    "unime-v2-reranker": _same(
-        Prompts(text="{text}", image="{image}", both="{image}\n{text}"),
-        resolution="1344+tokens:300",
-        evaluates_as_trained=False,
-        model_types=("qwen2_5_vl",),
-    ),
-}
-
-CHECKPOINTS = {
-    "DeepGlint-AI/UniME-Phi3.5-V-4.2B": "unime-phi3.5-v",
-    "DeepGlint-AI/UniME-LLaVA-1.6-7B": "unime-llava-1.6",
-    "DeepGlint-AI/UniME-LLaVA-OneVision-7B": "unime-llava-onevision",
-    "TianchengGu/UniME-V2-Qwen2VL-2B": "unime-v2-qwen2-vl",
-    "TianchengGu/UniME-V2-Qwen2VL-7B": "unime-v2-qwen2-vl",
-    "TianchengGu/UniME-V2-LLaVA-OneVision-8B": "unime-v2-llava-onevision",
-    "TianchengGu/UniME-V2-reranker-Qwen25VL-7B": "unime-v2-reranker",
-    "TIGER-Lab/VLM2Vec-Qwen2VL-2B": "vlm2vec-qwen2-vl",
-    "TIGER-Lab/VLM2Vec-Qwen2VL-7B": "vlm2vec-qwen2-vl",
-    "Y-J-Ju/SaHa-Qwen2-VL-2B-Instruct": "saha-qwen2-vl",
-    "Y-J-Ju/SaHa-Qwen2-VL-7B-Instruct": "saha-qwen2-vl",
-}
+def worded(preset: Preset, benchmark: str | None) -> Preset:
+    """The preset whose prompts are used on a kind of benchmark: another, or the same."""
+    if benchmark in preset.benchmarks:
+        return PRESETS[preset.benchmarks[benchmark]]
+    return preset
 
 
 def find_preset(name, model_type: str, preset: str | None = None, strict: bool = True) -> str:
@@ -369,13 +152,19 @@ def published_preset(name) -> str | None:
     published_preset("models/VLM2Vec-Qwen2VL-2B")  # "vlm2vec-qwen2-vl"
     ```
     """
-    presets_by_name = {}
-    for repository, preset in CHECKPOINTS.items():
-        presets_by_name[_plain(repository.split("/")[1])] = preset
+    checkpoint = published_checkpoint(name)
+    return None if checkpoint is None else checkpoint.preset
+
+
+def published_checkpoint(name) -> Checkpoint | None:
+    """What is known of the published checkpoint that a repository or folder is, by its name; `None` if it is none."""
+    checkpoints_by_name = {}
+    for repository, checkpoint in CHECKPOINTS.items():
+        checkpoints_by_name[_plain(repository.split("/")[1])] = checkpoint
 
     for candidate in _possible_names(name):
-        if _plain(candidate) in presets_by_name:
-            return presets_by_name[_plain(candidate)]
+        if _plain(candidate) in checkpoints_by_name:
+            return checkpoints_by_name[_plain(candidate)]
     return None
 
 
@@ -400,12 +189,14 @@ def strip_placeholders(text: str) -> str:
     return re.sub(PLACEHOLDER.pattern + "\n?", "", text)
 
 
-def instruct(instruction: str | None, text: str | None) -> str:
+def instruct(instruction: str | None, text: str | None, form: str | None = None) -> str:
     """A text with its instruction on a line before it, or, as MMEB words it, on the same line after a colon.
 
     Args:
         instruction (`str`, *optional*): what the text is to be read as.
         text (`str`, *optional*): the text itself.
+        form (`str`, *optional*): both as a preset has them, with `{instruction}` and `{text}` in it; what separates
+            them is left out where there is no text.
 
     Returns:
         `str`: both, the one that is not blank, or an empty string.
@@ -414,12 +205,26 @@ def instruct(instruction: str | None, text: str | None) -> str:
 
     ```python
     instruct("Find the caption:", "a ring")  # "Find the caption: a ring"
+    instruct("Find the caption:", "a ring", "{instruction}{text}")  # "Find the caption:a ring"
     ```
     """
     lines = [line for line in (instruction, text) if line and line.strip()]
+    if form is not None and instruction in lines:
+        before, _, after = form.partition("{text}")
+        before = before.replace("{instruction}", instruction)
+        return before + text + after if text in lines else before.rstrip() + after
+
     if len(lines) == 2 and instruction.rstrip().endswith(":"):
         return f"{instruction.rstrip()} {text}"
     return "\n".join(lines)
+
+
+def with_full_stop(instruction: str) -> str:
+    """An instruction without blanks around it, ended by a full stop unless it ends in punctuation of any script."""
+    instruction = instruction.strip()
+    if instruction and not unicodedata.category(instruction[-1]).startswith("P"):
+        instruction += "."
+    return instruction
 
 
 __all__ = [
@@ -431,6 +236,9 @@ __all__ = [
     "find_preset",
     "instruct",
     "one_of",
+    "published_checkpoint",
     "published_preset",
     "strip_placeholders",
+    "with_full_stop",
+    "worded",
 ]

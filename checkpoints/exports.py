@@ -11,7 +11,6 @@ from ..files.writing import write_text
 from ..images_unime import Resolution
 from ..items_unime import judge_messages
 from ..modeling_unime import UniMEModel
-from ..prompts_unime import PRESETS
 
 _MACROS = Path(__file__).with_name("chat_template.jinja")  # what all templates share
 
@@ -85,7 +84,7 @@ def _write_embedder(model, out: Path):
 def _differences(model) -> list[str]:
     """Why an embedder's vectors are not those of its exported checkpoint with its template."""
     processor = model.processor
-    preset = PRESETS[processor.preset]
+    preset = processor.rules
     differences = []
     if model.config.positions != "native":
         differences.append("flat positions")
@@ -173,7 +172,7 @@ def preset_template(processor, role: str = "query", joint: bool = True) -> str:
     Returns:
         `str`: the content of one file, which needs no other.
     """
-    preset = PRESETS[processor.preset]
+    preset = processor.rules
     prompts = {}
     for kind, item in _sample_items(_QUERY).items():
         if kind == "both" and not joint:  # a kind without a prompt is what the template refuses

@@ -6,7 +6,8 @@ from ..adapters_unime import adapter_folder
 from ..checkpoints.opening import UNIME_MODEL_TYPES, local_folder, model_type_of
 from ..data.collators import Fed
 from ..items_unime import PreparedItem
-from ..prompts_unime import PRESETS
+from ..preset_unime import RAW
+from ..prompts_unime import worded
 
 OF_PROCESSOR = ("resolution", "fusion", "max_length", "anyres_padding")
 NO_LIMIT = 10**9  # tokens; tokenizers write a very large number where they have no limit
@@ -96,13 +97,13 @@ def reading(model, given: dict[str, str], settings: dict) -> list[dict]:
         checkpoint.
     """
     processor = model.processor
-    preset = PRESETS[processor.preset]
+    preset = processor.rules
     words = preset
     rows = [_row("preset", processor.preset, given.get("preset", "checkpoint"))]
 
     # a kind of benchmark may have another preset's words, and keeps everything else
     if settings.get("benchmark") is not None:
-        words = preset.on(settings["benchmark"])
+        words = worded(preset, settings["benchmark"])
         rows.append(_row("benchmark", settings["benchmark"], given.get("benchmark", "default of the command")))
 
     for name in OF_PROCESSOR:
@@ -119,7 +120,7 @@ def reading(model, given: dict[str, str], settings: dict) -> list[dict]:
     rows.append(_row("positions", positions, "preset" if positions == preset.positions else "checkpoint"))
     rows.append(_row("padding", preset.padding_side, "preset"))
     rows.append(_row("pooling", getattr(model.config, "pooling", "none: it reads answers"), "checkpoint"))
-    rows.append(_row("turns", "chat template" if words.chat else "raw text", "preset"))
+    rows.append(_row("turns", _frame_in_words(words.frame), "preset"))
     rows.append(_row("image tokens", "between the backbone's markers" if words.fenced else "bare", "preset"))
 
     # of the preset's kinds of benchmark, a model may have been trained without some
@@ -127,6 +128,13 @@ def reading(model, given: dict[str, str], settings: dict) -> list[dict]:
     rows.append(_row("worded apart", ", ".join(apart) or "nothing", "preset"))
     rows.append(_row("image limits", _image_limits(processor), "checkpoint"))
     return rows
+
+
+def _frame_in_words(frame: str | None) -> str:
+    """What stands around the user's turn."""
+    if frame is None:
+        return "chat template"
+    return "raw text" if frame == RAW else "a frame of the preset"
 
 
 def _row(setting: str, value, source: str) -> dict:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
-from ..prompts_unime import PRESETS, one_of
+from ..prompts_unime import one_of
 from .adapters import adapted
 from .gathered_table import GatheredTable
 from .gradient_cache import ChunkEncoder, cached_loss
@@ -187,7 +187,7 @@ class EmbeddingTrainer(MeteredTrainer):
         """
         processor.benchmarks = []
         if args.benchmark:
-            processor.benchmarks = list(PRESETS[processor.preset].benchmarks)
+            processor.benchmarks = list(processor.rules.benchmarks)
 
         if cls.trains_images:
             processor.fusion = "joint"

@@ -17,7 +17,6 @@ from transformers.trainer_utils import seed_worker
 
 from ..data.samplers import HomogeneousSampler, StepBatches
 from ..data.sieve import BadItem
-from ..prompts_unime import PRESETS
 from .cards import write_card
 from .left_out import BAD_ITEMS, LeftOut
 from .sharding import OneReduction
@@ -277,7 +276,7 @@ def keep_resolution(processor, resolution):
         processor ([`~unime.processing_unime.UniMEProcessor`]): of the model, which is saved with it.
         resolution (`str`, *optional*): of the training; None where it is the processor's.
     """
-    if resolution is not None and PRESETS[processor.preset].evaluates_as_trained:
+    if resolution is not None and processor.rules.evaluates_as_trained:
         processor.resolution = resolution
 
 

@@ -1,0 +1,226 @@
+"""What a preset says: how an item becomes a prompt and pixels, and which hidden state becomes its embedding."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+# Kinds of benchmark that a preset may word in a way of its own: MMEB and MMEB-V2, image-text retrieval (short and long
+# captions), and SugarCrepe.
+BENCHMARKS = ("mmeb", "retrieval", "sugarcrepe")
+CAPTION = "Find an image caption describing the given image."
+
+# Frames: what stands around the user's turn in a prompt.
+RAW = "{user}"
+CHATML = "<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n"
+ASSISTANT = "You are a helpful assistant."  # the system turn of Qwen's own template
+
+
+class Prompts(NamedTuple):
+    """The user turn by kind of item. `{image}` stands where the image goes, `{text}` where the text goes.
+
+    Args:
+        text (`str`): of an item that is a text.
+        image (`str`): of an item that is an image.
+        both (`str`, *optional*): of an item with both; `None` where the authors read no such item in one prompt.
+        video (`str`, *optional*): of an item that is a video; as an image by default.
+        video_and_text (`str`, *optional*): of an item with a video and a text; as an image and a text by default.
+    """
+
+    text: str
+    image: str
+    both: str | None
+    video: str | None = None
+    video_and_text: str | None = None
+
+    def of(self, has_text: bool, has_image: bool, is_video: bool = False) -> str | None:
+        """The turn of an item that has a text, an image, or both."""
+        if not has_image:
+            return self.text
+        if has_text:
+            return (self.video_and_text if is_video else None) or self.both
+        return (self.video if is_video else None) or self.image
+
+
+class Instruction(NamedTuple):
+    """Where an instruction goes.
+
+    Args:
+        place (`str`): `"text"`: before the text, after an image; an image with an instruction is worded as an item of
+            both. `"turn"`: before the whole user turn. `"system"`: it is the system turn. `"none"`: the authors have
+            no place for it, and it is left out.
+        form (`str`, *optional*): instruction and text as one, for the places `"text"` and `"turn"`; by default on two
+            lines, or on one where the instruction ends in a colon.
+        default (`str` or `Prompts`): the instruction where a call gives none, by kind of item if they differ.
+        full_stop (`bool`): strip it, and end it in a full stop unless it ends in punctuation.
+        roles (`tuple`): roles for which it counts; it is left out for the other one, as the authors do.
+    """
+
+    place: str = "text"
+    form: str | None = None
+    default: "str | Prompts" = ""
+    full_stop: bool = False
+    roles: tuple[str, ...] = ("query", "document")
+
+
+class Judging(NamedTuple):
+    """How a reranker asks about candidates, and what its score is.
+
+    Args:
+        turn (`str`): the user turn of a pair. `{query}`, `{document}` and `{instruction}` stand where these go.
+        item (`Prompts`): what stands for a query or a document in it, by kind.
+        score (`str`): `"softmax"` of the logits of two words, `"sigmoid"` of their difference, `"difference"` itself,
+            or `"head"`: the sigmoid of a head of its own.
+        words (`tuple[str, str]`): the words for yes and for no.
+        scale, shift (`float`): the head's output is multiplied by the one, and the other is added.
+        document_first (`bool`): whether the document (and its image) stands before the query.
+        penalty (`float`): repetition penalty on the two words.
+        listwise (`str`, *optional*): the user turn for several candidates; `{query}`, `{documents}`.
+        listwise_item (`str`): one of these candidates: `{number}`, `{document}`.
+        window, stride (`int`): candidates in a listwise window, and how far it moves; 0 shows all at once.
+        from_below (`bool`): whether windows move from the end of the list to its beginning.
+        kinds (`tuple`): kinds of query that it was trained on, of `"text"`, `"image"` and `"both"`.
+    """
+
+    turn: str
+    item: Prompts
+    score: str = "softmax"
+    words: tuple[str, str] = ("Yes", "No")
+    scale: float = 1.0
+    shift: float = 0.0
+    document_first: bool = False
+    penalty: float = 1.0
+    listwise: str | None = None
+    listwise_item: str = "({number}) {document}"
+    window: int = 0
+    stride: int = 0
+    from_below: bool = True
+    kinds: tuple[str, ...] = ("text", "image", "both")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One way to read items: prompts by role, and everything else that decides which embedding comes out.
+
+    Args:
+        query, document (`Prompts`): user turns by kind of item.
+        frame (`str`, *optional*): what stands around the turn, with `{system}` and `{user}` in it; `"{user}"` feeds it
+            raw, `None` is the backbone's own chat template with a generation prompt.
+        system (`str`, *optional*): system turn.
+        instruction (`Instruction`): where an instruction goes.
+        empty (`str`, *optional*): the text of an item without text and image; `None` refuses such an item.
+        appended (`str` or `int`): what follows every prompt: control tokens, or the id of one.
+        raw_joint (`bool`): image-and-text prompts, and texts that place the image themselves, are fed raw whatever
+            the frame is: MMEB's strings as UniME's second stage saw them.
+        verbatim (`bool`): a text that places the image itself is the whole turn; otherwise it replaces image and
+            text in the prompt.
+        fenced (`bool`): whether images stand between the backbone's own markers (Qwen's `<|vision_start|>`).
+        strip (`bool`): strip texts.
+        fusion (`str`): `"joint"` reads image and text in one prompt; `"sum"` adds their two embeddings.
+        benchmarks (`Mapping`): kind of benchmark (of `BENCHMARKS`) -> the preset whose prompts, frame and fusion are
+            used there; this one's own on kinds that are not named.
+        judged_images (`Mapping`): kind of benchmark -> what a judge reads after an image without a text; nothing on
+            kinds that are not named. By default as UniME-V2's released code has it (2510.13515).
+        judging (`Judging`, *optional*): of a reranker's preset; UniME-V2's questions by default.
+        pooling (`str`): `"last"` attended token; `"mean"` of all attended tokens; `"image"`: the mean over an item's
+            image with its markers, and of all tokens where it has none.
+        attention (`str`): `"causal"`, or `"bidirectional"`: every token sees every other.
+        positions (`str`): `"native"`, or `"flat"`: 1-D positions for image tokens too.
+        padding_side (`str`): side of the padding in a batch.
+        max_length (`int`): default limit in tokens, above which texts are cut; control tokens of the prompt stay.
+        resolution: default resolution policy (see [`~unime.images_unime.Resolution`]), before the backbone's own
+            image processor reads the image.
+        image_tokens (`tuple[int, int]`, *optional*): fewest and most tokens of an image to which that processor then
+            resizes it (Qwen-VL); the checkpoint's own limits by default.
+        crops (`int`, *optional*): most crops of an image (Phi-3-vision); the checkpoint's own by default.
+        num_frames (`int`): frames read of a video, as images.
+        anyres_padding (`str`): `"even"`, or `"legacy"`: the canvas of LLaVA's tiles comes out a pixel short when its
+            padding is odd, as transformers 4.4x did.
+        widths (`tuple[int, ...]`): to which embeddings were trained to be cut (Matryoshka), as far as the model is
+            that wide.
+        processor (`str`, *optional*): repository of the tokenizer and image processor the checkpoints were trained
+            with, where it is not their own.
+        model_types (`tuple`): backbones the preset is for; empty for any.
+        documents_as_queries (`tuple`): data sets whose documents are worded as queries.
+        evaluates_as_trained (`bool`): whether a model that is trained with it is evaluated at the resolution of its
+            training, which is then saved with it (UniME), or at the preset's (UniME-V2, VLM2Vec, SaHa).
+    """
+
+    query: Prompts
+    document: Prompts
+    frame: str | None = None
+    system: str | None = None
+    instruction: Instruction = field(default_factory=Instruction)
+    empty: str | None = None
+    appended: str | int = ""
+    raw_joint: bool = False
+    verbatim: bool = False
+    fenced: bool = True
+    strip: bool = False
+    fusion: str = "joint"
+    benchmarks: Mapping[str, str] = field(default_factory=dict)
+    judged_images: Mapping[str, str] = field(
+        default_factory=lambda: {"retrieval": f" {CAPTION}", "sugarcrepe": f" {CAPTION}"}
+    )
+    judging: Judging | None = None
+    pooling: str = "last"
+    attention: str = "causal"
+    positions: str = "native"
+    padding_side: str = "left"
+    max_length: int = 32_768
+    resolution: str | int = "native"
+    image_tokens: tuple[int, int] | None = None
+    crops: int | None = None
+    num_frames: int = 8
+    anyres_padding: str = "even"
+    widths: tuple[int, ...] = ()
+    processor: str | None = None
+    model_types: tuple[str, ...] = ()
+    documents_as_queries: tuple[str, ...] = ()
+    evaluates_as_trained: bool = True
+
+
+class Checkpoint(NamedTuple):
+    """A published checkpoint.
+
+    Args:
+        preset (`str`): the name of what it was trained with.
+        license (`str`, *optional*): of its weights, as the Hub spells it; `None` where it is not known.
+        base (`str`, *optional*): what it was made from, or is an adapter of.
+    """
+
+    preset: str
+    license: str | None = None
+    base: str | None = None
+
+
+class Family(NamedTuple):
+    """Presets that belong together, and the checkpoints that were trained with them.
+
+    Args:
+        presets (`dict[str, Preset]`): by name.
+        checkpoints (`dict[str, Checkpoint]`): by repository.
+    """
+
+    presets: dict[str, Preset]
+    checkpoints: dict[str, Checkpoint]
+
+
+def same(prompts: Prompts, **settings) -> Preset:
+    """A preset that words queries and documents alike."""
+    return Preset(query=prompts, document=prompts, **settings)
+
+
+__all__ = [
+    "ASSISTANT",
+    "BENCHMARKS",
+    "CAPTION",
+    "CHATML",
+    "RAW",
+    "Checkpoint",
+    "Family",
+    "Instruction",
+    "Judging",
+    "Preset",
+    "Prompts",
+    "same",
+]
