@@ -168,6 +168,23 @@ def open_sentence_transformer(source, device, trust_remote_code: bool = False, *
         return SentenceTransformer._load_with_module_classes(str(source), {name: UniMETransformer}, **options)
 
 
+def as_text(text: str, model):
+    """A text in a form that a sentence-transformers model takes for a text, whatever it looks like.
+
+    A model that reads pictures would fetch a string that is an address, and open one that names a picture file.
+
+    Args:
+        text (`str`): the text.
+        model (`SentenceTransformer`): what is to embed it.
+
+    Returns:
+        `str`, or `dict` for a model that reads more than texts.
+    """
+    # models of earlier versions, which do not say what they read, read texts alone
+    modalities = getattr(model, "modalities", ["text"])
+    return text if set(modalities) <= {"text"} else {"text": text}
+
+
 @contextmanager
 def naming_untrusted_code(source) -> Iterator[None]:
     """Turns the error of a loader that was not allowed to run a repository's code into one that says how to allow it.

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoints.dual_encoders import DualEncoder, open_dual_encoder
 from ..checkpoints.opening import open_checkpoint
 from ..data.schema import Item
 from ..eval import figures
 from ..eval.catalogue import BENCHMARKS, read
-from ..eval.dual_encoders import DualEncoder, open_dual_encoder
 from ..eval.report import load
 from ..eval.runner import RANKINGS
 from ..eval.tasks import Task
@@ -108,7 +108,7 @@ def _embedded(options) -> tuple[str, dict[str, tuple[torch.Tensor, torch.Tensor]
 def _embed(model, items: list[Item], role: str, task: Task) -> torch.Tensor:
     """Embeddings `[N, D]` of a task's items, worded as its kind of benchmark is."""
     if isinstance(model, DualEncoder):
-        return model.encode_query(_inputs(items))  # it has neither roles nor prompts
+        return model.encode(_inputs(items), fusion="image")  # the gap is that of the two towers
     role, benchmark = model.processor.wording(role, task.benchmark, task.name)
     return model.encode(_inputs(items), role=role, benchmark=benchmark).float().cpu()
 

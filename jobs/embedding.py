@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from ..adapters_unime import adapter_folder, base_model_of
+from ..checkpoints.dual_encoders import DualEncoder, open_dual_encoder
 from ..checkpoints.opening import (
+    as_text,
     local_folder,
     open_checkpoint,
     open_sentence_transformer,
@@ -131,8 +133,8 @@ class Embedder:
 
     Args:
         source (`str` or `Path`): folder or repository.
-        library (`str`, defaults to `"unime"`): `"unime"` (which also opens stock VLMs and adapters) or
-            `"sentence-transformers"`.
+        library (`str`, defaults to `"unime"`): `"unime"` (which also opens stock VLMs, adapters and dual encoders
+            such as CLIP) or `"sentence-transformers"`.
         preset (`str`, *optional*): how items are read; by default as the checkpoint was saved, or as its name says.
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
         trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
@@ -209,6 +211,10 @@ class Embedder:
             return self.model
 
         if self.library == "unime":
+            self.model = self._open_baseline()
+            if self.model is not None:
+                return self.model
+
             model = open_checkpoint(
                 self.source, self.preset, dtype=self.dtype, trust_remote_code=self.trust_remote_code
             )
@@ -221,6 +227,16 @@ class Embedder:
             check_options("the options of `encode`", self.options, [self.model.encode], TAKEN)
         return self.model
 
+    def _open_baseline(self) -> DualEncoder | None:
+        """The model, if it is a dual encoder."""
+        model = open_dual_encoder(self.source, self.state.device, self.trust_remote_code, self.dtype)
+        if model is None:
+            return None
+        if self.preset is not None:
+            raise ValueError(f"{self.source} is a dual encoder, which has no prompts: leave out the preset.")
+        check_options(f"the options of {self.source}, a dual encoder", self.options, [DualEncoder.encode], TAKEN)
+        return model
+
     def wording(self, role: str, task) -> tuple[str, str | None]:
         """The role and the kind of benchmark to embed a task's items with, equal where prompts are; loads the model.
 
@@ -229,6 +245,8 @@ class Embedder:
             task ([`~unime.eval.tasks.Task`]): whose queries or corpus are to be embedded.
         """
         model = self.load()
+        if isinstance(model, DualEncoder):
+            return "query", None
         if self.library == "unime":
             return model.processor.wording(role, task.benchmark, task.name)
         if model.prompts.get("query") == model.prompts.get("document"):
@@ -247,11 +265,13 @@ class Embedder:
             `np.ndarray` `[N, D]` in float32.
         """
         inputs = [item.as_input() for item in items]
+        model = self.load()
+        if isinstance(model, DualEncoder):
+            return model.encode(inputs, **self.options).numpy()  # [N, D]
         if self.library == "unime":
             options = {"benchmark": benchmark, **self.options}
-            return self.load().encode(inputs, role=role, show_progress=False, **options).numpy()  # [N, D]
+            return model.encode(inputs, role=role, show_progress=False, **options).numpy()  # [N, D]
 
-        model = self.load()
         for number, entry in enumerate(inputs):
             self._require_modalities(entry, model.modalities)
             if entry.keys() == {"text"}:
@@ -269,23 +289,6 @@ class Embedder:
         if unreadable:
             kinds = ", ".join(sorted(readable))
             raise ValueError(f"{describe(entry)}: {self.source} reads {kinds}, no {' and '.join(unreadable)}.")
-
-
-def as_text(text: str, model):
-    """A text in a form that a sentence-transformers model takes for a text, whatever it looks like.
-
-    A model that reads pictures would fetch a string that is an address, and open one that names a picture file.
-
-    Args:
-        text (`str`): the text.
-        model (`SentenceTransformer`): what is to embed it.
-
-    Returns:
-        `str`, or `dict` for a model that reads more than texts.
-    """
-    # models of earlier versions, which do not say what they read, read texts alone
-    modalities = getattr(model, "modalities", ["text"])
-    return text if set(modalities) <= {"text"} else {"text": text}
 
 
 def embed(

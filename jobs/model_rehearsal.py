@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ..checkpoints.dual_encoders import is_dual_encoder
 from ..checkpoints.opening import open_checkpoint, require_kind
 from ..data.collators import Fed
 from ..data.schema import Item
@@ -43,6 +44,8 @@ def rehearse_embedder(embedder: Embedder, roles: dict[str, Sequence[WordedItem]]
     """
     if embedder.library != "unime":
         return Rehearsal("", {"Embedder": {"checkpoint": str(embedder.source), "library": embedder.library}})
+    if is_dual_encoder(embedder.source, embedder.trust_remote_code):
+        return Rehearsal("", {"Embedder": {"checkpoint": str(embedder.source), "kind": "dual encoder"}})
 
     model = open_checkpoint(
         embedder.source, embedder.preset, weights=False, trust_remote_code=embedder.trust_remote_code

@@ -130,7 +130,7 @@ def test_vlm2vec_gives_its_authors_embeddings():
 
 
 def test_the_classes_read_adapters_beside_their_base_from_pickles(tiny, tmp_path):
-    """`from_backbone` itself: a `.bin` of old keys with DoRA's magnitudes, over the folder that has the base's name."""
+    """A `.bin` of old keys with DoRA's magnitudes, over the folder that has the base's name."""
     path, _ = tiny("qwen2_vl")
     expected = stock_adapter(path, tmp_path / "adapter", "qwen2_vl", dora=True, old=True)
     weights = load_file(tmp_path / "adapter/adapter_model.safetensors")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from ..checkpoints.nv_embed import LICENSE, MAX_LENGTH, is_nv_embed, load_nv_embed
-from ..checkpoints.opening import local_folder, open_sentence_transformer
+from ..checkpoints.opening import as_text, local_folder, open_sentence_transformer
 from ..data.schema import Item
 from ..files.writing import has_json
-from ..jobs.embedding import as_text, checkpoint_fingerprint
+from ..jobs.embedding import checkpoint_fingerprint
 from ..jobs.shards import MANIFEST, fingerprint, processes, read_job, read_manifest, run_job
 from ..vlm_unime import bitsandbytes_config
 
