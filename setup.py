@@ -17,7 +17,7 @@ ROOMS = ("checkpoints", "commands", "data", "eval", "examples", "files", "jobs",
 EXTRAS = {
     "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
     "miniature": ["scikit-learn>=1.5", "matplotlib>=3.9"],
-    "eval": ["evaluate>=0.4.6", "scikit-learn>=1.5", "matplotlib>=3.9"],
+    "eval": ["bm25s>=0.2", "evaluate>=0.4.6", "scikit-learn>=1.5", "matplotlib>=3.9"],
     "mteb": ["mteb>=2.26"],
     "video": ["av>=12"],
     "demo": ["gradio>=6"],

@@ -18,6 +18,7 @@ from threading import Lock
 
 from huggingface_hub.constants import HF_HOME
 
+from ..data.item_sources import read_items
 from ..files.identity import verify_files
 from ..images_unime import load_frames, open_image
 from ..jobs.embedding import Embedder
@@ -27,7 +28,7 @@ from ..jobs.shards import fingerprint
 from .encode import encode
 from .errors import one_line_errors
 from .index import read_index, stamp
-from .inputs import one_item, read_items
+from .inputs import one_item
 from .options import add, add_embedder, add_reranker
 from .search import Searcher, as_rows, rerank
 

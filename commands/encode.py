@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..data.item_sources import SOURCES, read_items
 from ..data.schema import Item
 from ..files.identity import verify_files
 from ..files.writing import write_json
@@ -19,7 +20,6 @@ from ..jobs.settings import CommandParser
 from ..jobs.shards import fingerprint, read_errors, read_job
 from .errors import one_line_errors
 from .index import SUFFIXES, Index, is_foreign, read_index, stamp, write_index
-from .inputs import SOURCES, read_items
 from .options import add, add_embedder, add_output
 
 
@@ -58,7 +58,7 @@ def encode(
     """Writes embeddings of the items of `sources`, going on where it was interrupted.
 
     Args:
-        sources: as in [`~unime.commands.inputs.read_items`].
+        sources: as in [`~unime.data.item_sources.read_items`].
         embedder ([`~unime.jobs.embedding.Embedder`]): what embeds them.
         out: a `.parquet` or `.npz` file with `id`, `text`, `image`, `stamp`, `embedding`.
         role (`str`, defaults to `"document"`): as what items are read: `"document"` or `"query"`.

@@ -6,8 +6,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.item_sources import SOURCES
 from ..eval.catalogue import BENCHMARKS, read
-from ..eval.means import notes_of, print_table
+from ..eval.means import notes_of, print_metrics, print_table
 from ..eval.rehearsal import rehearse, rehearse_rerank
 from ..eval.rerank import run_rerank, saved_result
 from ..eval.runner import read_result, run_benchmark
@@ -97,6 +98,11 @@ class BenchmarkConfig(_DataSettings):
     options: dict | str | None = field(**setting("options"))
     tasks: list[str] | None = field(default=None, metadata={"help": "data sets to take; all by default"})
     partial: bool = field(default=False, metadata={"help": "take the data sets that are present"})
+    corpus: str | None = field(
+        default=None,
+        metadata={"help": f"pairs: the candidates, instead of the rows' positives: {SOURCES}"},
+    )
+    both_ways: bool = field(default=False, metadata={"help": "pairs: also look for the queries, given the answers"})
     out: str = field(default="outputs/eval", metadata={"help": "folder of all results"})
     shard: int = field(
         default=1024, metadata={"help": "items of one shard: what is lost at most, if interrupted", "least": 1}
@@ -156,12 +162,20 @@ def run(
         "partial": config.partial,
         "cache": config.cache,
     }
+    floors = None
+    if step == "pairs":
+        from ..eval.floors import floors_of as floors  # with a library that other benchmarks do not need
+
+        source |= {"corpus": config.corpus, "both_ways": config.both_ways}
+    elif config.corpus or config.both_ways:
+        raise ValueError("`corpus` and `both_ways` are settings of `unime eval pairs`.")
+
     with embedder.state.main_process_first():  # which unpacks what has to be unpacked
         tasks, root = read(step, source)
 
     if config.rehearses:
         return rehearse(step, tasks, embedder, given or {})
-    return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard)
+    return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard, floors)
 
 
 def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal:
@@ -207,10 +221,30 @@ def _print_results(path: Path, as_json: bool):
         print(json.dumps({"results": str(path), "means": results["means"], "tasks": scores}))
         return
 
-    print_table({"score": tasks}, results["benchmark"])
+    if results["benchmark"] == "pairs":
+        print_metrics(tasks)
+        _compare_with_floors(tasks)
+    else:
+        print_table({"score": tasks}, results["benchmark"])
     for note, names in notes_of(tasks).items():
         print(f"  {names}: {note}")
     print(f"\n{path}")
+
+
+def _compare_with_floors(tasks: dict[str, dict]):
+    """Says what is reached without a model, and where the model is not above it."""
+    for name, task in tasks.items():
+        if "floors" not in task:  # a reranker's result has none of its own
+            continue
+        reached = ", ".join(f"{method} {value:.3f}" for method, value in task["floors"].items())
+        print(f"  {name}: without a model, precision@1 is {reached}")
+
+        best = max(task["floors"], key=task["floors"].get)
+        if task["floors"][best] >= task["precision@1"]:
+            print(
+                f"  {name}: {best} alone is as good as this model, which is of no use for this data yet. "
+                "Look at the pairs (unime data check), then train longer, or start from a better model."
+            )
 
 
 def main(arguments=None):

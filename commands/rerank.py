@@ -3,10 +3,11 @@
 unime rerank photos/ --query "a red circle left of a blue star" --reranker outputs/backbone --top 3
 """
 
+from ..data.item_sources import SOURCES, read_items
 from ..jobs.reranking import Reranker
 from ..jobs.settings import CommandParser
 from .errors import one_line_errors
-from .inputs import SOURCES, one_item, read_items
+from .inputs import one_item
 from .options import add, add_output, add_query, add_reranker, with_new_names
 from .search import rerank, show
 

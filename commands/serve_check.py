@@ -17,10 +17,10 @@ from PIL import Image, ImageDraw
 
 from ..checkpoints.opening import open_checkpoint
 from ..data.images import sent_image
+from ..data.item_sources import read_items
 from ..jobs.settings import CommandParser
 from ..modeling_unime import UniMEModel
 from .errors import one_line_errors
-from .inputs import read_items
 from .options import add, add_output
 from .server_readings import Readings
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from .copies import join_copies
 from .mmeb_v2 import read_video, read_visdoc
+from .pairs import read_pairs
 from .retrieval_sets import read_retrieval
 from .tasks import Task, read_mmeb, read_sugarcrepe, read_world_tasks
 
@@ -14,6 +15,7 @@ BENCHMARKS = {
     "video": "MMEB-V2's videos",
     "retrieval": "Flickr30K, COCO, ShareGPT4V-1k and Urban1K, both ways",
     "sugarcrepe": "SugarCrepe's seven subsets",
+    "pairs": "rows of your own: queries and their right answers",
     "world": "the miniature world",
 }
 SOURCE = ("data", "image_root", "tasks", "partial", "cache")  # what has to be known of how a benchmark is read
@@ -25,7 +27,8 @@ def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
     Args:
         benchmark (`str`): one of `BENCHMARKS`.
         source (`dict`): `data` (its folder), `image_root` (where image paths start, or None), `tasks` (names, or None
-            for all), `partial` (leave out missing tasks) and `cache` (where images are unpacked, or None).
+            for all), `partial` (leave out missing tasks) and `cache` (where images are unpacked, or None); for pairs
+            also `corpus` and `both_ways` (see [`~unime.eval.pairs.read_pairs`]), if they were given.
 
     Returns:
         `(tasks, image_root)`: and the folder, or folders, that image paths start from.
@@ -67,12 +70,22 @@ def _read(benchmark: str, source: dict) -> tuple[list[Task], object]:
             roots.append(image_root)
         return read_retrieval(data, names, cache, image_root), tuple(roots)
 
+    if benchmark == "pairs":
+        tasks = read_pairs(data, names, image_root, source.get("corpus"), source.get("both_ways", False))
+        return tasks, image_root or _folder_of(data)
+
     # these read all of their tasks, which is quick
     if benchmark == "sugarcrepe":
         tasks = read_sugarcrepe(data, image_root or Path(data) / "images" / "val2017")
     else:
         tasks = read_world_tasks(data)
     return _selected(tasks, names, data), image_root or data
+
+
+def _folder_of(data):
+    """The folder of a file of rows, or the folder of rows that it is."""
+    path = Path(data)
+    return path if path.is_dir() else path.parent
 
 
 def _selected(tasks: list[Task], names: list[str] | None, data) -> list[Task]:

@@ -19,6 +19,10 @@ def means_of(benchmark: str, results: dict[str, dict]) -> dict[str, float | None
     """
     if benchmark in GROUPS:
         return group_means(benchmark, {name: result["score"] for name, result in results.items()})
+
+    # data sets of one's own have any number of candidates, and are all meant
+    if benchmark == "pairs":
+        return {"overall": sum(result["score"] for result in results.values()) / len(results)}
     return summarize(results)
 
 
@@ -142,6 +146,28 @@ def print_table(columns: dict[str, dict[str, dict]], benchmark: str = "world"):
             title = f"mean: {group}"
         values = [model_means[group] for model_means in means]
         print(f"{title:<{width + 26}}{_cells(map(_three_digits, values))}")
+
+
+METRICS = ("precision@1", "recall@5", "recall@10", "mrr", "ndcg@10", "map")
+
+
+def print_metrics(tasks: dict[str, dict]):
+    """Prints several metrics of each task, one column a metric, and their means over the tasks.
+
+    Args:
+        tasks (`dict[str, dict]`): those of a results file.
+    """
+    width = max(17, *map(len, tasks))
+    print(f"\n{'':<{width}} {'queries':>8}{'candidates':>11}{_cells(METRICS)}")
+    for name, result in tasks.items():
+        values = [_three_digits(result[metric]) for metric in METRICS]
+        print(f"{name:<{width}} {result['queries']:>8}{result['candidates']:>11}{_cells(values)}")
+
+    if len(tasks) > 1:
+        means = []
+        for metric in METRICS:
+            means.append(_three_digits(sum(result[metric] for result in tasks.values()) / len(tasks)))
+        print(f"{'mean':<{width + 20}}{_cells(means)}")
 
 
 def _three_digits(value: float | None) -> str:

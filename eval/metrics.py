@@ -129,6 +129,29 @@ def ndcg_at(places: Sequence[int], k: int, gains: Sequence[float] | None = None)
     return reached / best
 
 
+def average_precision(places: Sequence[int]) -> float:
+    """Average precision of one query: the mean, over its relevant candidates, of the precision at each one's place.
+
+    The mean of it over queries is MAP.
+
+    Args:
+        places (`Sequence[int]`): rank of each relevant candidate, as [`places`] gives them; all different.
+
+    Returns:
+        `float`: in (0, 1].
+
+    Raises:
+        ValueError: there are no places.
+
+    Example:
+
+    ```python
+    average_precision([1, 4])  # 0.75: precision 1/1 at the first place, 2/4 at the fourth
+    ```
+    """
+    return fmean(number / place for number, place in enumerate(sorted(_not_empty(places)), 1))
+
+
 def _not_empty(ranks: Sequence[int]) -> Sequence[int]:
     """The ranks, of which there must be some."""
     if not len(ranks):

@@ -15,7 +15,7 @@ from ..files.writing import read_arrays, write_json
 from ..jobs.reranking import Reranker
 from ..jobs.shards import fingerprint, processes, read_errors, read_job, run_job
 from .means import means_of
-from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
+from .metrics import mean_reciprocal_rank, places, recall_at, tied
 from .runner import (
     DEPTH,
     FORMAT,
@@ -322,11 +322,11 @@ def _outcome(query: _Query, scores: torch.Tensor, old_rank: int) -> _Outcome:
     # none of them was reranked: the best one stands behind all that were
     if not positions:
         ranks[0] = max(old_rank, len(query.candidates) + 1)
-        return _Outcome(old_rank, QueryScore(min(ranks), ndcg_at(ranks, 5, gains), tied=False), absent=True)
+        return _Outcome(old_rank, QueryScore.of(ranks, gains, tied=False), absent=True)
 
     reranked = list(positions.values())
     new_ranks = places(scores, reranked, [gains[place] for place in positions])
     for place, rank in zip(positions, new_ranks):
         ranks[place] = rank
-    after = QueryScore(min(ranks), ndcg_at(ranks, 5, gains), tied(scores, reranked))
+    after = QueryScore.of(ranks, gains, tied(scores, reranked))
     return _Outcome(old_rank, after, absent=False)

@@ -19,7 +19,7 @@ from ..jobs.embedding import Embedder, embed, item_name
 from ..jobs.shards import fingerprint, read_errors, read_job
 from ..modeling_unime import UniMEModel
 from .means import means_of
-from .metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
+from .metrics import average_precision, mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 from .tasks import Task
 
 FORMAT = 1  # of results files
@@ -37,13 +37,21 @@ class QueryScore:
 
     Args:
         rank (`int`): of its best right candidate, from 1.
-        ndcg (`float`): nDCG@5.
+        ndcg5, ndcg10 (`float`): nDCG@5 and nDCG@10.
+        average_precision (`float`): over all of its right candidates.
         tied (`bool`): whether a wrong candidate has exactly the score of the best right one.
     """
 
     rank: int
-    ndcg: float
+    ndcg5: float
+    ndcg10: float
+    average_precision: float
     tied: bool
+
+    @classmethod
+    def of(cls, ranks: Sequence[int], gains: Sequence[float], tied: bool) -> "QueryScore":
+        """The score of a query whose right candidates have these ranks, from 1, and gains."""
+        return cls(min(ranks), ndcg_at(ranks, 5, gains), ndcg_at(ranks, 10, gains), average_precision(ranks), tied)
 
 
 def score_task(
@@ -83,7 +91,7 @@ def score_task(
         except ValueError as error:
             raise ValueError(f"task {task.name}, query {number}: {error}") from error
 
-        query_scores.append(QueryScore(min(ranks), ndcg_at(ranks, 5, gains), tied(scores, relevant)))
+        query_scores.append(QueryScore.of(ranks, gains, tied(scores, relevant)))
 
         # positions among the query's candidates become indices into the corpus
         if depth:
@@ -130,15 +138,11 @@ def metrics_of(task: Task, query_scores: list[QueryScore]) -> dict:
 
     Returns:
         `dict`: `kind`, `split`, `queries`, `candidates`, `metric`, `precision@1`, `recall@k`, `mrr`, `ndcg@5`,
-        `ties`, `notes`, `ranks`, where they are needed `together` and `values`, and `score`, the task's one number.
+        `ndcg@10`, `map`, `ties`, `notes`, `ranks`, where they are needed `together` and `values`, and `score`, the
+        task's one number.
     """
-    ranks = []
-    ndcgs = []
-    ties = 0
-    for score in query_scores:
-        ranks.append(score.rank)
-        ndcgs.append(score.ndcg)
-        ties += score.tied
+    ranks = [score.rank for score in query_scores]
+    ndcgs = [score.ndcg5 for score in query_scores]
 
     result = {
         "kind": task.kind,
@@ -152,7 +156,9 @@ def metrics_of(task: Task, query_scores: list[QueryScore]) -> dict:
         "recall@10": recall_at(ranks, 10),
         "mrr": mean_reciprocal_rank(ranks),
         "ndcg@5": fmean(ndcgs),
-        "ties": ties,
+        "ndcg@10": fmean(score.ndcg10 for score in query_scores),
+        "map": fmean(score.average_precision for score in query_scores),
+        "ties": sum(score.tied for score in query_scores),
         "notes": task.notes,
         "ranks": ranks,
     }
@@ -304,6 +310,7 @@ def run_benchmark(
     image_root=None,
     source: dict | None = None,
     shard_size: int = 1024,
+    floors: Callable[[Task], dict[str, float]] | None = None,
 ) -> Path:
     """Measures a model on a benchmark, going on where it was interrupted, over the processes of a launch.
 
@@ -318,6 +325,8 @@ def run_benchmark(
         image_root (*optional*): paths below it identify images.
         source (`dict`, *optional*): how the tasks were read, kept for the reranker and the figures.
         shard_size (`int`, defaults to 1024): items of one shard.
+        floors (*optional*): what gives the precision@1 that a task yields without any model, by the name of the
+            method; kept as `floors` of each task (see [`~unime.eval.floors.floors_of`]).
 
     Returns:
         path of `results.json`; beside it `top.safetensors` with the best candidates of every query.
@@ -348,6 +357,9 @@ def run_benchmark(
     # every process embeds, one scores
     if embedder.state.is_main_process:
         results, rankings = _score_all(tasks, groups, jobs)
+        if floors is not None:
+            for task in tasks:
+                results[task.name]["floors"] = floors(task)
         content = {
             "format": FORMAT,
             "benchmark": benchmark,

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unime.commands.data import main
-from unime.commands.inputs import read_items
 from unime.data import json_lists
 from unime.data.check import check
+from unime.data.item_sources import read_items
 from unime.data.readers import Findings, read_mmeb_train, read_rows, read_text_pairs
 from unime.data.schema import Item, to_example
 from unime.data.texts import parse_json, read_text

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from outcomes import Hole, Outcome, Wrong, as_bytes, as_text, observe
 from PIL import Image
 
-from unime.commands.inputs import read_items
 from unime.data.check import check
 from unime.data.findings import Findings
+from unime.data.item_sources import read_items
 from unime.data.readers import read_rows
 from unime.data.schema import PLACEHOLDER
 
