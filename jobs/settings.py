@@ -1,6 +1,7 @@
 """The command line of a program: options in either spelling, and settings from a YAML file and options."""
 
 import argparse
+import difflib
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,10 @@ from .notices import without_quiet
 class CommandParser(argparse.ArgumentParser):
     """An `argparse.ArgumentParser` for the commands of `unime`.
 
-    It differs in three things: long options are understood with hyphens and with underscores, whichever of the two
-    they were added with; an error is one line that begins with the command and names its `--help`; and the
-    description keeps its line breaks. Parsers of subcommands (`add_subparsers`) are of this class too.
+    It differs in four things: long options are understood with hyphens and with underscores, whichever of the two
+    they were added with; abbreviations of them are not, since `--max_step` could mean anything next year; an error is
+    one line that begins with the command and names its `--help`; and the description keeps its line breaks. Parsers of
+    subcommands (`add_subparsers`) are of this class too.
 
     Args:
         prog (`str`): the command as it is typed, such as `"unime search"`.
@@ -38,6 +40,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, *args, **options):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        options.setdefault("allow_abbrev", False)
         super().__init__(*args, **options)
 
     def parse_known_args(self, args=None, namespace=None):
@@ -49,7 +52,19 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str):
         """Prints `message` behind the name of the command and exits with 2."""
         line = " ".join(message.split())  # the messages of YAML have several lines
+        line += self._similar_options(message)
         self.exit(2, f"{self.prog}: {line} (see {self.prog} --help)\n")
+
+    def _similar_options(self, message: str) -> str:
+        """A question, if an option that is not understood looks like one that is."""
+        _, _, words = message.partition("unrecognized arguments: ")
+        questions = ""
+        for word in words.split():
+            name = word.partition("=")[0].replace("_", "-")
+            spellings = [option.replace("_", "-") for option in self._option_string_actions]
+            for similar in difflib.get_close_matches(name, spellings, n=1, cutoff=0.8):
+                questions += f"; did you mean {similar}?"
+        return questions
 
     def _parse_optional(self, arg_string: str):
         # every option on a command line passes here, in subcommands and groups of options too

@@ -1,5 +1,6 @@
 """The command lines of programs: both spellings of options, flags, choices, recipes, and errors in one line."""
 
+import importlib
 from dataclasses import dataclass, field
 
 import pytest
@@ -110,8 +111,19 @@ def parser():
 def test_commands_take_both_spellings(parser, root, tokens):
     options = parser.parse_args(["--no_images", "check", "a_b-c", root, "a_b-c", f"{tokens}=4"])
     assert options.no_images and options.path == options.image_root == "a_b-c" and options.batch_tokens == 4
-    assert parser.parse_args(["check", "p", "--image", "x"]).image_root == "x"  # an abbreviation, as argparse has it
     assert parser.parse_args(["check", "--", "--image_root"]).path == "--image_root"
+
+
+def test_abbreviations_are_refused_and_similar_options_named(parser, capsys):
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--no_image", "check", "p"])
+    line = "unime try: unrecognized arguments: --no_image; did you mean --no-images? (see unime try --help)\n"
+    assert capsys.readouterr().err == line
+
+    # an option of a command is not one of its parent
+    with pytest.raises(SystemExit):
+        parser.parse_args(["check", "p", "--image", "x"])
+    assert capsys.readouterr().err.startswith("unime try: unrecognized arguments: --image x")
 
 
 def test_commands_keep_their_description_and_say_where_help_is(parser, capsys):
@@ -124,3 +136,10 @@ def test_commands_keep_their_description_and_say_where_help_is(parser, capsys):
             parser.parse_args(arguments)
         prog = printed.split(":")[0]
         assert error.value.code == 2 and capsys.readouterr().err == f"{printed} (see {prog} --help)\n"
+
+
+@pytest.mark.parametrize("stage", ["contrastive", "distillation", "alignment", "reranker"])
+def test_a_training_without_a_model_is_refused_before_its_data_are_read(stage, tmp_path):
+    module = importlib.import_module(f"unime.trainers.{stage}")
+    with pytest.raises(SystemExit, match="unime train: `model_name_or_path` is missing"):
+        module.main(["--data", str(tmp_path / "none.jsonl"), "--output_dir", str(tmp_path)])

@@ -294,6 +294,10 @@ def _rehearsal(trainer_class, args, stage: StageArguments, options, rows: Datase
 
 def _check_early(args, options):
     """Refuses what cannot go well before anything is read or loaded."""
+    if options.model_name_or_path is None:
+        raise ValueError(
+            "`model_name_or_path` is missing: a folder, or a repository such as Qwen/Qwen2-VL-2B-Instruct."
+        )
     check_processes(args.world_size)
     if args.max_steps > 0:
         resolve_decay(args, args.max_steps)
