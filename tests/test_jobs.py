@@ -9,6 +9,7 @@ import pytest
 from conftest import picture
 from safetensors.numpy import load_file, save_file
 from test_eval_jobs import Oracle, Pretender
+from tqdm import tqdm
 
 from unime.commands.encode import encode
 from unime.data.copies import identities_of, near_pairs
@@ -55,6 +56,30 @@ def flipped(path):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("rank, rows, shown", [(0, 15, True), (1, 9, False)])
+def test_each_process_counts_its_own_rows_and_the_first_shows_them(rank, rows, shown, tmp_path, monkeypatch):
+    bars = []
+
+    class Bar(tqdm):
+        def __init__(self, **options):
+            bars.append(self)
+            self.options = options
+            self.counts = []
+            super().__init__(**{**options, "disable": True})
+
+        def update(self, count):
+            self.counts.append(count)
+
+    monkeypatch.setattr("unime.jobs.shards.tqdm", Bar)
+    numbers = [str(number) for number in range(24)]
+    run_job(tmp_path, numbers, doubled, {}, shard_size=9, rank=rank, world_size=2)
+
+    # of three shards, the last has six rows
+    [bar] = bars
+    assert bar.options["total"] == sum(bar.counts) == rows and bar.options["initial"] == 0
+    assert bar.options.get("disable", False) is not shown
 
 
 DAMAGE = {

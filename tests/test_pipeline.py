@@ -218,10 +218,6 @@ def test_two_processes_give_the_bytes_of_one(world, backbone, tmp_path):
     for command in (torchrun, [sys.executable, *module, "--out", "one"]):
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
-        share = (
-            "15/15" if command is torchrun else "24/24"
-        )  # of the queries: two shards of nine rows, the second not full
-        assert share in next(line for line in done.stderr.splitlines() if "Embedding queries: 100%" in line)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
