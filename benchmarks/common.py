@@ -1,6 +1,8 @@
 """What several benchmarks share: words and pictures, backbones with random weights, and the peer that reads them."""
 
 import json
+import os
+import platform
 import time
 from pathlib import Path
 
@@ -10,11 +12,26 @@ from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForCondi
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.devices_unime import cpu_capabilities, has_amx
 from unime.miniature.backbone import build_config, build_tokenizer
 from unime.prompts_unime import POINTWISE_INSTRUCTION
 
 SENTENCE = "a red circle left of the large blue star near two small green squares above one ring"
 WORDS = SENTENCE.split()
+
+
+def machine() -> str:
+    """One line: processor, threads, whether products in bfloat16 use AMX, and how busy the machine is."""
+    name = cpu_capabilities().get("cpu_name") or platform.processor()
+    amx = "with AMX" if has_amx() else "without AMX"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    if limit:
+        amx += f" (ONEDNN_MAX_CPU_ISA={limit})"
+    load = os.getloadavg()[0]
+    return (
+        f"{name}, {torch.get_num_threads()} threads, {amx}; torch {torch.__version__}; load {load:.1f} on "
+        f"{os.cpu_count()} cores"
+    )
 
 
 def picture(width: int, height: int, spread: int) -> Image.Image:

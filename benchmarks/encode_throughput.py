@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import WORDS, load_peer, make_embedder, picture, summary_chat
+from common import WORDS, load_peer, machine, make_embedder, picture, summary_chat
 
 from unime import UniMEModel
 from unime.miniature.backbone import build_config, build_tokenizer
@@ -102,6 +102,7 @@ def main():
     parser.add_argument("--batch-tokens", type=int, default=8192)
     options = parser.parse_args()
 
+    print(machine())
     items = make_items(options.items)
     with tempfile.TemporaryDirectory() as folder:
         repo = make_repo(Path(folder))

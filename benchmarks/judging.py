@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from common import WORDS, make_judge_backbone, picture, timed_score
+from common import WORDS, machine, make_judge_backbone, picture, timed_score
 
 from unime import UniMERerankerForCausalLM
 from unime.scoring_unime import SharedPrefix
@@ -145,6 +145,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
 
+    print(f"{machine()}\n")
     torch.manual_seed(0)
     print("| dtype | requests | pair by pair s | shared s | ratio | rounds | floor | pairs/s | greatest difference |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from common import WORDS, make_judge_backbone, picture, timed_score
+from common import WORDS, machine, make_judge_backbone, picture, timed_score
 
 from unime import UniMERerankerForCausalLM
 
@@ -55,6 +55,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
 
+    print(f"{machine()}\n")
     torch.manual_seed(0)
     query = {"image": picture(448, 448, 40), "text": " ".join(WORDS)}
     candidates_by_kind = make_candidates(options.candidates)

@@ -4,10 +4,14 @@
 
 Each engine runs in a process of its own; its extra memory is the growth of that process's peak over what it held with
 both matrices loaded (FAISS holds a copy of the corpus in its index, which is part of it).
+
+The BLAS inside FAISS takes recent Intel processors for a Pentium 4, so it is told what they are, which makes it four
+times faster. Set OPENBLAS_CORETYPE to choose for yourself.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -15,6 +19,9 @@ import sys
 import time
 
 import numpy as np
+from common import machine
+
+from unime.devices_unime import cpu_capabilities, is_amd
 
 
 def peak() -> int:
@@ -65,9 +72,15 @@ def run_engines(options) -> dict[str, list[dict]]:
     command = [sys.executable, __file__, "--rows", str(options.rows), "--width", str(options.width)]
     command += ["--k", str(options.k), "--engine"]
 
+    environment = dict(os.environ)
+    if cpu_capabilities().get("avx512_f") and not is_amd():
+        environment.setdefault("OPENBLAS_CORETYPE", "SKYLAKEX")
+
     processes = {}
     for name in ("ours", "faiss"):
-        processes[name] = subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes[name] = subprocess.Popen(
+            [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
     for process in processes.values():
         process.stdout.readline()  # ready
 
@@ -98,6 +111,7 @@ def main():
         worker(options.engine, options)
         return
 
+    print(machine())
     results = run_engines(options)
     operations = 2 * options.rows**2 * options.width
     for name, rounds in results.items():

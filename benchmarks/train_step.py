@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import SENTENCE, load_peer, make_embedder, picture, summary_chat
+from common import SENTENCE, load_peer, machine, make_embedder, picture, summary_chat
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -260,6 +260,7 @@ def main():
         print(json.dumps(run_here(side, case, Path(folder), options)))
         return
 
+    print(machine())
     with tempfile.TemporaryDirectory() as folder:
         make_repo(Path(folder))
         for case in options.cases:

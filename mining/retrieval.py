@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from ..devices_unime import fast_bfloat16, is_amd
 from .selection import Pair, Pool
 
 RESULTS = 2**24  # results of FAISS held at once
@@ -24,7 +25,7 @@ def exact_top_k(
     k: int,
     below=None,
     excluded: Sequence[Sequence[int]] | None = None,
-    block: int = 4096,
+    block: int = 1024,
     corpus_block: int = 32_768,
     device: str | torch.device = "cpu",
     screen: bool | None = None,
@@ -39,11 +40,11 @@ def exact_top_k(
         k (`int`): results of each query.
         below (*optional*): array `[Q]`; only scores less than that count.
         excluded (*optional*): for each query, corpus rows that never count.
-        block (`int`, defaults to 4096): queries of one matrix product.
+        block (`int`, defaults to 1024): queries of one matrix product.
         corpus_block (`int`, defaults to 32768): corpus rows of one matrix product.
         device (`str` or `torch.device`, defaults to `"cpu"`): where to compute.
         screen (`bool`, *optional*): compute a short list in bfloat16 first, and float32 scores of that alone; the
-            results are the same (see `_screened`). By default where bfloat16 products are fast: on a CPU with AMX.
+            results are the same (see `_screened`). By default on CPUs where bfloat16 products are fast.
 
     Returns:
         indices `[Q, k]` int64 (-1 where there are fewer) and scores `[Q, k]` float32 (-inf there), best first; equal
@@ -62,38 +63,46 @@ def exact_top_k(
     queries = np.asarray(queries)
     corpus = np.asarray(corpus)
     _check_matrices(queries, corpus, k)
+    device = torch.device(device)
     if screen is None:
-        screen = torch.device(device).type == "cpu" and torch.cpu._is_amx_tile_supported()
+        screen = device.type == "cpu" and fast_bfloat16()
+    if below is not None:
+        below = np.asarray(below, np.float32)
 
+    # the best so far: none at first
     indices = np.full((len(queries), k), -1, dtype=np.int64)
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-    for start in range(0, len(queries), block):
-        rows = slice(start, min(start + block, len(queries)))
-        query_block = _on(queries[rows], device)  # [q, D]
-        excluded_of_block = () if excluded is None else excluded[rows]
-        limit = None
-        if below is not None:
-            limit = _on(np.asarray(below, np.float32)[rows], device)[:, None]  # [q, 1]
 
-        # the best so far: no column at first, then up to k, best first
-        best_scores = torch.empty(len(query_block), 0, device=device)
-        best_indices = torch.empty(len(query_block), 0, dtype=torch.long, device=device)
-        for first in range(0, len(corpus), corpus_block):
-            documents = _on(corpus[first : first + corpus_block], device)  # [c, D]
-            excluded_cells = _excluded_cells(excluded_of_block, first, len(documents))
+    # all products go to one place, as new memory for each would cost a quarter of the time
+    buffer = torch.empty(min(block, len(queries)) * min(corpus_block, len(corpus)), device=device)
 
-            # a short list is worth its price only where it is much shorter than the block
-            search = _screened if screen and len(documents) > 8 * GROUP * k else _direct
-            block_scores, columns = search(query_block, documents, k, limit, excluded_cells)  # [q, k]
+    for first in range(0, len(corpus), corpus_block):
+        documents = _on(corpus[first : first + corpus_block], device)  # [c, D]
+
+        # a short list is worth its price only where it is much shorter than the block
+        rounded = None
+        if screen and len(documents) > 8 * GROUP * k:
+            rounded = _Rounded(documents)
+
+        for start in range(0, len(queries), block):
+            rows = slice(start, start + block)
+            query_block = _on(queries[rows], device)  # [q, D]
+            limit = None if below is None else _on(below[rows], device)[:, None]  # [q, 1]
+            excluded_cells = _excluded_cells(() if excluded is None else excluded[rows], first, len(documents))
+
+            if rounded is None:
+                values, columns = _direct(query_block, documents, k, limit, excluded_cells, buffer)
+            else:
+                values, columns = _screened(query_block, documents, rounded, k, limit, excluded_cells, buffer)
 
             # earlier blocks stand to the left, so that equal scores keep the order of the corpus
-            best_scores, order = _ordered(torch.cat([best_scores, block_scores], 1), k)
-            best_indices = torch.cat([best_indices, columns + first], 1).gather(1, order)
+            values = torch.cat([_on(scores[rows], device), values], 1)  # [q, up to 2 k]
+            columns = torch.cat([torch.from_numpy(indices[rows]).to(device), columns + first], 1)
+            values, order = _ordered(values, k)
+            scores[rows] = values.cpu().numpy()
+            indices[rows] = columns.gather(1, order).cpu().numpy()
 
-        best_indices[best_scores == -torch.inf] = -1
-        width = best_scores.shape[1]  # less than k where the corpus is smaller
-        indices[rows, :width] = best_indices.cpu().numpy()
-        scores[rows, :width] = best_scores.cpu().numpy()
+    indices[scores == -np.inf] = -1
     return indices, scores
 
 
@@ -127,16 +136,53 @@ def _excluded_cells(excluded, first: int, width: int) -> tuple[list[int], list[i
     return rows, columns
 
 
-def _direct(queries, corpus, k: int, limit, excluded_cells) -> tuple[torch.Tensor, torch.Tensor]:
+def _products(queries: torch.Tensor, corpus: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    """`queries @ corpus.T` `[q, c]`, written over a buffer of at least `q * c` values of their type."""
+    out = buffer[: len(queries) * len(corpus)].view(len(queries), len(corpus))
+
+    # torch's BLAS is Intel's, and NumPy's is faster on the CPUs of AMD
+    if out.device.type == "cpu" and out.dtype == torch.float32 and is_amd():
+        np.matmul(queries.numpy(), corpus.numpy().T, out=out.numpy())
+        return out
+    return torch.mm(queries, corpus.T, out=out)
+
+
+def _direct(queries, corpus, k: int, limit, excluded_cells, buffer=None) -> tuple[torch.Tensor, torch.Tensor]:
     """The `k` best columns of `queries @ corpus.T` in each row: float32 values and columns `[q, k]`."""
-    scores = queries @ corpus.T  # [q, c]
+    if buffer is None:
+        buffer = queries.new_empty(len(queries) * len(corpus))
+    scores = _products(queries, corpus, buffer)  # [q, c]
     scores[excluded_cells] = -torch.inf
     if limit is not None:
         scores.masked_fill_(scores >= limit, -torch.inf)
     return _top(scores, k)
 
 
-def _screened(queries, corpus, k: int, limit, excluded_cells) -> tuple[torch.Tensor, torch.Tensor]:
+class _Rounded:
+    """Corpus rows in bfloat16, and how far they may be from what they were.
+
+    Args:
+        corpus (`Tensor` `[c, D]`): in float32.
+    """
+
+    def __init__(self, corpus: torch.Tensor):
+        self.rows = corpus.bfloat16()
+        self.longest = corpus.norm(dim=1).max()
+        self.longest_error = (corpus - self.rows.float()).norm(dim=1).max()
+
+    def bound(self, queries: torch.Tensor, rounded_queries: torch.Tensor) -> torch.Tensor:
+        """By how much a query's score with rounded rows may differ from its true score with any of them: `[q]`."""
+        bound = (queries - rounded_queries.float()).norm(dim=1) * self.longest
+        bound += rounded_queries.float().norm(dim=1) * self.longest_error
+
+        # float32 sums in another order differ as well
+        bound += 4 * queries.shape[1] * 2**-24 * queries.norm(dim=1) * self.longest
+        return bound
+
+
+def _screened(
+    queries, corpus, rounded: _Rounded, k: int, limit, excluded_cells, buffer
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As `_direct`, from a short list found in bfloat16.
 
     A rounded score differs from the true one by no more than the rounding errors' norms allow (Cauchy-Schwarz). So no
@@ -144,24 +190,23 @@ def _screened(queries, corpus, k: int, limit, excluded_cells) -> tuple[torch.Ten
     `k`-th best true score inside it. Rows for which this does not hold are computed directly.
     """
     rounded_queries = queries.bfloat16()
-    rounded_corpus = corpus.bfloat16()
-    bound = _rounding_bound(queries, rounded_queries, corpus, rounded_corpus)  # [q]
+    bound = rounded.bound(queries, rounded_queries)  # [q]
 
     # the short list, by rounded scores
-    rounded = rounded_queries @ rounded_corpus.T  # [q, c]
-    rounded[excluded_cells] = -torch.inf
-    listed, columns = _top(rounded, min(2 * k + 32, rounded.shape[1]))  # [q, m]
+    rounded_scores = _products(rounded_queries, rounded.rows, buffer.view(torch.bfloat16))  # [q, c]
+    rounded_scores[excluded_cells] = -torch.inf
+    listed, columns = _top(rounded_scores, min(2 * k + 32, len(corpus)))  # [q, m]
 
     # what a column outside the list can reach; the product itself is rounded to bfloat16, too
     least = listed.float().amin(1)  # [q]
     bound += least + least.abs() / 128
 
     # the best of the list by true scores
-    scores = _products(queries, corpus, columns)  # [q, m]
+    scores = _some_products(queries, corpus, columns)  # [q, m]
     scores.masked_fill_(listed == -torch.inf, -torch.inf)
     if limit is not None:
         scores.masked_fill_(scores >= limit, -torch.inf)
-    values, order = scores.topk(k, dim=1)
+    values, order = scores.topk(k, dim=1, sorted=False)
 
     # in the order of columns, as `_direct` gives them
     order, by_column = order.sort(dim=1)
@@ -178,19 +223,7 @@ def _screened(queries, corpus, k: int, limit, excluded_cells) -> tuple[torch.Ten
     return values, columns
 
 
-def _rounding_bound(queries, rounded_queries, corpus, rounded_corpus) -> torch.Tensor:
-    """By how much a query's score with rounded rows may differ from its true score with any corpus row: `[q]`."""
-    longest = corpus.norm(dim=1).max()
-    longest_error = (corpus - rounded_corpus.float()).norm(dim=1).max()
-    bound = (queries - rounded_queries.float()).norm(dim=1) * longest
-    bound += rounded_queries.float().norm(dim=1) * longest_error
-
-    # float32 sums in another order differ as well
-    bound += 4 * queries.shape[1] * 2**-24 * queries.norm(dim=1) * longest
-    return bound
-
-
-def _products(queries, corpus, columns) -> torch.Tensor:
+def _some_products(queries, corpus, columns) -> torch.Tensor:
     """The inner products of each query with some rows of the corpus only: float32 `[q, m]`, as `columns`."""
     count, width = columns.shape
     starts = torch.arange(0, count * width + 1, width)
@@ -219,7 +252,7 @@ def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
     count, width = scores.shape
     if width <= 2 * k * GROUP:
-        values, columns = scores.topk(min(k, width), dim=1)
+        values, columns = scores.topk(min(k, width), dim=1, sorted=False)
     else:
         groups = -(-width // GROUP)  # rounded up
         if groups * GROUP != width:
@@ -227,9 +260,9 @@ def _top(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
         # a group is every `groups`-th column: all maxima are then taken at once, vector by vector
         grouped = scores.view(count, GROUP, groups)
-        best_groups = grouped.amax(1).topk(min(k, groups), dim=1).indices  # [q, k]
+        best_groups = grouped.amax(1).topk(min(k, groups), dim=1, sorted=False).indices  # [q, k]
         candidates = grouped.gather(2, best_groups[:, None].expand(-1, GROUP, -1)).flatten(1)  # [q, GROUP * k]
-        values, places = candidates.topk(k, dim=1)
+        values, places = candidates.topk(k, dim=1, sorted=False)
 
         # from a place among the candidates back to its column
         row_in_group = places // best_groups.shape[1]

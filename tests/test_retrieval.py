@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unime.devices_unime import is_amd
 from unime.mining import retrieval
 from unime.mining.retrieval import FaissIndex, exact_top_k
 
@@ -103,3 +104,12 @@ def test_faiss_finds_the_same_and_goes_deeper_where_rules_leave_too_few():
     assert 2.5 < shared < 5
     with pytest.raises(ValueError, match="'exact', 'flat' or 'ivf'"):
         FaissIndex(corpus, "tree")
+
+
+def test_the_blas_of_numpy_gives_the_same(monkeypatch):
+    rng = np.random.default_rng(3)
+    queries, corpus = rng.normal(size=(9, 24)).astype(np.float32), rng.normal(size=(3000, 24)).astype(np.float32)
+    expected = exact_top_k(queries, corpus, 4, block=4, corpus_block=1000)
+    monkeypatch.setattr(retrieval, "is_amd", lambda: not is_amd())
+    indices, scores = exact_top_k(queries, corpus, 4, block=4, corpus_block=1000)
+    assert (indices == expected[0]).all() and np.allclose(scores, expected[1], atol=1e-5)

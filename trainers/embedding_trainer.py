@@ -12,6 +12,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
+from ..devices_unime import has_amx
 from ..prompts_unime import one_of
 from .adapters import adapted
 from .gathered_table import GatheredTable
@@ -102,7 +103,7 @@ def fast_bf16() -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones here: on a recent GPU, or on a CPU with AMX."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()
+    return has_amx()
 
 
 class EmbeddingTrainer(MeteredTrainer):
