@@ -80,13 +80,20 @@ def _check_preset(files: SavedFiles, processor: dict, config: dict):
             f"but the model is a {model_type}; name the right one with `preset=`."
         )
 
-    # a reranker's configuration has no positions, and cannot contradict
+    # a reranker's configuration has none of these, and cannot contradict
     positions = config.get("positions", preset.positions)
     if positions != preset.positions:
         raise ValueError(
             f"{files.shown('config.json')} has {positions!r} positions, which contradicts the preset {name!r} of "
             f"{_PROCESSOR}: it was trained with {preset.positions!r} ones. If it is meant, pass `positions=`."
         )
+    for field in ("pooling", "attention"):
+        value = config.get(field, getattr(preset, field))
+        if value != getattr(preset, field):
+            raise ValueError(
+                f"{files.shown('config.json')} has the {field} {value!r}, which contradicts the preset {name!r} of "
+                f"{_PROCESSOR}: it was trained with {getattr(preset, field)!r}. Name the right one with `preset=`."
+            )
 
 
 @contextmanager
@@ -164,7 +171,9 @@ def check_processor(files: SavedFiles, model, processor):
 def _small_items(model, processor) -> list:
     """An image, a text, and both; for a reranker in a judge's question."""
     image = {"image": Image.new("RGB", (64, 64))}
-    items = [image, {"text": _TEXT}, {"text": _TEXT, **image}]
+    items = [image, {"text": _TEXT}]
+    if processor.rules.query.both is not None:
+        items.append({"text": _TEXT, **image})
     if not model.judges:
         return items
 

@@ -305,12 +305,19 @@ class Resolution:
     """A policy for the size at which the model sees an image; without any limit, that is its native size.
 
     Written as `"native"`, a square side (`336`; also upstream's names `"high"` 1344, `"mid"` 672, `"mid_336"`,
-    `"low"` 128), `"pixels:N"`, `"tokens:N"`, or several joined by `+`, applied in this order.
+    `"low"` 128), `"pixels:N"`, `"tokens:N"` or `"tokens:N-M"`, `"tiny:N"`, `"ratio:N"`, `"sides:N-M"`, `"lanczos"`, or
+    several joined by `+`, applied in the order of the arguments.
 
     Args:
+        tiny (`int`, *optional*): squash an image with a side shorter than half of that to a square of that side.
         side (`int`, *optional*): squash to a square of that many pixels a side, whatever the shape, as upstream does.
+        ratio (`int`, *optional*): stretch the shorter side of an image that is longer than so many times its width.
+        sides (`tuple[int, int]`, *optional*): scale images so that the longer side has at most as many pixels as the
+            second, but the shorter one at least as many as the first, which goes before it.
         max_pixels (`int`, *optional*): shrink images with more pixels, keeping their shape.
         max_tokens (`int`, *optional*): shrink images until they take at most that many tokens.
+        min_tokens (`int`, *optional*): where every token is a square of the image, enlarge those with fewer.
+        lanczos (`bool`): resize with a Lanczos filter; else a bicubic one.
 
     Raises:
         ValueError: a number is not positive.
@@ -325,9 +332,15 @@ class Resolution:
     side: int | None = None
     max_pixels: int | None = None
     max_tokens: int | None = None
+    min_tokens: int | None = None
+    tiny: int | None = None
+    ratio: int | None = None
+    sides: tuple[int, int] | None = None
+    lanczos: bool = False
 
     def __post_init__(self):
-        for value in (self.side, self.max_pixels, self.max_tokens):
+        numbers = (self.side, self.max_pixels, self.max_tokens, self.min_tokens, self.tiny, self.ratio)
+        for value in (*numbers, *(self.sides or ())):
             if value is not None and value < 1:
                 raise ValueError(f"a resolution must be positive, got {self}.")
 
@@ -345,9 +358,17 @@ class Resolution:
 
         policy = cls()
         for term in str(value).split("+"):
-            limit = re.fullmatch(r"(pixels|tokens):(\d+)", term)
+            limit = re.fullmatch(r"(pixels|tokens|tiny|ratio):(\d+)", term)
+            span = re.fullmatch(r"(tokens|sides):(\d+)-(\d+)", term)
             if limit:
-                policy = replace(policy, **{f"max_{limit[1]}": int(limit[2])})
+                name = limit[1] if limit[1] in ("tiny", "ratio") else f"max_{limit[1]}"
+                policy = replace(policy, **{name: int(limit[2])})
+            elif span and span[1] == "tokens":
+                policy = replace(policy, min_tokens=int(span[2]), max_tokens=int(span[3]))
+            elif span:
+                policy = replace(policy, sides=(int(span[2]), int(span[3])))
+            elif term == "lanczos":
+                policy = replace(policy, lanczos=True)
             elif term in _NAMED_SIDES:
                 policy = replace(policy, side=_NAMED_SIDES[term])
             elif term.isdigit():
@@ -358,6 +379,11 @@ class Resolution:
                     "'tokens:N', or several joined by '+'."
                 )
         return policy
+
+    @property
+    def resampling(self) -> Image.Resampling:
+        """The filter with which images are resized."""
+        return Image.Resampling.LANCZOS if self.lanczos else Image.Resampling.BICUBIC
 
     def fit(self, width: int, height: int, count: Callable, grain: int | None, smallest: int) -> tuple[int, int]:
         """The size to which an image is resized.
@@ -374,10 +400,14 @@ class Resolution:
         Raises:
             ValueError: no size of the image takes at most `max_tokens` tokens.
         """
+        if self.tiny is not None and min(width, height) < self.tiny // 2:
+            width = self.tiny
+            height = self.tiny
         if self.side is not None:
             width = self.side
             height = self.side
 
+        width, height = self._fit_shape(width, height)
         if grain is not None:
             return self._fit_squares(width, height, grain, smallest)
 
@@ -386,6 +416,21 @@ class Resolution:
         if self.max_tokens is not None:
             width, height = self._fit_tokens(width, height, count)
         return width, height
+
+    def _fit_shape(self, width: int, height: int) -> tuple[int, int]:
+        """The size within the limits of the sides and of their ratio."""
+        if self.ratio is not None and width > self.ratio * height:
+            height = width / self.ratio
+        elif self.ratio is not None and height > self.ratio * width:
+            width = height / self.ratio
+
+        scale = 1.0
+        if self.sides is not None:
+            shortest, longest = self.sides
+            scale = min(scale, longest / max(width, height))
+            if min(width, height) < shortest:
+                scale = shortest / min(width, height)
+        return int(width * scale), int(height * scale)
 
     def _fit_squares(self, width: int, height: int, grain: int, smallest: int) -> tuple[int, int]:
         """The size where tokens are squares of pixels, so that a limit of tokens is one of pixels."""
@@ -398,6 +443,8 @@ class Resolution:
             return width, height
 
         most = min(limits)
+        if self.min_tokens is not None:
+            smallest = self.min_tokens * grain**2
         height, width = smart_resize(height, width, grain, min(smallest, most), max(most, grain**2))
         return width, height
 

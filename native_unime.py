@@ -4,13 +4,17 @@ Two classes with one interface read prompts and images: [`NativeProcessor`] stan
 [`~unime.processing_phi3_v.Phi3VProcessor`] reads Phi-3-vision, which transformers does not know.
 """
 
+import copy
 import warnings
 from itertools import chain
+from typing import NamedTuple
 
 import transformers
+from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
 
 from .configuration_phi3_v import Phi3VConfig
 from .processing_phi3_v import (
@@ -20,23 +24,38 @@ from .processing_phi3_v import (
     run_length,
 )
 
+_FILE_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 _SINGLE_IMAGE = ("LlavaNextProcessor",)  # trained on one image a prompt
 
 
-def build_native(image_processor, tokenizer, settings: dict, legacy_padding: bool = False):
+class ImageSettings(NamedTuple):
+    """What a preset changes in a backbone's image processor.
+
+    Args:
+        legacy_padding (`bool`): read LLaVA's tiles as transformers 4.4x padded them.
+        tokens (`tuple[int, int]`, *optional*): fewest and most tokens of an image, if tokens are squares of it.
+        crops (`int`, *optional*): most crops of an image, of Phi-3-vision.
+    """
+
+    legacy_padding: bool = False
+    tokens: tuple[int, int] | None = None
+    crops: int | None = None
+
+
+def build_native(image_processor, tokenizer, settings: dict, images: ImageSettings):
     """The native processor of a backbone.
 
     Args:
         image_processor, tokenizer: of the backbone.
         settings (`dict`): `processor_class`, and the keyword arguments of its `__init__`.
-        legacy_padding (`bool`): read LLaVA's tiles as transformers 4.4x padded them.
+        images ([`ImageSettings`]): what the preset changes in the image processor.
 
     Returns:
         [`NativeProcessor`] or [`~unime.processing_phi3_v.Phi3VProcessor`].
     """
     if settings["processor_class"] == Phi3VProcessor.__name__:
-        return Phi3VProcessor(image_processor, tokenizer)
-    return NativeProcessor(image_processor, tokenizer, settings, legacy_padding)
+        return Phi3VProcessor(_with_crops(image_processor, images.crops), tokenizer)
+    return NativeProcessor(image_processor, tokenizer, settings, images)
 
 
 class NativeProcessor:
@@ -58,17 +77,19 @@ class NativeProcessor:
     follows_transformers = True
     tag = None  # a pattern of what stands for an image beside its token
 
-    def __init__(self, image_processor, tokenizer, settings: dict, legacy_padding: bool = False):
-        self.arguments = (image_processor, tokenizer, settings, legacy_padding)
+    def __init__(self, image_processor, tokenizer, settings: dict, images: ImageSettings):
+        self.arguments = (image_processor, tokenizer, settings, images)
         self.name = settings["processor_class"]
-        self.image_processor = image_processor
+        self.image_processor = _with_limits(image_processor, images.tokens)
+        if images.legacy_padding:
+            self.image_processor = _with_legacy_padding(self.image_processor)
         self.tokenizer = tokenizer
         self.takes_several_images = self.name not in _SINGLE_IMAGE
 
         options = dict(settings)
         options.pop("processor_class")
         self.processor = _without_video(getattr(transformers, self.name))(
-            image_processor=_with_legacy_padding(image_processor) if legacy_padding else image_processor,
+            image_processor=self.image_processor,
             tokenizer=tokenizer,
             **options,
         )
@@ -146,6 +167,27 @@ def _without_video(cls):
     return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: attributes)})
 
 
+def _with_limits(image_processor, tokens: tuple[int, int] | None):
+    """A copy that resizes every image to so many tokens, where tokens are squares of the image; else the same."""
+    if tokens is None or not hasattr(image_processor, "merge_size"):
+        return image_processor
+
+    area = (image_processor.patch_size * image_processor.merge_size) ** 2  # pixels of a token
+    fewest, most = tokens
+    limited = copy.copy(image_processor)
+    limited.size = type(image_processor.size)(shortest_edge=fewest * area, longest_edge=most * area)
+    return limited
+
+
+def _with_crops(image_processor, crops: int | None):
+    """A copy of Phi-3-vision's image processor with another number of crops, or the same."""
+    if crops is None:
+        return image_processor
+    cropping = copy.copy(image_processor)
+    cropping.num_crops = crops
+    return cropping
+
+
 def _with_legacy_padding(image_processor):
     """A copy that pads both sides of LLaVA's canvas by half the missing pixels, rounded down."""
 
@@ -207,6 +249,20 @@ def load_parts(path, config, hub: dict):
     return image_processor, tokenizer, template, {"processor_class": name, **settings}
 
 
+def restore_normalizer(tokenizer, path, hub: dict):
+    """Gives a tokenizer the normalizer that its file has, where transformers has put another one in its place.
+
+    Qwen3.5's class makes one of its own since transformers 5.18, without what a checkpoint added to it.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerFast`): loaded from `path`.
+        path: directory or repository.
+        hub (`dict`): `revision`, `token`, ... for the Hub.
+    """
+    file = cached_file(path, "tokenizer.json", **{key: value for key, value in hub.items() if key in _FILE_OPTIONS})
+    tokenizer.backend_tokenizer.normalizer = Tokenizer.from_file(file).normalizer
+
+
 def _load_phi3_v_parts(path, hub: dict):
     """Image processor and tokenizer of a published Phi-3-vision or Phi-3.5-vision checkpoint.
 
@@ -261,4 +317,4 @@ def _tile_settings(config) -> dict:
     return {**settings, "num_image_tokens": side * side, "vision_aspect_ratio": config.vision_aspect_ratio}
 
 
-__all__ = ["NativeProcessor", "build_native", "load_parts", "load_saved_images"]
+__all__ = ["ImageSettings", "NativeProcessor", "build_native", "load_parts", "load_saved_images", "restore_normalizer"]

@@ -114,7 +114,7 @@ class Preset:
         verbatim (`bool`): a text that places the image itself is the whole turn; otherwise it replaces image and
             text in the prompt.
         fenced (`bool`): whether images stand between the backbone's own markers (Qwen's `<|vision_start|>`).
-        strip (`bool`): strip texts.
+        strip (`bool`): strip texts; in a frame of the preset's own, the whole turn.
         fusion (`str`): `"joint"` reads image and text in one prompt; `"sum"` adds their two embeddings.
         benchmarks (`Mapping`): kind of benchmark (of `BENCHMARKS`) -> the preset whose prompts, frame and fusion are
             used there; this one's own on kinds that are not named.
@@ -135,6 +135,7 @@ class Preset:
         num_frames (`int`): frames read of a video, as images.
         anyres_padding (`str`): `"even"`, or `"legacy"`: the canvas of LLaVA's tiles comes out a pixel short when its
             padding is odd, as transformers 4.4x did.
+        own_normalizer (`bool`): take the tokenizer's normalizer from its file, where transformers makes another one.
         widths (`tuple[int, ...]`): to which embeddings were trained to be cut (Matryoshka), as far as the model is
             that wide.
         processor (`str`, *optional*): repository of the tokenizer and image processor the checkpoints were trained
@@ -172,6 +173,7 @@ class Preset:
     crops: int | None = None
     num_frames: int = 8
     anyres_padding: str = "even"
+    own_normalizer: bool = False
     widths: tuple[int, ...] = ()
     processor: str | None = None
     model_types: tuple[str, ...] = ()

@@ -1,33 +1,71 @@
 """VLM2Vec, and what was trained with its code: raw prompts, bare image tokens, and so positions of text for them."""
 
-from .preset_unime import RAW, Checkpoint, Family, Preset, Prompts, same
+from dataclasses import replace
+
+from .preset_unime import CHATML, RAW, Checkpoint, Family, Instruction, Preset, Prompts, same
 from .presets_plain_unime import HIERARCHICAL_DOCUMENT, HIERARCHICAL_QUERY, SUMMARISE
 
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
 _QWEN2_VL = {size: f"Qwen/Qwen2-VL-{size}-Instruct" for size in ("2B", "7B")}
 
+_QUESTION = "Represent the given image with the following question:"
+
+# the words of its demos; MMEB's strings, which place their image, stay as they are
+_VLM2VEC = same(
+    Prompts(
+        text="{text}",
+        image="{image} Represent the given image.",
+        both="{image} {text}",
+        video="{image} Represent the given video.",
+    ),
+    frame=RAW,
+    instruction=Instruction("text", form="{instruction} {text}", default=Prompts(text="", image="", both=_QUESTION)),
+    verbatim=True,
+    evaluates_as_trained=False,
+)
+
 PRESETS = {
-    # with the words of its demos; MMEB's strings stay as they are
-    "vlm2vec-qwen2-vl": same(
-        Prompts(text="{text}", image="{image} Represent the given image.", both="{image} {text}"),
-        frame=RAW,
-        verbatim=True,
+    "vlm2vec-qwen2-vl": replace(
+        _VLM2VEC,
         fenced=False,
         positions="flat",
         max_length=4096,
         resolution="tokens:1280",
-        evaluates_as_trained=False,
         model_types=_QWEN,
+    ),
+    # the demo of its authors reads 16 crops, their evaluation 4
+    "vlm2vec-phi3.5-v": replace(_VLM2VEC, padding_side="right", crops=4, model_types=("phi3_v",)),
+    "vlm2vec-llava-1.6": replace(
+        _VLM2VEC,
+        anyres_padding="legacy",
+        processor="llava-hf/llava-v1.6-mistral-7b-hf",
+        model_types=("llava_next",),
+    ),
+    # VLM2Vec's code with MMEB's own strings
+    "b3": same(
+        Prompts(text="{text}", image="{image}\nRepresent the given image.\n", both="{image}\n{text}"),
+        frame=RAW,
+        instruction=Instruction(
+            "text", form="{instruction} {text}\n", default=Prompts(text="", image="", both=_QUESTION)
+        ),
+        verbatim=True,
+        fenced=False,
+        positions="flat",
+        resolution="tiny:56",
+        image_tokens=(4, 1280),
+        evaluates_as_trained=False,
+        model_types=("qwen2_vl",),
     ),
     # SaHa's checkpoints (Gen2Embed): a frame around VLM2Vec's bare image tokens
     "saha-qwen2-vl": Preset(
         query=HIERARCHICAL_QUERY,
         document=HIERARCHICAL_DOCUMENT,
+        frame=CHATML,
         system=SUMMARISE,
         fenced=False,
         positions="flat",
         max_length=2048,
-        resolution="pixels:984064",  # 992 x 992; the authors scale the long side to at most 992 pixels
+        resolution="ratio:2+sides:336-992+lanczos",
         evaluates_as_trained=False,
         model_types=_QWEN,
         documents_as_queries=("RefCOCO-Matching",),
@@ -37,6 +75,12 @@ PRESETS = {
 CHECKPOINTS = {
     "TIGER-Lab/VLM2Vec-Qwen2VL-2B": Checkpoint("vlm2vec-qwen2-vl", "apache-2.0", _QWEN2_VL["2B"]),
     "TIGER-Lab/VLM2Vec-Qwen2VL-7B": Checkpoint("vlm2vec-qwen2-vl", "apache-2.0", _QWEN2_VL["7B"]),
+    "VLM2Vec/VLM2Vec-V2.0": Checkpoint("vlm2vec-qwen2-vl", "apache-2.0", _QWEN2_VL["2B"]),
+    "TIGER-Lab/VLM2Vec-Full": Checkpoint("vlm2vec-phi3.5-v", "apache-2.0", "microsoft/Phi-3.5-vision-instruct"),
+    "TIGER-Lab/VLM2Vec-LoRA": Checkpoint("vlm2vec-phi3.5-v", "apache-2.0", "microsoft/Phi-3.5-vision-instruct"),
+    "TIGER-Lab/VLM2Vec-LLaVa-Next": Checkpoint("vlm2vec-llava-1.6", None, "llava-hf/llava-v1.6-mistral-7b-hf"),
+    "raghavlite/B3_Qwen2_2B": Checkpoint("b3", None, _QWEN2_VL["2B"]),
+    "raghavlite/B3_Qwen2_7B": Checkpoint("b3", None, _QWEN2_VL["7B"]),
     "Y-J-Ju/SaHa-Qwen2-VL-2B-Instruct": Checkpoint("saha-qwen2-vl", None, _QWEN2_VL["2B"]),
     "Y-J-Ju/SaHa-Qwen2-VL-7B-Instruct": Checkpoint("saha-qwen2-vl", None, _QWEN2_VL["7B"]),
 }

@@ -24,7 +24,7 @@ from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .controls_unime import GUARD
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .items_unime import PreparedItem, is_chat, is_video
-from .native_unime import build_native, load_parts, load_saved_images
+from .native_unime import ImageSettings, build_native, load_parts, load_saved_images, restore_normalizer
 from .prompts_unime import PLACEHOLDER, PRESETS, find_preset, instruct, one_of, strip_placeholders
 from .rendering_unime import PromptRenderer, Reading
 
@@ -130,8 +130,9 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
         self.num_frames = num_frames or defaults.num_frames
         Resolution.parse(self.resolution)  # raises early
 
-        # how tiles are padded is a matter of the backbone's processor, so there is another one for each preset
-        self._native = build_native(image_processor, tokenizer, self.backbone, self.anyres_padding == "legacy")
+        # tiles and limits are a matter of the backbone's processor, so there is another one for each preset
+        images = ImageSettings(self.anyres_padding == "legacy", defaults.image_tokens, defaults.crops)
+        self._native = build_native(image_processor, tokenizer, self.backbone, images)
 
     def use_preset(self, preset: str, **settings):
         """Reads items by another preset from now on: its prompts, fusion, resolution, limit and padding.
@@ -190,6 +191,9 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
         image_processor = load_saved_images(path, (processor_dict or {}).get("image_processor", {}), kwargs)
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", path, **{"subfolder": "", **kwargs})
+        saved_preset = (processor_dict or {}).get("preset")
+        if saved_preset in PRESETS and PRESETS[saved_preset].own_normalizer:
+            restore_normalizer(tokenizer, path, kwargs)
         return [image_processor, tokenizer]
 
     @classmethod
@@ -217,6 +221,8 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
 
         source = path_or_repo if processor is None else processor
         image_processor, tokenizer, template, backbone = load_parts(source, config, kwargs)
+        if PRESETS[preset].own_normalizer:
+            restore_normalizer(tokenizer, source, kwargs)
         settings.setdefault("chat_template", template)
         return cls(image_processor, tokenizer, preset=preset, backbone=backbone, **settings)
 
@@ -374,7 +380,7 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
             return self._native.count_tokens([candidate])[0]
 
         grain = self._native.grain
-        smallest = self.image_processor.size["shortest_edge"] if grain else 1
+        smallest = self._native.image_processor.size["shortest_edge"] if grain else 1
         try:
             return resolution.fit(*size, count, grain, smallest)
         except ValueError as error:
@@ -495,7 +501,7 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
         first_size = (side, side) if side else image.size
         for size in (first_size, entry.sizes[index]):
             if image.size != size:
-                image = image.resize(size, Image.Resampling.BICUBIC)
+                image = image.resize(size, entry.resolution.resampling)
         return image
 
     def read_images(self, prepared: Sequence[PreparedItem]) -> tuple[dict, list[list[str]]]:

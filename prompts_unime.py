@@ -6,7 +6,12 @@ import unicodedata
 from typing import NamedTuple
 
 from .preset_unime import BENCHMARKS, Checkpoint, Preset, Prompts
+from .presets_gme_unime import GME
+from .presets_lamra_unime import LAMRA
+from .presets_llama_unime import LLAMA
+from .presets_pages_unime import PAGES
 from .presets_plain_unime import PLAIN
+from .presets_qwen3_unime import QWEN3
 from .presets_released_unime import RELEASED
 from .presets_vlm2vec_unime import VLM2VEC
 
@@ -50,7 +55,7 @@ LISTWISE_INSTRUCTION = (
 )
 LISTWISE_ANSWER = "Ans: ("  # the forced answer prefix; the next token begins the number
 
-FAMILIES = (PLAIN, RELEASED, VLM2VEC)
+FAMILIES = (PLAIN, RELEASED, VLM2VEC, GME, QWEN3, LAMRA, LLAMA, PAGES)
 PRESETS: dict[str, Preset] = {}
 CHECKPOINTS: dict[str, Checkpoint] = {}
 for family in FAMILIES:

@@ -252,6 +252,7 @@ class PromptRenderer:
     def _framed(self, turn: str, words: Preset, system: str | None) -> str:
         """The user's turn between what the preset, or the backbone's chat template, puts around it."""
         if words.frame is not None:
+            turn = turn.strip() if words.strip else turn
             before, _, after = words.frame.partition("{user}")
             return before.replace("{system}", system or "") + turn + after
 

@@ -218,6 +218,8 @@ def _prompt_rows(prompts: Prompts, role: str = "") -> list[str]:
     """A row of the table for each kind of item, line breaks written as `\\n`."""
     rows = []
     for kind, prompt in zip(Prompts._fields, prompts):
+        if prompt is None:  # a kind that is read as another, or not at all
+            continue
         rows.append(f"| {role}{kind} | `{json.dumps(prompt)[1:-1]}` |")
     return rows
 

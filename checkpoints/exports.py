@@ -92,6 +92,10 @@ def _differences(model) -> list[str]:
         differences.append(f"the resolution {processor.resolution}")
     if processor.anyres_padding == "legacy":
         differences.append("legacy tile padding")
+    if preset.image_tokens or preset.crops:
+        differences.append("limits of images")
+    if (model.config.pooling, model.config.attention) != ("last", "causal"):
+        differences.append("pooling or attention")
     if preset.query != preset.document:
         differences.append("prompts that differ by role")
     if model.config.vlm_config.model_type == "phi3_v":
@@ -180,6 +184,8 @@ def preset_template(processor, role: str = "query", joint: bool = True) -> str:
 
         # a text is inserted as `UniMEProcessor.render` does it
         words = getattr(getattr(preset, role), kind)
+        if words is None:
+            continue
         if preset.strip:
             text = "trimmed_text"
         elif words.endswith("{text}\n"):  # a prompt that ends in a line break does not end in two

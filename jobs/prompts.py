@@ -143,7 +143,7 @@ def _row(setting: str, value, source: str) -> dict:
 
 def _image_limits(processor) -> str:
     """What the backbone's image processor allows, in pixels or tiles."""
-    images = processor.image_processor
+    images = processor._native.image_processor
     if processor._native.name == "Phi3VProcessor":
         return f"{images.num_crops} crops of {images.crop_size} pixels"
 

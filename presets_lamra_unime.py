@@ -1,0 +1,38 @@
+"""LamRA-Ret: a word is asked for, and the token before it is the embedding."""
+
+from dataclasses import replace
+
+from .preset_unime import ASSISTANT, CHATML, Checkpoint, Family, Instruction, Prompts, same
+
+# its prompts go on with `<emb>.` after the generation prompt, whose last token is pooled
+_QWEN2 = same(
+    Prompts(
+        text="{text}\nSummarize above sentence in one word: ",
+        image="{image}\nSummarize above image in one word: ",
+        both="{image}{text}\nSummarize above image and sentence in one word: ",
+        video="{image}\nSummarize above video in one word: ",
+        video_and_text="{image}{text}\nSummarize above video and sentence in one word: ",
+    ),
+    frame=CHATML,
+    system=ASSISTANT,
+    instruction=Instruction("text", form="{instruction} {text}"),
+    positions="flat",  # of the class that made the published numbers
+    resolution="tokens:4-300",
+    evaluates_as_trained=False,
+    model_types=("qwen2_vl",),
+)
+
+PRESETS = {
+    "lamra-ret": _QWEN2,
+    "lamra-ret-qwen2.5-vl": replace(_QWEN2, positions="native", model_types=("qwen2_5_vl",)),
+}
+
+CHECKPOINTS = {
+    "code-kunkun/LamRA-Ret": Checkpoint("lamra-ret", "mit", "Qwen/Qwen2-VL-7B-Instruct"),
+    "code-kunkun/LamRA-Ret-Pretrained": Checkpoint("lamra-ret", "mit", "Qwen/Qwen2-VL-7B-Instruct"),
+    "code-kunkun/LamRA-Ret-Qwen2.5VL-7b": Checkpoint("lamra-ret-qwen2.5-vl", "mit", "Qwen/Qwen2.5-VL-7B-Instruct"),
+}
+
+LAMRA = Family(PRESETS, CHECKPOINTS)
+
+__all__ = ["LAMRA"]

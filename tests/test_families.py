@@ -1,0 +1,316 @@
+"""Embedders of others: their authors' numbers where these lie here, else references written out from their code."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import fresh_process, picture
+from PIL import Image
+from tiny_checkpoints import tokenizer_for
+from transformers import Qwen2VLImageProcessorPil
+
+from unime import UniMEModel
+from unime.pooling_unime import pool
+from unime.prompts_unime import CHECKPOINTS, PRESETS, instruct, published_checkpoint, with_full_stop
+
+SHARED = Path("/work/shared")
+BICUBIC = Image.Resampling.BICUBIC
+TEXT = "a red circle left of a blue star"
+ASK = "Find the page"
+PAD = "<|image_pad|>"
+IMG = f"<|vision_start|>{PAD}<|vision_end|>"
+CHAT = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+PLAIN = "You are a helpful assistant."
+QUESTION = "Represent the given image with the following question:"
+
+
+# What the authors' own code computed
+
+
+def golden_items(name: str, items: list[dict]):
+    """(item, instruction, role, embedding) of each key that `encode` can be asked for."""
+    street = Image.open(SHARED / "data" / "street.jpg").convert("RGB")
+    sizes = {"small": (200, 150), "wide": (330, 120)}
+    for entry in items:
+        key = entry["key"]
+        if key == "image_large":  # a second on every run, and the limits are tested below
+            continue
+        item = {"text": entry["text"]} if entry.get("text") is not None else {}
+        image = entry.get("image") or entry.get("image_name")
+        if image:
+            item["image"] = street.resize(sizes[image], BICUBIC)
+
+        # strings that place their image are an item's text
+        if key.endswith("_mmeb"):
+            item["text"] = entry["prompt"].replace(PAD, "<|image_1|>")
+        if key.startswith("image") and key.endswith("_cirr"):
+            item["text"] = "<image>\n Describe this image in one word:"
+        instruction = None if name.startswith("WeMM") else entry.get("instruction")  # WeMM's is in the text already
+        yield item, instruction, entry.get("role", "query"), entry["embedding"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "VLM2Vec-Qwen2VL-2B",
+        "Qwen3-VL-Embedding-2B",
+        "WeMM-Embedding-2B",
+        "e5-v",
+        "gme-Qwen2-VL-2B-Instruct",
+        "LamRA-Ret",
+    ],
+)
+def test_checkpoints_give_the_numbers_of_their_authors(name):
+    folder = SHARED / "checkpoints" / name
+    if not folder.is_dir():
+        pytest.skip("the authors' numbers are not here")
+    golden = json.loads((folder / "golden.json").read_text())
+    model = UniMEModel.from_backbone(folder)
+    for item, instruction, role, embedding in golden_items(name, golden["items"]):
+        ours = model.encode(item, instruction, role)
+        assert (ours - torch.tensor(embedding)).abs().max() <= 2e-6, (item, instruction)
+
+
+# References written out by hand
+
+
+class Case(NamedTuple):
+    """An item, the prompt that its authors feed, and the size at which they hand its image to the last resize."""
+
+    item: str | tuple
+    prompt: str
+    instruction: str | None = None
+    role: str = "query"
+    size: tuple | None = None
+
+
+IMAGE = picture(3, (64, 48))
+BOTH = {"text": TEXT, "image": IMAGE}
+
+QWEN_CASES = {
+    # (backbone, flat positions, pooling, fewest and most tokens of the last resize)
+    "gme": (
+        ("qwen2_vl", True, "last", (256, 1280)),
+        [
+            Case(TEXT, CHAT.format(PLAIN, TEXT) + "<|endoftext|>"),
+            Case(TEXT, CHAT.format(ASK, TEXT) + "<|endoftext|>", ASK),
+            Case(TEXT, CHAT.format(PLAIN, TEXT) + "<|endoftext|>", ASK, "document"),
+            Case(BOTH, CHAT.format(ASK, IMG + TEXT) + "<|endoftext|>", ASK, size=(56, 56)),
+        ],
+    ),
+    "rzenembed": (
+        ("qwen2_vl", True, "last", (256, 1280)),
+        [
+            Case(TEXT, CHAT.format(PLAIN, ASK + TEXT) + "<|endoftext|>", ASK),
+            Case(BOTH, CHAT.format(PLAIN, IMG + ASK + TEXT) + "<|endoftext|>", ASK, size=(56, 56)),
+            Case(IMAGE, CHAT.format(PLAIN, IMG) + "<|endoftext|>", size=(56, 56)),
+        ],
+    ),
+    "ops-mm": (
+        ("qwen2_vl", False, "last", (256, 1280)),
+        [
+            Case(TEXT, CHAT.format(ASK, TEXT) + "<|endoftext|>", ASK, "document"),
+            Case(IMAGE, CHAT.format(PLAIN, IMG) + "<|endoftext|>"),
+        ],
+    ),
+    "unite": (
+        ("qwen2_vl", True, "last", (256, 1280)),
+        [
+            Case(TEXT, CHAT.format(PLAIN, f"{TEXT}\nSummary above sentence in one word:") + "<|endoftext|>"),
+            Case(
+                BOTH,
+                CHAT.format(PLAIN, f"{IMG}{TEXT}\nSummary above sentence and image in one word:") + "<|endoftext|>",
+                size=(56, 56),
+            ),
+        ],
+    ),
+    "vlm2vec-qwen2-vl": (
+        ("qwen2_vl", True, "last", (4, 1280)),
+        [
+            Case(BOTH, f"{PAD} {QUESTION} {TEXT}"),
+            Case(BOTH, f"{PAD} {ASK} {TEXT}", ASK),
+            Case(TEXT, f"{ASK} {TEXT}", ASK),
+        ],
+    ),
+    "b3": (
+        ("qwen2_vl", True, "last", (4, 1280)),
+        [
+            Case(TEXT, TEXT),
+            Case(IMAGE, f"{PAD}\nRepresent the given image.\n"),
+            Case(picture(4, (60, 20)), f"{PAD}\nRepresent the given image.\n", size=(56, 56)),
+            Case(BOTH, f"{PAD}\n{QUESTION} {TEXT}\n"),
+        ],
+    ),
+    "lamra-ret": (
+        ("qwen2_vl", True, "last", (4, 16384)),
+        [
+            Case(TEXT, CHAT.format(PLAIN, f"{ASK} {TEXT}\nSummarize above sentence in one word: "), ASK),
+            Case(
+                BOTH,
+                CHAT.format(PLAIN, f"{IMG}{TEXT}\nSummarize above image and sentence in one word: "),
+                size=(56, 56),
+            ),
+        ],
+    ),
+    "lamra-ret-qwen2.5-vl": (
+        ("qwen2_5_vl", False, "last", (4, 16384)),
+        [Case(IMAGE, CHAT.format(PLAIN, f"{IMG}\nSummarize above image in one word: "), size=(56, 56))],
+    ),
+    "moca": (
+        ("qwen2_5_vl", False, "mean", (4, 16384)),
+        [
+            Case(TEXT, TEXT),
+            Case(TEXT, f"{ASK} {TEXT}\n", ASK),
+            Case(IMAGE, f"{IMG}Represent the given image.\n"),
+            Case(BOTH, f"{IMG}{QUESTION} {TEXT}\n"),
+        ],
+    ),
+    "nomic-embed-multimodal": (
+        ("qwen2_5_vl", False, "last", (4, 768)),
+        [
+            Case(TEXT, f"Query: {TEXT}<|endoftext|>", ASK, "document"),
+            Case(IMAGE, f"<|im_start|>user\n{IMG}Describe the image.<|im_end|><|endoftext|>"),
+        ],
+    ),
+    "jina-embeddings-v4": (
+        ("qwen2_5_vl", False, "image", (4, 16384)),
+        [
+            Case(TEXT, f"Query: {TEXT}"),
+            Case(TEXT, f"Passage: {TEXT}", role="document"),
+            Case(IMAGE, f"<|im_start|>user\n{IMG}Describe the image.<|im_end|>\n"),
+        ],
+    ),
+}
+
+
+def qwen_reference(stock, tokenizer, case: Case, settings) -> torch.Tensor:
+    """An embedding of Qwen-VL with prompt, pixels, positions, mask and pooling written out."""
+    _, is_flat, pooling, (fewest, most) = settings
+    ids = tokenizer(case.prompt)["input_ids"]
+    inputs = {}
+    pads = [tokenizer.convert_tokens_to_ids(PAD)]
+    if PAD in case.prompt:
+        image = case.item["image"] if isinstance(case.item, dict) else case.item
+        if case.size:
+            image = image.resize(case.size, BICUBIC)
+        read = Qwen2VLImageProcessorPil(size={"shortest_edge": fewest * 784, "longest_edge": most * 784})
+        inputs = dict(read(images=[image], return_tensors="pt"))
+        place = ids.index(pads[0])
+        ids = ids[:place] + pads * int(inputs["image_grid_thw"].prod() // 4) + ids[place + 1 :]
+
+    ids = torch.tensor([ids])
+    inputs["mm_token_type_ids"] = (ids == pads[0]).int()
+    positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
+    if not is_flat and "image_grid_thw" in inputs:
+        positions, _ = stock.model.get_rope_index(ids, inputs["mm_token_type_ids"], inputs["image_grid_thw"])
+    mask = torch.ones_like(ids)
+    if pooling == "mean":  # MoCa's tokens see each other
+        mask = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
+    with torch.no_grad():
+        hidden = stock.model(input_ids=ids, attention_mask=mask, position_ids=positions, **inputs).last_hidden_state[0]
+
+    if pooling == "image" and PAD in case.prompt:
+        first, last = (ids[0] == pads[0]).nonzero()[[0, -1], 0].tolist()
+        hidden = hidden[first - 1 : last + 2]  # its markers too
+    vector = hidden[-1] if pooling == "last" else hidden.mean(dim=0)
+    return F.normalize(vector, dim=-1)
+
+
+@pytest.mark.parametrize("preset", QWEN_CASES)
+def test_embedders_on_qwen(tiny, preset):
+    settings, cases = QWEN_CASES[preset]
+    path, stock = tiny(settings[0])
+    model = UniMEModel.from_backbone(path, preset=preset)
+    tokenizer = tokenizer_for(settings[0])
+    assert {PRESETS[preset].positions} == {"flat" if settings[1] else "native"}
+    for case in cases:
+        ours = model.encode(case.item, case.instruction, case.role)
+        assert (ours - qwen_reference(stock, tokenizer, case, settings)).abs().max() <= 2e-6, case
+
+    # a padded batch gives what each item gives alone
+    items = [case.item for case in cases if case.role == "query"]
+    together = model.encode(items, batch_tokens=10**6)
+    for item, embedding in zip(items, together, strict=True):
+        assert (model.encode(item) - embedding).abs().max() <= 2e-6
+
+
+def test_saha_sizes_of_images(tiny):
+    processor = UniMEModel.from_backbone(tiny("qwen2_vl")[0], preset="saha-qwen2-vl").processor
+    for size, expected in (
+        ((64, 48), (448, 336)),
+        ((2000, 1000), (992, 496)),
+        ((3000, 500), (992, 496)),
+        ((100, 10), (672, 336)),
+        ((1500, 400), (992, 496)),
+    ):
+        (entry,) = processor.prepare([picture(0, size)])
+        assert entry.sizes == (expected,), size
+    image = picture(0)
+    (entry,) = processor.prepare([image])
+    assert processor.read_image(entry, 0).tobytes() == image.resize((448, 336), Image.Resampling.LANCZOS).tobytes()
+
+
+def test_a_vector_for_an_image_and_a_text_where_authors_have_no_prompt_for_both(tiny):
+    path, _ = tiny("qwen2_5_vl")
+    nomic = UniMEModel.from_backbone(path, preset="nomic-embed-multimodal")
+    parts = nomic.encode([TEXT, IMAGE])
+    assert (nomic.encode(BOTH) - F.normalize(parts.sum(dim=0), dim=-1)).abs().max() <= 1e-6
+    with pytest.raises(ValueError, match="item 0 has an image and a text, which the preset 'jina"):
+        UniMEModel.from_backbone(path, preset="jina-embeddings-v4").encode([BOTH])
+
+
+def test_a_saved_model_gives_the_same_without_the_package(tiny, tmp_path):
+    model = UniMEModel.from_backbone(tiny("qwen2_5_vl")[0], preset="moca")
+    items = [TEXT, {"text": "a star", "image": str(tmp_path / "photo.png")}]
+    IMAGE.save(tmp_path / "photo.png")
+    expected = model.encode(items, ASK)
+    model.save_pretrained(tmp_path / "saved")
+    code = (
+        "import json, sys\nfrom transformers import AutoModel\n"
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "assert 'unime' not in sys.modules\n"
+        "print(json.dumps(model.encode(json.loads(sys.argv[2]), sys.argv[3]).tolist()))"
+    )
+    again = fresh_process(code, tmp_path / "saved", json.dumps(items), ASK)
+    assert (torch.tensor(again) - expected).abs().max() <= 1e-6
+
+
+# The parts
+
+
+def test_an_empty_item_is_null_where_the_preset_says_so(tiny):
+    model = UniMEModel.from_backbone(tiny("qwen3_vl")[0], preset="qwen3-vl-embedding")
+    prompt = CHAT.format("Represent the user's input.", "NULL")
+    for item in ("", {"text": None}, {}):
+        assert model.processor.render(item)[0] == prompt
+        assert torch.equal(model.encode(item), model.encode("NULL"))
+    with pytest.raises(ValueError, match="item is empty"):
+        UniMEModel.from_backbone(tiny("qwen3_vl")[0], preset="summary").processor.render("")
+
+
+def test_instructions_end_in_punctuation_of_any_script():
+    for instruction, expected in ((" Find\n", "Find."), ("Find?", "Find?"), ("找。", "找。"), ("", ""), ("a+", "a+.")):
+        assert with_full_stop(instruction) == expected
+    assert instruct("Find:", "", "{instruction} {text}\n") == "Find:\n"
+    assert instruct("Find:", "a", "{instruction} {text}\n") == "Find: a\n"
+    assert instruct("", "a", "{instruction} {text}\n") == "a"
+
+
+def test_pooling_by_hand():
+    hidden = torch.arange(24.0).view(2, 4, 3)
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 0]])
+    is_image = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0]])
+    assert torch.equal(pool(hidden, mask), hidden[[0, 1], [3, 2]])
+    assert torch.equal(pool(hidden, mask, pooling="mean"), torch.stack([hidden[0, 1:].mean(0), hidden[1, :3].mean(0)]))
+    assert torch.equal(pool(hidden, mask, is_image, "image"), pool(hidden, mask, pooling="mean"))
+    is_image = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0]])
+    assert torch.equal(pool(hidden, mask, is_image, "image")[1], hidden[1, :2].mean(0))
+
+
+def test_every_checkpoint_is_known_by_its_name_and_has_a_preset():
+    for repository, checkpoint in CHECKPOINTS.items():
+        assert published_checkpoint(f"models/{repository.split('/')[1]}") == checkpoint
+        assert checkpoint.preset in PRESETS
