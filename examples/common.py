@@ -10,6 +10,7 @@ from ..data.readers import read_mmeb_train
 from ..miniature.backbone import BackboneConfig, pretrain
 from ..modeling_unime import UniMEModel
 from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
+from ..trainers.progress import TrainingBar
 from ..trainers.stage import plain_attention
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -20,16 +21,17 @@ def is_trained(folder: Path) -> bool:
     return (folder / "model.safetensors").exists()
 
 
-def pretrain_once(world: Path, folder: Path, **settings) -> Path:
+def pretrain_once(world: Path, folder: Path, bar: TrainingBar | None = None, **settings) -> Path:
     """A backbone in a folder, trained unless it is there.
 
     Args:
         world (`Path`): written by `unime.miniature.world`.
         folder (`Path`): of the checkpoint.
+        bar ([`~unime.trainers.progress.TrainingBar`], *optional*): shows the progress.
         settings: of [`~unime.miniature.backbone.BackboneConfig`].
     """
     if not is_trained(folder):
-        pretrain(world, BackboneConfig(output_dir=str(folder), **settings))
+        pretrain(world, BackboneConfig(output_dir=str(folder), **settings), bar)
     return folder
 
 

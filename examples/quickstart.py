@@ -6,61 +6,40 @@ Every step leaves a file and is skipped when that file is there, so an interrupt
 """
 
 if __name__ == "__main__":  # before the imports, some of which raise false alarms
-    from unime.jobs.notices import silence_alarms
+    from unime.jobs.notices import be_quiet, silence_alarms
 
     silence_alarms()
+    be_quiet()
 
 import argparse
 import os
 import shutil
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
-from ..data.schema import PLACEHOLDER
+from ..data.schema import PLACEHOLDER, Item
 from ..eval.figures import similarity_matrix
 from ..eval.means import print_table, summarize
 from ..eval.runner import evaluate
 from ..eval.tasks import Task, read_world_tasks
 from ..files.writing import has_json, move_into_place, read_json, write_json
+from ..jobs.notices import be_quiet
 from ..miniature.backbone import last_checkpoint
+from ..miniature.instructions import FIND_CAPTION, FIND_CHANGED, FIND_IMAGE
 from ..miniature.world import build
 from ..modeling_unime import UniMEModel
+from ..trainers.progress import TrainingBar
 from .common import load_for_cpu_or_gpu, make_trainer, pretrain_once
+from .progress import Progress, Step
 
 SEARCH = Path(__file__).parent / "search.py"
-SEARCHES = (  # what is searched with what: a title, the task of the query, and what is searched
-    ("text to image", "Shapes_t2i", "images"),
-    ("image and text to image", "Shapes_change", "images"),
-    ("image to text", "Shapes_i2t", "texts"),
+SEARCHES = (  # what is searched with what: a title, the task of the query with its instruction, and what is searched
+    ("A picture for a caption", "Shapes_t2i", FIND_IMAGE, "images"),
+    ("A picture after a change", "Shapes_change", FIND_CHANGED, "images"),
+    ("A caption for a picture", "Shapes_i2t", FIND_CAPTION, "texts"),
 )
 FULL = {"world": {}, "backbone": {}, "training": {}}  # changes of the defaults; the tests make everything smaller
-
-
-class Clock:
-    """Seconds spent in each step, in a file, so that a resumed run reports the whole.
-
-    Args:
-        path (`Path`): of the file.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.seconds = read_json(path) if has_json(path) else {}
-
-    @contextmanager
-    def step(self, title: str):
-        """Prints a step's title, and adds what it takes to its seconds, also where it is interrupted."""
-        print(f"\n== {title}", flush=True)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = self.seconds.get(title, 0) + time.perf_counter() - start
-            self.seconds[title] = round(seconds, 1)
-            write_json(self.path, self.seconds)
 
 
 def run(out: Path, settings: dict):
@@ -71,55 +50,77 @@ def run(out: Path, settings: dict):
         settings (`dict`): arguments of `build` under `"world"`, and settings of the two trainings under `"backbone"`
             and `"training"`.
     """
+    be_quiet()
     folder = out / "quickstart"
     folder.mkdir(parents=True, exist_ok=True)
     model_path = folder / "model"
-    clock = Clock(folder / "seconds.json")
+    progress = Progress(folder / "seconds.json")
 
-    with clock.step("1/6 The world"):
-        world = build(out / "world", **settings["world"])
+    with progress.step("1/6 Draw a world of pictures") as step:
+        world = build(out / "world", show_progress=None, **settings["world"])
         tasks = read_world_tasks(world)
         by_name = {task.name: task for task in tasks}
-        print(f"{len(tasks)} tasks; look at {world / 'contact_sheet.png'}")
+        step.result = f"{len(tasks)} tasks ({world / 'contact_sheet.png'})"
 
-    with clock.step("2/6 The backbone: a small Qwen2-VL learns to see, describe, answer and judge"):
-        backbone = pretrain_once(world, out / "backbone", **settings["backbone"])
+    with progress.step("2/6 Teach a small Qwen2-VL to see, describe, answer and judge") as step:
+        bar = TrainingBar(step.title)
+        backbone = pretrain_once(world, out / "backbone", bar, **settings["backbone"])
+        describe_training(step, bar)
 
-    with clock.step("3/6 The raw backbone as an embedder, with the summary prompt"):
-        if not has_json(folder / "base.json"):
-            results = evaluate(load_for_cpu_or_gpu(backbone, "summary"), tasks)
-            write_json(folder / "base.json", results)
+    with progress.step("3/6 Measure it as it is, as an embedder with the summary prompt") as step:
+        raw = load_for_cpu_or_gpu(backbone, "summary")
+        measure(raw, tasks, folder / "base.json", step)
 
-    with clock.step("4/6 Contrastive training with hard negatives"):
+    with progress.step("4/6 Train it to embed, by contrast with hard negatives") as step:
+        bar = TrainingBar(step.title)
         if not model_path.exists():
-            train(world, backbone, folder, settings["training"])
+            train(world, backbone, folder, bar, settings["training"])
+        describe_training(step, bar)
 
-    with clock.step("5/6 The trained embedder"):
+    with progress.step("5/6 Measure the trained embedder") as step:
         model = load_for_cpu_or_gpu(model_path)
-        if not has_json(folder / "tuned.json"):
-            write_json(folder / "tuned.json", evaluate(model, tasks))
+        measure(model, tasks, folder / "tuned.json", step)
 
         # the picture is cheap and drawn every time
-        raw = load_for_cpu_or_gpu(backbone, "summary")
         draw_similarity(raw, model, by_name["Shapes_i2t"], folder / "similarity.png")
 
-    with clock.step("6/6 Three searches in a fresh process, through AutoModel"):
-        gallery = write_gallery(by_name, folder / "gallery.json")
+    with progress.step("6/6 Search in a fresh process, through AutoModel") as step:
+        gallery = write_gallery(world, by_name, folder / "gallery.json")
         copy_examples(by_name["Shapes_i2t"], folder / "examples")
         command = [sys.executable, str(SEARCH), str(model_path), str(gallery), str(folder / "search.png")]
-        subprocess.run(command, check=True)  # a search that fails stops the run
+        search = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # one that fails stops the run
+        step.result = f"{len(SEARCHES)} searches"
+    print(search.stdout, end="")
 
-    seconds = round(sum(clock.seconds.values()), 1)
-    report(folder, seconds)
+    report(folder, round(progress.total, 1))
     print(
         f"\nThe model is in {model_path}; results.json, similarity.png and search.png are beside it. "
-        f"{seconds:.0f} s in all."
+        f"{progress.total:.0f} s in all."
     )
 
 
-def train(world: Path, backbone: Path, folder: Path, changes: dict):
+def describe_training(step: Step, bar: TrainingBar):
+    """Lets a step say what its training came to, if there was any."""
+    if bar.steps:
+        step.result = f"{bar.steps} steps" if bar.loss is None else f"{bar.steps} steps, loss {bar.loss:.3f}"
+
+
+def measure(model: UniMEModel, tasks: list[Task], path: Path, step: Step):
+    """Measures an embedder on all tasks, unless the results are there; a step says how good it is on the whole."""
+    if has_json(path):
+        return
+    results = evaluate(model, tasks, show_progress=False)
+    write_json(path, results)
+
+    # tiny worlds have no task with 100 candidates
+    mean = summarize(results).get("mean")
+    step.result = f"{len(tasks)} tasks" if mean is None else f"mean precision@1 {mean:.3f}"
+
+
+def train(world: Path, backbone: Path, folder: Path, bar: TrainingBar, changes: dict):
     """Trains the embedder, going on from a checkpoint of an interrupted run."""
     trainer = make_trainer(world, backbone, **changes, output_dir=str(folder / "training"))
+    bar.attach(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(trainer.args.output_dir))
 
     # moved into place at the end: a folder that exists holds a finished model
@@ -157,24 +158,33 @@ def draw_similarity(raw: UniMEModel, trained: UniMEModel, task: Task, path: Path
     similarity_matrix(panels, path, "image", "caption")
 
 
-def write_gallery(by_name: dict[str, Task], path: Path) -> Path:
+def write_gallery(world: Path, by_name: dict[str, Task], path: Path) -> Path:
     """Writes what `search.py` reads: the first query of three tasks, and all test images and captions to search."""
     # tasks share pictures: each is listed once
     pictures = by_name["Shapes_t2i"].corpus + by_name["Shapes_change"].corpus
     images = list(dict.fromkeys(item.image for item in pictures))
     texts = list(dict.fromkeys(item.text for item in by_name["Shapes_i2t"].corpus))
 
-    queries = []
-    for title, name, over in SEARCHES:
-        task = by_name[name]
-        answer = task.corpus[task.candidates[0][0]]
-        target = images.index(answer.image) if over == "images" else texts.index(answer.text)
+    # what each entry says or shows
+    descriptions = read_json(world / "truth" / "test" / "pictures.json")
+    shown = [descriptions[Path(image).relative_to(world).as_posix()] for image in images]
+    contents = {"images": shown, "texts": texts}
 
-        # a stranger would not write a placeholder
-        item = task.queries[0].as_input()
-        if "text" in item:
-            item["text"] = item["text"].replace(PLACEHOLDER, "").strip()
-        queries.append({"title": title, "item": item, "over": over, "target": target})
+    queries = []
+    for title, name, instruction, over in SEARCHES:
+        task = by_name[name]
+        answer = task.corpus[task.candidates[0][0]]  # the first candidate is right
+        entries = {"images": images, "texts": texts}[over]
+        content = contents[over][entries.index(answer.image or answer.text)]
+
+        # several entries may say or show the same
+        right = [number for number, other in enumerate(contents[over]) if other == content]
+
+        # a stranger writes no placeholder, and gives the instruction by itself
+        query = task.queries[0]
+        words = query.text.replace(PLACEHOLDER, "").replace(instruction, "").strip()
+        item = Item(words, query.image).as_input()
+        queries.append({"title": title, "instruction": instruction, "item": item, "over": over, "right": right})
 
     gallery = {"images": images, "texts": texts, "queries": queries}
     write_json(path, gallery)

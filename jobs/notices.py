@@ -18,12 +18,17 @@ def without_quiet(words: list[str]) -> list[str]:
     if "--quiet" not in options:
         return words
 
-    os.environ.update(QUIET)
-    _silence_imported()
+    be_quiet()
 
     # it may be given twice
     place = options.index("--quiet")
     return without_quiet(words[:place] + words[place + 1 :])
+
+
+def be_quiet():
+    """Keeps this program, and those that it starts, free of the bars and warnings of libraries."""
+    os.environ.update(QUIET)
+    _silence_imported()
 
 
 def is_quiet() -> bool:

@@ -26,6 +26,7 @@ from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION
 from ..trainers.embedding_trainer import fast_bf16
 from ..trainers.metered_trainer import resolve_decay
+from ..trainers.progress import TrainingBar
 from ..trainers.stage import plain_attention
 
 SPECIAL = [
@@ -321,12 +322,13 @@ def last_checkpoint(folder) -> str | None:
     return str(newest.parent)
 
 
-def pretrain(world, args: BackboneConfig) -> Path:
+def pretrain(world, args: BackboneConfig, bar: TrainingBar | None = None) -> Path:
     """Builds tokenizer and model and trains on the world's generative rows, going on where it was interrupted.
 
     Args:
         world (`str` or `Path`): written by [`~unime.miniature.world.build`].
         args ([`BackboneConfig`]): settings of the training; the checkpoint goes to its `output_dir`.
+        bar ([`~unime.trainers.progress.TrainingBar`], *optional*): shows the progress.
 
     Returns:
         `Path`: the folder with a stock `Qwen2VLForConditionalGeneration`; `model.safetensors` is written last.
@@ -347,7 +349,10 @@ def pretrain(world, args: BackboneConfig) -> Path:
 
     rows = Dataset(pq.read_table(world / "pretrain" / "generative.parquet"))
     collator = GenerativeCollator(processor, world)
-    train_and_save(GenerativeTrainer(model=model, args=args, train_dataset=rows, data_collator=collator), processor)
+    trainer = GenerativeTrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
+    if bar is not None:
+        bar.attach(trainer)
+    train_and_save(trainer, processor)
     return out
 
 

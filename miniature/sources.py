@@ -17,10 +17,14 @@ class Painter:
 
     Args:
         root (`Path`): the world's folder; pictures go to its `images`.
+
+    Attributes:
+        descriptions (`dict[str, str]`): of each scene that was drawn, by the path of its picture.
     """
 
     def __init__(self, root: Path):
         self.root = root
+        self.descriptions = {}
         (root / "images").mkdir(parents=True, exist_ok=True)
 
     def save(self, image: Image.Image) -> str:
@@ -37,7 +41,9 @@ class Painter:
 
     def scene(self, scene: scenes.Scene) -> str:
         """Draws a scene, saves the picture, and returns its path below `root`."""
-        return self.save(scenes.draw(scene))
+        path = self.save(scenes.draw(scene))
+        self.descriptions[path] = scenes.describe(scene)
+        return path
 
 
 class Digits:

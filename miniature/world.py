@@ -11,6 +11,7 @@ writes, deterministically,
     nli/nli_for_simcse.csv                           sent0, sent1, hard_neg
     images/...                                       PNG files, shared by the above
     truth/<Subset>.json                              of each training row, what its target shows
+    truth/test/pictures.json                         of each picture of a test scene, what it shows
     world.json                                       task kinds and sizes; written last: it means "complete"
     contact_sheet.png                                a page for a person to check
 
@@ -37,7 +38,7 @@ from .instructions import IMAGE
 from .sources import Digits, Painter, Source
 from .tasks import KINDS, Row, make_row, with_candidates
 
-VERSION = 4  # of the files; a world of another version is refused
+VERSION = 5  # of the files; a world of another version is refused
 EXAMPLES = 3  # of each task on the contact sheet
 CELL = (400, 150)  # width and height of an example there, in pixels
 
@@ -48,7 +49,7 @@ def build(
     train_rows: int = 3000,
     test_rows: int = 150,
     pretrain_rows: int = 26400,
-    show_progress: bool = True,
+    show_progress: bool | None = True,
 ) -> Path:
     """Writes the world unless a complete one with the same settings is there already.
 
@@ -58,7 +59,8 @@ def build(
         train_rows (`int`, defaults to 3000): training rows of each task.
         test_rows (`int`, defaults to 150): test queries of each task; evaluation lists have up to 100 candidates.
         pretrain_rows (`int`, defaults to 26400): generative examples for the miniature backbone.
-        show_progress (`bool`, defaults to `True`): whether to show a progress bar.
+        show_progress (`bool`, *optional*, defaults to `True`): whether to show a progress bar; with None on a terminal
+            only, where it is gone at the end.
 
     Returns:
         `Path`: the folder.
@@ -84,17 +86,19 @@ def build(
         return root
 
     painter = Painter(root)
+    test_painter = Painter(root)
     digits = Digits()
     examples = {}
     total = len(KINDS) * (train_rows + test_rows) + pretrain_rows
-    with tqdm(total=total, desc="Drawing the world", unit="row", disable=not show_progress) as bar:
+    disable = None if show_progress is None else not show_progress  # tqdm's None: unless there is a terminal
+    with tqdm(total=total, desc="Drawing the world", unit="row", disable=disable, leave=bool(show_progress)) as bar:
         # every split of a task has random numbers of its own: more rows of one task change no other
         for task in KINDS:
             source = Source(random.Random(f"{seed}:{task}:False"), False, painter, digits)
             rows = _make_rows(task, source, train_rows, bar)
             write_train(root, task, rows)
 
-            source = Source(random.Random(f"{seed}:{task}:True"), True, painter, digits)
+            source = Source(random.Random(f"{seed}:{task}:True"), True, test_painter, digits)
             rows = _make_rows(task, source, test_rows, bar)
             write_eval(root, task, rows, source.rng)
             examples[task] = rows[:EXAMPLES]
@@ -102,7 +106,8 @@ def build(
         source = Source(random.Random(f"{seed}:generative"), False, painter, digits)
         write_generative(root, _make_generative_rows(source, pretrain_rows, bar))
 
-    write_compositional(root, painter, test_rows, seed)
+    write_compositional(root, test_painter, test_rows, seed)
+    write_json(root / "truth" / "test" / "pictures.json", test_painter.descriptions)
     write_nli(root, max(2 * train_rows, 100), seed)
     write_contact_sheet(root, examples)
 

@@ -126,6 +126,8 @@ TINY_QUICKSTART = {
 _QUICKSTART = """
 import json, os, signal, sys
 from pathlib import Path
+from unime.jobs.notices import silence_alarms
+silence_alarms()
 from transformers import Trainer, TrainerCallback
 from unime.examples import quickstart
 kill_at = sys.argv[3].split()
@@ -152,11 +154,15 @@ def run_quickstart(out: Path, kill_at: str = ""):
 
 @pytest.fixture(scope="session")
 def miniature(tmp_path_factory) -> Path:
-    """What such a quickstart leaves in `outputs`, after it was killed twice; what it said last is in `../said.txt`."""
+    """What such a quickstart leaves in `outputs`, after it was killed twice.
+
+    What it wrote last to stdout and stderr is in `../said.txt` and `../errors.txt`.
+    """
     out = tmp_path_factory.mktemp("miniature") / "outputs"
     for kill_at in ("backbone 3", "training 3"):
         assert run_quickstart(out, kill_at).returncode == -signal.SIGKILL
     last = run_quickstart(out)
     assert last.returncode == 0, last.stdout[-3000:] + last.stderr[-5000:]
     (out.parent / "said.txt").write_text(last.stdout)
+    (out.parent / "errors.txt").write_text(last.stderr)
     return out

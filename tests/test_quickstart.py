@@ -13,7 +13,11 @@ def test_quickstart_survives_two_kills_and_keeps_its_promises(miniature):
     results = json.loads((home / "results.json").read_text())
     assert results.keys() == {"base", "tuned", "seconds"} and results["seconds"] > 0
     assert results["base"].keys() == results["tuned"].keys() >= {"Shapes_t2i", "Digits_label", "swap_obj"}
-    assert "text to image: the right answer is number" in said and "image to text" in said
+    assert "A picture for a caption: the right answer is number" in said and "A caption for a picture: " in said
+    assert "answer and judge: done before, " in said and ": 4 steps, " in said
+    assert (miniature.parent / "errors.txt").read_text() == "", "other libraries have nothing to say"
+    queries = json.loads((home / "gallery.json").read_text())["queries"]
+    assert len(queries) == 3 and all(query["right"] for query in queries)
     assert "Shapes_t2i" in said and "precision@1" in said
     for name in ("similarity.png", "search.png"):
         assert len(Image.open(home / name).convert("RGB").getcolors(1 << 24)) > 20

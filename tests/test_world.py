@@ -73,6 +73,13 @@ def test_every_kind_of_task_is_there_in_mmebs_columns(world):
                 assert (world / image).exists()
 
 
+def test_what_a_test_picture_shows_is_what_the_caption_says_that_finds_it(world):
+    shown = json.loads((world / "truth" / "test" / "pictures.json").read_text())
+    for row in pq.read_table(world / "eval" / "Shapes_t2i" / "test-00000-of-00001.parquet").to_pylist():
+        assert row["qry_text"].endswith(f" {shown[row['tgt_img_path'][0]]}\n")
+        assert all(shown[path] not in row["qry_text"].splitlines()[0] for path in row["tgt_img_path"][1:])
+
+
 def test_candidates_number_a_hundred_where_there_are_enough_rows(tmp_path):
     rows = [Row(("q", ""), (f"target {i}", ""), str(i)) for i in range(150)]
     lists = with_candidates("Shapes_t2i", rows, random.Random(0))
