@@ -7,11 +7,11 @@ from . import scenes
 from .instructions import FIND_CAPTION, IMAGE, prompt
 from .sources import Source, digit_words
 
-FIRST_STAGE = 0.25  # share of the generative rows that show one thing only: seeing is learnt there
+SINGLE = 0.2  # share of the generative rows that show one thing only
 GENERATIVE = {"caption": 36, "question": 42, "detail": 11, "summary": 6, "match": 3, "pick": 2}  # weights
 DIGITS = 0.08  # share of captions that are of a digit
 MIXED = (scenes.one, scenes.pair, scenes.pair, scenes.pair, scenes.crowd, scenes.crowd)
-LAYOUTS = {  # of the second stage
+LAYOUTS = {  # of rows that show more than one thing
     "caption": MIXED,
     "question": (scenes.pair, scenes.pair, scenes.crowd, scenes.quarters),
     "detail": (scenes.quarters,),
@@ -31,17 +31,17 @@ class Exchange:
     candidates: Sequence[str] = ()
 
 
-def make_generative(source: Source, first_stage: bool) -> dict:
+def make_generative(source: Source) -> dict:
     """One generative example: a caption, an answer, a one-word summary, a yes/no match or a pick among candidates.
 
     Args:
         source ([`~unime.miniature.sources.Source`]): of the training split.
-        first_stage (`bool`): captions and questions of single things only.
 
     Returns:
         `dict`: a row of `pretrain/generative.parquet`.
     """
-    if first_stage:
+    single = source.rng.random() < SINGLE
+    if single:
         task = source.rng.choice(("caption", "question"))
     else:
         task = source.rng.choices(list(GENERATIVE), GENERATIVE.values())[0]
@@ -49,13 +49,12 @@ def make_generative(source: Source, first_stage: bool) -> dict:
     if task == "caption" and source.rng.random() < DIGITS:
         exchange = _digit(source)
     else:
-        layout = scenes.one if first_stage else source.rng.choice(LAYOUTS[task])
+        layout = scenes.one if single else source.rng.choice(LAYOUTS[task])
         scene = source.scene(layout)
         picture = source.painter.scene(scene)
         exchange = _MAKERS[task](source, scene, picture)
 
     return {
-        "stage": int(not first_stage),
         "task": task,
         "query": {"text": exchange.text, "image": exchange.picture},
         "candidates": [{"text": candidate, "image": ""} for candidate in exchange.candidates],

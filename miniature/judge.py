@@ -285,6 +285,7 @@ class JudgeConfig(BackboneConfig):
     """`TrainingArguments` with the defaults of the miniature judge."""
 
     output_dir: str | None = field(default="outputs/judge", metadata={"help": "Where the checkpoint goes."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     per_device_train_batch_size: int = field(default=12, metadata={"help": "Lessons a step."})
     candidates: int = field(default=8, metadata={"help": "Candidates of a lesson."})
     max_steps: int = field(default=3600, metadata={"help": "Steps."})

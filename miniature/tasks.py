@@ -44,7 +44,8 @@ class Row:
     Args:
         query, target (`tuple[str, str]`): what is asked, and what is right.
         content (`str`): what the target shows; targets of equal content are equally right.
-        near (`tuple[str, str]`, *optional*): a wrong candidate that must be among the others.
+        near (`tuple[str, str]`, *optional*): a wrong target that is nearly right: the negative of a training row, and
+            of a test row a candidate that must be among the others.
     """
 
     query: tuple[str, str]

@@ -4,9 +4,10 @@
 
 writes, deterministically,
 
-    train/<Subset>/original-00000-of-00001.parquet   qry, qry_image_path, pos_text, pos_image_path
+    train/<Subset>/original-00000-of-00001.parquet   qry, qry_image_path, pos_text, pos_image_path, and of a negative
+                                                     neg_text, neg_image_path
     eval/<Subset>/test-00000-of-00001.parquet        qry_text, qry_img_path, tgt_text[], tgt_img_path[]; first is right
-    pretrain/generative.parquet                      stage, task, query, candidates, answer: the backbone's lessons
+    pretrain/generative.parquet                      task, query, candidates, answer: the backbone's lessons
     compositional/<subset>.json                      SugarCrepe's layout: filename, caption, negative_caption
     nli/nli_for_simcse.csv                           sent0, sent1, hard_neg
     images/...                                       PNG files, shared by the above
@@ -33,7 +34,7 @@ from tqdm.auto import tqdm
 from ..eval.suites import SUGARCREPE
 from ..files.writing import has_json, read_json, write_json, write_whole
 from . import scenes
-from .generative import FIRST_STAGE, make_generative
+from .generative import make_generative
 from .instructions import IMAGE
 from .sources import Digits, Painter, Source
 from .tasks import KINDS, Row, make_row, with_candidates
@@ -144,10 +145,10 @@ def _make_rows(task: str, source: Source, count: int, bar: tqdm) -> list[Row]:
 
 
 def _make_generative_rows(source: Source, count: int, bar: tqdm) -> list[dict]:
-    """The rows of the backbone's first stage, and then those of its second."""
+    """The rows that the backbone is pre-trained on."""
     rows = []
-    for number in range(count):
-        rows.append(make_generative(source, first_stage=number < FIRST_STAGE * count))
+    for _ in range(count):
+        rows.append(make_generative(source))
         bar.update()
     return rows
 
@@ -160,14 +161,14 @@ def write_parquet(path: Path, columns: dict):
 
 def write_train(root: Path, task: str, rows: list[Row]):
     """Writes the training rows of a task in MMEB's columns, and what their targets show."""
-    columns = {"qry": [], "qry_image_path": [], "pos_text": [], "pos_image_path": []}
-    for row in rows:
-        query_text, query_image = row.query
-        target_text, target_image = row.target
-        columns["qry"].append(query_text)
-        columns["qry_image_path"].append(query_image)
-        columns["pos_text"].append(target_text)
-        columns["pos_image_path"].append(target_image)
+    sides = {
+        ("qry", "qry_image_path"): [row.query for row in rows],
+        ("pos_text", "pos_image_path"): [row.target for row in rows],
+        ("neg_text", "neg_image_path"): [row.near or ("", "") for row in rows],  # empty where there is none
+    }
+    columns = {}
+    for names, items in sides.items():
+        columns |= dict(zip(names, zip(*items)))
 
     write_parquet(root / "train" / task / "original-00000-of-00001.parquet", columns)
     write_json(root / "truth" / f"{task}.json", [row.content for row in rows])

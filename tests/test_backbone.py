@@ -1,10 +1,9 @@
-"""The miniature backbone: its tokenizer, its curriculum, and labels that cover the answer alone."""
+"""The miniature backbone: its tokenizer, and labels that cover the answer alone."""
 
 import pyarrow.parquet as pq
 import torch
 
 from unime.miniature.backbone import (
-    CurriculumSampler,
     GenerativeCollator,
     build_processor,
     build_tokenizer,
@@ -33,14 +32,3 @@ def test_labels_are_the_answer_and_nothing_else(world):
         assert labels[labels >= 0].tolist() == answer == ids[-len(answer) :].tolist()
         assert "assistant\n" + row["answer"] in tokenizer.decode(ids)
     assert torch.equal(batch["labels"] >= 0, batch["labels"] == batch["input_ids"])
-
-
-def test_curriculum_finishes_a_stage_before_the_next():
-    stages = [1, 0, 0, 1, 1, 0]
-    tasks = ["match", "caption", "question", "match", "caption", "caption"]
-    sampler = CurriculumSampler(stages, tasks, 2, seed=0)
-    order = list(sampler)
-    assert sorted(order) == list(range(6)) == list(range(len(sampler)))
-    assert [stages[i] for i in order] == [0, 0, 0, 1, 1, 1]
-    sampler.set_epoch(1)
-    assert sorted(sampler) == list(range(6))

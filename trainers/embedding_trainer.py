@@ -3,6 +3,7 @@
 A stage is a subclass of [`EmbeddingTrainer`] with a `loss` module and a `loss_of` that applies it to the table.
 """
 
+import os
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from .gradient_cache import ChunkEncoder, cached_loss
 from .left_out import refuse_empty
 from .losses import LossOutput, MatryoshkaLoss
 from .metered_trainer import MeteredTrainer, keep_resolution
+from .muon import MuonWithAdamW, split_parameters
 from .row_counts import RowCounts
 from .sharding import in_lockstep
 
@@ -45,6 +47,8 @@ class EmbeddingConfig(TrainingArguments):
             without them and lists them at the end, `"stop"` stops all ranks at the first.
         benchmark (`str`, *optional*, defaults to `"mmeb"`): word the rows as the preset does on this kind of benchmark
             (`"mmeb"`, `"retrieval"` or `"sugarcrepe"`); with None, as `encode` does.
+        muon (`bool`, defaults to `False`): train the matrices inside the layers with Muon and the rest with AdamW; see
+            [`~unime.trainers.muon.MuonWithAdamW`].
         token_budget (`int`, *optional*): the earlier name of `batch_tokens`; deprecated.
     """
 
@@ -78,6 +82,10 @@ class EmbeddingConfig(TrainingArguments):
         default="mmeb",
         metadata={"help": "Word rows as the preset does on this kind of benchmark: mmeb, retrieval, sugarcrepe."},
     )
+    muon: bool = field(
+        default=False,
+        metadata={"help": "Muon for the matrices inside the layers, AdamW for the rest: for models that start small."},
+    )
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 mixed precision; by default where it is faster."}
     )
@@ -90,6 +98,9 @@ class EmbeddingConfig(TrainingArguments):
             self.token_budget = None  # a saved and read configuration does not warn again
 
         one_of("bad_items", self.bad_items, "leave_out", "stop")
+        launched_by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+        if self.muon and (self.deepspeed is not None or launched_by_deepspeed):
+            raise ValueError("muon does not go with DeepSpeed, which shares out what Muon must see whole.")
         self.remove_unused_columns = False  # a row is a nested example, not arguments of the model
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
@@ -175,6 +186,14 @@ class EmbeddingTrainer(MeteredTrainer):
                 f"them so (fusion: joint); the preset {processor.preset!r} would add up two embeddings.",
                 file=sys.stderr,
             )
+
+    def create_optimizer(self, model=None):
+        """As in `Trainer`, or Muon with AdamW."""
+        if self.args.muon and self.optimizer is None:
+            matrices, others = split_parameters(self.model)
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = MuonWithAdamW(matrices, others, self.args.learning_rate, betas, self.args.weight_decay)
+        return super().create_optimizer(model)
 
     @classmethod
     def keep_reading(cls, args, processor):
