@@ -182,9 +182,10 @@ def write_gallery(world: Path, by_name: dict[str, Task], path: Path) -> Path:
         # several entries may say or show the same
         right = [number for number, other in enumerate(contents[over]) if other == content]
 
-        # a stranger writes no placeholder, and gives the instruction by itself
+        # a stranger writes no placeholder, and gives the instruction by itself; the line break that texts of this
+        # data end in stays, as they were trained with it
         query = task.queries[0]
-        words = query.text.replace(PLACEHOLDER, "").replace(instruction, "").strip()
+        words = query.text.replace(PLACEHOLDER, "").replace(instruction, "").lstrip()
         item = Item(words, query.image).as_input()
         queries.append({"title": title, "instruction": instruction, "item": item, "over": over, "right": right})
 
