@@ -79,6 +79,36 @@ def patches_as_product(self, patches):
     return F.linear(patches, self.weight.flatten(1), self.bias)[:, :, None, None, None]
 
 
+def look_as_trained(vlm):
+    """Makes a Mllama of transformers 5 compute what Meta's code and transformers 4 do, in batches of any kind.
+
+    Its tower is to hand over what goes *into* some of its layers; transformers 5.23 takes what comes out of them, one
+    layer too late. And its text layers let a row without an image look at the blank one that fills the batch.
+
+    Args:
+        vlm: as transformers built it; anything but a Mllama is left alone.
+    """
+    for module in vlm.modules():
+        kind = type(module).__name__
+        if kind == "MllamaVisionModel":
+            indices = module.config.intermediate_layers_indices
+            if min(indices) < 1:
+                raise ValueError(f"intermediate_layers_indices must be 1 at least, got {indices}.")
+            module.intermediate_layers_indices = [index - 1 for index in indices]
+        elif kind == "MllamaCrossAttentionDecoderLayer":
+            module.register_forward_hook(_leave_rows_without_image, with_kwargs=True)
+
+
+def _leave_rows_without_image(layer, arguments, kwargs, output):
+    """The layer's output, but for rows without an image what went into it."""
+    sees_image = kwargs.get("full_text_row_masked_out_mask")  # [N, 1, L, 1], 1 where a token sees an image
+    if sees_image is None:
+        return output
+    has_image = sees_image[:, 0].bool().any(dim=1, keepdim=True)  # [N, 1, 1]
+    hidden = arguments[0] if arguments else kwargs["hidden_states"]
+    return torch.where(has_image, output, hidden)
+
+
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)
 
-__all__ = ["PACKED_ATTENTION", "packed_attention", "patches_as_product"]
+__all__ = ["PACKED_ATTENTION", "look_as_trained", "packed_attention", "patches_as_product"]

@@ -9,10 +9,15 @@ import warnings
 from itertools import chain
 from typing import NamedTuple
 
+import torch
 import transformers
 from tokenizers import Tokenizer
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.models.mllama.processing_mllama import (
+    convert_sparse_cross_attention_mask_to_dense,
+    get_cross_attention_token_mask,
+)
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
@@ -25,7 +30,9 @@ from .processing_phi3_v import (
 )
 
 _FILE_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
-_SINGLE_IMAGE = ("LlavaNextProcessor",)  # trained on one image a prompt
+_PARTS = ("image_processor", "tokenizer")  # of a processor class of transformers, those that read images and texts
+_COUNTS_LIKE = {"SmolVLMProcessor": "Idefics3Processor"}  # which has the method that counts tokens of equal images
+_SINGLE_IMAGE = ("LlavaNextProcessor", "MllamaProcessor")  # trained on one image a prompt
 
 
 class ImageSettings(NamedTuple):
@@ -55,6 +62,8 @@ def build_native(image_processor, tokenizer, settings: dict, images: ImageSettin
     """
     if settings["processor_class"] == Phi3VProcessor.__name__:
         return Phi3VProcessor(_with_crops(image_processor, images.crops), tokenizer)
+    if settings["processor_class"] == "MllamaProcessor":
+        return CrossAttentionProcessor(image_processor, tokenizer, settings, images)
     return NativeProcessor(image_processor, tokenizer, settings, images)
 
 
@@ -75,6 +84,7 @@ class NativeProcessor:
     """
 
     follows_transformers = True
+    needed = ("image_token", "_get_num_multimodal_tokens", "replace_image_token")  # of the processor class
     tag = None  # a pattern of what stands for an image beside its token
 
     def __init__(self, image_processor, tokenizer, settings: dict, images: ImageSettings):
@@ -86,9 +96,12 @@ class NativeProcessor:
         self.tokenizer = tokenizer
         self.takes_several_images = self.name not in _SINGLE_IMAGE
 
-        options = dict(settings)
+        # parts that transformers insists on, and that read neither images nor texts
+        native_class = getattr(transformers, self.name)
+        options = dict.fromkeys(set(native_class.get_attributes()) - set(_PARTS))
+        options.update(settings)
         options.pop("processor_class")
-        self.processor = _without_video(getattr(transformers, self.name))(
+        self.processor = _without_other_parts(native_class)(
             image_processor=self.image_processor,
             tokenizer=tokenizer,
             **options,
@@ -108,7 +121,7 @@ class NativeProcessor:
 
     def _check_interface(self):
         missing = []
-        for name in ("image_token", "_get_num_multimodal_tokens", "replace_image_token"):
+        for name in self.needed:
             inherited = getattr(type(self.processor), name, None) is getattr(ProcessorMixin, name, self)
             if getattr(self.processor, name, None) is None or inherited:
                 missing.append(name)
@@ -150,21 +163,87 @@ class NativeProcessor:
         options = self.processor._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, return_tensors="pt")
         images = list(chain.from_iterable(prompts)) if self.grain else prompts
         inputs, strings = self.processor._process_images(images, **options["images_kwargs"])
-        for name in self.processor.unused_input_names:
-            inputs.pop(name, None)
-        return dict(inputs), strings
+
+        # what only words the prompt is no tensor (Idefics names its rows and columns)
+        tensors = {}
+        for name, values in inputs.items():
+            if name not in self.processor.unused_input_names and not _is_nested(values):
+                tensors[name] = values
+        return tensors, strings
 
     def run_length(self, string: str) -> int | None:
         """How many image tokens a string consists of; None if it holds anything else."""
         return run_length(string, self.image_token)
 
+    def complete(self, batch: dict) -> dict:
+        """The tensors of a batch, with those that only the whole batch decides."""
+        return batch
 
-def _without_video(cls):
-    """The class with an `__init__` that asks for no video processor."""
-    attributes = list(cls.get_attributes())
-    if "video_processor" in attributes:
-        attributes.remove("video_processor")
-    return type(cls.__name__, (cls,), {"get_attributes": classmethod(lambda _: attributes)})
+
+class CrossAttentionProcessor(NativeProcessor):
+    """Mllama's (Llama 3.2 Vision), whose language model looks at images by cross-attention: an image is one token."""
+
+    needed = ("image_token", "replace_image_token")
+
+    def count_tokens(self, sizes: list[tuple[int, int]]) -> list[int]:
+        """Tokens of the images of one prompt: its token alone, as the features of an image stand beside the text."""
+        return [1] * len(sizes)
+
+    def complete(self, batch: dict) -> dict:
+        """Gives every row its image, or none, and says which tokens look at it.
+
+        Args:
+            batch (`dict`): tensors of N rows, and those of the images of P of them.
+
+        Returns:
+            `dict`: with `pixel_values` and what belongs to them for N rows, blank where a row has no image, and
+            `cross_attention_mask` `[N, L, 1, tiles]`.
+        """
+        completed = {name: values for name, values in batch.items() if name != self.types_name}
+        if "pixel_values" not in batch:
+            return completed
+
+        is_image = (batch["input_ids"] == self.image_token_id) & batch["attention_mask"].bool()  # [N, L]
+        rows = is_image.any(dim=1).nonzero().flatten()  # [P]
+        for name in ("pixel_values", "aspect_ratio_ids", "aspect_ratio_mask"):
+            values = batch[name]
+            blank = values.new_zeros(len(is_image), *values.shape[1:])
+            completed[name] = blank.index_copy(0, rows, values)
+
+        # an image is seen by its token and by all after it
+        tiles = completed["aspect_ratio_mask"].sum(dim=2).tolist()  # [N, 1]
+        spans = [get_cross_attention_token_mask(ids.tolist(), self.image_token_id) for ids in batch["input_ids"]]
+        mask = convert_sparse_cross_attention_mask_to_dense(
+            spans, tiles, self.image_processor.max_image_tiles, is_image.shape[1]
+        )
+        completed["cross_attention_mask"] = torch.from_numpy(mask)
+
+        # of a blank image too a tile is seen: attention to nothing has no value
+        completed["aspect_ratio_mask"][:, :, 0] = 1
+        return completed
+
+
+def _is_nested(values) -> bool:
+    """Whether values are lists of lists, and neither a tensor nor a list of tensors."""
+    return isinstance(values, list) and any(isinstance(entry, (list, tuple, int)) for entry in values)
+
+
+class _PartsThatAreGiven(ProcessorMixin):
+    """Stands between a processor class and its base, which refuses a part that is None."""
+
+    def __init__(self, *args, **kwargs):
+        parts = {name: part for name, part in kwargs.items() if part is not None}
+        super().__init__(*args, **parts)
+
+
+def _without_other_parts(cls):
+    """The class with an `__init__` that needs neither a video processor nor one of audio."""
+    attributes = [name for name in cls.get_attributes() if name in _PARTS]
+    body = {"get_attributes": classmethod(lambda _: attributes)}
+    if cls.__name__ in _COUNTS_LIKE:
+        relative = getattr(transformers, _COUNTS_LIKE[cls.__name__])
+        body["_get_num_multimodal_tokens"] = relative._get_num_multimodal_tokens
+    return type(cls.__name__, (cls, _PartsThatAreGiven), body)
 
 
 def _with_limits(image_processor, tokens: tuple[int, int] | None):

@@ -601,7 +601,7 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
         """
         inputs, strings = self.read_images(prepared)
         sequences = [self.expand(entry, texts) for entry, texts in zip(prepared, strings)]
-        return BatchFeature({**self.pad(sequences, padding_side), **inputs})
+        return BatchFeature(self._native.complete({**self.pad(sequences, padding_side), **inputs}))
 
 
 def _split_into_parts(item, fusion: str, instruction: str | None) -> list[tuple]:

@@ -7,7 +7,6 @@ once and shared by all candidates; the vision features of an image are kept acro
 import copy
 import inspect
 import os
-import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -163,26 +162,26 @@ class SharedPrefix:
     def of(cls, model, prepared, batch_tokens, show_progress=False):
         """The shared prefix of several prompts; `None` where sharing would change results or is not supported.
 
-        The VLM must take features of images that were computed before, all its layers must have a cache of keys and
-        values, and no prompt may cross the length at which rotary factors change. Arguments are those of the class.
+        The VLM must take features of images that were computed before, and compute the same behind a cache as without
+        one; no prompt may cross the length at which rotary factors change. Arguments are those of the class.
         """
         boundary = model.config.length_boundary
-        if _has_recurrent_layers(model):
-            warnings.warn(
-                f"{model.config.vlm_config.model_type} has layers of linear attention, and prompts cannot share their "
-                "state: each is run whole, which is exact but slower.",
-                stacklevel=5,
-            )
-            return None
         if "mm_encoder_outputs" not in inspect.signature(model.vlm.forward).parameters:
             return None
         if boundary is not None and max(entry.length for entry in prepared) > boundary:
             return None
 
         try:
-            return cls(model, prepared, batch_tokens, show_progress)
+            shared = cls(model, prepared, batch_tokens, show_progress)
         except _FeaturesNotByImage:
             return None
+
+        # tokens of an image see each other in both directions, but behind a cache only backwards (Gemma)
+        text = model.config.vlm_config.get_text_config()
+        follows_images = any(len(keys) > shared.prefix_images for keys in shared.keys)
+        if shared.length and follows_images and getattr(text, "use_bidirectional_attention", None):
+            return None
+        return shared
 
     def _look_at_images(self, prepared, show_progress) -> dict[_ImageKey, _ImageFeatures]:
         """The features of all images, from the cache or from the vision tower."""
@@ -289,7 +288,7 @@ class SharedPrefix:
         """
         prefix = None
         if self.length:
-            prefix = self._run([0], 0, self.length, slice(0, self.prefix_images)).past_key_values
+            _, prefix = self._run([0], 0, self.length, slice(0, self.prefix_images))
 
         # every row of a chunk has a copy of the prefix, so that rows are limited beside the tokens
         longest = max(len(ids) for ids in self.ids)
@@ -304,27 +303,33 @@ class SharedPrefix:
         for chunk in chunks:
             cache = copy.deepcopy(prefix)  # a forward pass writes into it
             if cache is not None:
-                cache.batch_repeat_interleave(len(chunk))
-            last = self._run(chunk, self.length, None, slice(self.prefix_images, None), cache).logits[:, -1]
+                # the prefix in every row: its keys and values, and the running state of linear attention
+                cache.reorder_cache(torch.zeros(len(chunk), dtype=torch.long))
+            last, _ = self._run(chunk, self.length, None, slice(self.prefix_images, None), cache)  # [n, vocabulary]
             logits[chunk] = last[:, columns.to(last.device)].float().cpu()
             bar.update(len(chunk))
         return logits
 
-    def _run(self, rows: list[int], start: int, end: int | None, images: slice, cache=None):
-        """The model's output for a range of tokens and images of some prompts, padded on the left, after the cache."""
+    def _run(self, rows: list[int], start: int, end: int | None, images: slice, cache=None) -> tuple:
+        """The logits `[n, vocabulary]` after a range of tokens and images of some prompts, and the cache behind them.
+
+        Padding stands on the right. Between the cache and the prompt it would move a sliding window, and let the
+        state of linear attention fade.
+        """
         model = self.model
-        inputs = model.processor.pad([self.ids[row][start:end] for row in rows], side="left")
+        pieces = [self.ids[row][start:end] for row in rows]
+        inputs = model.processor.pad(pieces, side="right")
         width = inputs["input_ids"].shape[1]
 
         # positions of the whole prompts, of which the range is taken
         positions = []
         for row in rows:
             row_positions = self._positions(torch.tensor([self.ids[row]]), self.keys[row])[..., start:end]
-            positions.append(F.pad(row_positions, (width - row_positions.shape[-1], 0)))
-        inputs["position_ids"] = torch.cat(positions, dim=-2)  # [3, N, width] or [N, width]
+            positions.append(F.pad(row_positions, (0, width - row_positions.shape[-1])))
+        inputs["position_ids"] = torch.cat(positions, dim=-2)  # [3, n, width] or [n, width]
 
         # all rows see the tokens in the cache
-        inputs["attention_mask"] = F.pad(inputs["attention_mask"], (start, 0), value=1)  # [N, start + width]
+        inputs["attention_mask"] = F.pad(inputs["attention_mask"], (start, 0), value=1)  # [n, start + width]
         inputs = {key: value.to(model.device) for key, value in inputs.items()}
 
         features = []
@@ -332,7 +337,16 @@ class SharedPrefix:
             features += [self.images[key] for key in self.keys[row][images]]
         if features:
             inputs["mm_encoder_outputs"] = {"image": _join(features)}
-        return model(**inputs, past_key_values=cache, use_cache=self.length > 0, **model.keep_last_logits)
+
+        # rows end in a few columns, and only their logits are wanted
+        ends, places = torch.tensor([len(piece) - 1 for piece in pieces]).unique(return_inverse=True)
+        spares_logits = bool(model.keep_last_logits)
+        if spares_logits:
+            inputs["logits_to_keep"] = ends.to(model.device)
+        outputs = model(**inputs, past_key_values=cache, use_cache=self.length > 0)
+
+        logits = outputs.logits if spares_logits else outputs.logits[:, ends]  # [n, ends, vocabulary]
+        return logits[torch.arange(len(rows)), places], outputs.past_key_values
 
     def _positions(self, ids: torch.Tensor, keys) -> torch.Tensor:
         """Position ids of a whole prompt `[1, L]`: `[3, 1, L]` for M-RoPE, else `[1, L]`."""
@@ -354,12 +368,6 @@ class SharedPrefix:
         return rope_owner.get_rope_index(
             input_ids=ids, mm_token_type_ids=is_image, image_grid_thw=grids, attention_mask=torch.ones_like(ids)
         )[0]
-
-
-def _has_recurrent_layers(model) -> bool:
-    """Whether some layers of the language model keep a running state in place of keys and values (Qwen3.5)."""
-    layer_types = getattr(model.config.vlm_config.get_text_config(), "layer_types", None)
-    return "linear_attention" in (layer_types or ())
 
 
 def _image_keys(prepared: list[PreparedItem], processor) -> list[list[_ImageKey]]:

@@ -14,7 +14,7 @@ from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
 from .adapters_unime import adapter_folder, base_model_of, merge_adapter, saved_settings
-from .attention_unime import PACKED_ATTENTION, patches_as_product
+from .attention_unime import PACKED_ATTENTION, look_as_trained, patches_as_product
 from .batching_unime import plan_chunks
 from .configuration_phi3_v import Phi3VConfig
 from .fitting_unime import check_processor, check_processor_files, expects_processor, naming_broken_processor
@@ -61,6 +61,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         self._processor = None
         self._processor_source = None
         self._speed_up_vision()
+        look_as_trained(self.vlm)
 
     def _speed_up_vision(self):
         """Takes attention's loop over images and the patch convolution out of Qwen-VL towers, with equal results.
@@ -290,6 +291,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         model.source = source
         _take_over_quantization(model)
         model._speed_up_vision()
+        look_as_trained(vlm)
         return model.eval()
 
     @classmethod

@@ -19,7 +19,7 @@ from unime.checkpoints.opening import open_checkpoint
 from unime.commands.convert import main
 from unime.jobs.embedding import checkpoint_fingerprint
 
-KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v")
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_next", "llava_onevision", "phi3_v")
 RENAMED = {
     "qwen2_vl": ("model.model.language_model.", "model.model."),
     "llava_next": ("model.model.language_model.", "model.language_model.model."),

@@ -22,7 +22,7 @@ from transformers import (
 
 from unime import UniMEModel, UniMEProcessor, UniMERerankerForCausalLM
 
-KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v")
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_next", "llava_onevision", "phi3_v")
 CAPTION = "a red circle left of a blue star"
 QUESTION = "Represent the given image with the following question: What is in the top left?"
 QWEN_MIN, QWEN_MAX = 3136, 12845056

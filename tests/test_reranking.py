@@ -14,7 +14,7 @@ from unime.jobs.reranking import Reranker
 from unime.prompts_unime import LISTWISE_ANSWER
 from unime.scoring_unime import groups_of
 
-KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_next", "llava_onevision", "phi3_v")
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "llava_next", "llava_onevision", "phi3_v")
 QUERY = {"text": "Find the caption.", "image": picture(20, (90, 60))}
 
 

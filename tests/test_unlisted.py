@@ -6,14 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import TEXTS, picture
-from real_geometry import qwen_ids
-from tiny_checkpoints import QWEN_TEMPLATE, spread, tokenizer_for, write_qwen_images
+from test_gradient_cache import rows, trained
+from tiny_checkpoints import spread
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
     Gemma3Config,
     Gemma3ImageProcessorPil,
     Gemma3TextConfig,
+    Gemma4Config,
+    Gemma4ImageProcessorPil,
     GotOcr2ImageProcessorPil,
     Idefics3Config,
     Idefics3ImageProcessorPil,
@@ -24,9 +26,12 @@ from transformers import (
     Phi3Config,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    Qwen3_5Config,
     SiglipVisionConfig,
+    SmolVLMConfig,
+    SmolVLMImageProcessorPil,
+    SmolVLMVisionConfig,
 )
+from transformers.models.smolvlm import processing_smolvlm
 
 from unime import UniMEModel, UniMERerankerForCausalLM
 
@@ -119,6 +124,43 @@ def idefics3():
     return words, config, reader, "<image>", {"image_seq_len": 4}
 
 
+def smolvlm():
+    """As Idefics3, with a class that asks for a video processor and for num2words, which only words videos."""
+    words, config, _, image_token, settings = idefics3()
+    config = SmolVLMConfig(
+        vision_config=SmolVLMVisionConfig(**VISION, image_size=56),
+        scale_factor=2,
+        text_config=config.text_config,
+        image_token_id=config.image_token_id,
+    )
+    reader = SmolVLMImageProcessorPil(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
+    return words, config, reader, image_token, settings
+
+
+def gemma4():
+    """Its class asks for processors of video and audio; its layers attend in windows, and share keys and values."""
+    named = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"}
+    named |= {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
+    words = tokenizer([*named.values(), "<|video|>"], **named)
+    ids = {}
+    for name in ("image", "boi", "eoi", "audio", "boa"):
+        ids[f"{name}_token_id"] = words.convert_tokens_to_ids(named[f"{name}_token"])
+    text = {**TEXT, "num_hidden_layers": 4, "head_dim": 12, "global_head_dim": 12, "sliding_window": 24}
+    text |= {"vocab_size": len(words), "vocab_size_per_layer_input": len(words), "hidden_size_per_layer_input": 8}
+    text |= {"num_kv_shared_layers": 1, "layer_types": ["sliding_attention", "full_attention"] * 2}
+    text |= {"use_bidirectional_attention": "vision"}
+    vision = {**VISION, "num_key_value_heads": 2, "head_dim": 16, "patch_size": 8, "pooling_kernel_size": 2}
+    config = Gemma4Config(
+        text_config=text,
+        vision_config=vision,
+        eoa_token_index=words.convert_tokens_to_ids("<audio|>"),
+        video_token_id=words.convert_tokens_to_ids("<|video|>"),
+        **ids,
+    )
+    reader = Gemma4ImageProcessorPil(patch_size=8, pooling_kernel_size=2, max_soft_tokens=70)
+    return words, config, reader, "<|image|>", {"image_seq_length": 70}
+
+
 def template(image):
     return (
         "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
@@ -128,8 +170,9 @@ def template(image):
 
 
 @pytest.mark.filterwarnings("ignore:the answer")  # random weights name no candidate
-@pytest.mark.parametrize("make", [gemma3, internvl, idefics3])
-def test_native_models_work_unlisted(make, tmp_path):
+@pytest.mark.parametrize("make", [gemma3, gemma4, internvl, idefics3, smolvlm])
+def test_native_models_work_unlisted(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)
     words, config, reader, image_token, settings = make()
     torch.manual_seed(0)
     stock = AutoModelForImageTextToText.from_config(config).eval()
@@ -163,6 +206,9 @@ def test_native_models_work_unlisted(make, tmp_path):
     for candidates in (["one", "two cats", "a third"], [picture(5), "x"]):
         shared = reranker.score(items[2], candidates)
         assert (shared - reranker.score(items[2], candidates, share_prefix=False)).abs().max() <= 1e-5
+    gradients = trained(tmp_path, rows(tmp_path, 4), tmp_path / "out")
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert {"0", "1"} == {name.split()[-1] for name in gradients}, "two steps"
 
 
 def test_what_a_text_model_lacks_is_said(tmp_path):
@@ -179,49 +225,3 @@ def test_a_processor_without_the_interface_is_said(monkeypatch, tiny):
     monkeypatch.setattr(Qwen2VLProcessor, "replace_image_token", ProcessorMixin.replace_image_token)
     with pytest.raises(ValueError, match="Qwen2VLProcessor does not follow .* it lacks replace_image_token"):
         UniMEModel.from_backbone(tiny("qwen2_vl")[0])
-
-
-def write_qwen3_5(folder):
-    """Three of its four layers keep a running state (linear attention), the fourth keys and values."""
-    words = tokenizer_for("qwen")
-    text = {
-        **TEXT,
-        "vocab_size": len(words),
-        "num_hidden_layers": 4,
-        "head_dim": 32,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 16,
-        "pad_token_id": words.pad_token_id,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e4,
-            "mrope_section": [2, 1, 1],
-            "mrope_interleaved": True,
-            "partial_rotary_factor": 0.25,
-        },
-    }
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 48}
-    vision |= {"patch_size": 14, "num_position_embeddings": 64}
-    config = Qwen3_5Config(text_config=text, vision_config=vision, **qwen_ids(words))
-
-    torch.manual_seed(0)
-    stock = AutoModelForImageTextToText.from_config(config).eval()
-    spread(stock)
-    stock.save_pretrained(folder)
-    words.chat_template = QWEN_TEMPLATE
-    words.save_pretrained(folder)
-    write_qwen_images(folder, "Qwen3VLProcessor")
-
-
-def test_layers_of_linear_attention_judge_each_prompt_whole(tmp_path):
-    write_qwen3_5(tmp_path)
-    reranker = UniMERerankerForCausalLM.from_backbone(tmp_path)
-    candidates = ["a", "a much longer candidate than the first", {"image": picture(0, (56, 56))}, "b c"]
-    one_by_one = torch.cat([reranker.score("q", [entry], share_prefix=False) for entry in candidates])
-    with pytest.warns(UserWarning, match="qwen3_5 has layers of linear attention"):
-        together = reranker.score("q", candidates)
-    assert (together - one_by_one).abs().max() <= 1e-5 and together.unique().numel() == 4
-    with pytest.warns(UserWarning, match="linear attention"):
-        assert len(reranker.rank("q", [f"candidate {i}" for i in range(11)], strategy="listwise")) == 11

@@ -18,6 +18,7 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen2VLConfig,
+    Qwen3_5Config,
     Qwen3VLConfig,
     SiglipVisionConfig,
 )
@@ -150,6 +151,32 @@ def config_for(kind: str, tokenizer, width: int):
         }
         text = {**text, "head_dim": width // 4, "rope_parameters": {**rope, "mrope_interleaved": True}}
         return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
+    if kind == "qwen3_5":
+        # three of its four layers keep a running state (linear attention), the fourth keys and values
+        vision = {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 2,
+            "out_hidden_size": width,
+            "patch_size": 14,
+            "num_position_embeddings": 64,
+        }
+        text |= {
+            "num_hidden_layers": 4,
+            "head_dim": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 16,
+            "rope_parameters": {
+                **rope,
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+                "partial_rotary_factor": 0.25,
+            },
+        }
+        return Qwen3_5Config(text_config=text, vision_config=vision, **ids)
     image = tokenizer.convert_tokens_to_ids("<image>")
     if kind == "llava_next":
         return LlavaNextConfig(
@@ -182,7 +209,7 @@ def old_name(kind: str, name: str) -> str:
 
 def old_config(kind: str, config: dict) -> dict:
     """The configuration as transformers 4.49 wrote it: Qwen's text fields are not nested, names are old."""
-    if kind == "qwen3_vl":  # younger than that
+    if kind in ("qwen3_vl", "qwen3_5"):  # younger than that
         return config
     text = config.pop("text_config")
     rope = text.pop("rope_parameters", None) or {}

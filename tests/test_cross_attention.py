@@ -1,0 +1,107 @@
+"""Mllama (Llama 3.2 Vision), which looks at images by cross-attention: rows with and without images in one batch."""
+
+import json
+
+import pytest
+import torch
+from conftest import picture
+from test_gradient_cache import EVERYTHING, difference, rows, trained
+from test_unlisted import TEXT, template, tokenizer
+from tiny_checkpoints import spread
+from transformers import AutoModelForImageTextToText, MllamaConfig, MllamaImageProcessorPil
+
+from unime import UniMEModel, UniMERerankerForCausalLM
+
+ITEMS = ["a cat", picture(0), {"text": "what is it?", "image": picture(1, (100, 40))}, picture(2, (40, 100)), "x"]
+
+
+@pytest.fixture(scope="module")
+def mllama(tmp_path_factory):
+    """A folder with a tiny checkpoint, and the stock model in it."""
+    folder = tmp_path_factory.mktemp("mllama")
+    words = tokenizer(["<|image|>", "<|python_tag|>"])
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    text = {**TEXT, "num_hidden_layers": 4, "cross_attention_layers": [1, 3], "rope_parameters": rope}
+    text |= {"vocab_size": len(words), "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_global_layers": 1}
+    vision |= {"attention_heads": 2, "image_size": 28, "patch_size": 14, "max_num_tiles": 4}
+    vision |= {"intermediate_layers_indices": [1, 2], "vision_output_dim": 96}
+    image_id = words.convert_tokens_to_ids("<|image|>")
+    config = MllamaConfig(vision_config=vision, text_config=text, image_token_index=image_id)
+
+    torch.manual_seed(0)
+    stock = AutoModelForImageTextToText.from_config(config).eval()
+    spread(stock)
+    with torch.no_grad():
+        for name, weight in stock.named_parameters():
+            if "gate" in name and weight.ndim == 1:  # it is zero before training, and closes the gates
+                weight.fill_(0.7)
+
+    for part in (stock, words, MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4)):
+        part.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(template("<|image|>"))
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "MllamaProcessor"}))
+    return folder, stock
+
+
+def test_mixed_batches_equal_one_by_one_and_a_saved_model(mllama, tmp_path):
+    model = UniMEModel.from_backbone(mllama[0])
+    together = model.encode(ITEMS, fusion="joint")
+    apart = torch.stack([model.encode(item, fusion="joint") for item in ITEMS])
+    assert (together - apart).abs().max() <= 1e-5
+    assert (together @ together.T).triu(1).max() < 0.999
+    model.save_pretrained(tmp_path)
+    assert torch.equal(UniMEModel.from_pretrained(tmp_path).encode(ITEMS, fusion="joint"), together)
+
+
+def test_a_text_is_what_the_stock_model_makes_of_it(mllama):
+    folder, stock = mllama
+    model = UniMEModel.from_backbone(folder)
+    batch = model.processor.collate(model.processor.prepare(["a cat"]))
+    with torch.no_grad():
+        hidden = stock.model(**batch).last_hidden_state[0, -1]
+    assert (model.encode("a cat") - torch.nn.functional.normalize(hidden, dim=-1)).abs().max() <= 1e-6
+
+
+def test_the_tower_hands_over_what_goes_into_its_layers(mllama):
+    """As transformers 4 and Meta's code do; transformers 5.23 takes what comes out of them."""
+    model = UniMEModel.from_backbone(mllama[0])
+    tower = model.vlm.vision_model
+    inputs = {}
+
+    def keep(layer, arguments, kwargs):
+        inputs[layer] = kwargs["hidden_states"]
+
+    layers = tower.transformer.layers
+    for layer in layers:
+        layer.register_forward_pre_hook(keep, with_kwargs=True)
+
+    batch = model.processor.collate(model.processor.prepare([picture(1, (100, 40))]))
+    with torch.no_grad():
+        features = tower(batch["pixel_values"], batch["aspect_ratio_ids"], batch["aspect_ratio_mask"])
+    handed_over = features.last_hidden_state[..., 32:].unflatten(-1, (32, 2))  # [1, 1, tiles, patches, width, layers]
+    for place, number in enumerate([1, 2]):
+        expected = inputs[layers[number]].unflatten(1, (4, -1))[
+            :, :, :5
+        ]  # [1, tiles, patches, width], the padding cut off
+        assert (handed_over[0, ..., place] - expected).abs().max() <= 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:the answer")  # random weights name no candidate
+def test_it_judges_and_ranks(mllama):
+    judge = UniMERerankerForCausalLM.from_backbone(mllama[0])
+    query, candidates = ITEMS[2], ["one", "two cats", "a third"]
+    apart = torch.cat([judge.score(query, [candidate], share_prefix=False) for candidate in candidates])
+    assert (judge.score(query, candidates) - apart).abs().max() <= 1e-5
+    assert len(judge.score("a cat", ITEMS)) == 5
+    assert sum(entry["score"] for entry in judge.rank(query, candidates, strategy="listwise")) == pytest.approx(1)
+    assert len(judge.rank(query, candidates, strategy="generate")) == 3
+    with pytest.raises(ValueError, match="candidate 0 has 2 images, but MllamaProcessor takes one image at a time"):
+        judge.score(query, [picture(3)])
+
+
+def test_it_is_trained_with_the_gradient_of_the_full_batch(mllama, tmp_path):
+    data = rows(tmp_path)
+    whole = trained(mllama[0], data, tmp_path, **EVERYTHING)
+    assert any("cross_attn" in name for name in whole)
+    assert difference(trained(mllama[0], data, tmp_path, graph_tokens=0), whole) <= 1e-5
