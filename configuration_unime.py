@@ -86,9 +86,13 @@ class UniMERerankerConfig(_VLMWrapperConfig):
     Args:
         vlm_config (`dict` or `PreTrainedConfig`): configuration of a VLM that `AutoModelForImageTextToText` builds.
         backbone (`str`, *optional*): repository or folder of the VLM that was wrapped.
+        head (`list[int]`, *optional*): widths of a ranking head in the place of the output head, from the language
+            model's to 1, with a ReLU between its layers; none by default.
     """
 
     model_type = "unime_reranker"
+
+    head: list[int] | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

@@ -169,7 +169,7 @@ def check_processor(files: SavedFiles, model, processor):
 
 
 def _small_items(model, processor) -> list:
-    """An image, a text, and both; for a reranker in a judge's question."""
+    """An image, a text, and both; for a reranker in the questions that its preset has for them."""
     image = {"image": Image.new("RGB", (64, 64))}
     items = [image, {"text": _TEXT}]
     if processor.rules.query.both is not None:
@@ -178,9 +178,16 @@ def _small_items(model, processor) -> list:
         return items
 
     # a judge reads items only as candidates
+    query = {"text": _TEXT}
+    judging = processor.rules.judging
     small_items = [image]
     for item in items:
-        small_items.append(processor.rerank_messages({"text": _TEXT}, [item], "pointwise"))
+        if judging is not None and judging.document.of("text" in item, "image" in item) is None:
+            continue
+        if model.gives_places:
+            small_items.append(processor.list_question(query, [item, item], ["candidate 0", "candidate 1"]))
+        else:
+            small_items.append(processor.question(query, item))
     return small_items
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from .batching_unime import plan_chunks
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, VideoFrame, load_frames, open_image
-from .prompts_unime import LISTWISE_INSTRUCTION, POINTWISE, strip_placeholders
+from .prompts_unime import LISTWISE_INSTRUCTION, POINTWISE, instruct, strip_placeholders
 
 
 @dataclass(frozen=True)
@@ -189,6 +189,7 @@ def judge_messages(
     answer_format: str = "yes_no",
     num_frames: int = 8,
     image_text: str = "",
+    instruction: str | None = None,
 ) -> list[dict]:
     """The judge's user turn: instruction, `Query:`, the query, `Candidate:` or `Candidates:` and the candidates.
 
@@ -203,6 +204,7 @@ def judge_messages(
         answer_format (`str`, defaults to `"yes_no"`): `"yes_no"` or `"multiple_choice"`.
         num_frames (`int`, defaults to 8): most frames of a video.
         image_text (`str`): follows every image without a text.
+        instruction (`str`, *optional*): put before the query's text (see [`~unime.prompts_unime.instruct`]).
 
     Returns:
         a list of one message, whose content is a list of text and image parts.
@@ -217,10 +219,10 @@ def judge_messages(
     ```
     """
     listwise = strategy == "listwise"
-    instruction = LISTWISE_INSTRUCTION if listwise else POINTWISE[answer_format].instruction
+    task = LISTWISE_INSTRUCTION if listwise else POINTWISE[answer_format].instruction
 
-    content = [_text_part(instruction), _text_part("Query:")]
-    content += _item_parts(query, "query", num_frames, image_text)
+    content = [_text_part(task), _text_part("Query:")]
+    content += _item_parts(query, "query", num_frames, image_text, instruction)
 
     content.append(_text_part("Candidates:" if listwise else "Candidate:"))
     for index, candidate in enumerate(candidates):
@@ -236,7 +238,7 @@ def _text_part(text: str) -> dict:
     return {"type": "text", "text": text}
 
 
-def _item_parts(item, name: str, num_frames: int, image_text: str) -> list[dict]:
+def _item_parts(item, name: str, num_frames: int, image_text: str, instruction: str | None = None) -> list[dict]:
     """An item as parts of a message, its images first."""
     if is_chat(item):
         raise TypeError(f"{name} is a chat; the judge reads texts, images, and dicts of both.")
@@ -247,6 +249,7 @@ def _item_parts(item, name: str, num_frames: int, image_text: str) -> list[dict]
         text = strip_placeholders(text or "")  # the image stands before its text
         if not text.strip():
             text = image_text
+    text = instruct(instruction, text)
     if text:
         parts.append(_text_part(text))
     return parts

@@ -1,30 +1,28 @@
 """UniMEModel (embedder) and UniMERerankerForCausalLM (reranker and judge) on top of any VLM of the library."""
 
 import inspect
-import re
-import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm, trange
+from tqdm.auto import tqdm
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
 from transformers.utils import ModelOutput
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
+from .heads_unime import ranking_head, untied, with_ranking_head
 from .items_unime import is_chat, item_key
+from .listwise_unime import ListRanking
 from .pooling_unime import bidirectional_mask, pool
 from .processing_unime import Reading
-from .prompts_unime import LISTWISE_ANSWER, POINTWISE, PRESETS, find_preset, one_of
+from .prompts_unime import POINTWISE, PRESETS, find_preset, one_of
 from .ranking_unime import (
     OUTPUTS,
     as_retrieval_scores,
-    log_odds_among,
-    log_probability,
+    occurrences,
     penalised,
     ranked,
-    rival_tokens,
 )
 from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
@@ -64,6 +62,17 @@ class UniMEModel(UniMEPreTrainedModel):
             attention=rules.attention,
             **fields,
         )
+
+    @classmethod
+    def _find_preset(cls, path, model_type, preset):
+        """As in the base class, but a reranker's preset, which words questions, is refused."""
+        preset = super()._find_preset(path, model_type, preset)
+        if PRESETS[preset].judging is not None:
+            raise ValueError(
+                f"the preset {preset!r} is a reranker's; open {path} with `UniMERerankerForCausalLM`, or choose an "
+                "embedder's preset."
+            )
+        return preset
 
     def use_preset(self, preset: str, positions: str | None = None, **settings):
         """As in [`~UniMEPreTrainedModel.use_preset`]; `positions` are the preset's too, unless they are given."""
@@ -316,7 +325,7 @@ class UniMEModel(UniMEPreTrainedModel):
         return F.normalize(queries, dim=-1) @ F.normalize(documents, dim=-1).T
 
 
-class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
+class UniMERerankerForCausalLM(ListRanking, UniMEPreTrainedModel, GenerationMixin):
     """Multimodal reranker, and without training a judge: a VLM asked whether a candidate meets a query (2510.13515).
 
     Example:
@@ -335,6 +344,48 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.vision_cache = VisionCache()
+
+    def _build_vlm(self, config):
+        vlm = super()._build_vlm(config)
+        if config.head is not None:
+            vlm.lm_head = ranking_head(config.head)
+        return vlm
+
+    @classmethod
+    def _load_vlm(cls, path, config, kwargs: dict, preset: str):
+        """As in the base class; where the preset's score is a head's, it is loaded in the place of the output head."""
+        if not _has_head(PRESETS[preset]):
+            return super()._load_vlm(path, config, kwargs, preset)
+
+        config = kwargs["config"] = untied(config)
+        kwargs["key_mapping"] = {r"^model\.visual\.": "visual.", r"^score\.": "lm_head."}
+        stock_class = cls._vlm_class._model_mapping[type(config)]
+        class_with_head = with_ranking_head(stock_class, config.get_text_config().hidden_size)
+        vlm = super()._load_vlm(path, config, kwargs, preset, class_with_head)
+        vlm.__class__ = stock_class  # which the saved configuration names
+        return vlm
+
+    @classmethod
+    def _wrap_config(cls, vlm_config, preset, **fields):
+        head = None
+        if _has_head(PRESETS[preset]):
+            vlm_config = untied(vlm_config)
+            width = vlm_config.get_text_config().hidden_size
+            head = [width, width, 1]
+        return cls.config_class(vlm_config=vlm_config, head=head, **fields)
+
+    def use_preset(self, preset: str, **settings):
+        """As in [`~UniMEPreTrainedModel.use_preset`].
+
+        Raises:
+            ValueError: the preset's score is a head's, and the model has none, or the other way round.
+        """
+        # an unknown preset is refused below
+        if preset in PRESETS and _has_head(PRESETS[preset]) != (self.config.head is not None):
+            needs = "needs a ranking head" if self.config.head is None else "asks for words"
+            has = "an output head" if self.config.head is None else "a ranking head"
+            raise ValueError(f"the preset {preset!r} {needs}, but this model has {has}.")
+        super().use_preset(preset, **settings)
 
     @classmethod
     def from_backbone(cls, path_or_repo, preset: str | None = None, **kwargs):
@@ -372,12 +423,16 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         resolution=None,
         answer_format: str = "yes_no",
         sum_variants: bool = False,
-        repetition_penalty: float = 1.0,
+        repetition_penalty: float | None = None,
         share_prefix: bool = True,
-        output: str = "probability",
+        output: str | None = None,
         benchmark: str | None = None,
+        *,
+        instruction: str | None = None,
     ) -> torch.Tensor:
         """Probability that each candidate meets the query: softmax over the logits of two answers (2510.13515).
+
+        The presets of other authors' rerankers have questions of their own, and answers or a head that is scored.
 
         Args:
             query: a string, PIL image, path, or dict of `"text"` with `"image"` or `"video"`.
@@ -388,49 +443,117 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
                 judge answers better (FreeRet).
             sum_variants (`bool`): add up the probabilities of all spellings of an answer that are one token (`yes`,
                 ` Yes`, ...).
-            repetition_penalty (`float`, defaults to 1): divides the logit of answers that occur in the prompt, as
-                `generate` does; above 0. 1.05 gives the scores published with UniME-V2.
+            repetition_penalty (`float`, *optional*): divides the logit of answers that occur in the prompt, as
+                `generate` does; above 0. By default the preset's, mostly 1, which changes nothing; 1.05 gives the
+                scores published with UniME-V2.
             share_prefix (`bool`, defaults to `True`): run what all prompts begin with once, and see every image once,
                 kept in `vision_cache` for later calls. Off, every prompt is run whole.
-            output (`str`, defaults to `"probability"`): `"logit"` gives the log-odds of Yes against No instead.
-                Probabilities of confident answers are all 1.0 in float32; their log-odds still differ, so compare
-                and sort by these.
+            output (`str`, *optional*): `"probability"`, or `"logit"` for the log-odds of Yes against No (what a
+                ranking head gives, with its shift). Probabilities of confident answers are all 1.0 in float32; their
+                log-odds still differ, so compare and sort by these. By default what the authors of the preset report,
+                mostly probabilities.
             benchmark (`str`, *optional*): `"mmeb"`, `"retrieval"` or `"sugarcrepe"`: show items as the preset does on
                 this kind of benchmark.
+            instruction (`str`, *optional*): what the query is to be read as. It stands where the preset has a place
+                for it, else before the query's text.
 
         Returns:
-            float32 tensor `[len(candidates)]`: probabilities in [0, 1], or log-odds.
+            float32 tensor `[len(candidates)]`: probabilities in [0, 1], or log-odds. A preset that only puts lists in
+            order gives places instead: N for the best of N candidates, 1 for the last.
 
         Raises:
             ValueError: an option is unknown or out of range, or a candidate cannot be read; the message names it.
+            TypeError: `output` is asked of a preset that gives places.
         """
         _check_candidates(candidates)
-        one_of("output", output, *OUTPUTS)
-        if not 0 < repetition_penalty < float("inf"):
+        if output is not None:
+            one_of("output", output, *OUTPUTS)
+        if repetition_penalty is not None and not 0 < repetition_penalty < float("inf"):
             raise ValueError(f"repetition_penalty must be a number above 0, got {repetition_penalty}.")
         one_of("answer_format", answer_format, *POINTWISE)
         if not candidates:
             return torch.empty(0)
+        if self.gives_places:
+            if output is not None:
+                raise TypeError(
+                    f"output means nothing to the preset {self.processor.preset!r}, which gives places in a list and "
+                    "neither probabilities nor log-odds."
+                )
+            reading = {"resolution": resolution, "benchmark": benchmark, "instruction": instruction}
+            window = self._lists.window
+            return self._windowed_places(query, candidates, window, 1, 0, batch_tokens, show_progress, reading)
 
         names = [f"candidate {i}" for i in range(len(candidates))]
-        messages = []
+
+        # each candidate in a prompt of its own
+        questions = []
         for candidate, name in zip(candidates, names):
-            messages.append(
-                self.processor.rerank_messages(query, [candidate], "pointwise", [name], answer_format, benchmark)
-            )
-        prepared = self.processor.prepare(messages, names=names, resolution=resolution)
+            questions.append(self.processor.question(query, candidate, name, answer_format, benchmark, instruction))
+        prepared = self.processor.prepare(questions, names=names, resolution=resolution)
 
         # one forward pass gives the logits of both answers
-        yes_tokens, no_tokens = self._answers(POINTWISE[answer_format][1:], sum_variants)
+        yes_tokens, no_tokens = self._answer_tokens(answer_format, sum_variants)
         tokens = [*yes_tokens, *no_tokens]
         logits = self._next_logits(prepared, tokens, batch_tokens, share_prefix, show_progress)
-        logits = penalised(logits, prepared, tokens, repetition_penalty)  # [N, yes tokens + no tokens]
+        if repetition_penalty is None:
+            repetition_penalty = self.repetition_penalty
+        logits = penalised(logits, occurrences(prepared, tokens), repetition_penalty)  # [N, yes tokens + no tokens]
+
+        log_odds = self._log_odds(logits[:, : len(yes_tokens)], logits[:, len(yes_tokens) :])  # [N]
+
+        # confident answers are told apart by their log-odds alone
+        output = output or self.default_output
+        return log_odds if output == "logit" else log_odds.sigmoid()
+
+    def _log_odds(self, yes: torch.Tensor, no: torch.Tensor) -> torch.Tensor:
+        """Log-odds `[N]` from the logits `[N, yes tokens]` and `[N, no tokens]` of the spellings of two answers.
+
+        A ranking head has one output and no answer against it.
+        """
+        judging = self.processor.rules.judging
+        if self.config.head is not None:
+            return judging.scale * yes[:, 0] + judging.shift
 
         # the logits of all spellings of an answer become one, whose probability is their sum
-        yes = logits[:, : len(yes_tokens)].logsumexp(dim=1)
-        no = logits[:, len(yes_tokens) :].logsumexp(dim=1)
-        log_odds = yes - no  # [N]
-        return log_odds if output == "logit" else log_odds.sigmoid()
+        return yes.logsumexp(dim=1) - no.logsumexp(dim=1)
+
+    def log_odds_after(self, logits: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Log-odds of Yes against No, as `score` has them, from what the model says after its prompts.
+
+        Args:
+            logits (`FloatTensor` `[N, vocabulary]`): of the token after each prompt.
+            input_ids (`LongTensor` `[N, L]`): the prompts.
+
+        Returns:
+            `FloatTensor` `[N]`.
+        """
+        (yes, *_), no_tokens = self._answer_tokens("yes_no", False)
+        tokens = torch.tensor([yes, *no_tokens[:1]], device=logits.device)
+        occurs = (input_ids[:, :, None] == tokens).any(dim=1)  # [N, tokens]
+        logits = penalised(logits[:, tokens], occurs, self.repetition_penalty)
+        return self._log_odds(logits[:, :1], logits[:, 1:])
+
+    @property
+    def gives_places(self) -> bool:
+        """Whether the preset only puts lists in order, and knows no score of a single candidate."""
+        judging = self.processor.rules.judging
+        return judging is not None and judging.turn is None and not judging.by_roles
+
+    @property
+    def default_output(self) -> str:
+        """`"probability"` or `"logit"`, whichever the authors of the preset report."""
+        judging = self.processor.rules.judging
+        return "probability" if judging is None else judging.output
+
+    @property
+    def repetition_penalty(self) -> float:
+        """The penalty on answers that occur in the prompt, where a call names none."""
+        judging = self.processor.rules.judging
+        if judging is None:
+            return 1.0
+        if judging.penalty == "generation":
+            return getattr(self.generation_config, "repetition_penalty", None) or 1.0
+        return judging.penalty
 
     def rank(
         self,
@@ -447,8 +570,9 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         *,
         top_k: int | None = None,
         return_documents: bool = False,
-        output: str = "probability",
+        output: str | None = None,
         benchmark: str | None = None,
+        instruction: str | None = None,
         **scoring,
     ) -> list[dict]:
         """Ranks candidates, best first.
@@ -456,10 +580,12 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         Args:
             query, candidates, batch_tokens, resolution, show_progress: as in [`~UniMERerankerForCausalLM.score`].
             strategy (`str`): `"pointwise"` sorts by the log-odds of `score`. `"listwise"` shows all candidates at once
-                and reads the distribution of the number after the forced prefix `Ans: (`. `"fused"` sorts by retrieval
-                score plus `weight` times `score`, and equal sums by log-odds. `"generate"` is the procedure released
-                with UniME-V2: the model writes an answer, the candidate it names comes first and the others keep
-                their order.
+                and reads the distribution of the number after the forced prefix `Ans: (`; a list that does not fit
+                is put in order by windows of neighbours, from its end to its beginning, and the scores are places.
+                So it is with presets that have windows of their own. `"fused"` sorts by retrieval score plus
+                `weight` times `score`, and equal sums by log-odds. `"generate"` is the procedure released with
+                UniME-V2: the model writes an answer, the candidate it names comes first and the others keep their
+                order.
             rounds (`int`, defaults to 1): listwise passes, each after the first with the candidates shuffled; their
                 distributions are averaged, which cancels a liking for certain positions.
             seed (`int`): of the shuffling.
@@ -467,9 +593,10 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             weight (`float`): of the reranker's score, for `"fused"`.
             top_k (`int`, *optional*): how many entries to return, best first; all by default.
             return_documents (`bool`, defaults to `False`): return each candidate too, as `"text"`, whatever its kind.
-            output (`str`, defaults to `"probability"`): `"logit"` reports log-odds, and for `"fused"` adds them in
-                place of probabilities. Otherwise the order is the same with either.
-            benchmark (`str`, *optional*): as in [`~UniMERerankerForCausalLM.score`].
+            output (`str`, *optional*): `"probability"`, or `"logit"` for log-odds, which `"fused"` then adds in
+                place of probabilities. Otherwise the order is the same with either, and places stay places. By
+                default as in `score`.
+            benchmark, instruction (`str`, *optional*): as in [`~UniMERerankerForCausalLM.score`].
             scoring: for `"pointwise"` and `"fused"`, the other arguments of `score`.
 
         Returns:
@@ -491,9 +618,11 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
         """
         if strategy not in ("pointwise", "listwise", "fused", "generate"):
             raise ValueError(f"unknown strategy {strategy!r}; choose 'pointwise', 'listwise', 'fused' or 'generate'.")
-        if scoring and strategy in ("listwise", "generate"):
+        if scoring and (strategy in ("listwise", "generate") or self.gives_places):
             raise TypeError(f"{', '.join(scoring)} means nothing to the strategy {strategy!r}.")
-        if one_of("output", output, *OUTPUTS) == "logit" and strategy == "generate":
+        if output is not None:
+            one_of("output", output, *OUTPUTS)
+        if output == "logit" and strategy == "generate":
             raise TypeError("output means nothing to the strategy 'generate', which gives no scores.")
         if top_k is not None and top_k < 0:
             raise ValueError(f"top_k must not be negative, got {top_k}.")
@@ -504,19 +633,26 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
             retrieval_scores = as_retrieval_scores(retrieval_scores, len(candidates), weight)  # [N]
         else:
             retrieval_scores = None
+        if not candidates:
+            return []
 
+        reading = {"resolution": resolution, "benchmark": benchmark, "instruction": instruction}
         if strategy == "generate":
             scores = [None] * len(candidates)
-            order = self._order_by_generation(query, candidates, resolution, benchmark)
-        else:
-            if strategy == "listwise":
-                log_odds = self._listwise_log_odds(
-                    query, candidates, rounds, seed, batch_tokens, resolution, show_progress, benchmark
-                )
+            order = self._order_by_generation(query, candidates, reading)
+        elif strategy == "listwise" or self.gives_places:
+            passes = (rounds, seed, batch_tokens, show_progress, reading)
+            window = self.list_window(query, candidates, reading)
+            if self.gives_places or window < len(candidates):
+                values = self._windowed_places(query, candidates, window, *passes)  # [N]
+                output = "logit"  # as they are
             else:
-                scoring |= {"output": "logit", "benchmark": benchmark}
-                log_odds = self.score(query, candidates, batch_tokens, show_progress, resolution, **scoring)
-            scores, order = ranked(log_odds, output, retrieval_scores, weight)
+                values = self._listwise_log_odds(query, candidates, *passes)  # [N]
+            scores, order = ranked(values, output or self.default_output, retrieval_scores, weight)
+        else:
+            scoring |= {"output": "logit", **reading}
+            log_odds = self.score(query, candidates, batch_tokens, show_progress, **scoring)  # [N]
+            scores, order = ranked(log_odds, output or self.default_output, retrieval_scores, weight)
 
         ranking = []
         for index in order[:top_k]:
@@ -525,109 +661,6 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
                 entry["text"] = candidates[index]
             ranking.append(entry)
         return ranking
-
-    def _listwise_log_odds(
-        self, query, candidates, rounds, seed, batch_tokens, resolution, show_progress, benchmark
-    ) -> torch.Tensor:
-        """Log-odds `[N]` that each candidate is the best of all, of probabilities averaged over rounds; float64."""
-        if rounds < 1:
-            raise ValueError(f"rounds must be at least 1, got {rounds}.")
-        count = len(candidates)
-        if not count:
-            return torch.zeros(0)
-
-        generator = torch.Generator().manual_seed(seed)
-        is_silent = not wants_progress(show_progress, rounds)
-        by_round = torch.empty(rounds, count, dtype=torch.float64)
-        for number in trange(rounds, desc="Ranking", disable=is_silent, unit="round"):
-            # the first round shows the candidates as they came
-            order = torch.randperm(count, generator=generator) if number else torch.arange(count)
-            order = order.tolist()
-
-            # errors call a candidate by the number that the caller knows
-            shown = [candidates[i] for i in order]
-            names = [f"candidate {i}" for i in order]
-            entry = self._listwise_prompt(query, shown, names, resolution, benchmark)
-            by_round[number, order] = self._log_probabilities_of_numbers(entry, count, batch_tokens)
-        return log_odds_among(by_round.logsumexp(dim=0))  # the number of rounds cancels
-
-    def _listwise_prompt(self, query, candidates, names, resolution, benchmark, suffix=LISTWISE_ANSWER):
-        messages = self.processor.rerank_messages(query, candidates, "listwise", names, benchmark=benchmark)
-        (entry,) = self.processor.prepare(
-            [messages], suffix=suffix, names=["query and candidates"], resolution=resolution
-        )
-        return entry
-
-    def _log_probabilities_of_numbers(self, entry, count: int, batch_tokens: int) -> torch.Tensor:
-        """Log-probabilities `[count]` of the numbers 1 to `count` as the answer, float64.
-
-        Numbers of several digits are several tokens: the probability of each is the product of its tokens', each among
-        those that may follow there (another digit, or the closing bracket).
-        """
-        answers = self._number_tokens(count)
-        rivals = rival_tokens(answers)
-        if not rivals:  # a single candidate
-            return torch.zeros(count, dtype=torch.float64)
-
-        # one prompt for each beginning of a number after which several tokens may come
-        prompts = [replace(entry, written=beginning) for beginning in rivals]
-        columns = sorted(set().union(*rivals.values()))
-        logits = self._next_logits(prompts, columns, batch_tokens, share_prefix=True, show_progress=False)
-
-        # beginning of a number -> the log-probability of each token that may come next
-        chances = {}
-        for row, (beginning, tokens) in zip(logits, rivals.items()):
-            is_rival = torch.isin(torch.tensor(columns), torch.tensor(tokens))
-            log_softmax = row[is_rival].double().log_softmax(dim=0)
-            chances[beginning] = dict(zip(tokens, log_softmax.tolist()))
-
-        log_probabilities = [log_probability(answer, chances) for answer in answers]
-        return torch.tensor(log_probabilities, dtype=torch.float64)
-
-    def _number_tokens(self, count: int) -> list[list[int]]:
-        """Ids of `1)`, `2)`, ... as they stand after the forced prefix."""
-        tokenizer = self.processor.tokenizer
-        prefix = tokenizer(LISTWISE_ANSWER, add_special_tokens=False)["input_ids"]
-
-        # with the prefix before it, a number may be other tokens than by itself
-        answers = []
-        for number in range(1, count + 1):
-            ids = tokenizer(f"{LISTWISE_ANSWER}{number})", add_special_tokens=False)["input_ids"]
-            if ids[: len(prefix)] != prefix:
-                raise ValueError(f"the tokenizer joins {LISTWISE_ANSWER!r} with the number after it; use 'pointwise'.")
-            answers.append(ids[len(prefix) :])
-        return answers
-
-    def _order_by_generation(self, query, candidates, resolution, benchmark) -> list[int]:
-        """The candidate that the model names in its answer, then the others in their order."""
-        answer = self._generate(self._listwise_prompt(query, candidates, None, resolution, benchmark, suffix=""))
-        number = re.search(r"\((\d+)\)", answer)
-        best = int(number[1]) - 1 if number else -1
-
-        order = list(range(len(candidates)))
-        if 0 <= best < len(candidates):
-            order.insert(0, order.pop(best))
-        else:
-            warnings.warn(
-                f"the answer {answer.strip()[:80]!r} names none of {len(candidates)} candidates; their order stays.",
-                stacklevel=3,
-            )
-        return order
-
-    def _generate(self, entry) -> str:
-        """The model's answer to a prompt."""
-        with self._inference():
-            batch = self.processor.collate([entry], padding_side="left").to(self.device)
-            arguments = inspect.signature(self.vlm.forward).parameters  # `generate` refuses what the VLM does not name
-            batch = {key: value for key, value in batch.items() if key in arguments}
-
-            token_ids = self.vlm.generate(
-                **batch, generation_config=self.generation_config, max_new_tokens=128, do_sample=False, use_cache=True
-            )
-
-        # what comes back begins with the prompt
-        answer_ids = token_ids[0, batch["input_ids"].shape[1] :]
-        return self.processor.tokenizer.decode(answer_ids, skip_special_tokens=True)
 
     def _next_logits(self, prepared, tokens, batch_tokens, share_prefix, show_progress) -> torch.Tensor:
         """Logits `[N, len(tokens)]` of the token after each prompt, float32."""
@@ -669,9 +702,22 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
 
     @property
     def yes_no_tokens(self) -> tuple[int, int]:
-        """The tokens of Yes and No, whose log-odds a pointwise score is."""
-        yes, no = self._answers(POINTWISE["yes_no"][1:], False)
+        """The tokens of the answers whose log-odds a pointwise score is.
+
+        Raises:
+            ValueError: the score is that of a ranking head.
+        """
+        if self.config.head is not None:
+            raise ValueError(f"the preset {self.processor.preset!r} scores with a ranking head, not with two answers.")
+        yes, no = self._answer_tokens("yes_no", False)
         return yes[0], no[0]
+
+    def _answer_tokens(self, answer_format: str, sum_variants: bool) -> list[list[int]]:
+        """The columns of the logits that speak for a candidate, and those against it."""
+        judging = self.processor.rules.judging
+        if self.config.head is not None:
+            return [[0], []]
+        return self._answers(POINTWISE[answer_format][1:] if judging is None else judging.words, sum_variants)
 
     def _answers(self, words: tuple[str, str], sum_variants: bool) -> list[list[int]]:
         """Token ids of each answer: the word itself first, then its other spellings that are one token."""
@@ -695,6 +741,11 @@ class UniMERerankerForCausalLM(UniMEPreTrainedModel, GenerationMixin):
                 if len(ids) == 1:
                     tokens[ids[0]] = True
         return list(tokens)
+
+
+def _has_head(preset) -> bool:
+    """Whether a preset's score is that of a ranking head, and not of words."""
+    return preset.judging is not None and preset.judging.words is None
 
 
 def _same_argument(**names):

@@ -19,15 +19,15 @@ class Prompts(NamedTuple):
     """The user turn by kind of item. `{image}` stands where the image goes, `{text}` where the text goes.
 
     Args:
-        text (`str`): of an item that is a text.
-        image (`str`): of an item that is an image.
-        both (`str`, *optional*): of an item with both; `None` where the authors read no such item in one prompt.
+        text (`str`, *optional*): of an item that is a text; `None`, as below, where the authors read no such item.
+        image (`str`, *optional*): of an item that is an image.
+        both (`str`, *optional*): of an item with both.
         video (`str`, *optional*): of an item that is a video; as an image by default.
         video_and_text (`str`, *optional*): of an item with a video and a text; as an image and a text by default.
     """
 
-    text: str
-    image: str
+    text: str | None
+    image: str | None
     both: str | None
     video: str | None = None
     video_and_text: str | None = None
@@ -62,39 +62,63 @@ class Instruction(NamedTuple):
     roles: tuple[str, ...] = ("query", "document")
 
 
+class Lists(NamedTuple):
+    """How a reranker is asked about several candidates at once.
+
+    Args:
+        turn (`str`, *optional*): the user turn, with `{query}` and `{documents}` in it; the model answers with an
+            order, `[2] > [1] > [3]`. By default UniME-V2's question, which a number answers (2510.13515).
+        turn_with_images (`str`, *optional*): the same where a candidate is an image.
+        entry (`str`): one of the candidates: `{number}`, `{document}`.
+        images_by_template (`bool`): wrap a turn with images in the backbone's chat template, whatever the frame is.
+        opening (`str`): the beginning of every answer, unless the template has written it.
+        window, stride (`int`): candidates that are shown at once, and how far the window moves; 0 shows as many as
+            fit, and moves by half of them.
+        from_below (`bool`): whether windows move from the end of the list to its beginning.
+        new_tokens (`int`): most tokens of an answer.
+    """
+
+    turn: str | None = None
+    turn_with_images: str | None = None
+    entry: str = "[{number}]: {document}"
+    images_by_template: bool = False
+    opening: str = ""
+    window: int = 0
+    stride: int = 0
+    from_below: bool = True
+    new_tokens: int = 128
+
+
 class Judging(NamedTuple):
     """How a reranker asks about candidates, and what its score is.
 
     Args:
-        turn (`str`): the user turn of a pair. `{query}`, `{document}` and `{instruction}` stand where these go.
-        item (`Prompts`): what stands for a query or a document in it, by kind.
-        score (`str`): `"softmax"` of the logits of two words, `"sigmoid"` of their difference, `"difference"` itself,
-            or `"head"`: the sigmoid of a head of its own.
-        words (`tuple[str, str]`): the words for yes and for no.
+        query, document (`Prompts`): what stands for a query and for a candidate, by kind; `None` for kinds that the
+            authors do not ask about.
+        turn (`str`, *optional*): the user turn of a pair. `{query}`, `{document}` and `{instruction}` stand where they
+            go, in any order. `None` for a reranker that is asked about lists only.
+        by_roles (`bool`): the checkpoint's chat template words a pair, from messages of the roles query and document.
+        words (`tuple[str, str]`, *optional*): the words for yes and for no, the difference of whose logits is the
+            log-odds; `None` for a ranking head of its own.
         scale, shift (`float`): the head's output is multiplied by the one, and the other is added.
-        document_first (`bool`): whether the document (and its image) stands before the query.
-        penalty (`float`): repetition penalty on the two words.
-        listwise (`str`, *optional*): the user turn for several candidates; `{query}`, `{documents}`.
-        listwise_item (`str`): one of these candidates: `{number}`, `{document}`.
-        window, stride (`int`): candidates in a listwise window, and how far it moves; 0 shows all at once.
-        from_below (`bool`): whether windows move from the end of the list to its beginning.
-        kinds (`tuple`): kinds of query that it was trained on, of `"text"`, `"image"` and `"both"`.
+        output (`str`): what the authors report: `"probability"`, the sigmoid of the log-odds, or `"logit"`.
+        penalty (`float` or `str`): repetition penalty on words that occur in the prompt; `"generation"` takes that of
+            the checkpoint's generation configuration, as scores of `generate` have it.
+        document_length (`int`, *optional*): tokens to which the text of a document is cut.
+        lists ([`Lists`], *optional*): how it is asked about lists; `None` if it is not.
     """
 
-    turn: str
-    item: Prompts
-    score: str = "softmax"
-    words: tuple[str, str] = ("Yes", "No")
+    query: Prompts
+    document: Prompts
+    turn: str | None = None
+    by_roles: bool = False
+    words: tuple[str, str] | None = ("Yes", "No")
     scale: float = 1.0
     shift: float = 0.0
-    document_first: bool = False
-    penalty: float = 1.0
-    listwise: str | None = None
-    listwise_item: str = "({number}) {document}"
-    window: int = 0
-    stride: int = 0
-    from_below: bool = True
-    kinds: tuple[str, ...] = ("text", "image", "both")
+    output: str = "probability"
+    penalty: float | str = 1.0
+    document_length: int | None = None
+    lists: Lists | None = None
 
 
 @dataclass(frozen=True)
@@ -222,6 +246,7 @@ __all__ = [
     "Family",
     "Instruction",
     "Judging",
+    "Lists",
     "Preset",
     "Prompts",
     "same",

@@ -26,6 +26,7 @@ from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .items_unime import PreparedItem, is_chat, is_video
 from .native_unime import ImageSettings, build_native, load_parts, load_saved_images, restore_normalizer
 from .prompts_unime import PLACEHOLDER, PRESETS, find_preset, instruct, one_of, strip_placeholders
+from .questions_unime import Question
 from .rendering_unime import PromptRenderer, Reading
 
 # what a preset decides, unless it is given beside it; and what no preset decides
@@ -301,10 +302,11 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
         cut_names = set()
         for i, item in enumerate(items):
             entry = self._plan(names[i], prompts[i], token_ids[i], images[i], resolution)
+            entry = self._with_appended_id(entry)
             if entry.length > limit:
                 entry = self._shorten(entry, item, readings[instructions[i]], limit)
                 cut_names.add(names[i])
-            prepared.append(self._with_appended_id(entry))
+            prepared.append(entry)
 
         # the image and the text of a sum are two parts of one item, under one name
         if cut_names:
@@ -322,15 +324,14 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
 
     def _clipped(self, item, limit: int, name: str):
         """An item without the end of a text that is far above the limit; a chat is never cut."""
-        text = item.get("text") if isinstance(item, Mapping) else item
-        if not isinstance(text, str):
-            return item
-
+        text = _text_of(item)
         beginning = self._beginning(text, limit)
         if beginning == text:
             return item
         if not beginning.strip():
             raise ValueError(f"{name} begins with more blanks than fit into {limit} tokens; strip it.")
+        if isinstance(item, Question):
+            return replace(item, text=beginning)
         return {**item, "text": beginning} if isinstance(item, Mapping) else beginning
 
     def _beginning(self, text: str, limit: int) -> str:
@@ -428,12 +429,9 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
 
     def _cut_text(self, entry: PreparedItem, item, reading: Reading, target: int) -> tuple[str, list[int]] | None:
         """Prompt and ids with the text cut until at most `target` ids remain; None when no text would be left."""
-        text = item.get("text") if isinstance(item, Mapping) else item
-        if not isinstance(text, str):
-            text = ""
-
         # guarded as in the prompt, so that it is cut between the same tokens
-        guarded = self.controls.guard(text, places_image=len(entry.images) > 0)
+        places_image = len(entry.images) > 0 and not isinstance(item, Question)
+        guarded = self.controls.guard(_text_of(item), places_image)
         offsets = self.tokenizer(guarded, return_offsets_mapping=True)["offset_mapping"]
 
         keep = len(offsets) - 1
@@ -443,7 +441,11 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
             if not beginning.strip():
                 return None
 
-            prompt = self._prompt(beginning, len(entry.images), reading, entry.name, is_video(item)) + reading.suffix
+            if isinstance(item, Question):
+                prompt, _ = self._render(replace(item, text=beginning), reading, entry.name)
+            else:
+                prompt = self._prompt(beginning, len(entry.images), reading, entry.name, is_video(item))
+            prompt += reading.suffix
             (ids,) = self._tokenize([prompt])
             if len(ids) <= target:
                 return prompt, ids
@@ -626,6 +628,16 @@ def _split_into_parts(item, fusion: str, instruction: str | None) -> list[tuple]
     if not spoken:
         return [(item, None)]
     return [(picture, None), (spoken, None)]
+
+
+def _text_of(item) -> str:
+    """The text of an item or question that is cut where it is too long; empty if there is none, as of a chat."""
+    text = item
+    if isinstance(item, Question):
+        text = item.text
+    elif isinstance(item, Mapping):
+        text = item.get("text")
+    return text if isinstance(text, str) else ""
 
 
 def _with_settings(reading: Reading | None, settings: dict) -> Reading:

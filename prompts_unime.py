@@ -13,6 +13,7 @@ from .presets_pages_unime import PAGES
 from .presets_plain_unime import PLAIN
 from .presets_qwen3_unime import QWEN3
 from .presets_released_unime import RELEASED
+from .presets_rerankers_unime import RERANKERS
 from .presets_vlm2vec_unime import VLM2VEC
 
 # How MMEB, LLaVA and Qwen spell "the image goes here"; Qwen's fence around it is the backbone's business.
@@ -55,7 +56,7 @@ LISTWISE_INSTRUCTION = (
 )
 LISTWISE_ANSWER = "Ans: ("  # the forced answer prefix; the next token begins the number
 
-FAMILIES = (PLAIN, RELEASED, VLM2VEC, GME, QWEN3, LAMRA, LLAMA, PAGES)
+FAMILIES = (PLAIN, RELEASED, VLM2VEC, GME, QWEN3, LAMRA, LLAMA, PAGES, RERANKERS)
 PRESETS: dict[str, Preset] = {}
 CHECKPOINTS: dict[str, Checkpoint] = {}
 for family in FAMILIES:

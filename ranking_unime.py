@@ -92,18 +92,26 @@ def log_probability(answer: list[int], chances: dict[tuple, dict]) -> float:
     return total
 
 
-def penalised(logits: torch.Tensor, prepared, tokens: list[int], penalty: float) -> torch.Tensor:
-    """Logits `[N, len(tokens)]` after `generate`'s repetition penalty on the answers that occur in the prompt.
+def occurrences(prepared, tokens: list[int]) -> torch.Tensor:
+    """Which tokens occur in which prompts, bool `[N, len(tokens)]`.
 
     Args:
-        logits (`Tensor` `[N, len(tokens)]`): of the answers.
         prepared (`list[PreparedItem]`): the N prompts.
-        tokens (`list[int]`): the answers.
+        tokens (`list[int]`): the tokens.
+    """
+    tokens = torch.tensor(tokens)
+    return torch.stack([torch.isin(tokens, torch.tensor(entry.input_ids)) for entry in prepared])
+
+
+def penalised(logits: torch.Tensor, occurs: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Logits `[N, A]` of answers after `generate`'s repetition penalty on those that occur in the prompt.
+
+    Args:
+        logits (`Tensor` `[N, A]`): of the answers.
+        occurs (`BoolTensor` `[N, A]`): whether they occur in the prompt.
         penalty (`float`): above 0; 1 changes nothing.
     """
     if penalty == 1.0:
         return logits
-    tokens = torch.tensor(tokens)
-    occurs = torch.stack([torch.isin(tokens, torch.tensor(entry.input_ids)) for entry in prepared])
     penalised_logits = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(occurs, penalised_logits, logits)  # [N, len(tokens)]
+    return torch.where(occurs, penalised_logits, logits)  # [N, A]

@@ -20,6 +20,7 @@ from .prompts_unime import (
     with_full_stop,
     worded,
 )
+from .questions_unime import Question, QuestionRenderer
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Reading:
         require_unicode(self.instruction or "", "the instruction")
 
 
-class PromptRenderer:
+class PromptRenderer(QuestionRenderer):
     """The half of a processor that words items; the other half makes tensors of prompts.
 
     It reads these attributes of the processor: `preset`, `benchmarks`, `tokenizer`, `chat_template`, `num_frames`,
@@ -139,8 +140,8 @@ class PromptRenderer:
         text: [`~UniMEProcessor.prepare`] does not tokenise it as one, although the prompt shows it.
 
         Args:
-            item: a string, PIL image, path, `{"text", "image"}` or `{"text", "video"}` dict, or chat messages (which
-                bypass the preset).
+            item: a string, PIL image, path, `{"text", "image"}` or `{"text", "video"}` dict, chat messages (which
+                bypass the preset), or a [`~unime.questions_unime.Question`].
             instruction (`str`, *optional*): put before the text, on a line of its own or after a colon.
             role (`str`): `"query"` or `"document"`; presets may word them differently.
             name (`str`): what errors call the item.
@@ -157,7 +158,10 @@ class PromptRenderer:
         return prompt.replace(GUARD, ""), images
 
     def _render(self, item, reading: Reading, name: str, generate: bool = True) -> tuple[str, tuple]:
-        if is_chat(item):
+        if isinstance(item, Question):
+            prompt = item.before + self.controls.guard(item.text) + item.after + _appended_text(self.rules)
+            images = item.images
+        elif is_chat(item):
             prompt, images = self._render_chat(item, name, generate)
         else:
             may_be_empty = self._words(reading.benchmark).empty is not None
@@ -367,12 +371,15 @@ class PromptRenderer:
         names=None,
         answer_format: str = "yes_no",
         benchmark: str | None = None,
+        instruction: str | None = None,
     ) -> list[dict]:
         """[`~unime.items_unime.judge_messages`] with this processor's number of frames, as on a kind of benchmark."""
         if benchmark is not None:
             one_of("benchmark", benchmark, *BENCHMARKS)
         image_text = self.rules.judged_images.get(benchmark, "")
-        return judge_messages(query, candidates, strategy, names, answer_format, self.num_frames, image_text)
+        return judge_messages(
+            query, candidates, strategy, names, answer_format, self.num_frames, image_text, instruction
+        )
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an assistant's turn, up to the token that ends it, as they follow the generation prompt."""

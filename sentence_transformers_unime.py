@@ -5,7 +5,6 @@ classes here. They feed the model what `encode` and `score` feed it, so the numb
 """
 
 import json
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -118,33 +117,37 @@ class UniMETransformer(_UniMEModule):
 
 
 class UniMECrossEncoder(_UniMEModule):
-    """`UniMERerankerForCausalLM` in sentence-transformers: a pair's score is the log-odds of Yes against No."""
+    """`UniMERerankerForCausalLM` in sentence-transformers: a pair's score is the log-odds of Yes against No.
+
+    A prompt is the instruction of every query.
+    """
 
     auto_class = AutoModelForCausalLM
 
-    @cached_property
-    def _answers(self) -> tuple[int, int]:
-        return self.model.yes_no_tokens
+    def __init__(self, model):
+        super().__init__(model)
+        if model.gives_places:
+            raise ValueError(
+                f"the preset {model.processor.preset!r} puts lists in order and scores no pairs, which is what a "
+                "CrossEncoder does; use `UniMERerankerForCausalLM.rank`."
+            )
 
     def preprocess(self, inputs, prompt: str | None = None, **kwargs) -> dict:
-        if prompt:
-            raise ValueError("the judge's instruction is fixed; put what you look for into the query.")
-        turns = []
+        questions = []
         names = []
         for pair in inputs:
             query, candidate = map(_as_item, pair)
             name = f"the pair of {describe(query)} and {describe(candidate)}"
             names.append(name)
-            turns.append(self.processor.rerank_messages(query, [candidate], "pointwise", [name]))
+            questions.append(self.processor.question(query, candidate, name, instruction=prompt))
 
         # padded on the left, so that the answer follows the last token of every prompt
-        prepared = self.processor.prepare(turns, names=names)
+        prepared = self.processor.prepare(questions, names=names)
         return dict(self.processor.collate(prepared, "left"))
 
     def forward(self, features: dict, **kwargs) -> dict:
-        yes, no = self._answers
         last = self.model(**features, use_cache=False, **self.model.keep_last_logits).logits[:, -1].float()
-        scores = last[:, yes] - last[:, no]  # [N]
+        scores = self.model.log_odds_after(last, features["input_ids"])  # [N]
 
         # `rank` sorts what the sigmoid makes of these, and that of confident answers is 1.0 in float32
         if not self.training and scores.device.type != "mps":  # which has no float64
@@ -164,10 +167,10 @@ def write_modules(model, folder):
         }
     else:
         name = "UniMECrossEncoder"
-        settings = {
-            "model_type": "CrossEncoder",
-            "activation_fn": "torch.nn.modules.activation.Sigmoid",
-        }
+        # what a pair's log-odds become
+        reports_log_odds = model.has_processor and model.default_output == "logit"
+        activation = "linear.Identity" if reports_log_odds else "activation.Sigmoid"
+        settings = {"model_type": "CrossEncoder", "activation_fn": f"torch.nn.modules.{activation}"}
 
     # the class by the name of this file, which is saved with every model
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(__file__).stem}.{name}"}]

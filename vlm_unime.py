@@ -55,13 +55,17 @@ class UniMEPreTrainedModel(PreTrainedModel):
             vision._attn_implementation = "sdpa"
 
         super().__init__(config)
-        self.vlm = self._vlm_class.from_config(config.vlm_config, trust_remote_code=False)
+        self.vlm = self._build_vlm(config)
         self.post_init()
         self.source = None
         self._processor = None
         self._processor_source = None
         self._speed_up_vision()
         look_as_trained(self.vlm)
+
+    def _build_vlm(self, config):
+        """The wrapped VLM, without its weights."""
+        return self._vlm_class.from_config(config.vlm_config, trust_remote_code=False)
 
     def _speed_up_vision(self):
         """Takes attention's loop over images and the patch convolution out of Qwen-VL towers, with equal results.
@@ -225,7 +229,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
             processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
         if weights:
             _set_quantization(kwargs, quantization)
-            vlm = cls._load_vlm(path_or_repo, config, kwargs)
+            vlm = cls._load_vlm(path_or_repo, config, kwargs, preset)
             model = cls._wrap(vlm, preset, path_or_repo)
         else:
             vlm_config = complete_config(path_or_repo, config)
@@ -264,12 +268,12 @@ class UniMEPreTrainedModel(PreTrainedModel):
             return cls(config).eval()
 
     @classmethod
-    def _load_vlm(cls, path, config, kwargs: dict):
+    def _load_vlm(cls, path, config, kwargs: dict, preset: str, auto_class=None):
         """The VLM of a stock checkpoint, with every weight in its place."""
         kwargs["ignore_mismatched_sizes"] = True  # so that our own error can name the weights
         load = _load_phi3_v if config.model_type == Phi3VConfig.model_type else _load_stock
         with naming_broken_files(path):
-            vlm, info = load(cls._vlm_class, path, config, kwargs)
+            vlm, info = load(auto_class or cls._vlm_class, path, config, kwargs)
         assert_all_landed(info, path, ignore=cls._dropped_weights)
 
         # integers would land as weights, without their scales

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from huggingface_hub import ModelCardData
 
-from ..prompts_unime import PRESETS, Prompts
+from ..prompts_unime import PRESETS, Prompts, published_checkpoint
 
 _CITE = """@article{unime,
   title={Breaking the Modality Barrier: Universal Embedding Learning with Multimodal LLMs}, eprint={2504.17432},
@@ -153,6 +153,8 @@ class Card:
         terms = f"That of {base}, and of the data it was trained on."
         if self.license:
             terms = f"`{self.license}`."
+        if "-nc-" in (self.license or ""):
+            terms += " **Not for commercial use.**"
         sections += ["## License", terms]
         sections += ["## Cite", f"```bibtex\n{_CITE}\n```"]
         return f"---\n{self._metadata()}\n---\n\n" + "\n\n".join(sections) + "\n"
@@ -218,7 +220,7 @@ def _prompt_rows(prompts: Prompts, role: str = "") -> list[str]:
     """A row of the table for each kind of item, line breaks written as `\\n`."""
     rows = []
     for kind, prompt in zip(Prompts._fields, prompts):
-        if prompt is None:  # a kind that is read as another, or not at all
+        if prompt is None:  # the authors read no such item
             continue
         rows.append(f"| {role}{kind} | `{json.dumps(prompt)[1:-1]}` |")
     return rows
@@ -226,6 +228,8 @@ def _prompt_rows(prompts: Prompts, role: str = "") -> list[str]:
 
 def read_card(folder) -> Card:
     """A card from a saved model's folder, with the training section of the card that lies there.
+
+    Its license is that of the published checkpoint that the model was made from, if that is one that is known.
 
     Args:
         folder (`str` or `Path`): what `save_pretrained` or a trainer wrote.
@@ -242,6 +246,9 @@ def read_card(folder) -> Card:
     if model_type not in _KINDS:
         raise ValueError(f"{folder} holds a {model_type} model, not a UniME model; `unime convert` makes one.")
 
+    # what is made from published weights is bound by their license
+    published = published_checkpoint(config.get("backbone") or "")
+
     # how the model reads may differ from its preset, and stands beside it
     processor = {}
     if (folder / "processor_config.json").exists():
@@ -255,6 +262,7 @@ def read_card(folder) -> Card:
         fusion=processor.get("fusion"),
         resolution=processor.get("resolution", "native"),
         adapter=(folder / "adapter_config.json").exists(),
+        license=published.license if published else None,
     )
 
     # what a trainer or a person wrote stays

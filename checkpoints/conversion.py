@@ -119,6 +119,12 @@ def export(source, out, head=None, trust_remote_code: bool = False):
 
     model = open_checkpoint(folder, trust_remote_code=trust_remote_code)
 
+    if getattr(model.config, "head", None) is not None:
+        raise ValueError(
+            f"{source} has a ranking head in the place of its output head, for which no stock class has a name; serve "
+            "it as a saved UniME model."
+        )
+
     # transformers does not know a model under the name of our attention
     vision = getattr(model.vlm.config, "vision_config", None)
     if vision is not None and vision._attn_implementation == model.vision_attention:

@@ -9,7 +9,6 @@ from PIL import Image
 
 from ..files.writing import write_text
 from ..images_unime import Resolution
-from ..items_unime import judge_messages
 from ..modeling_unime import UniMEModel
 
 _MACROS = Path(__file__).with_name("chat_template.jinja")  # what all templates share
@@ -41,6 +40,13 @@ def write_exports(model, out: Path):
             "document": preset_template(model.processor, "document"),
         }
         _write_embedder(model, out)
+    elif model.gives_places:
+        warnings.warn(
+            f"no template words what the preset {model.processor.preset!r} asks about lists: the stock checkpoint is "
+            "written alone.",
+            stacklevel=3,
+        )
+        return
     else:
         templates = {"judge": judge_template(model.processor)}
         _write_reranker(model, templates["judge"], out)
@@ -106,11 +112,11 @@ def _differences(model) -> list[str]:
 
 def _write_reranker(model, template: str, out: Path):
     """The files of a `CrossEncoder`, where it gives the same scores."""
-    policy = Resolution.parse(model.processor.resolution)
-    if policy != Resolution() or model.config.vlm_config.model_type == "phi3_v":
+    differences = _reranker_differences(model)
+    if differences:
         warnings.warn(
-            f"sentence-transformers cannot be told the resolution {model.processor.resolution} or this backbone: its "
-            "files are left out.",
+            f"sentence-transformers cannot be told all of the preset {model.processor.preset!r} "
+            f"({', '.join(differences)}): its files are left out.",
             stacklevel=4,
         )
         return
@@ -121,8 +127,26 @@ def _write_reranker(model, template: str, out: Path):
     yes, no = model.yes_no_tokens
     score = {"true_token_id": yes, "false_token_id": no, "module_input_name": "causal_logits"}
     write_json(out / "1_LogitScore" / "config.json", score)
-    settings = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    activation = "linear.Identity" if model.default_output == "logit" else "activation.Sigmoid"
+    settings = {"model_type": "CrossEncoder", "activation_fn": f"torch.nn.modules.{activation}"}
     write_json(out / "config_sentence_transformers.json", settings)
+
+
+def _reranker_differences(model) -> list[str]:
+    """Why a reranker's scores are not those of its exported checkpoint with its template."""
+    processor = model.processor
+    differences = []
+    if Resolution.parse(processor.resolution) != Resolution():
+        differences.append(f"the resolution {processor.resolution}")
+    if processor.rules.image_tokens is not None:
+        differences.append("limits of image tokens")
+    if model.repetition_penalty != 1.0:
+        differences.append(f"a repetition penalty of {model.repetition_penalty}")
+    if isinstance(processor.rules.appended, int):
+        differences.append("an appended token")
+    if model.config.vlm_config.model_type == "phi3_v":
+        differences.append("a backbone it does not know")
+    return differences
 
 
 def _write_modules(out: Path, modules, task: str, output: str, name: str, template: str):
@@ -207,17 +231,25 @@ def judge_template(processor) -> str:
     Returns:
         `str`: the content of one file, which needs no other.
     """
+    judging = processor.rules.judging
     prompts = {}
     for query_kind, query in _sample_items(_QUERY).items():
         for document_kind, document in _sample_items(_DOCUMENT).items():
             several_images = "image" in query and "image" in document
             if several_images and not processor.takes_several_images:
                 continue
+            if judging is not None and None in (_words(judging.query, query), _words(judging.document, document)):
+                continue
 
-            prompt, _ = processor.render(judge_messages(query, [document]))
+            prompt, _ = processor.render(processor.question(query, document))
             inserts = {_QUERY: "query", _DOCUMENT: "document"}
             prompts[f"{query_kind}, {document_kind}"] = _pieces(processor.tokenizer, prompt, inserts)
     return _template(prompts, processor.controls.names, "judge_prompt")
+
+
+def _words(prompts, item: dict) -> str | None:
+    """What stands for an item in a question; `None` if the authors ask about no such item."""
+    return prompts.of("text" in item, "image" in item)
 
 
 def _sample_items(mark: str) -> dict[str, dict]:

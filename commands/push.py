@@ -32,7 +32,8 @@ def push(folder, repo: str, results: list[str] = (), license: str | None = None,
         folder: what `save_pretrained` or a trainer wrote.
         repo (`str`): `owner/name`.
         results (`list[str]`): results of `unime eval`, or folders of them, for the card and `.eval_results`.
-        license (`str`, *optional*): its identifier, as the Hub knows it.
+        license (`str`, *optional*): its identifier, as the Hub knows it; by default that of the published checkpoint
+            that the model was made from.
         private (`bool`, defaults to `False`): whether a new repository is private.
 
     Returns:
@@ -77,7 +78,7 @@ def write_card(folder, repo: str, results: list[str] = (), license: str | None =
     # the card keeps what is said of the training
     card = read_card(folder)
     card.name = repo.rpartition("/")[2]
-    card.license = license
+    card.license = license or card.license
     if measured:
         card.evaluation = "\n\n".join(map(_table, measured))
 

@@ -93,17 +93,11 @@ def rehearse_reranker(reranker: Reranker, questions: Iterable[tuple], given: dic
     problems = []
     for number, (kind, query, candidates, strategy, benchmark) in enumerate(questions):
         inputs = [candidate.as_input() for candidate in candidates]
-        messages = processor.rerank_messages(
-            query.as_input(),
-            inputs,
-            strategy,
-            answer_format=options.get("answer_format", "yes_no"),
-            benchmark=benchmark,
-        )
 
         # one that cannot be read is reported, and the others are shown all the same
         try:
-            (prepared,) = processor.prepare([messages], names=[str(query)], resolution=options.get("resolution"))
+            question = _question(model, query.as_input(), inputs, strategy, benchmark, options)
+            (prepared,) = processor.prepare([question], names=[str(query)], resolution=options.get("resolution"))
         except (ValueError, OSError) as error:
             problems.append(f"{kind}: {error}")
             continue
@@ -118,6 +112,23 @@ def rehearse_reranker(reranker: Reranker, questions: Iterable[tuple], given: dic
         "Reranking": [_work(model, "question", count, fed, options)],
     }
     return Rehearsal("", facts, _of("the reranker", changes(model, how, source)), problems)
+
+
+def _question(model, query, candidates: list, strategy: str, benchmark: str | None, options: dict):
+    """What a reranker is asked about candidates: about the first window of them, where its preset has windows."""
+    processor = model.processor
+    instruction = options.get("instruction")
+    if model.gives_places or strategy == "listwise":
+        reading = {"resolution": options.get("resolution"), "benchmark": benchmark, "instruction": instruction}
+        candidates = candidates[: model.list_window(query, candidates, reading)]
+
+    if model.gives_places:
+        names = [f"candidate {number}" for number in range(len(candidates))]
+        return processor.list_question(query, candidates, names, instruction)
+    if strategy == "listwise":
+        return processor.rerank_messages(query, candidates, strategy, benchmark=benchmark, instruction=instruction)
+    answer_format = options.get("answer_format", "yes_no")
+    return processor.question(query, *candidates, "candidate 0", answer_format, benchmark, instruction)
 
 
 def _read(processor, items: Sequence[WordedItem], role: str, settings: dict) -> tuple[list[Fed], list[str]]:

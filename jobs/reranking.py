@@ -99,7 +99,7 @@ class Reranker:
 
         Returns:
             `list[float]`: C finite scores in the order of `candidates`, the greater the better. With `"fused"`, which
-            adds up similarities and probabilities, these sums.
+            adds up similarities and probabilities, these sums; places where a list is ranked in windows.
         """
         output = "probability" if self.strategy == "fused" else "logit"
         options = {"output": output, "benchmark": benchmark, **self.options}

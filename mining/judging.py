@@ -66,6 +66,9 @@ class LocalJudge(Judge):
         model (`UniMERerankerForCausalLM`): any VLM may be one: the judge is a reranker that was not trained.
         options: for [`~unime.modeling_unime.UniMERerankerForCausalLM.score`].
 
+    Raises:
+        ValueError: the model's preset only puts lists in order.
+
     Example:
 
     ```python
@@ -75,6 +78,11 @@ class LocalJudge(Judge):
     """
 
     def __init__(self, model: UniMERerankerForCausalLM, **options):
+        if model.gives_places:
+            raise ValueError(
+                f"the preset {model.processor.preset!r} puts lists in order and scores no candidate, which is what a "
+                "judge does; take a reranker that scores pairs."
+            )
         self.model = model
         self.options = options
 

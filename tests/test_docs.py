@@ -63,6 +63,7 @@ SMALL = {
 KINDS = {
     "TianchengGu/UniME-V2-Qwen2VL-2B": "qwen2_vl",
     "TianchengGu/UniME-V2-reranker-Qwen25VL-7B": "qwen2_5_vl",
+    "code-kunkun/LamRA-Rank": "qwen2_vl",
     "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl",
     "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl",
 }
@@ -230,6 +231,11 @@ def test_the_code_of_model_cards_runs(name, workplace, monkeypatch):
         exec(compile(code, "card", "exec"), {})
 
 
+def is_judge(name: str, preset) -> bool:
+    """Whether a preset is a reranker's, whose prompts are questions."""
+    return preset.judging is not None or name.endswith("reranker")
+
+
 def test_the_table_of_benchmarks_is_that_of_the_presets():
     page = (ROOT / "docs" / "prompts.md").read_text(encoding="utf-8")
     section = page.partition("\n## Benchmarks\n")[2].partition("\n## ")[0]
@@ -238,7 +244,7 @@ def test_the_table_of_benchmarks_is_that_of_the_presets():
         names, *cells = line.split(" | ")
         for name in re.findall(r"`(.+?)`", names):
             rows[name] = cells
-    assert set(rows) == {name for name in PRESETS if not name.endswith("reranker")}
+    assert set(rows) == {name for name, preset in PRESETS.items() if not is_judge(name, preset)}
     for name, cells in rows.items():
         for benchmark, cell in zip(BENCHMARKS, cells, strict=True):
             other = PRESETS[name].benchmarks.get(benchmark)
@@ -246,7 +252,7 @@ def test_the_table_of_benchmarks_is_that_of_the_presets():
 
     # what a judge reads after images, whatever its preset
     (judge,) = re.findall(r"^\| a reranker, .+? \| (.+) \|$", section, re.MULTILINE)
-    for preset in PRESETS.values():
+    for preset in (preset for preset in PRESETS.values() if preset.judging is None):
         shown = [preset.judged_images.get(benchmark) for benchmark in BENCHMARKS]
         assert judge.split(" | ") == [f"`{text}`" if text else "nothing" for text in shown]
 
@@ -256,7 +262,7 @@ def test_the_table_of_prompts_is_that_of_the_presets():
     rows = re.findall(r"^\| (`.+) \|$", page.partition("\n## Benchmarks\n")[0], re.MULTILINE)
     cells = {row.split(" | ")[0].replace("`", ""): row.split(" | ")[1:] for row in rows if row.count(" | ") == 3}
     for name, preset in PRESETS.items():
-        if name.endswith("reranker"):  # its prompts are the judge's
+        if is_judge(name, preset):
             continue
         roles = [name] if preset.query == preset.document else [f"{name}, query", f"{name}, document"]
         for role, prompts in zip(roles, (preset.query, preset.document)):

@@ -265,8 +265,8 @@ def test_config_round_trip_keeps_the_sub_config(embedder, tmp_path):
         "AutoModel": "modeling_unime.UniMEModel",
     }
     assert embedder.config.hidden_size == 96
-    with pytest.raises(ValueError, match="pooling='mean' is unknown"):
-        type(embedder.config)(pooling="mean")
+    with pytest.raises(ValueError, match="pooling='max' is unknown"):
+        type(embedder.config)(pooling="max")
 
 
 def test_a_model_without_processor_says_so(embedder):

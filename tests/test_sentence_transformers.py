@@ -138,8 +138,8 @@ def test_scores_are_those_of_score(saved):
     assert np.abs(loaded.predict([(query, item) for item in own]) - expected.numpy()).max() < 1e-5
     order = [entry["corpus_id"] for entry in loaded.rank(query, own)]
     assert order == expected.argsort(descending=True).tolist()
-    with pytest.raises(ValueError, match="the judge's instruction is fixed"):
-        loaded.predict([("a", "b")], prompt="Say yes.")
+    asked = loaded.predict([("a", "b")], prompt="Find it.")
+    assert np.abs(asked - model.score("a", ["b"], instruction="Find it.").numpy()).max() < 1e-5
 
 
 def test_confident_answers_are_ranked_by_their_log_odds(saved):

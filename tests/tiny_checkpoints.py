@@ -59,8 +59,8 @@ NORMALISE = {
 }
 
 
-def tokenizer_for(kind: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with the special tokens of the family."""
+def tokenizer_for(kind: str, texts: list[str] = TEXTS) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with the special tokens of the family, which reads words of the texts as few tokens."""
     qwen = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     special = {
         "qwen": [*qwen, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"],
@@ -74,7 +74,7 @@ def tokenizer_for(kind: str) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
-        TEXTS,
+        texts,
         trainers.BpeTrainer(
             vocab_size=400,
             special_tokens=special,
@@ -227,10 +227,10 @@ def write_json(path: Path, **content):
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def write(path: Path, kind: str, seed: int = 0, width: int = 48):
+def write(path: Path, kind: str, seed: int = 0, width: int = 48, texts: list[str] = TEXTS):
     """Writes a checkpoint with random weights, and returns the stock model that was written."""
     path.mkdir(parents=True, exist_ok=True)
-    tokenizer = tokenizer_for(kind)
+    tokenizer = tokenizer_for(kind, texts)
     if kind == "phi3_v":
         return write_phi(path, tokenizer, seed, width)
     config = config_for(kind, tokenizer, width)

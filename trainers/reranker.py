@@ -138,9 +138,9 @@ class RerankerCollator:
 
     def _read(self, role: str, item: Item):
         """Reads an item in the shortest question; a `ValueError` where that fails."""
-        messages = self.processor.rerank_messages(item.as_input(), ["."], "pointwise")
+        question = self.processor.question(item.as_input(), ".")
         prepared = self.processor.prepare(
-            [messages], max_length=self.args.max_length, names=[str(item)], resolution=self.args.resolution
+            [question], max_length=self.args.max_length, names=[str(item)], resolution=self.args.resolution
         )
 
         # images are decoded only here, and a file may be damaged behind its header
@@ -245,15 +245,16 @@ class RerankerCollator:
 
     def _question(self, kind: str, example: Example, candidates: list[dict], answer: str) -> Question:
         """A judge's question about candidates, with the answer that ends the turn."""
-        strategy = "pointwise"
+        query = example.query.as_input()
         max_length = self.args.max_length
         if kind == "list":
-            strategy = "listwise"
+            question = self.processor.rerank_messages(query, candidates, "listwise")
             max_length = UNLIMITED  # the caller takes candidates from a list that is too long
+        else:
+            question = self.processor.question(query, *candidates)
 
-        messages = self.processor.rerank_messages(example.query.as_input(), candidates, strategy)
         (prompt,) = self.processor.prepare(
-            [messages], max_length=max_length, names=[str(example.query)], resolution=self.args.resolution
+            [question], max_length=max_length, names=[str(example.query)], resolution=self.args.resolution
         )
         return Question(kind, prompt, self.processor.answer_ids(answer))
 
@@ -318,6 +319,15 @@ class RerankerTrainer(MeteredTrainer):
 
     def __init__(self, model, args, train_dataset=None, processing_class=None, peft_config=None, **kwargs):
         processor = processing_class or model.processor
+
+        # what it trains is a softmax of two words, and a number
+        judging = processor.rules.judging
+        if judging is not None and (judging.words is None or judging.lists is None or judging.lists.turn is not None):
+            raise ValueError(
+                f"the preset {processor.preset!r} is asked and scored in a way of its own, which this training (two "
+                "answers, and the number of the best of a list) would undo; train with the preset of a plain VLM, "
+                "`preset='summary'`."
+            )
         keep_resolution(processor, args.resolution)
         model = self.made_trainable(model, args, peft_config)
 
