@@ -7,6 +7,7 @@ from PIL import Image
 
 from .integrity_unime import SavedFiles
 from .prompts_unime import PRESETS
+from .types_unime import check_named_tokens, check_tokenizer_types
 
 _PROCESSOR = "processor_config.json"
 _TOKENIZER = "tokenizer.json"
@@ -48,8 +49,10 @@ def check_processor_files(files: SavedFiles, with_preset: bool):
     processor = files.json(_PROCESSOR)
     if processor is None:
         raise ValueError(f"{files.shown(_PROCESSOR)} is missing, which says how items are read.")
-    if files.json(_TOKENIZER_CONFIG) is None:
+    tokenizer_config = files.json(_TOKENIZER_CONFIG)
+    if tokenizer_config is None:
         raise ValueError(f"{files.shown(_TOKENIZER_CONFIG)} is missing, which names the tokenizer's special tokens.")
+    check_tokenizer_types(files.shown(_TOKENIZER_CONFIG), tokenizer_config)
 
     backbone = processor.get("backbone")
     if not isinstance(backbone, dict) or not backbone.get("processor_class"):
@@ -121,6 +124,20 @@ def naming_broken_processor(files: SavedFiles):
             f"{files.shown(culprit)} is damaged or missing, or a file that goes with it ({_TOKENIZER_CONFIG}, "
             f"{_TOKENIZER}): {reason}"
         ) from error
+
+
+def check_special_tokens(files: SavedFiles):
+    """Refuses special tokens that only the settings of a tokenizer name, once the tokenizer is known to load.
+
+    Args:
+        files (`SavedFiles`): of the model.
+
+    Raises:
+        ValueError: a token is not in the tokenizer's file; the message names the settings, and the key in them.
+    """
+    tokenizer = files.json(_TOKENIZER)
+    if tokenizer is not None:  # else it is in the format of another library
+        check_named_tokens(files.shown(_TOKENIZER_CONFIG), files.json(_TOKENIZER_CONFIG), tokenizer)
 
 
 def check_processor(files: SavedFiles, model, processor):
@@ -224,4 +241,10 @@ def _check_pixels(batch, config):
         raise ValueError(f"patches or tiles are {pixels.shape[-1]} wide, and the vision tower takes {width}.")
 
 
-__all__ = ["check_processor", "check_processor_files", "expects_processor", "naming_broken_processor"]
+__all__ = [
+    "check_processor",
+    "check_processor_files",
+    "check_special_tokens",
+    "expects_processor",
+    "naming_broken_processor",
+]

@@ -15,6 +15,8 @@ import torch
 from safetensors import safe_open
 from transformers.utils import cached_file
 
+from .types_unime import check_configuration_types
+
 MANIFEST = "unime_manifest.json"
 FORMAT = 1
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -40,10 +42,13 @@ def write_manifest(model, folder):
         "tokens": len(processor.tokenizer) if processor else None,
         "vocabulary": vocabulary_digest(processor.tokenizer) if processor else None,
         "files": sorted(name for name in os.listdir(folder) if name in _SMALL_FILES),
+        "settings": {},
         "weights": {},
     }
 
-    # the small files may be edited by hand, so of these the names are enough
+    # the small files may be edited by hand: loading asks for their names, and for their hashes only where it verifies
+    for name in manifest["files"]:
+        manifest["settings"][name] = sha256(os.path.join(folder, name))
     for name in _names_of_weights(folder):
         manifest["weights"][name] = sha256(os.path.join(folder, name))
     _write(manifest, folder)
@@ -185,8 +190,8 @@ class SavedFiles:
             raise ValueError(f'{self.shown("config.json")} is damaged: "model_type" is missing.')
         if model_type != model_class.config_class.model_type:
             raise ValueError(
-                f"{self.source} holds a {model_type}, not a {model_class.config_class.model_type}; wrap a stock VLM "
-                f"with `{model_class.__name__}.from_backbone`."
+                f"{self.shown('config.json')} describes a {model_type}, not a {model_class.config_class.model_type}; "
+                f"wrap a stock VLM with `{model_class.__name__}.from_backbone`."
             )
 
         # transformers would take its defaults, and build another model
@@ -194,9 +199,10 @@ class SavedFiles:
         if not isinstance(vlm_config, dict) or not vlm_config.get("model_type"):
             raise ValueError(f'{self.shown("config.json")} is damaged: "vlm_config" describes no model.')
 
-        # a value of another kind is refused in whatever way the backbone's class refuses it
+        # a value of another type is refused in whatever way the backbone's class refuses it
+        check_configuration_types(self.shown("config.json"), config, model_class.config_class)
         try:
-            _check_sections(model_class.config_class.from_dict(config).get_text_config())
+            _check_heads(model_class.config_class.from_dict(config))
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{self.shown('config.json')} is damaged: {reason}") from error
@@ -302,6 +308,8 @@ class SavedFiles:
 
         if not isinstance(manifest.get("weights"), dict):
             raise ValueError(f'{self.shown(MANIFEST)} is damaged: it has no "weights". {_MEND}')
+        if not isinstance(manifest.get("settings", {}), dict):  # older manifests have none
+            raise ValueError(f'{self.shown(MANIFEST)} is damaged: its "settings" are no object. {_MEND}')
         if "processor_class" not in manifest:
             raise ValueError(f'{self.shown(MANIFEST)} is damaged: it has no "processor_class". {_MEND}')
         names = manifest.get("files")
@@ -357,11 +365,11 @@ class SavedFiles:
         return [name for name in manifest.get("weights", ()) if self.file(name, local_files_only=True) is None]
 
     def verify(self, names: list[str] | None = None):
-        """Compares weight files with the hashes of the manifest.
+        """Compares files with the hashes of the manifest.
 
         Args:
-            names (`list[str]`, *optional*): those that were just downloaded, which leave the cache if they differ; all
-                files by default.
+            names (`list[str]`, *optional*): weight files that were just downloaded, which leave the cache if they
+                differ; by default all weight files, and those of settings, tokenizer and template.
 
         Raises:
             ValueError: a file differs; the message names it.
@@ -377,6 +385,8 @@ class SavedFiles:
         if manifest is None:
             warnings.warn(f"{self.source} has no {MANIFEST}, so its weights cannot be verified.", stacklevel=4)
             return
+        if names is None:
+            self._verify_settings(manifest.get("settings", {}))
 
         for name, expected in manifest["weights"].items():
             path = self.file(name)
@@ -394,9 +404,33 @@ class SavedFiles:
                     "Download or save it anew."
                 )
 
+    def _verify_settings(self, hashes: dict[str, str]):
+        """Compares the small files with their hashes by name."""
+        for name, expected in hashes.items():
+            path = self.file(name)
+            if path is None or sha256(path) != expected:
+                raise ValueError(
+                    f"{self.shown(name)} is not the file that was saved: its SHA-256 differs from that in {MANIFEST}. "
+                    "If the change is meant, load without `verify` and save the model anew."
+                )
+
+
+def _check_heads(config):
+    """Refuses attention heads that rotary positions cannot turn (Qwen2-VL, 2409.12191)."""
+    _check_sections(config.get_text_config())
+
+    # height and width turn pairs of a half of each head
+    vision = getattr(config.vlm_config, "vision_config", None)
+    if getattr(vision, "model_type", "").startswith("qwen"):
+        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        if width % (4 * vision.num_heads):
+            raise ValueError(
+                f"vision_config has {vision.num_heads} heads, which do not divide a width of {width} by 4."
+            )
+
 
 def _check_sections(config):
-    """Refuses sections of rotary positions that do not make up the turned part of a head (Qwen2-VL, 2409.12191)."""
+    """Refuses sections of rotary positions that do not make up the turned part of a head."""
     rope = getattr(config, "rope_parameters", None) or {}
     sections = rope.get("mrope_section")
     if sections is None:

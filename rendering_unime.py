@@ -51,6 +51,8 @@ class Reading:
             one_of("benchmark", self.benchmark, *BENCHMARKS)
         if self.role not in ("query", "document"):
             raise ValueError(f"role must be 'query' or 'document', got {self.role!r}.")
+        if self.max_length is not None and not (type(self.max_length) is int and self.max_length > 0):
+            raise ValueError(f"max_length must be a whole number from 1, got {self.max_length!r}.")
         if self.resolution is not None:
             Resolution.parse(self.resolution)  # raises early
         require_unicode(self.instruction or "", "the instruction")

@@ -17,8 +17,14 @@ from .adapters_unime import adapter_folder, base_model_of, merge_adapter, saved_
 from .attention_unime import PACKED_ATTENTION, look_as_trained, patches_as_product
 from .batching_unime import plan_chunks
 from .configuration_phi3_v import Phi3VConfig
-from .fitting_unime import check_processor, check_processor_files, expects_processor, naming_broken_processor
-from .integrity_unime import SavedFiles, remove_manifest, write_manifest
+from .fitting_unime import (
+    check_processor,
+    check_processor_files,
+    check_special_tokens,
+    expects_processor,
+    naming_broken_processor,
+)
+from .integrity_unime import MANIFEST, SavedFiles, remove_manifest, write_manifest
 from .modeling_phi3_v import complete_config
 from .processing_unime import SETTINGS, UniMEProcessor
 from .prompts_unime import find_preset, published_preset
@@ -107,8 +113,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
                 [`~UniMEPreTrainedModel.use_preset`]).
             quantization (`str`, *optional*): `"nf4"` (4 bits) or `"int8"` through bitsandbytes, with the vision tower
                 in full precision; for anything else pass a `quantization_config`.
-            verify (`bool`, defaults to `False`): compare weight files with the SHA-256 in the manifest, which is
-                always done with files that were just downloaded.
+            verify (`bool`, defaults to `False`): compare all files with the SHA-256 in the manifest, which is
+                always done with weights that were just downloaded.
             weights (`bool`, defaults to `True`): load them; otherwise they are on the meta device, where they have
                 shapes and take no memory.
             kwargs: processor settings as in [`~UniMEPreTrainedModel.from_backbone`], in the place of those that were
@@ -329,16 +335,25 @@ class UniMEPreTrainedModel(PreTrainedModel):
         if is_main:
             remove_manifest(save_directory)
         super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
-        if not is_main:
-            return
+        if is_main:
+            self._complete(save_directory)
 
+    def _complete(self, folder):
+        """Writes what transformers does not know of beside saved weights, unless it is there: the manifest is last."""
+        if os.path.exists(os.path.join(folder, MANIFEST)):
+            return
         if self.has_processor:
-            self.processor.save_pretrained(save_directory)
+            self.processor.save_pretrained(folder)
 
         from .sentence_transformers_unime import write_modules  # so that the file travels with the model
 
-        write_modules(self, save_directory)
-        write_manifest(self, save_directory)
+        write_modules(self, folder)
+        write_manifest(self, folder)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        # `save_pretrained(push_to_hub=True)` of transformers uploads the folder as soon as the weights are in it
+        self._complete(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _check_together(self, files: SavedFiles, trusts_files: bool):
         """Refuses what was loaded if it does not belong together, before anything is encoded with it.
@@ -355,6 +370,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         check_processor_files(files, with_preset=trusts_files)
         with naming_broken_processor(files):
             processor = self.processor
+        check_special_tokens(files)
         files.check_manifest(self, trusts_files)
         check_processor(files, self, processor)
 

@@ -24,7 +24,7 @@ from ..images_unime import load_frames, open_image
 from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
 from ..jobs.settings import CommandParser
-from ..jobs.shards import fingerprint
+from ..jobs.shards import by_content, fingerprint
 from .encode import encode
 from .errors import one_line_errors
 from .index import read_index, stamp
@@ -64,7 +64,7 @@ class Photos:
         self.embedder = embedder
 
         # one file for each folder and way of embedding
-        identity = fingerprint([str(self.folder), json.dumps(embedder.settings(), sort_keys=True)])
+        identity = fingerprint([str(self.folder), json.dumps(by_content(embedder.settings()), sort_keys=True)])
         self.path = Path(cache or CACHE) / f"{self.folder.name[:60]}-{identity}.parquet"
         self.path.parent.mkdir(parents=True, exist_ok=True)
 

@@ -17,7 +17,7 @@ from ..files.identity import verify_files
 from ..files.writing import write_json
 from ..jobs.embedding import Embedder, embed
 from ..jobs.settings import CommandParser
-from ..jobs.shards import fingerprint, read_errors, read_job
+from ..jobs.shards import by_content, fingerprint, read_errors, read_job
 from .errors import one_line_errors
 from .index import SUFFIXES, Index, is_foreign, read_index, stamp, write_index
 from .options import add, add_embedder, add_output
@@ -97,7 +97,7 @@ def encode(
     missing = [entry for entry in entries if entry.key not in vectors]
 
     # where a run was killed, or failed, the next may find other files, or be told to use another model
-    about_and_keys = [json.dumps([about, shard_size])]
+    about_and_keys = [json.dumps(by_content([role, about["settings"], shard_size]))]
     for entry in missing:
         about_and_keys.append(f"{entry.key}")
     folder = _parts(out) / fingerprint(about_and_keys)
@@ -143,7 +143,7 @@ def _updatable(out: Path, about: dict) -> Index:
 
     # "source" may differ: a model that was moved is the same model
     for key in ("role", "settings"):
-        if index.about[key] != about[key]:
+        if by_content(index.about[key]) != by_content(about[key]):
             raise ValueError(f"{out} cannot be updated: its {key} is {index.about[key]}, not {about[key]}.")
     return index
 

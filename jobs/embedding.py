@@ -73,7 +73,8 @@ def checkpoint_fingerprint(source, whole: bool = False) -> str:
 
     # an adapter computes nothing without the model that it was trained on
     if adapter is not None:
-        digest.update(checkpoint_fingerprint(base_model_of(adapter), whole).encode())
+        _, _, base = checkpoint_fingerprint(base_model_of(adapter), whole).rpartition("@")
+        digest.update(base.encode())
     return f"{Path(str(source)).name}@{digest.hexdigest()}"
 
 

@@ -12,6 +12,7 @@ one that was cut short, zeroed or comes from elsewhere is noticed and made again
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from .faults import is_machine_fault
 
 MANIFEST = "manifest.json"
 FAILURES = (ValueError, OSError)  # what bad input and a server that does not answer raise; anything else ends the job
+_NAME = re.compile(r".*@(?=[0-9a-f]{16}$)", re.DOTALL)  # of a checkpoint, before its digest
 HOPELESS = 16  # if so many rows of a shard fail and none succeeds, the fault is not in the rows
 
 
@@ -313,8 +315,7 @@ def _spans(rows: int, shard_size: int) -> list[tuple[int, int]]:
 
 def _job_of(manifest: dict) -> str:
     """A digest of everything that decides a job's results."""
-    as_read_back = json.loads(json.dumps(manifest))
-    return fingerprint([json.dumps(as_read_back, sort_keys=True)])
+    return fingerprint([json.dumps(by_content(manifest), sort_keys=True)])
 
 
 def _digest(array: np.ndarray) -> str:
@@ -439,15 +440,41 @@ def check_manifest(path: Path, manifest: dict):
         write_json(path, manifest)
         return
 
-    current = json.loads(json.dumps(manifest))  # as it would be read back: tuples are lists
     differences = []
-    for key in current:
-        if previous.get(key) != current[key]:
-            differences.append(_difference(key, previous.get(key), current[key]))
+    for key in manifest:
+        if not _are_same(previous.get(key), manifest[key]):
+            differences.append(_difference(key, previous.get(key), manifest[key]))
     if differences:
         raise ValueError(
             f"{path} describes another job ({'; '.join(differences)}); choose another place or remove it."
         )
+
+
+def by_content(settings):
+    """Settings as they would be read back, in which a checkpoint `name@digest` is its digest alone.
+
+    A model is what its files hold: in another folder, or under another name, it is the same one.
+
+    Args:
+        settings: plain values, nested in any way.
+
+    Example:
+
+    ```python
+    by_content({"model": "embedder@0123456789abcdef", "dims": (1, 2)})  # {"model": "0123456789abcdef", "dims": [1, 2]}
+    ```
+    """
+    if isinstance(settings, dict):
+        return {str(key): by_content(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return list(map(by_content, settings))
+    if isinstance(settings, str):
+        return _NAME.sub("", settings)
+    return settings
+
+
+def _are_same(previous, current) -> bool:
+    return by_content(previous) == by_content(current)
 
 
 def _difference(name: str, previous, current) -> str:
@@ -458,6 +485,6 @@ def _difference(name: str, previous, current) -> str:
 
     differences = []
     for key in {**previous, **current}:
-        if previous.get(key) != current.get(key):
+        if not _are_same(previous.get(key), current.get(key)):
             differences.append(_difference(f"{name}.{key}", previous.get(key), current.get(key)))
     return "; ".join(differences)

@@ -353,6 +353,34 @@ def test_hashes_are_compared_on_request(saved, tmp_path):
         UniMEModel.from_pretrained(folder, verify=True)
 
 
+EDITS = {  # a key, and two values for it that make sense
+    "config.json": ("backbone", "here", "elsewhere"),
+    "processor_config.json": ("num_frames", 4, 5),
+    "tokenizer_config.json": ("model_max_length", 400, 500),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_edited_settings_are_noticed_on_request(name, saved, tmp_path):
+    folder = copied(saved, tmp_path)
+    key, value, other = EDITS[name]
+    change(name, **{key: value})(folder)
+    UniMEModel.from_pretrained(folder)
+    with pytest.raises(ValueError, match=rf"{name} is not the file that was saved.*without `verify` and save .* anew"):
+        UniMEModel.from_pretrained(folder, verify=True)
+
+    # as it says
+    UniMEModel.from_pretrained(folder).save_pretrained(folder)
+    UniMEModel.from_pretrained(folder, verify=True)
+
+    # manifests of older versions have no such hashes
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest.pop("settings").keys() == set(manifest["files"])
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    change(name, **{key: other})(folder)
+    UniMEModel.from_pretrained(folder, verify=True)
+
+
 def test_a_resized_vocabulary_is_saved_with_a_manifest_that_fits(saved, tmp_path):
     for kind, model_class in (("embedder", UniMEModel), ("reranker", UniMERerankerForCausalLM)):
         model = model_class.from_pretrained(saved[0] / kind)

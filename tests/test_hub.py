@@ -9,6 +9,7 @@ from unime import UniMEModel, UniMERerankerForCausalLM
 embedder, reranker = (cls.from_backbone(sys.argv[1]) for cls in (UniMEModel, UniMERerankerForCausalLM))
 embedder.push_to_hub("me/embedder", max_shard_size="300KB")
 reranker.push_to_hub("me/reranker")
+embedder.save_pretrained(sys.argv[2], push_to_hub=True, repo_id="me/saved")
 print(json.dumps([embedder.encode("a red circle").tolist(), reranker.score("a", ["a red circle"]).tolist()]))
 """
 PULL = """
@@ -67,7 +68,7 @@ def test_push_and_pull_give_the_same_numbers(backbone, tmp_path):
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        pushed = fresh_process(PUSH, backbone, HF_HOME=str(tmp_path / "push"), **online)
+        pushed = fresh_process(PUSH, backbone, tmp_path / "saved", HF_HOME=str(tmp_path / "push"), **online)
         pulled = fresh_process(PULL, HF_HOME=str(tmp_path / "pull"), PYTHONSAFEPATH="1", **online)
 
         # a shard that changed on its way is noticed, and not kept
@@ -86,3 +87,7 @@ def test_push_and_pull_give_the_same_numbers(backbone, tmp_path):
         "tokenizer.json",
     } <= embedder.keys()
     assert sum(name.endswith(".safetensors") for name in embedder) > 1, "sharded"
+
+    # what is uploaded while it is saved is the whole folder, as it is afterwards
+    saved = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    assert hub.repos["me/saved"] == saved and "unime_manifest.json" in saved and "tokenizer.json" in saved

@@ -21,7 +21,7 @@ from unime.eval.tasks import Task
 from unime.jobs.checks import check_options, fits
 from unime.jobs.embedding import Embedder, item_name
 from unime.jobs.reranking import Reranker
-from unime.jobs.shards import read_errors, read_job, run_job
+from unime.jobs.shards import check_manifest, read_errors, read_job, run_job
 from unime.mining.pipeline import Mining, MiningConfig
 from unime.mining.selection import Pool
 
@@ -246,6 +246,38 @@ def test_a_killed_encode_goes_on_and_a_failed_one_is_no_obstacle(tmp_path):
     assert encode([str(tmp_path / "photos")], Other(), tmp_path / "y.npz", shard_size=2).index.about["settings"] == {
         "model": "other@0"
     }
+
+
+def test_a_model_is_its_content_whatever_it_is_called(tmp_path):
+    class Renamed(Seeing):
+        def __init__(self, name):
+            super().__init__()
+            self.name = name
+
+        def settings(self):
+            return {"model": self.name}
+
+    old, new, other = [f"{name}@{digit * 16}" for name, digit in (("old", "1"), ("new", "1"), ("old", "2"))]
+    write_pictures(tmp_path / "photos", 1)
+    killed, second = Renamed(old), Renamed(new)
+    killed.deadly = True
+    with pytest.raises(KeyboardInterrupt):
+        encode([str(tmp_path / "photos")], killed, tmp_path / "x.npz", shard_size=2)
+    encode([str(tmp_path / "photos")], second, tmp_path / "x.npz", shard_size=2)
+    assert len(second.asked) == 2, "the shard of the old name counts"
+
+    third = Renamed(old)
+    encode([str(tmp_path / "photos")], third, tmp_path / "x.npz", update=True)
+    assert not third.asked
+    with pytest.raises(ValueError, match="cannot be updated: its settings"):
+        encode([str(tmp_path / "photos")], Renamed(other), tmp_path / "x.npz", update=True)
+
+    # nested, as the manifests of mining are
+    (tmp_path / "job").mkdir()
+    check_manifest(tmp_path / "job" / "m.json", {"settings": {"queries": [{"model": old}], "k": (1, 2)}})
+    check_manifest(tmp_path / "job" / "m.json", {"settings": {"queries": [{"model": new}], "k": (1, 2)}})
+    with pytest.raises(ValueError, match=f"{old}.* there, .*{other}"):
+        check_manifest(tmp_path / "job" / "m.json", {"settings": {"queries": [{"model": other}], "k": (1, 2)}})
 
 
 def test_an_item_is_its_content_wherever_it_lies(tmp_path):

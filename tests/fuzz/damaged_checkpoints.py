@@ -3,7 +3,7 @@
 A case is `{"base", "file", "damage", ...}` over one of four folders: a sharded embedder, a reranker, a stock VLM, and
 an adapter. Loading it either raises an error that names what is broken, or the model computes what it computed before.
 What only hashes can see, such as a flipped bit in a weight, is loaded with `verify=True`. A value in a small file may
-be meant: such a model may compute something else, but not fail at its first use.
+be meant: without `verify` such a model may compute something else, but not fail at its first use.
 """
 
 import json
@@ -25,6 +25,7 @@ from unime.checkpoints.opening import open_checkpoint
 WHOLE_FILE = ("missing", "empty", "cut", "zeroed", "replaced", "folder")
 TENSOR = ("renamed", "reshaped", "dropped", "int8", "int64", "bool")
 VALUES = (None, "", "text", -1, 0, 10**9, 0.5, True, [], {}, [1, 2], {"a": 1})
+SETTINGS = ("config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json")  # what a model reads
 ITEMS = ["a red circle", "two blue stars left of a ring"]
 CODE = "import pathlib\npathlib.Path({path!r}).touch()\n"  # what a foreign repository may bring
 
@@ -58,7 +59,7 @@ def _keys(draw, ground) -> dict:
     name = draw(st.sampled_from(_files(ground, base, ".json")))
     paths = _paths_of_keys(json.loads((ground.folders[base] / name).read_text(encoding="utf-8")))
     path = draw(st.sampled_from(paths))
-    case = {"base": base, "file": name, "damage": "key dropped", "key": path, "verify": True}
+    case = {"base": base, "file": name, "damage": "key dropped", "key": path, "verify": draw(st.booleans())}
     if draw(st.booleans()):
         case |= {"damage": "key changed", "value": draw(st.sampled_from(VALUES))}
     return case
@@ -294,6 +295,10 @@ def _try(case: dict, folder: Path, ground: Ground):
         raise Wrong(f"it loads, and fails at its first use: {type(error).__name__}: {error}") from error
     if (folder / "ran").exists():
         raise Hole(f"code of the folder ran at the first use, named in {case['file']}")
-    is_edit = case["damage"] in ("key dropped", "key changed")  # which may be meant, where it makes sense
+    is_edit = case["damage"] in ("key dropped", "key changed")
+    if is_edit and case["verify"] and case["file"] in SETTINGS:
+        raise Wrong("it loads with verify, although a file was edited")
+
+    # an edit may be meant, where it makes sense
     if not is_edit and not torch.allclose(values, ground.values[case["base"]], atol=1e-6):
         raise Wrong("it loads, and computes something else")
