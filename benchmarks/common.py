@@ -88,10 +88,10 @@ def _write_peer_files(repo: Path):
 
 
 def load_peer(repo: Path, dtype: torch.dtype):
-    """The same weights as a `SentenceTransformer`."""
+    """The same weights as a `SentenceTransformer`; they load by the package's classes, without code of their own."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(repo), device="cpu", trust_remote_code=True, model_kwargs={"dtype": dtype})
+    model = SentenceTransformer(str(repo), device="cpu", model_kwargs={"dtype": dtype})
     model[0].model.set_attn_implementation("sdpa")  # the stock vision attention, not ours
     return model
 

@@ -10,8 +10,6 @@ import json
 import stat
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -31,6 +29,7 @@ from .index import read_index, stamp
 from .inputs import one_item
 from .options import add, add_embedder, add_reranker
 from .search import Searcher, as_rows, rerank
+from .time_limit import within
 
 CACHE = Path(HF_HOME) / "unime"
 PICTURE_LIFETIME = 3600  # seconds for which shown pictures lie in the temporary folder
@@ -38,7 +37,7 @@ SIDE = 768  # pixels of the longer side of a picture on the page
 UPLOAD_BYTES = 50 * 2**20  # of the largest picture that a visitor may upload
 UPLOAD_PIXELS = 50_000_000  # of the same
 TEXT_LENGTH = 20_000  # characters of the longest text that a visitor may search for
-SECONDS = 120  # after which a visitor no longer waits for a search
+SECONDS = 120  # after which a search is ended
 NAMED_FAILURES = 5  # files that cannot be read, of which the page gives the names
 
 
@@ -194,26 +193,6 @@ def visitors_picture(path: str, folders: list) -> str:
         reason = f"has more than {UPLOAD_PIXELS:,} pixels" if "pixels" in str(error) else "cannot be read as an image"
         raise ValueError(f"{name} {reason}.") from error
     return str(resolved)
-
-
-def within(seconds: float, work: Callable, *arguments):
-    """What `work` returns, if it does in time. Otherwise it goes on by itself, and nobody waits for it.
-
-    Args:
-        seconds (`float`): how long to wait.
-        work, arguments: what is called.
-
-    Raises:
-        ValueError: it took longer.
-    """
-    pool = ThreadPoolExecutor(1)
-    try:
-        # in the caller's context, where gradio looks for the progress bar
-        return pool.submit(copy_context().run, work, *arguments).result(seconds)
-    except TimeoutError as error:
-        raise ValueError(f"the search took longer than {seconds:.0f} seconds.") from error
-    finally:
-        pool.shutdown(wait=False)
 
 
 def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""):

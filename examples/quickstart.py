@@ -88,6 +88,7 @@ def run(out: Path, settings: dict):
         gallery = write_gallery(world, by_name, folder / "gallery.json")
         copy_examples(by_name["Shapes_i2t"], folder / "examples")
         command = [sys.executable, str(SEARCH), str(model_path), str(gallery), str(folder / "search.png")]
+        command.append("--trust-remote-code")  # the code beside this model is the package's own
         search = subprocess.run(command, check=False, capture_output=True, text=True)
         if search.returncode != 0:
             sys.exit(f"\n{search.stderr}{' '.join(command)} failed.")

@@ -1,13 +1,14 @@
 """Searches with a saved model the way a stranger would: transformers only, remote code, no `unime` import.
 
-    python examples/search.py MODEL GALLERY.json SEARCH.png
+    python examples/search.py MODEL GALLERY.json SEARCH.png --trust-remote-code
 
+The code that lies beside the model is run, so it is asked for: read it first, where somebody else saved the model.
 `GALLERY.json` holds `images` (paths), `texts`, and `queries`: `{"title", "instruction", "item", "over", "right"}`,
 where `over` is "images" or "texts", and `right` lists the indices into them of all right answers.
 """
 
+import argparse
 import json
-import sys
 from functools import cache
 
 import torch
@@ -29,9 +30,9 @@ PAPER = "#f6f8fa"
 GREEN = "#1a7f37"
 
 
-def main(model_path: str, gallery_path: str, picture_path: str):
+def main(model_path: str, gallery_path: str, picture_path: str, trust_remote_code: bool = False):
     """Prints the rank of each query's best right answer, and draws each query beside its best matches."""
-    model = AutoModel.from_pretrained(model_path, trust_remote_code=True)
+    model = AutoModel.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     with open(gallery_path, encoding="utf-8") as file:
         gallery = json.load(file)
 
@@ -168,4 +169,8 @@ def wrapped(text: str, width: int, size: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("model_path", "gallery_path", "picture_path"):
+        parser.add_argument(name)
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that lies beside the model")
+    main(**vars(parser.parse_args()))

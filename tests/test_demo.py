@@ -9,6 +9,7 @@ from threading import Event
 
 import pytest
 import requests
+import torch
 from conftest import ROOT, picture
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
@@ -16,7 +17,8 @@ from PIL import Image
 
 from unime import UniMEModel, UniMERerankerForCausalLM
 from unime.cli import main as unime
-from unime.commands.demo import UPLOAD_BYTES, UPLOAD_PIXELS, main, within
+from unime.commands.demo import UPLOAD_BYTES, UPLOAD_PIXELS, main
+from unime.commands.time_limit import within
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NAMES = ["a.png", "b.png", "c.png", "d.png", "more/e.png"]
@@ -165,6 +167,26 @@ def test_nobody_waits_longer_than_the_limit():
         within(0.05, release.wait)
     release.set()
     assert within(60, lambda first, second: first + second, 1, 2) == 3
+
+
+def test_a_search_that_nobody_waits_for_ends():
+    layer, started, ended = torch.nn.Linear(2, 2), Event(), Event()
+
+    def endless():
+        started.set()
+        try:
+            for _ in range(10**7):
+                layer(torch.zeros(1, 2))
+        finally:
+            ended.set()
+
+    with pytest.raises(ValueError, match="took longer"):
+        within(0.05, endless)
+    assert started.is_set() and ended.wait(120), "it ends at its next layer"
+
+    # those of other threads go on, and nothing is left behind
+    assert layer(torch.zeros(1, 2)).shape == (1, 2)
+    assert not torch.nn.modules.module._global_forward_pre_hooks
 
 
 def test_what_changes_in_the_folder_is_noticed(models, url):

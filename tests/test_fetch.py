@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ import pytest
 from fake_hub import FakeHub
 
 from unime.cli import main
+from unime.eval import fetch
 from unime.eval.fetch import SOURCES, describe, download, unpack
 
 
@@ -128,6 +130,102 @@ def test_archives_are_unpacked_once_and_cannot_leave_their_folder(tmp_path):
     (tmp_path / "home" / "c.zip").write_bytes(b"PK half of it")
     with pytest.raises(ValueError, match="c.zip cannot be unpacked: .* fetch it again"):
         unpack(tmp_path / "home" / "c.zip")
+
+
+def zip_of(*members: tuple[zipfile.ZipInfo, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for member, content in members:
+            archive.writestr(member, content)
+    return buffer.getvalue()
+
+
+def link_in_zip() -> bytes:
+    link = zipfile.ZipInfo("link.jpg")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return zip_of((zipfile.ZipInfo("a.txt"), b"1"), (link, b"/etc/passwd"))
+
+
+def encrypted_zip() -> bytes:
+    """A zip whose member is marked as encrypted, in its header and in the list at the end."""
+    content = bytearray(zipped({"secret.txt": "x" * 20}))
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(signature) + flags] |= 1
+    return bytes(content)
+
+
+def changed_zip() -> bytes:
+    content = zipped({"a.txt": "1", "b.txt": "the right text"})
+    return content.replace(b"the right text", b"the wrong text")
+
+
+def bomb() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.bin", bytes(2_000_000))
+    return buffer.getvalue()
+
+
+def tar_of(member: tarfile.TarInfo, content: bytes = b"") -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def link_in_tar(kind: bytes, target: str) -> bytes:
+    link = tarfile.TarInfo("link.jpg")
+    link.type = kind
+    link.linkname = target
+    return tar_of(link)
+
+
+def changed_tar() -> bytes:
+    """A tar.gz of which the sum at its end is not that of its content."""
+    content = bytearray(tar_of(tarfile.TarInfo("a.txt"), b"1"))
+    content[-8] ^= 1
+    return bytes(content)
+
+
+BAD_ARCHIVES = {
+    "a sum of a zip": (".zip", changed_zip, "Bad CRC-32 for file 'b.txt'"),
+    "an encrypted member": (".zip", encrypted_zip, "secret.txt is encrypted"),
+    "a link in a zip": (".zip", link_in_zip, "link.jpg is a link"),
+    "a bomb": (".zip", bomb, "unpacks to more than"),
+    "a sum of a tar": (".tar.gz", changed_tar, "CRC check failed"),
+    "a link out of a tar": (".tar.gz", lambda: link_in_tar(tarfile.SYMTYPE, "../../secret"), "outside"),
+    "a link to a root": (".tar.gz", lambda: link_in_tar(tarfile.SYMTYPE, "/etc/passwd"), "absolute path"),
+    "a hard link out": (".tar.gz", lambda: link_in_tar(tarfile.LNKTYPE, "../secret"), "outside"),
+    "a device": (".tar.gz", lambda: link_in_tar(tarfile.CHRTYPE, ""), "special file"),
+    "half of a tar": (".tar.gz", lambda: changed_tar()[:60], "cannot be unpacked"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARCHIVES)
+def test_a_bad_archive_is_named_and_leaves_nothing(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "SMALL", 10_000)
+    ending, made, reason = BAD_ARCHIVES[name]
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "home").mkdir()
+    path = tmp_path / "home" / f"bad{ending}"
+    path.write_bytes(made())
+    with pytest.raises(ValueError, match=f"bad{ending} cannot be unpacked: .*remove it and fetch it again") as caught:
+        unpack(path)
+    assert reason in str(caught.value)
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name], "neither a part nor a mark"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["home", "secret"]
+
+
+@pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "a/../../outside.txt", "..\\outside.txt"])
+def test_a_path_of_a_zip_stays_below_its_folder(name, tmp_path):
+    (tmp_path / "home").mkdir()
+    path = tmp_path / "home" / "a.zip"
+    path.write_bytes(zipped({name: "x"}))
+    unpack(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["home"]
+    written = [entry for entry in path.parent.rglob("*") if entry.is_file() and entry.read_bytes() == b"x"]
+    assert len(written) == 1 and "outside.txt" in written[0].name
 
 
 def test_a_part_that_is_longer_than_the_file_is_not_taken_for_it(server, tmp_path):
