@@ -279,14 +279,14 @@ def _hardest_first(example: Example) -> list[Item]:
 
     # a copy of a picture under another name is the same candidate
     renamed = named_by_content([example.positive, *example.negatives])
-    seen = {renamed[example.positive]}
+    contents = {renamed[example.positive]}
 
     order = sorted(range(len(example.negatives)), key=sort_key)
     negatives = []
     for index in order:
         negative = example.negatives[index]
-        if renamed[negative] not in seen:
-            seen.add(renamed[negative])
+        if renamed[negative] not in contents:
+            contents.add(renamed[negative])
             negatives.append(negative)
     return negatives
 
