@@ -7,12 +7,20 @@ from PIL import Image
 
 from .integrity_unime import SavedFiles
 from .prompts_unime import PRESETS
-from .types_unime import check_named_tokens, check_tokenizer_types
+from .types_unime import check_named_tokens, check_tokenizer_types, check_types
 
 _PROCESSOR = "processor_config.json"
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _TEMPLATE = "chat_template.jinja"
+_SETTINGS = {  # of a processor, each with a value of its type
+    "max_length": 1,
+    "max_image_pixels": 1,
+    "num_frames": 1,
+    "fusion": "joint",
+    "anyres_padding": "even",
+    "benchmarks": [],
+}
 _TEXT = "seen"  # stands for the text of every item
 
 
@@ -49,6 +57,7 @@ def check_processor_files(files: SavedFiles, with_preset: bool):
     processor = files.json(_PROCESSOR)
     if processor is None:
         raise ValueError(f"{files.shown(_PROCESSOR)} is missing, which says how items are read.")
+    check_types(files.shown(_PROCESSOR), processor, _SETTINGS)
     tokenizer_config = files.json(_TOKENIZER_CONFIG)
     if tokenizer_config is None:
         raise ValueError(f"{files.shown(_TOKENIZER_CONFIG)} is missing, which names the tokenizer's special tokens.")
