@@ -22,6 +22,22 @@ class _VLMWrapperConfig(PreTrainedConfig):
         """Configuration of the language model inside the VLM."""
         return self.vlm_config.get_text_config(*args, **kwargs)
 
+    def to_dict(self) -> dict:
+        """As in transformers, with the language model's under `text_config`, where PEFT's prompt methods read it."""
+        return {**super().to_dict(), "text_config": self.get_text_config().to_dict()}
+
+    def to_diff_dict(self) -> dict:
+        """As in transformers: what is saved, in which `vlm_config` says it already."""
+        content = super().to_diff_dict()
+        content.pop("text_config", None)
+        return content
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers, also of what [`to_dict`] gives."""
+        content = {key: value for key, value in config_dict.items() if key != "text_config"}
+        return super().from_dict(content, **kwargs)
+
     @property
     def hidden_size(self) -> int:
         """Width of the language model and of the embedding; sentence-transformers and DeepSpeed's "auto" read it."""

@@ -1,20 +1,20 @@
 """UniMEModel (embedder) and UniMERerankerForCausalLM (reranker and judge) on top of any VLM of the library."""
 
 import inspect
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin
-from transformers.utils import ModelOutput
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.utils import can_return_tuple
 
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
+from .generation_unime import VLMGenerationMixin
 from .heads_unime import ranking_head, untied, with_ranking_head
 from .items_unime import is_chat, item_key
 from .listwise_unime import ListRanking
-from .pooling_unime import bidirectional_mask, pool
+from .pooling_unime import UniMEOutput, bidirectional_mask, pool
+from .precision_unime import quantize
 from .processing_unime import Reading
 from .prompts_unime import POINTWISE, PRESETS, find_preset, one_of
 from .ranking_unime import (
@@ -26,14 +26,6 @@ from .ranking_unime import (
 )
 from .scoring_unime import SharedPrefix, VisionCache, groups_of
 from .vlm_unime import UniMEPreTrainedModel, wants_progress
-
-
-@dataclass
-class UniMEOutput(ModelOutput):
-    """`embeddings` `[N, D]` in float32; `last_hidden_state` `[N, L, D]` in the model's dtype."""
-
-    embeddings: torch.FloatTensor | None = None
-    last_hidden_state: torch.FloatTensor | None = None
 
 
 class UniMEModel(UniMEPreTrainedModel):
@@ -82,41 +74,83 @@ class UniMEModel(UniMEPreTrainedModel):
         self.config.pooling = rules.pooling
         self.config.attention = rules.attention
 
-    def forward(self, input_ids=None, attention_mask=None, **kwargs) -> UniMEOutput:
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> UniMEOutput:
         """Runs the VLM over what the processor returned.
 
         Args:
             input_ids (`LongTensor` `[N, L]`), attention_mask (`[N, L]`): padded on either side.
-            kwargs: the rest of the processor's output (`pixel_values`, ...) and any argument of the wrapped VLM.
+            position_ids, past_key_values, inputs_embeds, use_cache, output_hidden_states, output_attentions: as in
+                every model of transformers; `inputs_embeds` `[N, L, D]` may stand in for `input_ids`.
+            kwargs: the rest of the processor's output (`pixel_values`, ...) and any argument of the wrapped VLM;
+                `return_dict=False` asks for a tuple.
 
         Returns:
             [`UniMEOutput`] with float32 `embeddings` `[N, D]`.
+
+        Raises:
+            ValueError: `past_key_values` are given to an embedder whose attention is bidirectional.
         """
+        inputs = input_ids if input_ids is not None else inputs_embeds
         if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
+            attention_mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=inputs.device)  # [N, L]
 
         # every token, those of images too, has a 1-D position that padding does not move
-        if self.config.positions == "flat":
-            kwargs["position_ids"] = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # [N, L]
+        if position_ids is None and self.config.positions == "flat":
+            position_ids = _flat_positions(attention_mask)[:, -inputs.shape[1] :]  # [N, L]
         visible = attention_mask
         if self.config.attention == "bidirectional":
-            kwargs.setdefault("position_ids", self._native_positions(input_ids, attention_mask, kwargs))
+            if past_key_values is not None:
+                raise ValueError("with bidirectional attention, items are read whole: leave `past_key_values` out.")
+            if position_ids is None:
+                position_ids = self._native_positions(input_ids, attention_mask, kwargs)
             visible = bidirectional_mask(attention_mask, self.dtype)  # [N, 1, L, L]
 
-        outputs = self.vlm(input_ids=input_ids, attention_mask=visible, use_cache=False, **kwargs)
-        hidden = outputs.last_hidden_state  # [N, L, D]
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        outputs = self.vlm(
+            input_ids=input_ids,
+            attention_mask=visible,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=bool(use_cache),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+            **kwargs,
+        )
 
         is_image = kwargs.get("mm_token_type_ids")
-        embeddings = pool(hidden, attention_mask, is_image, self.config.pooling)  # [N, D]
+        embeddings = pool(outputs.last_hidden_state, attention_mask, is_image, self.config.pooling)  # [N, D]
         if self.config.normalize:
             embeddings = F.normalize(embeddings, dim=-1)
-        return UniMEOutput(embeddings=embeddings, last_hidden_state=hidden)
+        return UniMEOutput(
+            embeddings=embeddings,
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
 
     def _native_positions(self, input_ids, attention_mask, inputs: dict):
         """Positions as the VLM computes them of a plain mask, for a call with another mask."""
         get_rope_index = getattr(self.vlm, "get_rope_index", None)
-        if get_rope_index is None:
-            return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)  # [N, L]
+        if get_rope_index is None or input_ids is None:
+            return _flat_positions(attention_mask)
 
         names = inspect.signature(get_rope_index).parameters
         arguments = {name: value for name, value in inputs.items() if name in names}
@@ -268,46 +302,7 @@ class UniMEModel(UniMEPreTrainedModel):
         embeddings = embeddings[:, :width]
         return F.normalize(embeddings, dim=-1) if self.config.normalize else embeddings
 
-    @staticmethod
-    def quantize(embeddings, precision: str = "float32", ranges=None) -> torch.Tensor:
-        """Embeddings in fewer bytes, with the results of sentence-transformers' `quantize_embeddings`.
-
-        Args:
-            embeddings (`FloatTensor` `[N, D]`).
-            precision (`str`): `"float32"` leaves them alone; `"int8"` and `"uint8"` map the range of each dimension to
-                256 steps; `"binary"` and `"ubinary"` keep the signs, 8 in a byte.
-            ranges (`FloatTensor` `[2, D]`, *optional*): least and greatest value of each dimension, for `"int8"` and
-                `"uint8"`. Queries and corpus must share them; by default they are those of `embeddings`, at least 100.
-
-        Returns:
-            float32 `[N, D]`, int8 or uint8 `[N, D]`, or int8 or uint8 `[N, ceil(D / 8)]`.
-
-        Raises:
-            ValueError: the precision is unknown, ranges are missing, or an embedding is not finite.
-        """
-        one_of("precision", precision, "float32", "int8", "uint8", "binary", "ubinary")
-        if precision == "float32":
-            return embeddings
-        is_finite = torch.isfinite(embeddings).all(dim=1)
-        if not is_finite.all():
-            row = int(is_finite.logical_not().nonzero()[0])
-            raise ValueError(f"embedding {row} holds NaN or infinity, which {precision} has no value for.")
-
-        if precision.endswith("binary"):
-            bits = np.packbits(embeddings.numpy() > 0, axis=1)
-            return torch.from_numpy(bits if precision == "ubinary" else (bits - 128).astype(np.int8))
-
-        if ranges is None and len(embeddings) < 100:
-            raise ValueError(
-                f"{precision} needs `ranges`, or at least 100 embeddings to take them from; got {len(embeddings)}."
-            )
-        if ranges is None:
-            ranges = (embeddings.amin(0), embeddings.amax(0))
-        lowest, highest = (torch.as_tensor(values, dtype=torch.float32) for values in ranges)
-        steps = (highest - lowest) / 255
-        steps = torch.where(steps == 0, 1, steps)
-        buckets = ((embeddings - lowest) / steps).floor().clamp(0, 255)  # [N, D]
-        return buckets.to(torch.uint8) if precision == "uint8" else (buckets - 128).to(torch.int8)
+    quantize = staticmethod(quantize)
 
     def encode_query(self, items, **kwargs) -> torch.Tensor:
         """[`~UniMEModel.encode`] with `role="query"`."""
@@ -325,7 +320,7 @@ class UniMEModel(UniMEPreTrainedModel):
         return F.normalize(queries, dim=-1) @ F.normalize(documents, dim=-1).T
 
 
-class UniMERerankerForCausalLM(ListRanking, UniMEPreTrainedModel, GenerationMixin):
+class UniMERerankerForCausalLM(ListRanking, VLMGenerationMixin, UniMEPreTrainedModel):
     """Multimodal reranker, and without training a judge: a VLM asked whether a candidate meets a query (2510.13515).
 
     Example:
@@ -343,6 +338,7 @@ class UniMERerankerForCausalLM(ListRanking, UniMEPreTrainedModel, GenerationMixi
 
     def __init__(self, config):
         super().__init__(config)
+        self.take_signature()
         self.vision_cache = VisionCache()
 
     def _build_vlm(self, config):
@@ -395,17 +391,19 @@ class UniMERerankerForCausalLM(ListRanking, UniMEPreTrainedModel, GenerationMixi
 
     from_backbone.__func__.__doc__ = UniMEPreTrainedModel.from_backbone.__doc__
 
+    def save_pretrained(self, *args, **kwargs):
+        # it is a class of two Auto classes, and transformers registers the one of `register_for_auto_class`
+        auto_map = getattr(self.config, "auto_map", None) or {}
+        reference = f"{type(self).__module__.rpartition('.')[2]}.{type(self).__name__}"
+        self.config.auto_map = {**auto_map, "AutoModelForImageTextToText": reference}
+        super().save_pretrained(*args, **kwargs)
+
+    save_pretrained.__doc__ = UniMEPreTrainedModel.save_pretrained.__doc__
+
     @classmethod
     def _find_preset(cls, path, model_type, preset):
         """As for an embedder, but any name is accepted: a reranker takes only its resolution from the preset."""
         return find_preset(path, model_type, preset, strict=False)
-
-    def forward(self, **kwargs):
-        """The wrapped VLM's forward: `logits` `[N, L, vocabulary]`, `loss` where `labels` are given."""
-        return self.vlm(**kwargs)
-
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        return self.vlm.prepare_inputs_for_generation(*args, **kwargs)
 
     def get_output_embeddings(self):
         return self.vlm.get_output_embeddings()
@@ -748,6 +746,11 @@ def _has_head(preset) -> bool:
     return preset.judging is not None and preset.judging.words is None
 
 
+def _flat_positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """The number `[N, L]` of each attended token."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
 def _same_argument(**names):
     """The value of an argument that has two names.
 
@@ -771,6 +774,7 @@ UniMERerankerForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 # Copies that travel with saved models are found through their `auto_map` instead.
 if __package__ == "unime":
     AutoModel.register(UniMEConfig, UniMEModel, exist_ok=True)
-    AutoModelForCausalLM.register(UniMERerankerConfig, UniMERerankerForCausalLM, exist_ok=True)
+    for auto_class in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        auto_class.register(UniMERerankerConfig, UniMERerankerForCausalLM, exist_ok=True)
 
 __all__ = ["UniMEModel", "UniMEOutput", "UniMEPreTrainedModel", "UniMERerankerForCausalLM"]

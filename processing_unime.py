@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoProcessor
 from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessorMixin
 
 from .batching_unime import plan_chunks
@@ -37,7 +38,7 @@ SETTINGS = _PRESET_SETTINGS + _OTHER_SETTINGS
 _CHARACTERS = 16  # of a token, at most, in nearly every text
 
 
-class UniMEProcessor(PromptRenderer, ProcessorMixin):
+class UniMEProcessor(ProcessorMixin, PromptRenderer):
     """Tokenizer + image processor + prompt preset.
 
     Args:
@@ -228,7 +229,9 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
         return cls(image_processor, tokenizer, preset=preset, backbone=backbone, **settings)
 
     # transformers' own path: processor(text=..., images=...), apply_chat_template(...)
-    def __call__(self, images=None, text=None, **kwargs):
+    def __call__(
+        self, images: ImageInput | None = None, text: str | list[str] | None = None, **kwargs
+    ) -> BatchFeature:
         """As in transformers: prompts that hold image tokens, and their images in order -> tensors."""
         if self._native.follows_transformers:
             return super().__call__(images=images, text=text, **kwargs)
@@ -250,6 +253,22 @@ class UniMEProcessor(PromptRenderer, ProcessorMixin):
         if next(remaining, None) is not None:
             raise ValueError("there are more images than image tokens.")
         return self.collate(prepared)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors that the processor returns, for an image and a text."""
+        names = [*super().model_input_names, self._native.types_name]
+        return list(dict.fromkeys(names))
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers."""
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        vars(self).pop("auto_map", None)  # of the files; a processor that was loaded has none either
+        return files
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs):
+        """The numbers of image tokens, by which vLLM plans: those of the backbone's own processor."""
+        return self._native.processor._get_num_multimodal_tokens(image_sizes=image_sizes, **kwargs)
 
     def replace_image_token(self, image_inputs, image_idx, **kwargs):
         return self._native.processor.replace_image_token(image_inputs, image_idx=image_idx, **kwargs)

@@ -85,10 +85,25 @@ class UniMEPreTrainedModel(PreTrainedModel):
         tower = next(module for name, module in self.vlm.named_modules() if name.rpartition(".")[2] == "visual")
         convolution = getattr(tower.patch_embed.proj, "base_layer", tower.patch_embed.proj)
         if type(convolution) is torch.nn.Conv3d:
+            # accelerate's hooks, which fetch offloaded weights, call what was the forward before them
+            name = "_old_forward" if hasattr(convolution, "_hf_hook") else "forward"
+
             # it follows its module through deepcopy and pickle, which a bound method does not
-            convolution.forward = partial(patches_as_product, convolution)
+            setattr(convolution, name, partial(patches_as_product, convolution))
         if vision._attn_implementation == "sdpa":
             vision._attn_implementation = PACKED_ATTENTION
+
+    def set_attn_implementation(self, *args, **kwargs):
+        """As in transformers; `"sdpa"` includes our equal, faster attention of the vision tower."""
+        super().set_attn_implementation(*args, **kwargs)
+        self._speed_up_vision()
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go; for offloaded weights, which are on the meta device, where accelerate runs them."""
+        hook = getattr(self.get_input_embeddings(), "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return super().device if device is None else torch.device(device)
 
     # loading and saving
     @classmethod
@@ -298,8 +313,10 @@ class UniMEPreTrainedModel(PreTrainedModel):
 
         model.vlm = vlm
         model.config.vlm_config = vlm.config
+        model.config._attn_implementation_internal = vlm.config._attn_implementation  # of this config alone
         model.source = source
         _take_over_quantization(model)
+        _take_over_device_map(model)
         model._speed_up_vision()
         look_as_trained(vlm)
         return model.eval()
@@ -440,7 +457,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         """Raises the error for an output that is not finite, with its cause."""
         cause = f"activations overflowed in {self.dtype}"
         for key, weight in self.named_parameters():
-            if not torch.isfinite(weight).all():
+            if not weight.is_meta and not torch.isfinite(weight).all():  # offloaded ones are not here
                 cause = f"weight {key!r} holds NaN or infinity"
                 break
         raise ValueError(f"the output for {name} is not finite: {cause}.")
@@ -573,3 +590,10 @@ def _take_over_quantization(model):
     for note in ("quantization_method", "is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"):
         if hasattr(model.vlm, note):
             setattr(model, note, getattr(model.vlm, note))
+
+
+def _take_over_device_map(model):
+    """Notes on the wrapper which part of the VLM is where, by which offloaded weights are saved."""
+    device_map = getattr(model.vlm, "hf_device_map", None)
+    if device_map is not None:
+        model.hf_device_map = {f"vlm.{name}".rstrip("."): device for name, device in device_map.items()}
