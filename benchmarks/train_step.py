@@ -32,7 +32,7 @@ from unime.miniature.backbone import build_config, build_tokenizer
 from unime.trainers.adapters import adapted, find_targets, without_adapter
 from unime.trainers.gradient_cache import ChunkEncoder, cached_loss
 from unime.trainers.losses import HardNegativeInfoNCE
-from unime.trainers.stage import plain_attention
+from unime.trainers.starting import plain_attention
 
 TEXT = f"{SENTENCE} and some other thing"
 TEMPERATURE = 0.05

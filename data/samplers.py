@@ -1,9 +1,9 @@
-"""Samplers that decide which rows meet in a batch, and which of them each rank reads."""
+"""What decides which rows meet in a batch, and which of them each rank reads: samplers, and an order of streams."""
 
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import IterableDataset, Sampler
 
 
 class HomogeneousSampler(Sampler[int]):
@@ -71,6 +71,45 @@ class HomogeneousSampler(Sampler[int]):
             yield from full_blocks[number].tolist()
         if remainders:
             yield from shuffled(torch.cat(remainders)).tolist()
+
+
+class HomogeneousStream(IterableDataset):
+    """A stream of rows in blocks of one data set each: a row waits until its data set has filled a block.
+
+    At the end of the stream, those that still wait come in mixed blocks. A stream is not shuffled here; `datasets`
+    does that with a buffer (`stream.shuffle(buffer_size=10_000)`).
+
+    Args:
+        rows (`IterableDataset`): dicts or [`~unime.data.schema.Example`]s with `dataset`, the name of their data set.
+        block_size (`int`): rows in a block; as many of each data set, less one, are in memory.
+
+    Example:
+
+    ```python
+    stream = HomogeneousStream(rows.to_iterable_dataset().shuffle(buffer_size=1000), block_size=64)
+    ```
+    """
+
+    def __init__(self, rows: IterableDataset, block_size: int):
+        self.rows = rows
+        self.block_size = block_size
+
+    def set_epoch(self, epoch: int):
+        """Chooses the order of an epoch, where the stream has one for each."""
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator:
+        waiting = {}  # name of a data set -> its rows
+        for row in self.rows:
+            name = row.get("dataset") if isinstance(row, dict) else row.dataset
+            block = waiting.setdefault(name, [])
+            block.append(row)
+            if len(block) == self.block_size:
+                yield from waiting.pop(name)
+
+        for block in waiting.values():
+            yield from block
 
 
 class StepBatches(Sampler[list[int]]):

@@ -188,22 +188,43 @@ def _as_columns(item: Item) -> dict:
     return {"text": item.text, "image": item.image}
 
 
-def to_example(row: dict) -> Example:
-    """Reads one row of such a data set back.
+def to_example(row) -> Example:
+    """Reads one row of such a data set back, or one that was written by hand.
 
     Args:
-        row (`dict`): a row as [`to_dataset`] stores it.
+        row (`dict` or `Example`): a row as [`to_dataset`] stores it; only `query` and `positive` must be there, and an
+            item may also be a text.
+
+    Raises:
+        ValueError: `query` or `positive` is missing, or an item is something else.
     """
+    if isinstance(row, Example):
+        return row
+    missing = [name for name in ("query", "positive") if row.get(name) is None]
+    if missing:
+        raise ValueError(f"lacks {' and '.join(missing)}; it has {', '.join(row)}.")
+
     return Example(
-        query=Item(**row["query"]),
-        positive=Item(**row["positive"]),
-        negatives=_items(row["negatives"]),
-        positive_score=row["positive_score"],
-        negative_scores=row["negative_scores"],
-        dataset=row["dataset"],
-        negative_queries=_items(row.get("negative_queries") or []),  # a column that older data sets lack
+        query=_item(row["query"]),
+        positive=_item(row["positive"]),
+        negatives=_items(row, "negatives"),
+        positive_score=row.get("positive_score"),
+        negative_scores=row.get("negative_scores") or [],
+        dataset=row.get("dataset") or "",
+        negative_queries=_items(row, "negative_queries"),  # a column that older data sets lack
     )
 
 
-def _items(columns: list[dict]) -> list[Item]:
-    return [Item(**entry) for entry in columns]
+def _items(row: dict, name: str) -> list[Item]:
+    return [_item(value) for value in row.get(name) or []]
+
+
+def _item(value) -> Item:
+    if isinstance(value, (str, Item)):
+        return value if isinstance(value, Item) else Item(value)
+
+    # a data set has None where a row lacks a part
+    parts = {name: part for name, part in value.items() if part is not None} if isinstance(value, dict) else None
+    if parts is None or parts.keys() - {"text", "image"} or not all(isinstance(part, str) for part in parts.values()):
+        raise ValueError(f"an item is a text, or has 'text' and 'image', the path of a file; got {value!r:.80}.")
+    return Item(**parts)

@@ -11,7 +11,7 @@ from ..miniature.backbone import BackboneConfig, pretrain
 from ..modeling_unime import UniMEModel
 from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from ..trainers.progress import TrainingBar
-from ..trainers.stage import plain_attention
+from ..trainers.starting import plain_attention
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 

@@ -27,7 +27,7 @@ from ..trainers.embedding_trainer import fast_bf16
 from ..trainers.metered_trainer import resolve_decay
 from ..trainers.muon import MuonWithAdamW, split_parameters
 from ..trainers.progress import TrainingBar
-from ..trainers.stage import plain_attention
+from ..trainers.starting import plain_attention
 
 SPECIAL = [
     "<|endoftext|>",

@@ -31,7 +31,7 @@ class AlignmentTrainer(EmbeddingTrainer):
     """Trains an embedder with [`~unime.trainers.losses.JudgeAlignment`] on rows that carry judge scores.
 
     Args:
-        model, args, kwargs: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`].
+        args, kwargs: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`].
 
     Example:
 
@@ -44,8 +44,11 @@ class AlignmentTrainer(EmbeddingTrainer):
 
     paper = "2510.13515"
 
-    def __init__(self, model, args: AlignmentConfig, **kwargs):
-        super().__init__(model, args, **kwargs)
+    config_class = AlignmentConfig
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        args = self.args
         loss = JudgeAlignment(
             temperature=args.temperature,
             judge_temperature=args.judge_temperature,

@@ -5,6 +5,7 @@ from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
@@ -67,7 +68,7 @@ def write_card(trainer, folder):
 def _training_section(trainer) -> str:
     """The card's section on the training, in Markdown: rows, settings, figures and packages."""
     paragraphs = []
-    if trainer.train_dataset is not None:
+    if isinstance(trainer.train_dataset, Dataset):  # of a stream nobody knows them
         rows = Counter(trainer.train_dataset["dataset"])
         paragraphs.append(_table(("data set", "rows"), sorted(rows.items())))
     paragraphs.append(_table(("setting", "value"), _settings(trainer)))

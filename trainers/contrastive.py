@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from .embedding_trainer import EmbeddingConfig, EmbeddingTrainer
 from .losses import HardNegativeInfoNCE
 from .stage import read_training_rows, run_command
+from .starting import dataset_names
 from .temperatures import DatasetTemperatures, LearnTemperatures
 
 
@@ -42,10 +43,10 @@ class ContrastiveTrainer(EmbeddingTrainer):
     """Trains an embedder with [`~unime.trainers.losses.HardNegativeInfoNCE`] over the batches of all ranks.
 
     Args:
-        model, args, kwargs: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`].
+        args, kwargs: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`].
 
     Raises:
-        ValueError: temperatures are to be learnt in fp16.
+        ValueError: temperatures are to be learnt in fp16, or of a stream.
 
     Example:
 
@@ -56,8 +57,11 @@ class ContrastiveTrainer(EmbeddingTrainer):
     ```
     """
 
-    def __init__(self, model, args: ContrastiveConfig, **kwargs):
-        super().__init__(model, args, **kwargs)
+    config_class = ContrastiveConfig
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        args = self.args
         loss = HardNegativeInfoNCE(
             temperature=args.temperature,
             num_hard_negatives=args.num_hard_negatives or None,
@@ -78,9 +82,9 @@ class ContrastiveTrainer(EmbeddingTrainer):
         if self.args.fp16:
             raise ValueError("learn_temperatures does not go with fp16, whose gradients are scaled; take bf16.")
 
-        names = list(self.train_dataset["dataset"])
+        names = dataset_names(self.train_dataset)
         if self.eval_dataset is not None:
-            names.extend(self.eval_dataset["dataset"])
+            names.extend(dataset_names(self.eval_dataset))
 
         # a part of the loss module, whose parameters get their gradients from the gradient cache
         self.loss.temperatures = DatasetTemperatures(names, self.args.temperature)

@@ -101,8 +101,7 @@ class DistillationTrainer(ContrastiveTrainer):
     The relation matrix spans the distinct texts of the whole batch, over all chunks and ranks.
 
     Args:
-        model, args, train_dataset, kwargs: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`]; items have no
-            images.
+        args, kwargs: as in [`~unime.trainers.embedding_trainer.EmbeddingTrainer`]; items have no images.
         teacher (`TeacherTable`, *optional*): needed unless `args.baseline`.
 
     Raises:
@@ -119,13 +118,14 @@ class DistillationTrainer(ContrastiveTrainer):
 
     trains_images = False
 
-    def __init__(
-        self, model, args: DistillationConfig, train_dataset=None, teacher: TeacherTable | None = None, **kwargs
-    ):
+    config_class = DistillationConfig
+
+    def __init__(self, *args, teacher: TeacherTable | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        args = self.args
         if not args.baseline and teacher is None:
             raise ValueError("distillation needs the teacher's embeddings: pass `teacher`, or set `baseline`.")
         self.teacher = teacher
-        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
 
         # the baseline keeps the contrastive loss
         if not args.baseline:

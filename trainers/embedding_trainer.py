@@ -20,7 +20,7 @@ from .gathered_table import GatheredTable
 from .gradient_cache import ChunkEncoder, cached_loss
 from .left_out import refuse_empty
 from .losses import LossOutput, MatryoshkaLoss
-from .metered_trainer import MeteredTrainer, keep_resolution
+from .metered_trainer import MeteredTrainer
 from .muon import MuonWithAdamW, split_parameters
 from .row_counts import RowCounts
 from .sharding import in_lockstep
@@ -101,6 +101,7 @@ class EmbeddingConfig(TrainingArguments):
         launched_by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
         if self.muon and (self.deepspeed is not None or launched_by_deepspeed):
             raise ValueError("muon does not go with DeepSpeed, which shares out what Muon must see whole.")
+        self._check_sampling()
         self.remove_unused_columns = False  # a row is a nested example, not arguments of the model
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
@@ -108,6 +109,21 @@ class EmbeddingConfig(TrainingArguments):
 
         # it checks what is set above
         super().__post_init__()
+
+    def _check_sampling(self):
+        """Refuses orders of rows that are not ours to give.
+
+        Raises:
+            ValueError: rows are to be grouped by length, or to come in their order and by data set.
+        """
+        strategy = self.train_sampling_strategy
+        if strategy not in ("random", "sequential"):
+            raise ValueError(
+                f"train_sampling_strategy {strategy!r} does not apply to rows of several items; items of about equal "
+                "length already share a forward pass (batch_tokens)."
+            )
+        if strategy == "sequential" and self.homogeneous_batches:
+            raise ValueError("train_sampling_strategy 'sequential' needs homogeneous_batches: false.")
 
 
 def fast_bf16() -> bool:
@@ -124,22 +140,19 @@ class EmbeddingTrainer(MeteredTrainer):
     ([`~unime.trainers.gradient_cache.cached_loss`]).
 
     Args:
-        model (`UniMEModel`, possibly wrapped by PEFT): the embedder.
+        model (`UniMEModel`, possibly wrapped by PEFT, or a name): the embedder.
         args (`EmbeddingConfig`), train_dataset, eval_dataset: as in `Trainer`; rows have the columns of
             [`~unime.data.schema.Example`].
-        processing_class (`UniMEProcessor`, *optional*): the model's own by default.
-        peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
-        kwargs: further arguments of `Trainer`.
-
-    Raises:
-        ValueError: one process sees several GPUs, which `Trainer` would use with `DataParallel`.
+        compute_metrics (*optional*): gets the `predictions` `(queries [N, D], positives [N, D])`, and as `label_ids`
+            `[N]` a number of the positive, equal for equal positives; in one process.
+        kwargs: as in [`~unime.trainers.metered_trainer.MeteredTrainer`].
 
     Example:
 
     ```python
     class MyTrainer(EmbeddingTrainer):
-        def __init__(self, model, args, **kwargs):
-            super().__init__(model, args, **kwargs)
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
             self.loss = self.at_all_widths(HardNegativeInfoNCE())
 
         def loss_of(self, embeddings, table):
@@ -147,39 +160,16 @@ class EmbeddingTrainer(MeteredTrainer):
     ```
     """
 
+    config_class = EmbeddingConfig
     trains_images = True  # a stage for texts alone leaves open how the model reads images with texts
 
-    def __init__(
-        self,
-        model,
-        args,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
-        peft_config=None,
-        **kwargs,
-    ):
-        if args.n_gpu > 1:
-            raise ValueError(
-                "several GPUs in one process are not supported: start with `accelerate launch`, one process a GPU."
-            )
-
-        processor = processing_class or model.processor
-        keep_resolution(processor, args.resolution)
-        model = self.made_trainable(model, args, peft_config)
-        super().__init__(
-            model=model,
-            args=args,
-            data_collator=kwargs.pop("data_collator", None) or self.collator_for(model, args, processor),
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processor,
-            **kwargs,
-        )
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        processor = self.processing_class
 
         # the processor is saved with the model, which will be used as it reads now
         was_sum = processor.fusion == "sum"
-        self.keep_reading(args, processor)
+        self.keep_reading(self.args, processor)
         if was_sum and processor.fusion == "joint" and self.is_world_process_zero():
             print(
                 f"{type(self).__name__}: image and text of an item are trained in one prompt, and the model will read "
@@ -194,6 +184,12 @@ class EmbeddingTrainer(MeteredTrainer):
             betas = (self.args.adam_beta1, self.args.adam_beta2)
             self.optimizer = MuonWithAdamW(matrices, others, self.args.learning_rate, betas, self.args.weight_decay)
         return super().create_optimizer(model)
+
+    @classmethod
+    def check_metrics(cls, args, compute_metrics):
+        """Refuses `compute_metrics` on several processes, whose rows are not shared out evenly."""
+        if compute_metrics is not None and args.world_size > 1:
+            super().check_metrics(args, compute_metrics)
 
     @classmethod
     def keep_reading(cls, args, processor):
@@ -290,7 +286,8 @@ class EmbeddingTrainer(MeteredTrainer):
                 return LossOutput(0.0 * sum([encoded.sum(), *parameters]), {})
 
             embeddings = torch.empty_like(encoded[: len(items)]).index_copy(0, items, encoded[rows])  # [t, D]
-            return self.loss_of(table.gather(embeddings), table)
+            output = self.loss_of(table.gather(embeddings), table)
+            return LossOutput(output.loss, output.metrics, embeddings.detach())
 
         encoder = ChunkEncoder(model, device, self.accelerator.autocast, lockstep=self.is_deepspeed_enabled)
         output = cached_loss(
@@ -312,7 +309,7 @@ class EmbeddingTrainer(MeteredTrainer):
         self._record("train" if model.training else "eval", output.metrics, batch)
         if model.training:
             self.count(len(batch.hashes), batch.tokens)
-        return (output.loss, {}) if return_outputs else output.loss
+        return (output.loss, {"embeddings": output.embeddings}) if return_outputs else output.loss
 
     def _chunks(self, batch: Batch) -> tuple[list[dict], torch.Tensor]:
         """The chunks to run, and for each row of them its index in the table, -1 where it counts for nothing."""
@@ -334,9 +331,16 @@ class EmbeddingTrainer(MeteredTrainer):
         return list(tensors), torch.cat(indices)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss of an evaluation batch; there are neither logits nor labels."""
+        """The loss of an evaluation batch, and the embeddings of its queries and positives."""
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        batch: Batch = inputs["batch"]
+        if prediction_loss_only or self.args.world_size > 1 or len(batch.query) == 0:
+            return loss.detach(), None, None
+
+        embeddings = outputs["embeddings"]  # [T, D]
+        predictions = (embeddings[batch.query], embeddings[batch.positive])  # [B, D] each
+        return loss.detach(), predictions, batch.hashes[batch.positive].to(embeddings.device)
 
     def _record(self, mode: str, metrics: dict, batch: Batch):
         """Notes the figures of a batch for the next log entry; `mode` is `"train"` or `"eval"`."""

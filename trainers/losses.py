@@ -17,10 +17,12 @@ class LossOutput:
     Args:
         loss (`Tensor`): scalar, with its graph.
         metrics (`dict[str, float]`): figures for the logs by name; NaN where a batch has nothing to measure.
+        embeddings (`Tensor` `[T, D]`, *optional*): of the batch, without a graph, where a trainer returns them.
     """
 
     loss: torch.Tensor
     metrics: dict[str, float]
+    embeddings: torch.Tensor | None = None
 
 
 def positive_number(name: str, value: float) -> float:

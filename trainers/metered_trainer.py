@@ -1,5 +1,6 @@
 """What all stages share: metrics averaged into the logs, and schedules whose decay is a share of all steps."""
 
+import copy
 import math
 import time
 from collections import Counter, defaultdict
@@ -11,15 +12,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from PIL import Image
-from torch.utils.data import DataLoader, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import seed_worker
 
-from ..data.samplers import HomogeneousSampler, StepBatches
+from ..data.samplers import HomogeneousSampler, HomogeneousStream, StepBatches
 from ..data.sieve import BadItem
 from .cards import write_card
 from .left_out import BAD_ITEMS, LeftOut
 from .sharding import OneReduction
+from .starting import as_rows, call_model_init, default_output, first_model
 
 
 class MeteredTrainer(Trainer):
@@ -28,22 +30,77 @@ class MeteredTrainer(Trainer):
     Logs also tell how many items and tokens all processes together train on in a second, as far as this process can
     tell: its own count times their number. Every save gets a model card.
 
+    A subclass sets `config_class`, and defines `made_trainable` and `collator_for`.
+
     Args:
-        args, kwargs: as in `Trainer`.
+        model (*optional*): a model, possibly wrapped by PEFT, or the name of one, which is loaded in float32.
+        args (*optional*): by default those of the stage, with an `output_dir` after model and stage.
+        data_collator (*optional*): the stage's own by default.
+        train_dataset, eval_dataset (*optional*): see [`~unime.trainers.starting.as_rows`].
+        processing_class (`UniMEProcessor`, *optional*): the model's own by default.
+        model_init (*optional*): makes the model, in place of `model`; called again when training starts, and for every
+            trial of a hyperparameter search. What the loss and the batches are made of is read from `args` once.
+        peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
+        kwargs: further arguments of `Trainer`.
 
     Raises:
-        ValueError: the launch asks for FSDP.
+        ValueError: the launch asks for FSDP, one process sees several GPUs, which `Trainer` would use with
+            `DataParallel`, or there is neither a model nor a function that makes one.
     """
 
     paper = "2504.17432"  # arXiv number, for the model card
+    config_class = TrainingArguments  # of `args`
+    reranks = False  # whether it trains rerankers, not embedders
     loss_is_scaled_for_ga = False  # the loss is a mean over one batch; Trainer divides by the accumulation steps
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        model=None,
+        args=None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        model_init=None,
+        *,
+        peft_config=None,
+        **kwargs,
+    ):
+        if args is None:
+            stage = type(self).__name__.removesuffix("Trainer")
+            args = self.config_class(output_dir=default_output(model, stage))
+        if args.n_gpu > 1:
+            raise ValueError(
+                "several GPUs in one process are not supported: start with `accelerate launch`, one process a GPU."
+            )
+        self.check_metrics(args, kwargs.get("compute_metrics"))
+
+        train_dataset = as_rows(train_dataset, "train_dataset")
+        if isinstance(train_dataset, IterableDataset):
+            train_dataset = self._in_blocks(train_dataset, args)
+
+        model = first_model(model, model_init, self.reranks, args.seed)
+        processor = processing_class or model.processor
+        self.check_reading(processor)
+        keep_resolution(processor, args.resolution)
+        adapter = copy.deepcopy(peft_config)  # PEFT writes into the one that it uses
+        super().__init__(
+            model=self.made_trainable(model, args, peft_config),
+            args=args,
+            data_collator=data_collator or self.collator_for(model, args, processor),
+            train_dataset=train_dataset,
+            eval_dataset=as_rows(eval_dataset, "eval_dataset"),
+            processing_class=processor,
+            **kwargs,
+        )
 
         # only `Trainer` knows what the launch asked for
         if self.is_fsdp_enabled:
             raise ValueError("FSDP could not be tested and is not supported; DeepSpeed ZeRO-3 shards the weights too.")
+
+        # `Trainer` itself would make the first model before there is a processor, and know of no adapter
+        if model_init is not None:
+            self.model_init = partial(self._fresh_model, model_init, adapter)
 
         # evaluation reports a loss, although no input is called a label
         self.can_return_loss = True
@@ -56,10 +113,52 @@ class MeteredTrainer(Trainer):
         self._processed = Counter()  # items and tokens trained on since the last log entry
         self._since = None  # when that entry was written, later by what is not training
 
+    @classmethod
+    def check_metrics(cls, args, compute_metrics):
+        """Refuses a `compute_metrics` that would never be called.
+
+        Args:
+            args: of the training.
+            compute_metrics: as in `Trainer`.
+
+        Raises:
+            ValueError: there is one, and no predictions for it.
+        """
+        if compute_metrics is not None:
+            raise ValueError(
+                f"{cls.__name__} has no predictions for `compute_metrics`; its evaluation reports the loss and its "
+                "figures, and `unime evaluate` measures a saved model."
+            )
+
+    @classmethod
+    def check_reading(cls, processor):
+        """Refuses, by a `ValueError`, a model that reads what the stage cannot train; a subclass may define it.
+
+        Args:
+            processor (`UniMEProcessor`): of the model.
+        """
+
+    def _fresh_model(self, model_init, peft_config, trial):
+        """Another model of the user's function, as the first one was made trainable."""
+        model = call_model_init(model_init, trial)
+        model.processor = self.processing_class
+        return self.made_trainable(model, self.args, copy.deepcopy(peft_config))
+
+    @staticmethod
+    def _in_blocks(stream: IterableDataset, args) -> IterableDataset:
+        """A stream in the order in which it is trained on, which every process reads for itself."""
+        args.accelerator_config.dispatch_batches = False  # one process would have to cut up batches of the others
+        if not args.homogeneous_batches:
+            return stream
+        return HomogeneousStream(stream, args.train_batch_size * args.world_size)
+
     def _get_dataloader(
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
     ) -> DataLoader:
-        """As in `Trainer`, in whole steps: see [`~unime.data.samplers.StepBatches`]."""
+        """As in `Trainer`, in whole steps: see [`~unime.data.samplers.StepBatches`]; a stream as it comes."""
+        if isinstance(dataset, IterableDataset):
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+
         sampler = None
         if sampler_fn is not None:
             sampler = sampler_fn(dataset)
@@ -185,10 +284,27 @@ class MeteredTrainer(Trainer):
             self._since = time.perf_counter()
         return super().get_batch_samples(*args, **kwargs)
 
-    def evaluate(self, *args, **kwargs):
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
         """As in `Trainer`; its time does not count as training."""
+        # by name: `Trainer` looks a data set of its own up
+        if not isinstance(eval_dataset, str):
+            eval_dataset = as_rows(eval_dataset, "eval_dataset")
         with self._clock_stopped():
-            return super().evaluate(*args, **kwargs)
+            return super().evaluate(eval_dataset, *args, **kwargs)
+
+    def predict(self, test_dataset, *args, **kwargs):
+        """As in `Trainer`."""
+        return super().predict(as_rows(test_dataset, "test_dataset"), *args, **kwargs)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        """As in `Trainer`, with the means of the metrics over these rows alone."""
+        self._metrics["eval"].clear()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        for name, values in self._metrics["eval"].items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = _mean_of_numbers(values)
+        return output
 
     def _save_checkpoint(self, *args, **kwargs):
         with self._clock_stopped():
@@ -225,23 +341,25 @@ class MeteredTrainer(Trainer):
 
     def log(self, logs: dict, start_time: float | None = None):
         """As in `Trainer`, with the means of the metrics and the throughput since the last entry."""
-        prefix = _prefix(logs)
-        mode = "eval" if prefix else "train"
-        for name, values in self._metrics[mode].items():
-            logs[prefix + name] = _mean_of_numbers(values)
-        self._metrics[mode].clear()
-
-        if self.left_out.reasons:
-            logs["items_left_out"] = len(self.left_out.reasons)
-
-        # an evaluation that is logged says nothing about the pace of training
-        if mode == "train" and self._since is not None and self._processed:
-            seconds = time.perf_counter() - self._since
-            for name, count in self._processed.items():
-                logs[f"{name}_per_second"] = round(count * self.args.world_size / seconds, 1)
-            self._processed = Counter()
-            self._since = time.perf_counter()
+        # an evaluation has its figures already, and says nothing about the pace of training
+        if not _is_evaluation(logs):
+            for name, values in self._metrics["train"].items():
+                logs[name] = _mean_of_numbers(values)
+            self._metrics["train"].clear()
+            if self.left_out.reasons:
+                logs["items_left_out"] = len(self.left_out.reasons)
+            self._add_pace(logs)
         super().log(logs, start_time)
+
+    def _add_pace(self, logs: dict):
+        """Adds items and tokens per second since the last entry."""
+        if self._since is None or not self._processed:
+            return
+        seconds = time.perf_counter() - self._since
+        for name, count in self._processed.items():
+            logs[f"{name}_per_second"] = round(count * self.args.world_size / seconds, 1)
+        self._processed = Counter()
+        self._since = time.perf_counter()
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """As in `Trainer`; a decay below 1 is a share of all steps."""
@@ -280,12 +398,9 @@ def keep_resolution(processor, resolution):
         processor.resolution = resolution
 
 
-def _prefix(logs: dict) -> str:
-    """What the figures of an evaluation begin with, such as `"eval_"`; empty for a log entry of training."""
-    for key in logs:
-        if key.endswith("_runtime") and key != "train_runtime":
-            return key.removesuffix("runtime")
-    return ""
+def _is_evaluation(logs: dict) -> bool:
+    """Whether a log entry is that of an evaluation, and not of training."""
+    return any(key.endswith("_runtime") and key != "train_runtime" for key in logs)
 
 
 def _mean_of_numbers(values: list[float]) -> float:

@@ -27,7 +27,7 @@ from ..prompts_unime import LISTWISE_ANSWER
 from .adapters import adapted
 from .embedding_trainer import EmbeddingConfig
 from .left_out import refuse_empty
-from .metered_trainer import MeteredTrainer, keep_resolution
+from .metered_trainer import MeteredTrainer
 from .sharding import in_lockstep
 from .stage import read_mined_rows, run_command
 
@@ -299,12 +299,10 @@ class RerankerTrainer(MeteredTrainer):
     the loss is a sum over sequences, so that their gradients add up.
 
     Args:
-        model (`UniMERerankerForCausalLM`, possibly wrapped by PEFT): the reranker.
+        model (`UniMERerankerForCausalLM`, possibly wrapped by PEFT, or a name): the reranker.
         args (`RerankerConfig`), train_dataset, eval_dataset: as in `Trainer`; rows have the columns of
             [`~unime.data.schema.Example`].
-        processing_class (`UniMEProcessor`, *optional*): the model's own by default.
-        peft_config (`peft.PeftConfig`, *optional*): wrap the model in an adapter.
-        kwargs: further arguments of `Trainer`.
+        kwargs: as in [`~unime.trainers.metered_trainer.MeteredTrainer`].
 
     Example:
 
@@ -317,10 +315,12 @@ class RerankerTrainer(MeteredTrainer):
 
     paper = "2510.13515"
 
-    def __init__(self, model, args, train_dataset=None, processing_class=None, peft_config=None, **kwargs):
-        processor = processing_class or model.processor
+    config_class = RerankerConfig
+    reranks = True
 
-        # what it trains is a softmax of two words, and a number
+    @classmethod
+    def check_reading(cls, processor):
+        """Refuses a preset whose answers are others than those that are trained: two words, and a number."""
         judging = processor.rules.judging
         if judging is not None and (judging.words is None or judging.lists is None or judging.lists.turn is not None):
             raise ValueError(
@@ -328,17 +328,6 @@ class RerankerTrainer(MeteredTrainer):
                 "answers, and the number of the best of a list) would undo; train with the preset of a plain VLM, "
                 "`preset='summary'`."
             )
-        keep_resolution(processor, args.resolution)
-        model = self.made_trainable(model, args, peft_config)
-
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=processor,
-            data_collator=kwargs.pop("data_collator", None) or self.collator_for(model, args, processor),
-            **kwargs,
-        )
 
     @classmethod
     def made_trainable(cls, model, args, peft_config):

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import get_type_hints
 
-import torch
 import yaml
 from datasets import Dataset
 from huggingface_hub import upload_folder
@@ -23,6 +22,7 @@ from .adapters import find_targets
 from .cards import write_card
 from .metered_trainer import resolve_decay
 from .rehearsal import rehearse
+from .starting import load_model
 
 
 @dataclass
@@ -63,40 +63,6 @@ class StageArguments:
     init_lora_weights: str = field(
         default="kaiming", metadata={"help": "How an adapter starts: kaiming (PEFT's own start), or gaussian."}
     )
-
-
-def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs):
-    """Loads a model in float32: a UniME checkpoint, a stock VLM, or an earlier stage's adapter, merged first.
-
-    A preset that is not the checkpoint's own is what it will be trained for. Without an accelerator, and unless an
-    attention is named, text attention runs as plain matrix products, whose backward is faster there.
-
-    Args:
-        path (`str` or `Path`): folder or Hub id.
-        preset (`str`, *optional*): how items are read; as the checkpoint was saved by default, or as its name says.
-        reranker (`bool`, defaults to `False`): load a reranker, not an embedder.
-        kwargs: for `from_pretrained`, such as `dtype`, `attn_implementation` or `quantization`; None counts as not
-            given.
-
-    Example:
-
-    ```python
-    model = load_model("Qwen/Qwen2-VL-2B-Instruct", preset="summary")
-    trainer = ContrastiveTrainer(model, ContrastiveConfig(output_dir="out"), train_dataset=rows)
-    ```
-    """
-    from ..checkpoints.opening import open_checkpoint, require_kind
-
-    options = {"dtype": "float32"}
-    for name, value in kwargs.items():
-        if value is not None:
-            options[name] = value
-    model = open_checkpoint(path, preset, reranker, **options)
-    require_kind(model, path, reranker)
-
-    if "attn_implementation" not in options and not torch.accelerator.is_available():
-        plain_attention(model)
-    return model
 
 
 def read_training_rows(stage: StageArguments, args) -> Dataset:
@@ -341,14 +307,6 @@ def _adapter_config(model, stage: StageArguments, options):
     peft_config.init_lora_weights = True if start == "kaiming" else start
     peft_config.target_modules = find_targets(model, options.lora_target_modules, stage.lora_components)
     return peft_config
-
-
-def plain_attention(model):
-    """Lets the language model's attention run as plain matrix products; the vision tower keeps its own."""
-    config = model.config.vlm_config
-    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
-        vision = config.vision_config._attn_implementation
-        model.vlm.set_attn_implementation({"text_config": "eager", "vision_config": vision})
 
 
 def save_whole(trainer, source: dict):
