@@ -9,13 +9,19 @@ unexport PYTHONDONTWRITEBYTECODE
 
 MINUTES ?= 60
 
-.PHONY: quickstart test fuzz lint clean
+.PHONY: quickstart test conformance fuzz lint clean
 
 quickstart: $(VENV)/core
 	$(BIN)/python -m unime.examples.quickstart --out outputs
 
 test: $(VENV)/ready
 	$(BIN)/python -m pytest tests
+
+# what other libraries expect of our models, with transformers' own tests from its source distribution
+conformance: $(VENV)/ready
+	$(INSTALL) parameterized
+	$(BIN)/python tests/conformance/processor_suite.py
+	$(BIN)/python -m pytest tests/conformance
 
 # new cases for so long, `make fuzz MINUTES=5`; what is handled wrongly goes to tests/fuzz/corpus
 fuzz: $(VENV)/ready
@@ -37,4 +43,4 @@ $(VENV)/ready: $(VENV)/core
 	touch $@
 
 clean:
-	rm -rf $(VENV) outputs
+	rm -rf $(VENV) outputs .conformance

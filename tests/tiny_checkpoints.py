@@ -40,7 +40,8 @@ ONEVISION_TEMPLATE = (
 MISTRAL_TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'user' %}[INST] {% for part in message['content'] | "
     "selectattr('type', 'equalto', 'image') %}<image>\n{% endfor %}{% for part in message['content'] | "
-    "selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %} [/INST]{% endif %}{% endfor %}"
+    "selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %} [/INST]{% elif message['role'] == "
+    "'assistant' %}{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{% endfor %}"
 )
 PHI_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}"
