@@ -28,6 +28,11 @@ class VLMGenerationMixin(GenerationMixin):
         self.forward = partial(type(self).forward, self)
         self.forward.__signature__ = inspect.Signature(parameters)
 
+    @property
+    def base_model(self):
+        """The VLM without its head, as that of every model with one; TRL runs it and the head apart."""
+        return self.vlm.base_model
+
     def generate(self, *args, **kwargs):
         """As in transformers; a VLM that generates in a way of its own does so."""
         if type(self.vlm).generate is GenerationMixin.generate:

@@ -236,6 +236,25 @@ def test_distillation_without_a_teacher_is_refused(embedder, tmp_path):
         DistillationTrainer(embedder, arguments(tmp_path, DistillationConfig), train_dataset=ROWS)
 
 
+# TRL
+def test_trl_trains_the_reranker(reranker, tmp_path):
+    from trl import SFTConfig, SFTTrainer
+
+    content = [{"type": "text", "text": "a red circle"}]
+    row = {
+        "prompt": [{"role": "user", "content": content}],
+        "completion": [{"role": "assistant", "content": [{"type": "text", "text": "Yes"}]}],
+    }
+    args = SFTConfig(str(tmp_path), max_steps=2, learning_rate=1e-2, report_to=[], use_cpu=True, bf16=False)
+    args.save_strategy = "no"
+    tokenizer = reranker.processor.tokenizer
+    trainer = SFTTrainer(reranker, args, train_dataset=Dataset.from_list([row] * 8), processing_class=tokenizer)
+    batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
+    before = reranker.vlm(**batch).loss.item()
+    trainer.train()
+    assert reranker.vlm(**batch).loss.item() < before
+
+
 # reports
 class Writer:
     """TensorBoard's writer, or Weights & Biases' module, that only remembers names and values."""
