@@ -63,7 +63,8 @@ class UniMEConfig(_VLMWrapperConfig):
         backbone (`str`, *optional*): repository or folder of the VLM that was wrapped.
         pooling (`str`, defaults to `"last"`): `"last"` reads the last attended token, with either padding side;
             `"mean"` and `"image"` as in [`~unime.pooling_unime.pool`].
-        attention (`str`, defaults to `"causal"`): or `"bidirectional"`, where every token sees every other.
+        attention (`str`, defaults to `"native"`): the backbone's own; or `"bidirectional"`, where every token sees
+            every other, although the backbone is causal.
         normalize (`bool`, defaults to `True`): whether embeddings have unit L2 norm.
         positions (`str`, defaults to `"native"`): `"flat"` gives every token, those of images too, a 1-D position;
             UniME-V2's Qwen2-VL checkpoints were trained so.
@@ -84,13 +85,13 @@ class UniMEConfig(_VLMWrapperConfig):
     pooling: str = "last"
     normalize: bool = True
     positions: str = "native"
-    attention: str = "causal"
+    attention: str = "native"
 
     def __post_init__(self, **kwargs):
         if self.pooling not in POOLINGS:
             raise ValueError(f"pooling={self.pooling!r} is unknown; choose {', '.join(map(repr, POOLINGS))}.")
         if self.attention not in ATTENTIONS:
-            raise ValueError(f"attention={self.attention!r} is unknown; choose 'causal' or 'bidirectional'.")
+            raise ValueError(f"attention={self.attention!r} is unknown; choose 'native' or 'bidirectional'.")
         if self.positions not in ("native", "flat"):
             raise ValueError(f"positions={self.positions!r} is unknown; choose 'native' or 'flat'.")
         super().__post_init__(**kwargs)

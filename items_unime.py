@@ -67,7 +67,7 @@ def split_item(item, name: str = "item", num_frames: int = 8, may_be_empty: bool
 
     Args:
         item: a string, which is always text; a PIL image or an `os.PathLike`, which is always an image; or a dict of
-            `"text"` with `"image"` or `"video"`, where a path may be a string too.
+            `"text"` with `"image"` or `"video"`, where a path may be a string too, and `"image"` a list of images.
         name (`str`, defaults to `"item"`): how errors call the item.
         num_frames (`int`, defaults to 8): most images that a video, a path or its frames, becomes.
         may_be_empty (`bool`, defaults to `False`): take an item without text and image, whose text is `None`.
@@ -107,8 +107,10 @@ def split_item(item, name: str = "item", num_frames: int = 8, may_be_empty: bool
             "or 'video', or a list of chat messages."
         )
 
-    if image is not None and not is_image(image):
-        raise TypeError(f"{name} has an image of type {type(image).__name__}; expected a path or a PIL image.")
+    images = tuple(image) if isinstance(image, (list, tuple)) else (image,)
+    for entry in images:
+        if image is not None and not is_image(entry):
+            raise TypeError(f"{name} has an image of type {type(entry).__name__}; expected a path or a PIL image.")
     if text is not None and not isinstance(text, str):
         raise TypeError(f"{name} has a text of type {type(text).__name__}; expected a string.")
     require_unicode(text or "", name)
@@ -121,7 +123,7 @@ def split_item(item, name: str = "item", num_frames: int = 8, may_be_empty: bool
     if video is not None:
         return text, read_frames(video, name, num_frames)
     if image is not None:
-        return text, (image,)
+        return text, images
     return text, ()
 
 

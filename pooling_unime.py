@@ -7,7 +7,7 @@ from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
 
 POOLINGS = ("last", "mean", "image")
-ATTENTIONS = ("causal", "bidirectional")
+ATTENTIONS = ("native", "bidirectional")
 
 
 @dataclass

@@ -147,7 +147,8 @@ class Preset:
         judging (`Judging`, *optional*): of a reranker's preset; UniME-V2's questions by default.
         pooling (`str`): `"last"` attended token; `"mean"` of all attended tokens; `"image"`: the mean over an item's
             image with its markers, and of all tokens where it has none.
-        attention (`str`): `"causal"`, or `"bidirectional"`: every token sees every other.
+        attention (`str`): `"native"`, or `"bidirectional"`: every token sees every other, although the backbone is
+            causal.
         positions (`str`): `"native"`, or `"flat"`: 1-D positions for image tokens too.
         padding_side (`str`): side of the padding in a batch.
         max_length (`int`): default limit in tokens, above which texts are cut; control tokens of the prompt stay.
@@ -188,7 +189,7 @@ class Preset:
     )
     judging: Judging | None = None
     pooling: str = "last"
-    attention: str = "causal"
+    attention: str = "native"
     positions: str = "native"
     padding_side: str = "left"
     max_length: int = 32_768

@@ -13,7 +13,8 @@ _SETTINGS = {
 }
 
 PRESETS = {
-    # the authors give an instruction to queries only
+    # gme_inference.py of the card: an instruction is given to queries only. Images are resized twice, and the limits
+    # of the second step enlarge small ones.
     "gme": same(
         _PLAIN,
         instruction=Instruction("system", default=ASSISTANT, roles=("query",)),
@@ -23,6 +24,7 @@ PRESETS = {
         max_length=1800,
         **_SETTINGS,
     ),
+    # rzen_embed_inference.py of 360CVGroup/RzenEmbed: the instruction stands directly before the text, after an image
     "rzenembed": same(
         _PLAIN,
         instruction=Instruction("text", form="{instruction}{text}"),
@@ -32,7 +34,9 @@ PRESETS = {
         max_length=2000,
         **_SETTINGS,
     ),
+    # ops_mm_embedding_v1.py of the card: the only one of the four that calls the whole model, and so has M-RoPE
     "ops-mm": same(_PLAIN, instruction=Instruction("system", default=ASSISTANT), **_SETTINGS),
+    # inference/ of friedrichor/UNITE: what is asked for is part of the turn, an instruction part of the text
     "unite": same(
         Prompts(
             text="{text}\nSummary above sentence in one word:",

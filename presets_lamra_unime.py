@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from .preset_unime import ASSISTANT, CHATML, Checkpoint, Family, Instruction, Prompts, same
 
-# its prompts go on with `<emb>.` after the generation prompt, whose last token is pooled
+# dataset/ and models/ of code-kunkun/LamRA. Its prompts go on with `<emb>.` after the generation prompt, whose last
+# token is pooled.
 _QWEN2 = same(
     Prompts(
         text="{text}\nSummarize above sentence in one word: ",

@@ -7,7 +7,8 @@ _QUESTION = "Represent the given image with the following question:"
 _MMEB = Instruction("text", form="{instruction} {text}\n", default=Prompts(text="", image="", both=_QUESTION))
 
 PRESETS = {
-    # the prompt ends in two line breaks, a space and another line break
+    # README and retrieval.py of kongds/E5-V. The prompt ends in two line breaks, a space and another line break; image
+    # and text are a question of composed retrieval, whose targets place their image themselves.
     "e5-v": same(
         Prompts(
             text="{text}\nSummary above sentence in one word: ",
@@ -21,7 +22,7 @@ PRESETS = {
         evaluates_as_trained=False,
         model_types=("llava_next",),
     ),
-    # its processor writes a BOS before every text, and its tokenizer another one
+    # demo.py of haon-chen/mmE5: the processor writes a BOS before every text, and the tokenizer another one
     "mme5": same(
         Prompts(
             text="<|begin_of_text|>{text}",
@@ -34,6 +35,7 @@ PRESETS = {
         evaluates_as_trained=False,
         model_types=("mllama",),
     ),
+    # demo.py of haon-chen/MoCa: mmE5's strings on a Qwen2.5-VL whose tokens all see each other
     "moca": same(
         Prompts(text="{text}", image="{image}Represent the given image.\n", both="{image}{text}"),
         frame=RAW,

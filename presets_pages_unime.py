@@ -1,12 +1,28 @@
 """Embedders of pages on Qwen2.5-VL: nomic-embed-multimodal and jina-embeddings-v4."""
 
+from dataclasses import replace
+
 from .preset_unime import RAW, Checkpoint, Family, Instruction, Preset, Prompts, same
 
+_NC = "cc-by-nc-4.0"
 _PAGE = "<|im_start|>user\n{image}Describe the image.<|im_end|>"
 _QWEN = {size: f"Qwen/Qwen2.5-VL-{size}-Instruct" for size in ("3B", "7B")}
 
+# The single vector; an image's is the mean over its own tokens and their two markers.
+_JINA = Preset(
+    query=Prompts(text="Query: {text}", image=f"{_PAGE}\n", both=None),
+    document=Prompts(text="Passage: {text}", image=f"{_PAGE}\n", both=None),
+    frame=RAW,
+    instruction=Instruction("none"),
+    pooling="image",
+    widths=(128, 256, 512, 1024, 2048),
+    evaluates_as_trained=False,
+    model_types=("qwen2_5_vl",),
+)
+
 PRESETS = {
-    # mteb words text documents as queries too, and adds the vectors of an image and its text
+    # biqwen2_5 of nomic-ai/colpali. As in mteb, text documents are worded as queries too, and the vectors of an image
+    # and its text are added.
     "nomic-embed-multimodal": same(
         Prompts(text="Query: {text}", image=_PAGE, both=None),
         frame=RAW,
@@ -17,23 +33,18 @@ PRESETS = {
         evaluates_as_trained=False,
         model_types=("qwen2_5_vl",),
     ),
-    # the single vector; an image's is the mean over its own tokens and their two markers
-    "jina-embeddings-v4": Preset(
-        query=Prompts(text="Query: {text}", image=f"{_PAGE}\n", both=None),
-        document=Prompts(text="Passage: {text}", image=f"{_PAGE}\n", both=None),
-        frame=RAW,
-        instruction=Instruction("none"),
-        pooling="image",
-        widths=(128, 256, 512, 1024, 2048),
-        evaluates_as_trained=False,
-        model_types=("qwen2_5_vl",),
-    ),
+    # the card's own code, for its tasks retrieval and code, and for text-matching
+    "jina-embeddings-v4": _JINA,
+    "jina-embeddings-v4-text-matching": replace(_JINA, document=_JINA.query),
 }
 
 CHECKPOINTS = {
     "nomic-ai/nomic-embed-multimodal-3b": Checkpoint("nomic-embed-multimodal", "apache-2.0", _QWEN["3B"]),
     "nomic-ai/nomic-embed-multimodal-7b": Checkpoint("nomic-embed-multimodal", "apache-2.0", _QWEN["7B"]),
-    "jinaai/jina-embeddings-v4": Checkpoint("jina-embeddings-v4", "cc-by-nc-4.0", _QWEN["3B"]),
+    # with the adapter of a task merged; jina-embeddings-v4 itself has them apart, which is not read
+    "jinaai/jina-embeddings-v4-vllm-retrieval": Checkpoint("jina-embeddings-v4", _NC, _QWEN["3B"]),
+    "jinaai/jina-embeddings-v4-vllm-code": Checkpoint("jina-embeddings-v4", _NC, _QWEN["3B"]),
+    "jinaai/jina-embeddings-v4-vllm-text-matching": Checkpoint("jina-embeddings-v4-text-matching", _NC, _QWEN["3B"]),
 }
 
 PAGES = Family(PRESETS, CHECKPOINTS)

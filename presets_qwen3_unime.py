@@ -5,7 +5,8 @@ from .preset_unime import CHATML, Checkpoint, Family, Instruction, Prompts, same
 _PLAIN = Prompts(text="{text}", image="{image}", both="{image}{text}")
 
 PRESETS = {
-    # the authors' own script; the limits in its preprocessor_config.json are lower, 1,280 tokens
+    # src/models/qwen3_vl_embedding.py of QwenLM/Qwen3-VL-Embedding. Its limit is 1,800 tokens of an image; that of
+    # preprocessor_config.json, which other libraries read, is 1,280.
     "qwen3-vl-embedding": same(
         _PLAIN,
         frame=CHATML,
@@ -19,7 +20,8 @@ PRESETS = {
         evaluates_as_trained=False,
         model_types=("qwen3_vl",),
     ),
-    # the tokenizer takes line breaks from before its special tokens, and ends every prompt in `<embedding>`
+    # modeling_wemm_embedding.py of the card: no system turn and no generation prompt; the tokenizer takes line breaks
+    # from before its special tokens, and ends every prompt in `<embedding>`, which is pooled.
     "wemm-embedding": same(
         _PLAIN,
         frame="<|im_start|>user\n{user}<|im_end|>\n",

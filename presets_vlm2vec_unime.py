@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .preset_unime import CHATML, RAW, Checkpoint, Family, Instruction, Preset, Prompts, same
+from .preset_unime import RAW, Checkpoint, Family, Instruction, Preset, Prompts, same
 from .presets_plain_unime import HIERARCHICAL_DOCUMENT, HIERARCHICAL_QUERY, SUMMARISE
 
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
@@ -25,6 +25,7 @@ _VLM2VEC = same(
 )
 
 PRESETS = {
+    # src/model of TIGER-AI-Lab/VLM2Vec, main: bare image tokens, for which transformers 4 had positions of text
     "vlm2vec-qwen2-vl": replace(
         _VLM2VEC,
         fenced=False,
@@ -35,13 +36,14 @@ PRESETS = {
     ),
     # the demo of its authors reads 16 crops, their evaluation 4
     "vlm2vec-phi3.5-v": replace(_VLM2VEC, padding_side="right", crops=4, model_types=("phi3_v",)),
+    # branch v1; the evaluation squashes images to 1344 x 1344 first, which `resolution=1344` does
     "vlm2vec-llava-1.6": replace(
         _VLM2VEC,
         anyres_padding="legacy",
         processor="llava-hf/llava-v1.6-mistral-7b-hf",
         model_types=("llava_next",),
     ),
-    # VLM2Vec's code with MMEB's own strings
+    # eval_mmeb.py of raghavlite/B3: VLM2Vec's code with MMEB's own strings
     "b3": same(
         Prompts(text="{text}", image="{image}\nRepresent the given image.\n", both="{image}\n{text}"),
         frame=RAW,
@@ -56,11 +58,11 @@ PRESETS = {
         evaluates_as_trained=False,
         model_types=("qwen2_vl",),
     ),
-    # SaHa's checkpoints (Gen2Embed): a frame around VLM2Vec's bare image tokens
+    # SaHa's checkpoints (src/model_utils.py and src/dataset.py of Gen2Embed): a chat around VLM2Vec's bare image
+    # tokens, and sides of images that follow no other rule
     "saha-qwen2-vl": Preset(
         query=HIERARCHICAL_QUERY,
         document=HIERARCHICAL_DOCUMENT,
-        frame=CHATML,
         system=SUMMARISE,
         fenced=False,
         positions="flat",

@@ -31,7 +31,16 @@ from .questions_unime import Question
 from .rendering_unime import PromptRenderer, Reading
 
 # what a preset decides, unless it is given beside it; and what no preset decides
-_PRESET_SETTINGS = ("max_length", "resolution", "fusion", "anyres_padding", "benchmarks", "num_frames")
+_PRESET_SETTINGS = (
+    "max_length",
+    "resolution",
+    "fusion",
+    "anyres_padding",
+    "benchmarks",
+    "num_frames",
+    "image_tokens",
+    "crops",
+)
 _OTHER_SETTINGS = ("max_image_pixels", "chat_template")
 SETTINGS = _PRESET_SETTINGS + _OTHER_SETTINGS
 
@@ -56,6 +65,9 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         benchmarks (`list[str]`, *optional*): the kinds of benchmark that are worded in the way that the preset has for
             them; all by default. A model that was trained with the preset's usual prompts alone has none.
         num_frames (`int`, *optional*): frames read of a video; the preset's by default.
+        image_tokens (`tuple[int, int]`, *optional*): fewest and most tokens of an image of Qwen-VL; the preset's or
+            the image processor's by default.
+        crops (`int`, *optional*): most crops of an image of Phi-3-vision; likewise.
         backbone (`dict`, *optional*): `processor_class` of the backbone with its settings; Qwen2-VL's by default.
     """
 
@@ -74,6 +86,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         fusion=None,
         anyres_padding=None,
         num_frames=None,
+        image_tokens=None,
+        crops=None,
         backbone=None,
         benchmarks=None,
         **kwargs,
@@ -90,6 +104,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             anyres_padding=anyres_padding,
             benchmarks=benchmarks,
             num_frames=num_frames,
+            image_tokens=image_tokens,
+            crops=crops,
         )
 
         # ProcessorMixin reads these of the processor itself
@@ -115,6 +131,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         anyres_padding=None,
         benchmarks=None,
         num_frames=None,
+        image_tokens=None,
+        crops=None,
     ):
         """Sets what a preset decides; a setting that is not None is taken in the place of the preset's."""
         if preset not in PRESETS:
@@ -130,10 +148,12 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         self.anyres_padding = one_of("anyres_padding", anyres_padding or defaults.anyres_padding, "even", "legacy")
         self.benchmarks = list(defaults.benchmarks if benchmarks is None else benchmarks)
         self.num_frames = num_frames or defaults.num_frames
+        self.image_tokens = image_tokens or defaults.image_tokens
+        self.crops = crops or defaults.crops
         Resolution.parse(self.resolution)  # raises early
 
         # tiles and limits are a matter of the backbone's processor, so there is another one for each preset
-        images = ImageSettings(self.anyres_padding == "legacy", defaults.image_tokens, defaults.crops)
+        images = ImageSettings(self.anyres_padding == "legacy", self.image_tokens, self.crops)
         self._native = build_native(image_processor, tokenizer, self.backbone, images)
 
     def use_preset(self, preset: str, **settings):
@@ -143,8 +163,9 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
 
         Args:
             preset (`str`): a key of `PRESETS`.
-            settings: `max_length`, `resolution`, `fusion`, `anyres_padding`, `benchmarks` and `num_frames`, where they
-                are to differ from the preset's; and `chat_template` and `max_image_pixels`, which stay otherwise.
+            settings: `max_length`, `resolution`, `fusion`, `anyres_padding`, `benchmarks`, `num_frames`,
+                `image_tokens` and `crops`, where they are to differ from the preset's; and `chat_template` and
+                `max_image_pixels`, which stay otherwise.
 
         Raises:
             ValueError: the preset or a setting is unknown.
@@ -486,13 +507,14 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         if reading.fusion is not None:
             one_of("fusion", reading.fusion, "joint", "sum")
         names = names or _numbered("item", len(items))
+        has_slot = self._words(reading.benchmark).instruction.place != "none"
 
         rows = []
         parts = []
         instructions = []
         for row, item in enumerate(items):
             fusion = reading.fusion or self._fusion(item, reading.benchmark)
-            for item_part, instruction in _split_into_parts(item, fusion, reading.instruction):
+            for item_part, instruction in _split_into_parts(item, fusion, reading.instruction if has_slot else None):
                 rows.append(row)
                 parts.append(item_part)
                 instructions.append(instruction)

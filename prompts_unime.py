@@ -216,9 +216,10 @@ def instruct(instruction: str | None, text: str | None, form: str | None = None)
     """
     lines = [line for line in (instruction, text) if line and line.strip()]
     if form is not None and instruction in lines:
-        before, _, after = form.partition("{text}")
-        before = before.replace("{instruction}", instruction)
-        return before + text + after if text in lines else before.rstrip() + after
+        before, _, rest = form.partition("{instruction}")
+        separator, _, after = rest.partition("{text}")
+        joined = separator + text if text in lines else ""
+        return before + instruction + joined + after
 
     if len(lines) == 2 and instruction.rstrip().endswith(":"):
         return f"{instruction.rstrip()} {text}"

@@ -214,8 +214,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
             base (*optional*): what an adapter was trained on; by default what its own file says, which is a folder, or
                 one of the same last name beside the adapter, or a repository.
             kwargs: processor settings (`max_length`, `max_image_pixels`, `chat_template`, `resolution`, `fusion`,
-                `anyres_padding`, `num_frames`, and `processor`, a folder or repository where they are not beside the
-                weights); everything else (`dtype`, `device_map`, `quantization_config`,
+                `anyres_padding`, `num_frames`, `image_tokens`, `crops`, and `processor`, a folder or repository where
+                they are not beside the weights); everything else (`dtype`, `device_map`, `quantization_config`,
                 `attn_implementation`, `revision`, `trust_remote_code`, ...) goes to the VLM's `from_pretrained`.
 
         Raises:

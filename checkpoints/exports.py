@@ -100,7 +100,7 @@ def _differences(model) -> list[str]:
         differences.append("legacy tile padding")
     if preset.image_tokens or preset.crops:
         differences.append("limits of images")
-    if (model.config.pooling, model.config.attention) != ("last", "causal"):
+    if (model.config.pooling, model.config.attention) != ("last", "native"):
         differences.append("pooling or attention")
     if preset.query != preset.document:
         differences.append("prompts that differ by role")

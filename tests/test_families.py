@@ -9,10 +9,13 @@ import torch
 import torch.nn.functional as F
 from conftest import fresh_process, picture
 from PIL import Image
+from test_checkpoints import llava_reference, phi_parts, phi_reference
 from tiny_checkpoints import tokenizer_for
+from tokenizers import Regex, normalizers
 from transformers import Qwen2VLImageProcessorPil
 
 from unime import UniMEModel
+from unime.native_unime import restore_normalizer
 from unime.pooling_unime import pool
 from unime.prompts_unime import CHECKPOINTS, PRESETS, instruct, published_checkpoint, with_full_stop
 
@@ -159,6 +162,21 @@ QWEN_CASES = {
         ("qwen2_5_vl", False, "last", (4, 16384)),
         [Case(IMAGE, CHAT.format(PLAIN, f"{IMG}\nSummarize above image in one word: "), size=(56, 56))],
     ),
+    "qwen3-vl-embedding": (
+        ("qwen3_vl", False, "last", (4, 1800)),
+        [
+            Case(TEXT, CHAT.format("Represent the user's input.", TEXT)),
+            Case(BOTH, CHAT.format("Find the page.", IMG + TEXT), f" {ASK}\n", "document"),
+        ],
+    ),
+    "wemm-embedding": (
+        ("qwen3_5", False, "last", (4, 16384)),
+        [
+            Case(f"{TEXT}\n", f"<|im_start|>user\n{TEXT}<|im_end|>\n"),
+            Case(TEXT, f"<|im_start|>user\n{ASK}{TEXT}<|im_end|>\n", ASK),
+            Case(IMAGE, f"<|im_start|>user\n{IMG}<|im_end|>\n", size=(56, 56)),
+        ],
+    ),
     "moca": (
         ("qwen2_5_vl", False, "mean", (4, 16384)),
         [
@@ -203,12 +221,12 @@ def qwen_reference(stock, tokenizer, case: Case, settings) -> torch.Tensor:
 
     ids = torch.tensor([ids])
     inputs["mm_token_type_ids"] = (ids == pads[0]).int()
-    positions = torch.arange(ids.shape[1]).expand(3, 1, -1)
-    if not is_flat and "image_grid_thw" in inputs:
-        positions, _ = stock.model.get_rope_index(ids, inputs["mm_token_type_ids"], inputs["image_grid_thw"])
+    positions = torch.arange(ids.shape[1]).expand(3, 1, -1) if is_flat else None
     mask = torch.ones_like(ids)
-    if pooling == "mean":  # MoCa's tokens see each other
+    if pooling == "mean":  # MoCa's tokens see each other, at the positions that they have anyway
         mask = torch.zeros(1, 1, ids.shape[1], ids.shape[1])
+        grid = inputs.get("image_grid_thw")
+        positions, _ = stock.model.get_rope_index(ids, inputs["mm_token_type_ids"], grid)
     with torch.no_grad():
         hidden = stock.model(input_ids=ids, attention_mask=mask, position_ids=positions, **inputs).last_hidden_state[0]
 
@@ -235,6 +253,67 @@ def test_embedders_on_qwen(tiny, preset):
     together = model.encode(items, batch_tokens=10**6)
     for item, embedding in zip(items, together, strict=True):
         assert (model.encode(item) - embedding).abs().max() <= 2e-6
+
+
+# LLaVA and Phi-3-vision: as the first seven are held in test_checkpoints.py
+
+E5V = "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n \n"
+
+
+def test_e5_v(tiny):
+    path, stock = tiny("llava_next")
+    model = UniMEModel.from_backbone(path, preset="e5-v")
+    image = picture(2, (56, 56))
+    composed = '<image>Modify this image with "{}", desribe modified image in one word:'
+    for item, turn in (
+        (TEXT, f"{TEXT}\nSummary above sentence in one word: "),
+        (image, "<image>\nSummary above image in one word: "),
+        ({"text": TEXT, "image": image}, composed.format(TEXT)),
+        (
+            {"text": "<image>\n Describe this image in one word:", "image": image},
+            "<image>\n Describe this image in one word:",
+        ),
+    ):
+        pixels = image if "<image>" in turn else None
+        expected = llava_reference(path, stock, "llava_next", E5V.format(turn), pixels)
+        assert (model.encode(item) - expected).abs().max() <= 2e-6, turn
+
+
+def test_vlm2vec_on_llava_and_phi(tiny):
+    cases = (
+        (TEXT, TEXT, None),
+        (TEXT, f"{ASK} {TEXT}", ASK),
+        ({"image": IMAGE}, "{} Represent the given image.", None),
+        ({"image": IMAGE, "text": TEXT}, f"{{}} {QUESTION} {TEXT}", None),
+    )
+    path, stock = tiny("llava_next")
+    llava = UniMEModel.from_backbone(path, preset="vlm2vec-llava-1.6", resolution=56)
+    parts = phi_parts(*tiny("phi3_v"))
+    phi = UniMEModel.from_backbone(tiny("phi3_v")[0], preset="vlm2vec-phi3.5-v")
+    for item, prompt, instruction in cases:
+        images = [IMAGE] if isinstance(item, dict) else []
+        squashed = IMAGE.resize((56, 56), BICUBIC) if images else None
+        of_llava = llava_reference(path, stock, "llava_next", prompt.format("<image>"), squashed)
+        assert (llava.encode(item, instruction) - of_llava).abs().max() <= 2e-6
+        of_phi = phi_reference(parts, prompt.format("<|image_1|>"), *images)
+        assert (phi.encode(item, instruction) - of_phi).abs().max() <= 1e-5
+
+    # the demo of its authors reads 16 crops
+    more = UniMEModel.from_backbone(tiny("phi3_v")[0], preset="vlm2vec-phi3.5-v", crops=16)
+    (wide, few) = (model.processor.prepare([picture(7, (900, 300))])[0] for model in (more, phi))
+    assert wide.length > few.length
+
+
+def test_several_images_of_one_item(tiny):
+    path, _ = tiny("qwen2_vl")
+    model = UniMEModel.from_backbone(path, preset="ops-mm", image_tokens=(4, 1280))
+    images = [picture(1, (56, 56)), picture(2, (84, 56))]
+    prompt, _ = model.processor.render({"image": images, "text": TEXT})
+    assert prompt == CHAT.format(PLAIN, IMG * 2 + TEXT) + "<|endoftext|>"
+    frames = model.encode({"video": images, "text": TEXT})
+    assert torch.equal(model.encode({"image": images, "text": TEXT}), frames)
+    with pytest.raises(TypeError, match="item has an image of type int"):
+        model.processor.render({"image": [images[0], 3]})
 
 
 def test_saha_sizes_of_images(tiny):
@@ -296,7 +375,21 @@ def test_instructions_end_in_punctuation_of_any_script():
         assert with_full_stop(instruction) == expected
     assert instruct("Find:", "", "{instruction} {text}\n") == "Find:\n"
     assert instruct("Find:", "a", "{instruction} {text}\n") == "Find: a\n"
+    assert instruct("Find: ", "", "{instruction}{text}") == "Find: "
     assert instruct("", "a", "{instruction} {text}\n") == "a"
+
+
+def test_a_normalizer_that_transformers_drops_is_that_of_the_file(tmp_path):
+    tokenizer = tokenizer_for("qwen2_vl")
+    rule = normalizers.Replace(Regex("\n$"), "")
+    tokenizer.backend_tokenizer.normalizer = rule
+    tokenizer.save_pretrained(tmp_path)
+    text = f"{TEXT}\n<|im_end|>"
+    expected = tokenizer(text)["input_ids"]
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    assert tokenizer(text)["input_ids"] != expected
+    restore_normalizer(tokenizer, tmp_path, {"trust_remote_code": False})
+    assert tokenizer(text)["input_ids"] == expected
 
 
 def test_pooling_by_hand():
