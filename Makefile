@@ -15,7 +15,7 @@ quickstart: $(VENV)/core
 	$(BIN)/python -m unime.examples.quickstart --out outputs
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 # what other libraries expect of our models, with transformers' own tests from its source distribution
 conformance: $(VENV)/ready

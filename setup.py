@@ -36,6 +36,7 @@ EXTRAS = {
         "playwright>=1.50",
         "sentence-transformers>=6.2",
         "pytest>=8",
+        "pytest-xdist>=3.6",
         "hypothesis>=6",
         "ruff>=0.14",
     ],

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -33,6 +34,15 @@ TEXTS = [
 def one_seed():
     torch.manual_seed(0)
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_environment():
+    """`--quiet` and other options of commands set variables for the rest of their process, which goes on here."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def save_backbone(path: Path, dropout: float = 0.0, seed: int = 0) -> Path:
@@ -158,7 +168,21 @@ def miniature(tmp_path_factory) -> Path:
 
     What it wrote last to stdout and stderr is in `../said.txt` and `../errors.txt`.
     """
-    out = tmp_path_factory.mktemp("miniature") / "outputs"
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return train_miniature(tmp_path_factory.mktemp("miniature"))
+
+    # the first of several test processes trains it for all
+    folder = tmp_path_factory.getbasetemp().parent / "miniature"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "said.txt").exists():
+            folder.mkdir(exist_ok=True)
+            train_miniature(folder)
+    return folder / "outputs"
+
+
+def train_miniature(folder: Path) -> Path:
+    """Runs the tiny quickstart below a folder, killed twice."""
+    out = folder / "outputs"
     for kill_at in ("backbone 3", "training 3"):
         assert run_quickstart(out, kill_at).returncode == -signal.SIGKILL
     last = run_quickstart(out)

@@ -23,15 +23,6 @@ def saved(backbone, tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def same_environment(monkeypatch):
-    """--quiet sets variables for the rest of the process."""
-    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-        if not os.environ[name]:
-            monkeypatch.delenv(name)
-
-
 @pytest.fixture
 def photos(tmp_path):
     (tmp_path / "photos" / "more").mkdir(parents=True)
