@@ -174,7 +174,7 @@ def miniature(tmp_path_factory) -> Path:
     # the first of several test processes trains it for all
     folder = tmp_path_factory.getbasetemp().parent / "miniature"
     with FileLock(f"{folder}.lock"):
-        if not (folder / "said.txt").exists():
+        if not (folder / "errors.txt").exists():
             folder.mkdir(exist_ok=True)
             train_miniature(folder)
     return folder / "outputs"

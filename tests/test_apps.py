@@ -142,11 +142,11 @@ def test_what_cannot_be_embedded_is_left_out_and_named(saved, photos, capsys):
         (["rerank", "{}/empty", "--query", "a", "--reranker", "m"], "there is nothing to rank"),
         (["train", "contrastive", "--config", "{}/none.yaml"], "unime train: .*none.yaml"),
         (
-            ["train", "contrastive", "--data", "{}/none.jsonl", "--output_dir", "{}"],
+            ["train", "contrastive", "--data", "{}/none.jsonl", "--output_dir", "{}", "--model_name_or_path", "m"],
             "unime train: .*none.jsonl does not",
         ),
         (
-            ["train", "alignment", "--data", "{}/pairs.jsonl", "--output_dir", "{}"],
+            ["train", "alignment", "--data", "{}/pairs.jsonl", "--output_dir", "{}", "--model_name_or_path", "m"],
             "no row of .*has negatives with judge",
         ),
         (["mine", "run"], "unime mine: `data` is missing"),
