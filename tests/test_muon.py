@@ -65,7 +65,8 @@ def test_a_schedule_reaches_both(factor):
     optimizer = MuonWithAdamW(*split_parameters(model), lr=1e-2)
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor)
     train(model, [optimizer], range(1))
-    assert [group["lr"] for part in optimizer.parts.values() for group in part.param_groups] == [1e-2 * factor] * 2
+    rates = {name: part.param_groups[0]["lr"] for name, part in optimizer.optimizers.items()}
+    assert rates == {"muon": 1e-2 * factor, "adamw": 1e-2 * factor}
     moved = [not torch.equal(old, new) for old, new in zip(before, model.parameters())]
     assert all(moved) if factor else not any(moved)
 
@@ -97,7 +98,7 @@ def test_deepspeed_is_refused(by_launch, tmp_path, monkeypatch):
 def test_the_setting_reaches_the_optimizer(embedder, world, tmp_path):
     args = ContrastiveConfig(output_dir=str(tmp_path), muon=True, learning_rate=3e-3, adam_beta2=0.9, report_to="none")
     trainer = ContrastiveTrainer(embedder, args, train_dataset=read_mmeb_train(world / "train", image_root=world))
-    parts = trainer.create_optimizer().parts
+    parts = trainer.create_optimizer().optimizers
     assert parts["muon"].param_groups[0]["lr"] == 3e-3
     assert parts["adamw"].param_groups[0]["betas"] == (0.9, 0.9)
     assert sum(len(part.param_groups[0]["params"]) for part in parts.values()) == len(list(embedder.parameters()))

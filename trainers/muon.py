@@ -39,7 +39,7 @@ class MuonWithAdamW(Optimizer):
     ):
         from torch.optim import Muon  # since torch 2.9
 
-        self.parts = {
+        self.optimizers = {
             "muon": Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             "adamw": AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay, fused=True),
         }
@@ -47,8 +47,10 @@ class MuonWithAdamW(Optimizer):
         self._share_groups()
 
     def _share_groups(self):
-        """Lets schedulers, which write into the groups, reach those of both parts."""
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+        """Lets schedulers, which write into the groups, reach those of both optimizers."""
+        self.param_groups = []
+        for optimizer in self.optimizers.values():
+            self.param_groups += optimizer.param_groups
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -57,18 +59,18 @@ class MuonWithAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self.parts.values():
-            part.step()
+        for optimizer in self.optimizers.values():
+            optimizer.step()
         return loss
 
     def state_dict(self) -> dict:
-        """The states of both parts, by their names."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
+        """The states of both optimizers, by their names."""
+        return {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
 
     def load_state_dict(self, state_dict: dict):
-        """Takes the states of both parts."""
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
+        """Takes the states of both optimizers."""
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state_dict[name])
         self._share_groups()
 
 
