@@ -1,5 +1,6 @@
 """Fast attention and patch embedding for vision towers that loop over packed images."""
 
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -24,31 +25,48 @@ def packed_attention(module, query, key, value, attention_mask=None, scaling=Non
     Returns:
         the attended values `[1, patches, heads, head_dim]`, and `None` for the attention weights.
     """
-    # where the images of each length begin
-    starts_by_length = {}
-    for start, end in pairwise(cu_seq_lens_q.tolist()):
-        starts_by_length.setdefault(end - start, []).append(start)
-
+    lengths, places, order = _images_by_length(cu_seq_lens_q)
     query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))  # [patches, heads, head_dim]
 
     # images of one length lie in the sequence as they are needed: views will do
-    if len(starts_by_length) == 1:
-        (length,) = starts_by_length
-        images = (states.unflatten(0, (-1, length)) for states in (query, key, value))  # [images, length, heads, dim]
+    if len(lengths) == 1:
+        shape = (-1, lengths[0])
+        images = (states.unflatten(0, shape) for states in (query, key, value))  # [images, length, heads, dim]
         return _attend_within_images(*images, scaling).unsqueeze(0), None
 
     # else the images of each length are picked out of the sequence
     results = []
-    positions = []
-    for length, starts in starts_by_length.items():
-        offsets = torch.arange(length, device=query.device)
-        index = torch.tensor(starts, device=query.device)[:, None] + offsets  # [images, length]
+    for index in places:
         results.append(_attend_within_images(query[index], key[index], value[index], scaling))
-        positions.append(index.flatten())
 
     # back into the order of the sequence
-    order = torch.cat(positions).argsort()  # [patches]
     return torch.cat(results)[order].unsqueeze(0), None
+
+
+@lru_cache(maxsize=1)
+def _images_by_length(cu_seq_lens: torch.Tensor) -> tuple[list[int], list[torch.Tensor], torch.Tensor]:
+    """Packed images by their number of patches, which all layers of a tower ask for with one and the same tensor.
+
+    Reading it waits for the GPU. A tensor is its own key in the cache, and is no other as long as it is held there.
+
+    Args:
+        cu_seq_lens (`IntTensor` `[images + 1]`): as in [`packed_attention`].
+
+    Returns:
+        the distinct lengths; for each of them the places of its images' patches in the sequence `[images, length]`;
+        and the order `[patches]` that leads from these places, one after the other, back to the sequence.
+    """
+    starts_by_length = {}
+    for start, end in pairwise(cu_seq_lens.tolist()):
+        starts_by_length.setdefault(end - start, []).append(start)
+
+    places = []
+    for length, starts in starts_by_length.items():
+        places.append(torch.tensor(starts)[:, None] + torch.arange(length))
+
+    order = torch.cat([index.flatten() for index in places]).argsort()
+    device = cu_seq_lens.device
+    return list(starts_by_length), [index.to(device) for index in places], order.to(device)
 
 
 def _attend_within_images(query, key, value, scaling):

@@ -1,6 +1,7 @@
 """What the CPU at hand computes fast."""
 
 import os
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -46,6 +47,38 @@ def is_amd(capabilities: Mapping | None = None) -> bool:
     return "AMD" in str(capabilities.get("cpu_name", ""))
 
 
+def chosen_dtype(dtype, capabilities: Mapping | None = None, limit: str | None = None):
+    """What a dtype for loading stands for here: `"auto"` for float32, where only a slow CPU would compute in less.
+
+    Args:
+        dtype: as transformers takes it; only `"auto"` may become another.
+        capabilities, limit: as [`has_amx`].
+    """
+    if dtype == "auto" and not _has_accelerator() and not fast_bfloat16(capabilities, limit):
+        return torch.float32
+    return dtype
+
+
+def warn_of_slow_dtype(dtype: torch.dtype, capabilities: Mapping | None = None, limit: str | None = None):
+    """Warns of a model in half precision on a CPU that is faster in float32.
+
+    Args:
+        dtype (`torch.dtype`): of the model.
+        capabilities, limit: as [`has_amx`].
+    """
+    if dtype.itemsize >= 4 or _has_accelerator() or fast_bfloat16(capabilities, limit):
+        return
+    warnings.warn(
+        f"this CPU is slower in {str(dtype).removeprefix('torch.')} than in float32: load the model with "
+        'dtype="float32", or with dtype="auto", which chooses; either takes twice the memory.',
+        stacklevel=4,
+    )
+
+
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()
+
+
 def _allows(feature: str, limit: str | None) -> bool:
     """Whether oneDNN may use a feature under a limit, such as `"AVX512_CORE_BF16"`; the limits' names grow."""
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "") if limit is None else limit
@@ -54,4 +87,4 @@ def _allows(feature: str, limit: str | None) -> bool:
     return feature in limit.upper() or "AMX" in limit.upper()
 
 
-__all__ = ["cpu_capabilities", "fast_bfloat16", "has_amx", "is_amd"]
+__all__ = ["chosen_dtype", "cpu_capabilities", "fast_bfloat16", "has_amx", "is_amd", "warn_of_slow_dtype"]

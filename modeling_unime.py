@@ -264,9 +264,19 @@ class UniMEModel(UniMEPreTrainedModel):
     def _embed(self, prepared, batch_tokens: int, show_progress) -> torch.Tensor:
         """Embeddings `[P, D]` of prepared items, in float32 on the CPU."""
         embeddings = torch.zeros(len(prepared), self.config.hidden_size)
+        order = []
+        outputs = []
         with self._inference():
             for chunk, batch in self._batches(prepared, batch_tokens, show_progress, "Encoding"):
-                embeddings[chunk] = self(**batch).embeddings.cpu()
+                output = self(**batch).embeddings  # [n, D]
+                order.extend(chunk)
+                outputs.append(output.to("cpu", non_blocking=True))
+
+            # a GPU is waited for once, not after every chunk
+            if outputs and output.device.type != "cpu":
+                torch.accelerator.synchronize(output.device)
+        if outputs:
+            embeddings[order] = torch.cat(outputs)
 
         is_finite = torch.isfinite(embeddings).all(dim=1)
         if not is_finite.all():

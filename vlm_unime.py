@@ -3,6 +3,7 @@
 import copy
 import inspect
 import os
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from .adapters_unime import adapter_folder, base_model_of, merge_adapter, saved_
 from .attention_unime import PACKED_ATTENTION, look_as_trained, patches_as_product
 from .batching_unime import plan_chunks
 from .configuration_phi3_v import Phi3VConfig
+from .devices_unime import chosen_dtype, warn_of_slow_dtype
 from .fitting_unime import (
     check_processor,
     check_processor_files,
@@ -133,7 +135,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
             weights (`bool`, defaults to `True`): load them; otherwise they are on the meta device, where they have
                 shapes and take no memory.
             kwargs: processor settings as in [`~UniMEPreTrainedModel.from_backbone`], in the place of those that were
-                saved or that come with `preset`; everything else goes to transformers. Without
+                saved or that come with `preset`; everything else goes to transformers. `dtype="auto"` is the
+                checkpoint's own, but float32 where only a CPU computes that is slower in bfloat16. Without
                 `trust_remote_code=True` no code of the repository runs, that of its tokenizer and its image processor
                 included.
 
@@ -160,6 +163,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         if args or "config" not in kwargs or files.file("config.json"):
             files.check_configuration(cls)
         _set_quantization(kwargs, quantization if weights else None)
+        _choose_dtype(kwargs)
 
         info = {}
         if weights:
@@ -174,6 +178,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
             files.check_weight_types()
             if not verify:
                 files.verify(downloaded)
+            warn_of_slow_dtype(model.dtype)
         else:
             config = cls.config_class.from_pretrained(path, **hub)
             model = cls._without_weights(config)
@@ -250,7 +255,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
             processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
         if weights:
             _set_quantization(kwargs, quantization)
+            _choose_dtype(kwargs)
             vlm = cls._load_vlm(path_or_repo, config, kwargs, preset)
+            warn_of_slow_dtype(vlm.dtype)
             model = cls._wrap(vlm, preset, path_or_repo)
         else:
             vlm_config = complete_config(path_or_repo, config)
@@ -435,22 +442,34 @@ class UniMEPreTrainedModel(PreTrainedModel):
             self.train(is_training)
 
     def _batches(self, prepared, batch_tokens, show_progress, description, side=None):
-        """Yields (indices, tensors on the model's device); the next chunk is decoded while the model runs this one."""
+        """Yields (indices, tensors on the model's device); the next chunks are decoded while the model runs this one.
+
+        There are as many next chunks as threads that decode (see [`decoding_threads`]).
+        """
         lengths = [entry.length for entry in prepared]
-        chunks = plan_chunks(lengths, batch_tokens, boundary=self.config.length_boundary)
+        batch_tokens = min(batch_tokens, most_tokens(self.device, self.dtype))
+        slack = min(256, batch_tokens // 32)
+        chunks = plan_chunks(lengths, batch_tokens, slack=slack, boundary=self.config.length_boundary)
+        threads = decoding_threads(self.device)
 
         def collate(chunk):
-            return self.processor.collate([prepared[i] for i in chunk], side)
+            batch = self.processor.collate([prepared[i] for i in chunk], side)
+
+            # from pinned memory the copy goes on beside the model
+            if self.device.type == "cuda":
+                for key, value in batch.items():
+                    batch[key] = value.pin_memory()
+            return batch
 
         is_silent = not wants_progress(show_progress, len(chunks))
         bar = tqdm(total=len(prepared), desc=description, disable=is_silent, unit="item")
-        with bar, ThreadPoolExecutor(1) as pool:
-            upcoming = pool.submit(collate, chunks[0]) if chunks else None
+        with bar, ThreadPoolExecutor(threads) as pool:
+            upcoming = deque(pool.submit(collate, chunk) for chunk in chunks[:threads])
             for number, chunk in enumerate(chunks):
-                batch = upcoming.result()
-                if number + 1 < len(chunks):
-                    upcoming = pool.submit(collate, chunks[number + 1])
-                yield chunk, batch.to(self.device)
+                batch = upcoming.popleft().result()
+                if number + threads < len(chunks):
+                    upcoming.append(pool.submit(collate, chunks[number + threads]))
+                yield chunk, batch.to(self.device, non_blocking=True)
                 bar.update(len(chunk))
 
     def _explain_not_finite(self, name: str):
@@ -475,6 +494,19 @@ def vision_parameters(vlm) -> list[torch.nn.Parameter]:
 def image_inputs(vlm, inputs: dict) -> dict:
     """Those of the processor's outputs that `get_image_features` takes."""
     return {key: inputs[key] for key in inspect.signature(vlm.get_image_features).parameters if key in inputs}
+
+
+def decoding_threads(device: torch.device) -> int:
+    """How many threads decode the images of coming batches: a GPU would wait for one, a CPU has none to spare."""
+    return 1 if device.type == "cpu" else 4
+
+
+def most_tokens(device: torch.device, dtype: torch.dtype) -> float:
+    """Padded tokens of a forward pass above which it takes longer, not less time, for each of them.
+
+    In float32 on a CPU, what a layer makes of more tokens fits no cache, and asks the system for memory each time.
+    """
+    return 1024 if device.type == "cpu" and dtype == torch.float32 else float("inf")
 
 
 def wants_progress(show_progress: bool | None, steps: int) -> bool:
@@ -575,6 +607,13 @@ def _set_quantization(kwargs: dict, quantization: str | None):
         config.llm_int8_skip_modules = []
         for prefix in ("", "model.", "vlm.", "vlm.model."):
             config.llm_int8_skip_modules.extend(prefix + name for name in _FULL_PRECISION)
+
+
+def _choose_dtype(kwargs: dict):
+    """Settles what `dtype="auto"` stands for on this machine; quantised weights have a dtype of their own."""
+    for name in ("dtype", "torch_dtype"):
+        if name in kwargs and "quantization_config" not in kwargs:
+            kwargs[name] = chosen_dtype(kwargs[name])
 
 
 def _take_over_quantization(model):

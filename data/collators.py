@@ -6,7 +6,7 @@ positive can never be taken for a negative, because it has the same index.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import NamedTuple
 
@@ -63,6 +63,13 @@ class Batch:
     tokens: int
     padded_tokens: int
     bad_items: list[BadItem] = field(default_factory=list)
+
+    def pin_memory(self):
+        """Puts the chunks into pinned memory, which is copied to a GPU while this computes; data loaders call it."""
+        chunks = []
+        for chunk in self.chunks:
+            chunks.append({key: value.pin_memory() for key, value in chunk.items()})
+        return replace(self, chunks=chunks)
 
 
 class EmbeddingCollator:

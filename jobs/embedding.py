@@ -137,7 +137,8 @@ class Embedder:
         library (`str`, defaults to `"unime"`): `"unime"` (which also opens stock VLMs, adapters and dual encoders
             such as CLIP) or `"sentence-transformers"`.
         preset (`str`, *optional*): how items are read; by default as the checkpoint was saved, or as its name says.
-        dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
+        dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own, or float32 on a
+            CPU that is slower in less.
         trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
         options: for the model's `encode` (UniME), or its `encode_query` and `encode_document`.
 

@@ -19,7 +19,8 @@ class Reranker:
         source (`str` or `Path`): folder or repository of a reranker, or of a stock VLM.
         strategy (`str`, defaults to `"pointwise"`): `"pointwise"`, `"listwise"` or `"fused"`, as in
             [`UniMERerankerForCausalLM.rank`].
-        dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own.
+        dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own, or float32 on a
+            CPU that is slower in less.
         trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
         options: for the model's `rank`.
 

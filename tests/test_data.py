@@ -12,6 +12,7 @@ from conftest import ROOT, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from unime.data import json_lists
 from unime.data.collators import EmbeddingCollator
@@ -240,6 +241,19 @@ def test_every_member_of_a_cluster_is_an_anchor(embedder, tmp_path):
     assert batch.negatives.shape == (4, 0) and batch.dataset == ["A"] * 4
     shorter = EmbeddingCollator(embedder.processor, max_negatives=1)(list(rows))["batch"]
     assert len(shorter.query) == 3
+
+
+def test_data_loaders_pin_the_chunks_of_a_batch(embedder, monkeypatch, tmp_path):
+    """Only pinned memory is copied to a GPU while this computes."""
+    picture(0).save(tmp_path / "a.png")
+    rows = list(to_dataset([Example(Item("q"), Item("", str(tmp_path / "a.png")), [])]))
+    batch = EmbeddingCollator(embedder.processor)(rows)
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor, *device: pinned.append(tensor) or tensor)
+    same = pin_memory(batch)["batch"]
+    tensors = [tensor for chunk in batch["batch"].chunks for tensor in chunk.values()]
+    assert {id(tensor) for tensor in pinned} == {id(tensor) for tensor in tensors}
+    assert same.tokens == batch["batch"].tokens and same.order is batch["batch"].order
 
 
 def test_bad_clusters_are_named(tmp_path):

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unime.data.schema import content_hash
 from unime.trainers.losses import HardNegativeInfoNCE, JudgeAlignment, MatryoshkaLoss, SimilarityDistillation
@@ -221,6 +222,31 @@ def test_half_precision_is_left_before_similarities_are_taken(name):
     assert loss.dtype == torch.float32
     # the same embeddings in double precision: only their own rounding is left, which both have
     assert loss.item() == pytest.approx(losses[name](half.double()).loss.item(), rel=1e-5)
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses what copies a number to Python, for which a GPU would be waited for."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, "a number is read"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["contrastive", "released", "distillation", "alignment"])
+def test_figures_for_the_logs_are_not_read_and_hold_no_graph(name):
+    table = table_of(8, seed=5).detach().requires_grad_()
+    negatives = torch.tensor([[1, 3], [0, 5], [2, 7], [6, 0]])
+    scores = torch.full((4, 2), 0.2)
+    losses = {
+        "contrastive": lambda x: HardNegativeInfoNCE()(x, QUERY, POSITIVE, negatives),
+        "released": lambda x: HardNegativeInfoNCE(shortage="released")(x, QUERY, POSITIVE),
+        "distillation": lambda x: SimilarityDistillation()(x, x.detach().flip(0)),
+        "alignment": lambda x: JudgeAlignment()(x, QUERY, POSITIVE, negatives, torch.full((4,), 0.9), scores),
+    }
+    with NoReading():
+        output = losses[name](table)
+    assert output.loss.requires_grad and output.metrics
+    assert not any(torch.as_tensor(value).requires_grad for value in output.metrics.values())
 
 
 def test_temperatures_of_rows_follow_their_data_set():

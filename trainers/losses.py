@@ -16,12 +16,13 @@ class LossOutput:
 
     Args:
         loss (`Tensor`): scalar, with its graph.
-        metrics (`dict[str, float]`): figures for the logs by name; NaN where a batch has nothing to measure.
+        metrics (`dict`): figures for the logs by name, NaN where a batch has nothing to measure: numbers, or scalar
+            tensors without a graph. These stay where they are until they are logged, as reading one waits for a GPU.
         embeddings (`Tensor` `[T, D]`, *optional*): of the batch, without a graph, where a trainer returns them.
     """
 
     loss: torch.Tensor
-    metrics: dict[str, float]
+    metrics: dict[str, float | torch.Tensor]
     embeddings: torch.Tensor | None = None
 
 
@@ -149,9 +150,10 @@ class HardNegativeInfoNCE(nn.Module):
         output = self._cross_entropy(positive_scores, negative_scores, temperature)
 
         # masked without being the row's own positive: positives of equal queries, and copies of the positive
-        others = (is_positive.sum(1) - 1).float().mean().item()
-        copies = (len(positive_places) - len(positive_places.unique())) / len(positive_places)
-        output.metrics["filtered_share"] = (false_negative.sum() / (~is_positive).sum().clamp(min=1)).item()
+        others = (is_positive.sum(1) - 1).float().mean()
+        distinct = torch.zeros(len(candidates), device=scores.device).index_fill_(0, positive_places, 1).sum()
+        copies = 1 - distinct / len(positive_places)
+        output.metrics["filtered_share"] = false_negative.sum() / (~is_positive).sum().clamp(min=1)
         output.metrics["duplicates_masked"] = others + copies
         return output
 
@@ -183,7 +185,7 @@ class HardNegativeInfoNCE(nn.Module):
             selected = candidates.topk(self._number_of_negatives(len(scores)), dim=1).indices  # [B, k]
 
         output = self._cross_entropy(positive_scores, scores.gather(1, selected), temperature)
-        output.metrics["filtered_share"] = (false_negative.sum() / (~diagonal).sum().clamp(min=1)).item()
+        output.metrics["filtered_share"] = false_negative.sum() / (~diagonal).sum().clamp(min=1)
         output.metrics["duplicates_masked"] = 0.0
         return output
 
@@ -217,10 +219,9 @@ class HardNegativeInfoNCE(nn.Module):
         loss = F.cross_entropy(logits, targets)
 
         hardest = negative_scores.detach().amax(dim=1)  # [B]
-        hardest = hardest[~hardest.isinf()]
         metrics = {
-            "positive_similarity": positive_scores.mean().item(),
-            "hardest_negative_similarity": hardest.mean().item() if len(hardest) else float("nan"),
+            "positive_similarity": positive_scores.detach().mean(),
+            "hardest_negative_similarity": hardest.masked_fill(hardest.isinf(), float("nan")).nanmean(),
         }
         return LossOutput(loss, metrics)
 
@@ -324,7 +325,8 @@ class SimilarityDistillation(nn.Module):
         if len(student) == 1:
             return LossOutput(student.sum() * 0, {"similarity_gap": 0.0})
         loss = self._divergence(log_s, log_t, mask).mean()
-        gap = (student_scores - teacher_scores)[~diagonal].abs().mean().item()
+        differences = (student_scores.detach() - teacher_scores).abs().masked_fill(diagonal, 0)  # [N, N]
+        gap = differences.sum() / (len(student) * (len(student) - 1))
         return LossOutput(loss, {"similarity_gap": gap})
 
     def _divergence(self, log_s, log_t, mask):
@@ -419,9 +421,9 @@ class JudgeAlignment(nn.Module):
 
         hardest = scores[:, 1:].masked_fill(mask[:, 1:], float("-inf"))  # [b, k]
         metrics = {
-            "positive_similarity": scores[:, 0].mean().item(),
-            "hardest_negative_similarity": hardest.amax(1).mean().item() if len(candidates) else float("nan"),
-            "rows_left_out": (~usable).float().mean().item(),
+            "positive_similarity": scores[:, 0].detach().mean(),
+            "hardest_negative_similarity": hardest.detach().amax(1).mean() if len(candidates) else float("nan"),
+            "rows_left_out": (~usable).float().mean(),
         }
         return LossOutput(loss, metrics)
 

@@ -403,8 +403,13 @@ def _is_evaluation(logs: dict) -> bool:
     return any(key.endswith("_runtime") and key != "train_runtime" for key in logs)
 
 
-def _mean_of_numbers(values: list[float]) -> float:
+def _mean_of_numbers(values: list[float | torch.Tensor]) -> float:
     """The mean without NaN, which a batch gives where it has nothing to measure, such as no negative."""
+    # those on a GPU are fetched together
+    if any(isinstance(value, torch.Tensor) for value in values):
+        device = next(value.device for value in values if isinstance(value, torch.Tensor))
+        values = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values]).tolist()
+
     numbers = [value for value in values if not math.isnan(value)]
     if not numbers:
         return float("nan")

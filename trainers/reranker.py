@@ -425,9 +425,9 @@ class RerankerTrainer(MeteredTrainer):
     def _chunk_loss(self, model, chunk: dict, mode: str) -> torch.Tensor:
         """The weighted cross-entropies of some sequences: each the mean over its answer's tokens."""
         device = self.args.device
-        inputs = {key: value.to(device) for key, value in chunk["inputs"].items()}
-        answers = chunk["answers"].to(device)  # [N, A]
-        weights = chunk["weights"].to(device)  # [N]
+        inputs = {key: value.to(device, non_blocking=True) for key, value in chunk["inputs"].items()}
+        answers = chunk["answers"].to(device, non_blocking=True)  # [N, A]
+        weights = chunk["weights"].to(device, non_blocking=True)  # [N]
 
         # the logits before each token of the answers; padding is on the left, so all answers end in the same place
         output = model(**inputs, use_cache=False, logits_to_keep=answers.shape[1] + 1)
@@ -438,9 +438,9 @@ class RerankerTrainer(MeteredTrainer):
 
         # an answer is right if each of its tokens is the likeliest
         correct = ((logits.argmax(-1) == answers) | ~is_answer).all(1)  # [N]
-        for kind, loss, hit in zip(chunk["kinds"], sequence_losses.tolist(), correct.tolist()):
+        for kind, loss, hit in zip(chunk["kinds"], sequence_losses.detach(), correct):
             self._metrics[mode][f"loss_{kind}"].append(loss)
-            self._metrics[mode][f"accuracy_{kind}"].append(float(hit))
+            self._metrics[mode][f"accuracy_{kind}"].append(hit)
         return (weights * sequence_losses).sum()
 
 
