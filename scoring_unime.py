@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from tqdm.auto import tqdm
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .batching_unime import plan_chunks
 from .images_unime import Resolution, VideoFrame
 from .items_unime import PreparedItem, item_key
-from .vlm_unime import image_inputs, vision_parameters
+from .vlm_unime import image_inputs, most_tokens, vision_parameters
 
 
 class _ImageKey(NamedTuple):
@@ -207,7 +208,8 @@ class SharedPrefix:
                     entry, index = missing[key]
                     lengths.append(entry.image_tokens[index])
 
-                for chunk in plan_chunks(lengths, self.batch_tokens, max_padding=1.0):
+                batch_tokens = min(self.batch_tokens, most_tokens(self.model.device, self.model.dtype))
+                for chunk in plan_chunks(lengths, batch_tokens, max_padding=1.0):
                     chunk_keys = [keys[i] for i in chunk]
                     features = self._run_vision_tower([missing[key] for key in chunk_keys], alone)
                     for key, image in zip(chunk_keys, features):
@@ -290,7 +292,7 @@ class SharedPrefix:
         if self.length:
             _, prefix = self._run([0], 0, self.length, slice(0, self.prefix_images))
 
-        # every row of a chunk has a copy of the prefix, so that rows are limited beside the tokens
+        # every row of a chunk gets a copy of the prefix, so that rows are limited beside the tokens
         longest = max(len(ids) for ids in self.ids)
         max_rows = max(1, 2 * self.batch_tokens // longest)
         chunks = []
@@ -301,10 +303,7 @@ class SharedPrefix:
         # nothing of a forward pass but its last logits `[rows, vocabulary]` stays in memory
         logits = torch.empty(len(self.ids), len(columns))
         for chunk in chunks:
-            cache = copy.deepcopy(prefix)  # a forward pass writes into it
-            if cache is not None:
-                # the prefix in every row: its keys and values, and the running state of linear attention
-                cache.reorder_cache(torch.zeros(len(chunk), dtype=torch.long))
+            cache = None if prefix is None else _repeated(prefix, len(chunk))
             last, _ = self._run(chunk, self.length, None, slice(self.prefix_images, None), cache)  # [n, vocabulary]
             logits[chunk] = last[:, columns.to(last.device)].float().cpu()
             bar.update(len(chunk))
@@ -368,6 +367,27 @@ class SharedPrefix:
         return rope_owner.get_rope_index(
             input_ids=ids, mm_token_type_ids=is_image, image_grid_thw=grids, attention_mask=torch.ones_like(ids)
         )[0]
+
+
+def _repeated(prefix: Cache, rows: int) -> Cache:
+    """A cache of some rows that all begin with the one row of another, which stays as it is.
+
+    Keys and values are views: a forward pass copies them once, when it puts each row's own behind them.
+    """
+    cache = copy.copy(prefix)
+    cache.layers = []
+    for layer in prefix.layers:
+        if type(layer) in (DynamicLayer, DynamicSlidingWindowLayer):
+            layer = copy.copy(layer)
+            if layer.get_seq_length():  # there are none where layers share what another one holds
+                layer.keys = layer.keys.expand(rows, -1, -1, -1)  # [rows, heads, length, head_dim]
+                layer.values = layer.values.expand(rows, -1, -1, -1)
+        else:
+            # a running state is written to where it lies
+            layer = copy.deepcopy(layer)
+            layer.reorder_cache(torch.zeros(rows, dtype=torch.long))
+        cache.layers.append(layer)
+    return cache
 
 
 def _image_keys(prepared: list[PreparedItem], processor) -> list[list[_ImageKey]]:
