@@ -8,7 +8,13 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    AutoModelForImageTextToText,
+    PreTrainedTokenizerFast,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from unime import UniMEModel, UniMERerankerForCausalLM
@@ -40,24 +46,34 @@ def picture(width: int, height: int, spread: int) -> Image.Image:
 
 
 # embedders, for us and for sentence-transformers
-def make_embedder(folder: Path, tokenizer: PreTrainedTokenizerFast, config: Qwen2VLConfig) -> Path:
-    """A UniME repository over a Qwen2-VL with random weights, which sentence-transformers reads in its own way.
+def make_embedder(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    config: Qwen2VLConfig | Qwen3VLConfig,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Path:
+    """A UniME repository over a Qwen-VL with random weights, which sentence-transformers reads in its own way.
 
     Args:
         folder (`Path`): the backbone goes to its `backbone`, the embedder to its `repo`.
         tokenizer (`PreTrainedTokenizerFast`): made by `build_tokenizer`.
-        config (`Qwen2VLConfig`): made by `build_config`.
+        config (`Qwen2VLConfig` or `Qwen3VLConfig`): with the tokenizer's special ids.
+        dtype (`torch.dtype`, defaults to float32): of the weights.
+        device (`str`, defaults to `"cpu"`): where they are drawn, which is fast on a GPU.
 
     Returns:
         `Path`: the repository.
     """
     config.vision_config.temporal_patch_size = 2  # as real checkpoints have it
     image_processor = Qwen2VLImageProcessorPil(
-        size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}  # pixels
+        patch_size=config.vision_config.patch_size,
+        size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},  # pixels
     )
 
     backbone = folder / "backbone"
-    Qwen2VLForConditionalGeneration(config).save_pretrained(backbone)
+    with torch.device(device):
+        AutoModelForImageTextToText.from_config(config, dtype=dtype).save_pretrained(backbone)
     image_processor.save_pretrained(backbone)
     tokenizer.save_pretrained(backbone)
 
@@ -87,12 +103,15 @@ def _write_peer_files(repo: Path):
         (repo / name).write_text(json.dumps(content))
 
 
-def load_peer(repo: Path, dtype: torch.dtype):
-    """The same weights as a `SentenceTransformer`; they load by the package's classes, without code of their own."""
+def load_peer(repo: Path, dtype: torch.dtype, device: str = "cpu", attention: str = "sdpa"):
+    """The same weights as a `SentenceTransformer`; they load by the package's classes, without code of their own.
+
+    The vision attention is the stock one of the name, not ours.
+    """
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(repo), device="cpu", model_kwargs={"dtype": dtype})
-    model[0].model.set_attn_implementation("sdpa")  # the stock vision attention, not ours
+    model = SentenceTransformer(str(repo), device=device, model_kwargs={"dtype": dtype})
+    model[0].model.set_attn_implementation(attention)
     return model
 
 

@@ -1,17 +1,20 @@
-"""Judging 20 queries with 50 candidates each: with shared prefixes, and pair by pair, in the same run.
+"""Judging 20 queries with 50 candidates each: shared prefixes, pair by pair, and a `CrossEncoder`, in the same run.
 
+    pip install sentence-transformers==6.2.0
     python benchmarks/judging.py
 
 Half of the queries have an image, and half of the candidate lists are images; then queries with an image and short
-texts alone. Both sides are the same weights (those of `rerank_prefix.py`) in float32 and bfloat16, and alternate query
-by query. The floor is the ratio of the floating point operations that the two sides cannot avoid: products with
-weights and attention, over the tokens and image patches that each of them runs.
+texts alone. All sides are the same weights (those of `rerank_prefix.py`) in float32 and bfloat16, and alternate query
+by query; sentence-transformers reads the saved reranker, with its defaults. The floor is the ratio of the floating
+point operations that judging pair by pair and with shared prefixes cannot avoid: products with weights and attention,
+over the tokens and image patches that each of them runs.
 """
 
 import argparse
 import random
 import statistics
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,27 +56,44 @@ def make_requests(queries: int, candidates: int, mixture: bool, seed: int = 0) -
 
 @dataclass
 class Timing:
-    """Seconds of every round with shared prefixes and pair by pair, and the greatest difference of their scores."""
+    """Seconds of every round with shared prefixes, pair by pair and by a `CrossEncoder`; the greatest difference
+    between the scores of the first and those of the others."""
 
     shared: list[float]
     apart: list[float]
+    encoder: list[float]
     gap: float
 
 
-def time_both(reranker: UniMERerankerForCausalLM, requests: list[Request], rounds: int) -> Timing:
-    """Judges all requests in both ways, query by query."""
-    timing = Timing(shared=[], apart=[], gap=0.0)
+def load_encoder(reranker: UniMERerankerForCausalLM, folder: Path, dtype: str):
+    """The same weights as a `CrossEncoder` of sentence-transformers, which batches pairs in its own way."""
+    from sentence_transformers import CrossEncoder
+
+    repo = str(folder / f"reranker-{dtype}")
+    reranker.save_pretrained(repo)
+    return CrossEncoder(repo, trust_remote_code=True, device="cpu", model_kwargs={"dtype": dtype})
+
+
+def time_all(reranker: UniMERerankerForCausalLM, encoder, requests: list[Request], rounds: int) -> Timing:
+    """Judges all requests in all ways, query by query."""
+    timing = Timing(shared=[], apart=[], encoder=[], gap=0.0)
     for _ in range(rounds):
         shared_seconds = 0.0
         apart_seconds = 0.0
+        encoder_seconds = 0.0
         for request in requests:
             seconds, shared_scores = timed_score(reranker, request.query, request.candidates, share_prefix=True)
             shared_seconds += seconds
             seconds, apart_scores = timed_score(reranker, request.query, request.candidates, share_prefix=False)
             apart_seconds += seconds
 
-            gap = (shared_scores - apart_scores).abs().max().item()
-            timing.gap = max(timing.gap, gap)
+            start = time.perf_counter()
+            encoder_scores = encoder.predict([(request.query, candidate) for candidate in request.candidates])
+            encoder_seconds += time.perf_counter() - start
+
+            for scores in (apart_scores, torch.as_tensor(encoder_scores).float()):
+                timing.gap = max(timing.gap, (shared_scores - scores).abs().max().item())
+        timing.encoder.append(encoder_seconds)
         timing.shared.append(shared_seconds)
         timing.apart.append(apart_seconds)
     return timing
@@ -147,16 +167,19 @@ def main():
 
     print(f"{machine()}\n")
     torch.manual_seed(0)
-    print("| dtype | requests | pair by pair s | shared s | ratio | rounds | floor | pairs/s | greatest difference |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = ("dtype", "requests", "pair by pair s", "CrossEncoder s", "shared s", "ratio to pair by pair", "to it")
+    columns += ("floor", "pairs/s", "greatest difference")
+    print(f"| {' | '.join(columns)} |")
+    print(f"|{'---|' * len(columns)}")
     with tempfile.TemporaryDirectory() as folder:
         backbone = make_judge_backbone(Path(folder))
         for dtype in ("float32", "bfloat16"):
             reranker = UniMERerankerForCausalLM.from_backbone(backbone, dtype=dtype).eval()
+            encoder = load_encoder(reranker, Path(folder), dtype)
             for name, mixture in (("half images", True), ("image query, short texts", False)):
                 requests = make_requests(options.queries, options.candidates, mixture)
-                time_both(reranker, make_requests(1, 4, mixture), rounds=1)  # warms up
-                timing = time_both(reranker, requests, options.rounds)
+                time_all(reranker, encoder, make_requests(1, 4, mixture), rounds=1)  # warms up
+                timing = time_all(reranker, encoder, requests, options.rounds)
                 with torch.inference_mode():
                     floor = Operations(reranker).ratio(requests)
                 print(
@@ -169,13 +192,15 @@ def main():
 def line(timing: Timing, pairs: int, floor: float) -> str:
     """The figures of a line of the table."""
     # of each round, as both sides of a round met the same machine
-    ratios = [apart / shared for apart, shared in zip(timing.apart, timing.shared)]
+    to_apart = [apart / shared for apart, shared in zip(timing.apart, timing.shared)]
+    to_encoder = [encoder / shared for encoder, shared in zip(timing.encoder, timing.shared)]
     best = min(timing.shared)
     cells = (
         f"{min(timing.apart):.1f}",
+        f"{min(timing.encoder):.1f}",
         f"{best:.1f}",
-        f"{statistics.median(ratios):.1f}",
-        ", ".join(f"{ratio:.1f}" for ratio in ratios),
+        f"{statistics.median(to_apart):.1f}",
+        f"{statistics.median(to_encoder):.1f}",
         f"{floor:.1f}",
         f"{pairs / best:.0f}",
         f"{timing.gap:.1e}",
