@@ -63,6 +63,28 @@ def test_a_text_is_what_the_stock_model_makes_of_it(mllama):
     assert (model.encode("a cat") - torch.nn.functional.normalize(hidden, dim=-1)).abs().max() <= 1e-6
 
 
+def test_mme5_writes_a_begin_of_text_of_its_own(mllama):
+    """Its processor puts one before every text, and its tokenizer another one; MMEB's queries end in a line break."""
+    folder, stock = mllama
+    model = UniMEModel.from_backbone(folder, preset="mme5")
+    bos = "<|begin_of_text|>"
+    question = "Represent the given image with the following question:"
+    for item, instruction, prompt in (
+        ("a cat", None, f"{bos}a cat"),
+        ("a cat", "Find it:", f"{bos}Find it: a cat\n"),
+        (picture(0), None, f"<|image|>{bos}Represent the given image.\n"),
+        ({"image": picture(0), "text": "where?"}, None, f"<|image|>{bos}{question} where?\n"),
+    ):
+        assert model.processor.render(item, instruction)[0] == prompt
+
+    ids = model.processor.tokenizer(f"{bos}a cat")["input_ids"]
+    with torch.no_grad():
+        hidden = stock.model(input_ids=torch.tensor([ids])).last_hidden_state[0, -1]
+    assert (model.encode("a cat") - torch.nn.functional.normalize(hidden, dim=-1)).abs().max() <= 1e-6
+    apart = torch.stack([model.encode(item) for item in ITEMS])
+    assert (model.encode(ITEMS) - apart).abs().max() <= 1e-5
+
+
 def test_the_tower_hands_over_what_goes_into_its_layers(mllama):
     """As transformers 4 and Meta's code do; transformers 5.23 takes what comes out of them."""
     model = UniMEModel.from_backbone(mllama[0])
