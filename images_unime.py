@@ -24,6 +24,7 @@ FORMATS = [name for name in _SAFE if name in Image.OPEN]
 IMAGES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS))
 
 _NUMBER = re.compile(r"(\d+)")
+MAX_SIDE = 10_000  # pixels of a side to which images may be resized
 _NAMED_SIDES = {"native": None, "high": 1344, "mid": 672, "mid_336": 336, "low": 128}  # upstream's names of squares
 _ORIENTATION = 0x0112  # the EXIF tag that says how an image is turned
 _TURNS = {  # what makes it upright, by the value of that tag
@@ -320,7 +321,7 @@ class Resolution:
         lanczos (`bool`): resize with a Lanczos filter; else a bicubic one.
 
     Raises:
-        ValueError: a number is not positive.
+        ValueError: a number is not positive, or a side is above 10,000 pixels.
 
     Example:
 
@@ -343,6 +344,11 @@ class Resolution:
         for value in (*numbers, *(self.sides or ())):
             if value is not None and value < 1:
                 raise ValueError(f"a resolution must be positive, got {self}.")
+
+        # to enlarge an image beyond that would only fill the memory
+        for value in (self.side, *(self.sides or ())):
+            if value is not None and value > MAX_SIDE:
+                raise ValueError(f"a resolution has sides of at most {MAX_SIDE:,} pixels, got {self}.")
 
     @classmethod
     def parse(cls, value) -> "Resolution":

@@ -269,6 +269,9 @@ def test_resolution_policies_decide_size_and_tokens(backbone):
     for wrong in ("huge", "tokens:-1", "336x336"):
         with pytest.raises(ValueError, match=f"resolution '{wrong}' is unknown"):
             sizes(wrong)
+    for value in (10**9, "sides:56-20000"):
+        with pytest.raises(ValueError, match="sides of at most 10,000 pixels"):
+            Resolution.parse(value)
     with pytest.raises(ValueError, match="must be positive"):
         sizes({"side": 0})
 
