@@ -21,7 +21,7 @@ test: $(VENV)/ready
 conformance: $(VENV)/ready
 	$(INSTALL) parameterized
 	$(BIN)/python tests/conformance/processor_suite.py
-	$(BIN)/python -m pytest tests/conformance
+	CONFORMANCE=1 $(BIN)/python -m pytest tests/conformance
 
 # new cases for so long, `make fuzz MINUTES=5`; what is handled wrongly goes to tests/fuzz/corpus
 fuzz: $(VENV)/ready

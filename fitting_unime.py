@@ -183,8 +183,9 @@ def check_processor(files: SavedFiles, model, processor):
 
     # now as the first call would read items; what fails is the fault of the file that words them
     name = _TEMPLATE if processor.uses_template or model.judges else _PROCESSOR
+    longest = processor.tokenizer.model_max_length  # a model may be meant for short texts only
     with _naming(files, name, "items cannot be worded"):
-        entries = processor.prepare(_small_items(model, processor), resolution="native")
+        entries = processor.prepare(_small_items(model, processor), resolution="native", max_length=longest)
     for entry in entries[1:]:  # the first is an image
         if _TEXT not in entry.prompt:
             raise ValueError(f"{files.shown(_TEMPLATE)} leaves out the text of a message.")

@@ -9,9 +9,19 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
-from transformers.image_utils import load_image
 
 from .items_unime import describe
+from .processing_unime import SETTINGS
+from .st_features_unime import features_of, model_inputs, rows_of_parts, split_parts
+from .st_inputs_unime import (
+    HUB_NAMES,
+    as_chat,
+    as_item,
+    as_pair,
+    limit_pixels,
+    reading_of,
+    split_processor_kwargs,
+)
 
 try:
     from sentence_transformers.base.modules.input_module import InputModule
@@ -21,8 +31,9 @@ except ModuleNotFoundError as error:
     # this file travels with every model, and models are saved without sentence-transformers, too
     InputModule = torch.nn.Module
 
-_HUB = {"token": "token", "cache_folder": "cache_dir", "revision": "revision", "local_files_only": "local_files_only"}
-_TIMEOUT = 30  # seconds in which a server must answer that is asked for an image
+MODALITIES = ("text", "image", "video", ("image", "text"), ("text", "video"), "message")
+
+_SETTINGS_FILE = "config_sentence_transformers.json"
 
 
 class _UniMEModule(InputModule):
@@ -39,28 +50,73 @@ class _UniMEModule(InputModule):
         self.model = model
 
     @classmethod
-    def load(cls, model_name_or_path, subfolder="", trust_remote_code=False, model_kwargs=None, **kwargs):
+    def load(
+        cls,
+        model_name_or_path,
+        subfolder="",
+        trust_remote_code=False,
+        model_kwargs=None,
+        processor_kwargs=None,
+        config_kwargs=None,
+        backend="torch",
+        **kwargs,
+    ):
+        """A module of a saved model, as sentence-transformers loads one.
+
+        Args:
+            model_kwargs (`dict`, *optional*): for `from_pretrained` of the model.
+            processor_kwargs (`dict`, *optional*): settings of the processor (`max_length`, `resolution`, `num_frames`,
+                ...), and `min_pixels` and `max_pixels` where the image processor has them.
+            config_kwargs (`dict`, *optional*): fields of the configuration, such as `normalize`.
+            backend (`str`, defaults to `"torch"`): the only one there is.
+
+        Raises:
+            ValueError: the backend, a setting of the processor or a number of labels is not available here.
+        """
+        if backend != "torch":
+            raise ValueError(f"backend={backend!r} is not available: UniME models run on the backend 'torch'.")
+        labels = (config_kwargs or {}).get("num_labels")
+        if labels not in (None, 1):
+            raise ValueError(f"num_labels={labels} is not available: the judge gives one score for a pair.")
+
         hub = {}
-        for theirs, ours in _HUB.items():
+        for theirs, ours in HUB_NAMES.items():
             if kwargs.get(theirs) is not None:
                 hub[ours] = kwargs[theirs]
+        settings, pixels = split_processor_kwargs(processor_kwargs or {})
 
         # what the user sets for the model goes before what the library hands on
-        arguments = {"trust_remote_code": trust_remote_code, **hub, **(model_kwargs or {})}
-        model = cls.auto_class.from_pretrained(model_name_or_path, **arguments)
-        _ = model.processor  # it is read on first use, and what is wrong with it is to be known now
+        arguments = {"trust_remote_code": trust_remote_code, **hub, **(config_kwargs or {}), **settings}
+        model = cls.auto_class.from_pretrained(model_name_or_path, **(arguments | (model_kwargs or {})))
+        processor = model.processor  # it is read on first use, and what is wrong with it is to be known now
+        if pixels:
+            limit_pixels(processor, **pixels)
         return cls(model)
 
     def save(self, output_path, *args, **kwargs):
+        # prompts, similarity, activation: the library has written them already, and knows better than we
+        file = Path(output_path, _SETTINGS_FILE)
+        settings = file.read_bytes() if file.exists() else None
         self.model.save_pretrained(output_path)
+        if settings is not None:
+            file.write_bytes(settings)
 
     @property
     def modalities(self) -> list:
-        return ["text", "image", "video", ("text", "image"), ("text", "video"), "message"]
+        return list(MODALITIES)
 
     @property
     def tokenizer(self):
         return self.model.processor.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer):
+        # what the processor has found out about the old one must not stay
+        old = self.model.processor
+        settings = {name: getattr(old, name) for name in SETTINGS}
+        self.model.processor = type(old)(
+            old.image_processor, tokenizer, preset=old.preset, backbone=old.backbone, **settings
+        )
 
     @property
     def processor(self):
@@ -74,21 +130,13 @@ class _UniMEModule(InputModule):
     def max_seq_length(self) -> int:
         return self.model.processor.max_length
 
-
-def _as_item(value):
-    """What `encode` takes: a string is a text, whatever it looks like, and `{"image": name}` is an image.
-
-    Addresses and data URIs of images are read here; any other name is a path.
-    """
-    if isinstance(value, dict) and isinstance(value.get("image"), str):
-        return {**value, "image": _picture(value["image"])}
-    return value
-
-
-def _picture(name: str):
-    if name.startswith(("http://", "https://", "data:image/")):
-        return load_image(name, timeout=_TIMEOUT)
-    return name
+    @max_seq_length.setter
+    def max_seq_length(self, length: int):
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(f"max_seq_length must be a number of tokens, at least 1, got {length!r}.")
+        processor = self.model.processor
+        processor.max_length = length
+        processor.tokenizer.model_max_length = max(length, processor.tokenizer.model_max_length)
 
 
 class UniMETransformer(_UniMEModule):
@@ -99,27 +147,68 @@ class UniMETransformer(_UniMEModule):
     def get_embedding_dimension(self) -> int:
         return self.model.config.hidden_size
 
-    def preprocess(self, inputs, prompt: str | None = None, task: str | None = None, **kwargs) -> dict:
-        """Features of a batch; `task` is what `encode_query` and `encode_document` set."""
+    def preprocess(
+        self,
+        inputs,
+        prompt: str | None = None,
+        task: str | None = None,
+        processing_kwargs: dict | None = None,
+        max_length: int | None = None,
+        **kwargs,
+    ) -> dict:
+        """Features of a batch.
+
+        Args:
+            inputs (`list`): `N` items.
+            prompt (`str`, *optional*): the instruction.
+            task (`str`, *optional*): what `encode_query` and `encode_document` set, from which the role follows.
+            processing_kwargs (`dict`, *optional*): `text.max_length`, `image.max_pixels` and `image.resolution`.
+            max_length (`int`, *optional*): the same limit, as the trainer sets it.
+
+        Returns:
+            `dict` of tensors: of the tokens `[N, L]`, of the images of all items, and how many images each has. Where
+            an item's embedding is a sum, `part_numbers` `[N, L]` says which part a token belongs to, from 1.
+
+        Raises:
+            ValueError: an item cannot be read, or a setting is not available.
+        """
         role = "document" if task == "document" else "query"
-        items = [_as_item(item) for item in inputs]
+        reading = reading_of(processing_kwargs, max_length)
+        items = [as_item(item) for item in inputs]
 
         # the caller's order is not known here, where texts come sorted by length
         names = list(map(describe, items))
-        rows, prepared = self.processor.prepare_parts(items, instruction=prompt or None, role=role, names=names)
-        return {**self.processor.collate(prepared), "rows": torch.tensor(rows)}
+        rows, prepared = self.processor.prepare_parts(
+            items, instruction=prompt or None, role=role, names=names, **reading
+        )
+        return features_of(self.processor, rows, prepared)
 
     def forward(self, features: dict, **kwargs) -> dict:
-        features = dict(features)
-        rows = features.pop("rows")  # [P], the item of each part
-        parts = self.model(**features).embeddings  # [P, D]
-        return {"sentence_embedding": self.model.sum_parts(parts, rows)}
+        """Adds `sentence_embedding` `[N, D]` and `token_embeddings` `[N, L, D]` to features."""
+        inputs = model_inputs(features)
+        numbers = inputs.pop("part_numbers", None)  # [N, L]
+        if numbers is None:
+            outputs = self.model(**inputs)
+            return {
+                **features,
+                "token_embeddings": outputs.last_hidden_state,
+                "sentence_embedding": outputs.embeddings,
+            }
+
+        rows, is_of_part = rows_of_parts(numbers)  # [P], [P, L]
+        outputs = self.model(**split_parts(inputs, rows, is_of_part, self.processor.padding_id))
+        hidden = outputs.last_hidden_state * is_of_part[..., None]  # [P, L, D]
+        return {
+            **features,
+            "token_embeddings": hidden.new_zeros(len(numbers), *hidden.shape[1:]).index_add(0, rows, hidden),
+            "sentence_embedding": self.model.sum_parts(outputs.embeddings, rows),
+        }
 
 
 class UniMECrossEncoder(_UniMEModule):
     """`UniMERerankerForCausalLM` in sentence-transformers: a pair's score is the log-odds of Yes against No.
 
-    A prompt is the instruction of every query.
+    A prompt is the instruction before the text of every query.
     """
 
     auto_class = AutoModelForCausalLM
@@ -132,27 +221,58 @@ class UniMECrossEncoder(_UniMEModule):
                 "CrossEncoder does; use `UniMERerankerForCausalLM.rank`."
             )
 
-    def preprocess(self, inputs, prompt: str | None = None, **kwargs) -> dict:
+    def preprocess(
+        self,
+        inputs,
+        prompt: str | None = None,
+        task: str | None = None,
+        processing_kwargs: dict | None = None,
+        max_length: int | None = None,
+        **kwargs,
+    ) -> dict:
+        """Features of a batch.
+
+        Args:
+            inputs (`list`): `N` pairs of a query and a candidate, or chats. A chat of the roles `query` and `document`
+                is a pair, whose system message, if it has one, is its prompt; any other is put to the model as it is.
+                A single item, which the library counts tokens of, is a chat with that item.
+            prompt (`str`, *optional*): the instruction.
+            processing_kwargs, max_length: as in [`UniMETransformer.preprocess`].
+
+        Returns:
+            `dict` of tensors, as in [`UniMETransformer.preprocess`].
+
+        Raises:
+            ValueError: an item cannot be read, or a setting is not available.
+        """
         questions = []
         names = []
-        for pair in inputs:
-            query, candidate = map(_as_item, pair)
+        for value in inputs:
+            pair, instruction = as_pair(value)
+            if pair is None:
+                questions.append(as_chat(value))
+                names.append(describe(value))
+                continue
+            query, candidate = map(as_item, pair)
             name = f"the pair of {describe(query)} and {describe(candidate)}"
             names.append(name)
-            questions.append(self.processor.question(query, candidate, name, instruction=prompt))
+            questions.append(self.processor.question(query, candidate, name, instruction=instruction or prompt))
+
+        prepared = self.processor.prepare(questions, names=names, **reading_of(processing_kwargs, max_length))
 
         # padded on the left, so that the answer follows the last token of every prompt
-        prepared = self.processor.prepare(questions, names=names)
-        return dict(self.processor.collate(prepared, "left"))
+        return features_of(self.processor, range(len(prepared)), prepared, "left")
 
     def forward(self, features: dict, **kwargs) -> dict:
-        last = self.model(**features, use_cache=False, **self.model.keep_last_logits).logits[:, -1].float()
-        scores = self.model.log_odds_after(last, features["input_ids"])  # [N]
+        """Adds `scores` `[N, 1]` to features."""
+        inputs = model_inputs(features)
+        last = self.model(**inputs, use_cache=False, **self.model.keep_last_logits).logits[:, -1].float()
+        scores = self.model.log_odds_after(last, inputs["input_ids"])[:, None]  # [N, 1]
 
         # `rank` sorts what the sigmoid makes of these, and that of confident answers is 1.0 in float32
         if not self.training and scores.device.type != "mps":  # which has no float64
             scores = scores.double()
-        return {"scores": scores}
+        return {**features, "scores": scores}
 
 
 def write_modules(model, folder):
@@ -160,6 +280,7 @@ def write_modules(model, folder):
     folder = Path(folder)
     if model.config.model_type == "unime":
         name = "UniMETransformer"
+        output = "embeddings"
         settings = {
             "model_type": "SentenceTransformer",
             "prompts": {"query": "", "document": ""},
@@ -167,6 +288,7 @@ def write_modules(model, folder):
         }
     else:
         name = "UniMECrossEncoder"
+        output = "logits"
         # what a pair's log-odds become
         reports_log_odds = model.has_processor and model.default_output == "logit"
         activation = "linear.Identity" if reports_log_odds else "activation.Sigmoid"
@@ -175,7 +297,12 @@ def write_modules(model, folder):
     # the class by the name of this file, which is saved with every model
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(__file__).stem}.{name}"}]
     _write_json(folder / "modules.json", modules)
-    _write_json(folder / "config_sentence_transformers.json", settings)
+    _write_json(folder / _SETTINGS_FILE, settings)
+
+    # mteb and others read here which kinds of input the model takes
+    method = {"method": "forward", "method_output_name": output}
+    kinds = ["+".join(kind) if isinstance(kind, tuple) else kind for kind in MODALITIES]
+    _write_json(folder / "sentence_bert_config.json", {"modality_config": dict.fromkeys(kinds, method)})
 
 
 def _write_json(path: Path, content):

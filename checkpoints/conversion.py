@@ -140,6 +140,7 @@ def export(source, out, head=None, trust_remote_code: bool = False):
     if (folder / "generation_config.json").exists():
         shutil.copy(folder / "generation_config.json", out)
     _save_stock_processor(model.processor, out)
+    _remove_references_to_code(out)
     write_exports(model, out)
 
 
@@ -221,3 +222,23 @@ def _save_stock_processor(processor, out: Path):
     images["processor_class"] = processor_class
     write_json(out / "preprocessor_config.json", images)
     write_json(out / "processor_config.json", {"processor_class": processor_class, **settings})
+
+
+def _remove_references_to_code(out: Path):
+    """Removes what the files of a folder say about code that is not in it, as it was in the UniME repository."""
+    for file in out.glob("*.json"):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        auto_map = content.get("auto_map")
+        if auto_map is None:
+            continue
+
+        content["auto_map"] = {}
+        for auto_class, reference in auto_map.items():
+            # a tokenizer has two classes, a slow one and a fast one, of which one may be missing
+            references = [reference] if isinstance(reference, str) else [name for name in reference if name]
+            if all("--" in name or (out / f"{name.split('.')[0]}.py").exists() for name in references):
+                content["auto_map"][auto_class] = reference
+
+        if not content["auto_map"]:
+            del content["auto_map"]
+        write_json(file, content)

@@ -124,9 +124,9 @@ def _write_reranker(model, template: str, out: Path):
     modules = [_TRANSFORMER, ("1_LogitScore", f"{_CLASSES}cross_encoder.modules.logit_score.LogitScore")]
     _write_modules(out, modules, "any-to-any", "logits", "causal_logits", template)
 
+    # all that vLLM reads
     yes, no = model.yes_no_tokens
-    score = {"true_token_id": yes, "false_token_id": no, "module_input_name": "causal_logits"}
-    write_json(out / "1_LogitScore" / "config.json", score)
+    write_json(out / "1_LogitScore" / "config.json", {"true_token_id": yes, "false_token_id": no})
     activation = "linear.Identity" if model.default_output == "logit" else "activation.Sigmoid"
     settings = {"model_type": "CrossEncoder", "activation_fn": f"torch.nn.modules.{activation}"}
     write_json(out / "config_sentence_transformers.json", settings)

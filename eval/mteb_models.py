@@ -8,55 +8,21 @@ mteb.evaluate(UniMEEncoder("outputs/quickstart/model"), mteb.get_tasks(["VidoreD
 ```
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from mteb.models.abs_encoder import AbsEncoder
-from mteb.models.model_meta import ModelMeta, ScoringFunction
 from mteb.types import PromptType
+from tqdm.auto import tqdm
 
 from ..checkpoints.opening import open_checkpoint
 from ..items_unime import item_key
 from ..jobs.shards import processes
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
+from .mteb_inputs import blocks_of
+from .mteb_metas import model_meta, released_metas
 
-MODALITIES = ["text", "image"]  # without it, mteb takes a model for a text model and drops images silently
-COLUMNS = (*MODALITIES, "video")  # what of a batch is read
-
-
-def model_meta(model, name: str, loader, revision: str | None = None, **facts) -> ModelMeta:
-    """What mteb asks about a model: its size, width, modalities.
-
-    Args:
-        model (`UniMEModel` or `UniMERerankerForCausalLM`).
-        name (`str`): `"owner/name"`; a folder's is `"unime/<folder>"`.
-        loader: what makes the wrapper again from `name` and `revision`.
-        revision (`str`, *optional*): of the repository.
-        facts: other fields of `ModelMeta`: `training_datasets`, `license`, `citation`, ...
-    """
-    fields = {
-        "name": name,
-        "revision": revision,
-        "loader": loader,
-        "modalities": MODALITIES,
-        "n_parameters": model.num_parameters(),
-        "max_tokens": model.processor.max_length,
-        "memory_usage_mb": round(model.get_memory_footprint() / 2**20),
-        "embed_dim": None,
-        "similarity_fn_name": None,
-        "model_type": ["cross-encoder"],
-        "framework": ["PyTorch", "Transformers"],
-        "use_instructions": True,
-        "open_weights": True,
-    }
-
-    # what an embedder has and a reranker has not
-    if isinstance(model, UniMEModel):
-        fields["embed_dim"] = model.config.hidden_size
-        fields["similarity_fn_name"] = ScoringFunction.COSINE
-        fields["model_type"] = ["dense"]
-    return ModelMeta.create_empty(overwrites=fields | facts)
+_LOWEST = torch.finfo(torch.float32).min
 
 
 def _name(source) -> str:
@@ -65,26 +31,6 @@ def _name(source) -> str:
     if path.exists():
         return f"unime/{path.resolve().name}"
     return str(source)
-
-
-def _items(loader: Iterable[dict]) -> list[dict]:
-    """The items of a data loader of mteb: texts, images, videos, or texts with either; an empty one is `{}`.
-
-    A batch has a list for each modality.
-    """
-    items = []
-    for batch in loader:
-        columns = {modality: batch[modality] for modality in COLUMNS if modality in batch}
-        for values in zip(*columns.values()):
-            # a batch may hold items without a text or without an image
-            item = {}
-            for modality, value in zip(columns, values):
-                is_blank = isinstance(value, str) and not value.strip()
-                if value and not is_blank:
-                    item[modality] = value
-            items.append(item)
-
-    return items
 
 
 class UniMEEncoder(AbsEncoder):
@@ -124,7 +70,8 @@ class UniMEEncoder(AbsEncoder):
             model = model_name
         else:
             name = _name(model_name)
-            model = open_checkpoint(model_name, preset, trust_remote_code=trust_remote_code)
+            hub = {} if revision is None else {"revision": revision}
+            model = open_checkpoint(model_name, preset, trust_remote_code=trust_remote_code, **hub)
             model = model.to(device or processes().device)  # each process of a launch has its own
 
         self.model = model.eval()
@@ -157,15 +104,26 @@ class UniMEEncoder(AbsEncoder):
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs) -> torch.Tensor:
         """Embeddings `[N, D]` of a data loader's items, float32; zeros for an empty item, which is like nothing."""
         role = "document" if prompt_type == PromptType.document else "query"
-        items = _items(inputs)
+        instruction = self.instruction(task_metadata, prompt_type)
+
+        # a corpus of pictures does not fit the memory, and is never held as a whole
+        embeddings = []
+        with tqdm(desc="Encoding", unit="item", disable=not kwargs.get("show_progress_bar", True)) as bar:
+            for block in blocks_of(inputs, most_images=self.model.processor.num_frames):
+                items = [item for (item,) in block]
+                embeddings.append(self._embed(items, instruction, role))
+                bar.update(len(items))
+        return torch.cat(embeddings)
+
+    def _embed(self, items: list[dict], instruction: str | None, role: str) -> torch.Tensor:
+        """Embeddings `[N, D]` of items, some of which may be empty."""
+        # where the authors have a prompt for it, an empty item has an embedding of its own
+        if self.model.processor.rules.empty is not None:
+            items = [item or {"text": ""} for item in items]
+
         places = [place for place, item in enumerate(items) if item]
-        vectors = self.model.encode(
-            [items[place] for place in places],
-            self.instruction(task_metadata, prompt_type),
-            role,
-            show_progress=kwargs.get("show_progress_bar"),
-            **self.options,
-        )
+        filled = [items[place] for place in places]
+        vectors = self.model.encode(filled, instruction, role, show_progress=False, **self.options)
 
         # corpora of mteb hold empty texts, which must not end a run
         embeddings = vectors.new_zeros(len(items), vectors.shape[-1])
@@ -196,7 +154,8 @@ class UniMECrossEncoder:
             model = model_name
         else:
             name = _name(model_name)
-            model = open_checkpoint(model_name, reranker=True, trust_remote_code=trust_remote_code)
+            hub = {} if revision is None else {"revision": revision}
+            model = open_checkpoint(model_name, reranker=True, trust_remote_code=trust_remote_code, **hub)
             model = model.to(device or processes().device)
 
         self.model = model.eval()
@@ -205,17 +164,36 @@ class UniMECrossEncoder:
 
     def predict(self, inputs1, inputs2, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs):
         """One score for each pair of a query and a document `[N]`."""
-        queries = _items(inputs1)
-        documents = _items(inputs2)
+        scores = []
+        for block in blocks_of(inputs1, inputs2, most_images=self.model.processor.num_frames):
+            scores.append(self._score(block))
+        return torch.cat(scores)
+
+    def _score(self, pairs: list[tuple[dict, dict]]) -> torch.Tensor:
+        """Scores `[N]` of pairs; the lowest there is where one of the two is empty."""
+        scores = torch.full((len(pairs),), _LOWEST)
 
         # pairs of one query are scored together, so that they share its prompt
-        pairs_of: dict[str, list[int]] = {}
-        for pair, query in enumerate(queries):
-            pairs_of.setdefault(item_key(query), []).append(pair)
+        places_of: dict[str, list[int]] = {}
+        for place, (query, document) in enumerate(pairs):
+            if query and document:
+                places_of.setdefault(item_key(query), []).append(place)
 
-        scores = torch.zeros(len(queries))  # [N]
-        for pairs in pairs_of.values():
-            query = queries[pairs[0]]
-            candidates = [documents[pair] for pair in pairs]
-            scores[pairs] = self.model.score(query, candidates, show_progress=False, **self.options)
+        for places in places_of.values():
+            query = pairs[places[0]][0]
+            candidates = [pairs[place][1] for place in places]
+            scores[places] = self.model.score(query, candidates, show_progress=False, **self.options)
         return scores
+
+
+def released_models() -> list:
+    """What mteb asks about the seven released checkpoints, with these wrappers as loaders.
+
+    Example:
+
+    ```python
+    metas = {meta.name: meta for meta in released_models()}
+    model = metas["TianchengGu/UniME-V2-Qwen2VL-2B"].load_model()
+    ```
+    """
+    return released_metas(UniMEEncoder, UniMECrossEncoder)

@@ -142,3 +142,18 @@ def test_templates_lie_beside_the_checkpoint(tiny, tmp_path):
         entry["type"].rpartition(".")[2] for entry in json.loads((tmp_path / "judge-stock/modules.json").read_text())
     ]
     assert kinds == ["Transformer", "LogitScore"]
+
+
+def test_an_export_names_no_code_that_it_has_not(tiny, tmp_path):
+    path, _ = tiny("llava_next")
+    for model_class, name, head in ((UniMEModel, "embedder", path), (UniMERerankerForCausalLM, "judge", None)):
+        model_class.from_backbone(path).save_pretrained(tmp_path / name)
+        saved = json.loads((tmp_path / name / "tokenizer_config.json").read_text(encoding="utf-8"))
+        assert saved["auto_map"] == {"AutoProcessor": "processing_unime.UniMEProcessor"}
+        export(tmp_path / name, tmp_path / f"{name}-stock", head=head)
+        for file in (tmp_path / f"{name}-stock").glob("*.json"):
+            assert "auto_map" not in json.loads(file.read_text(encoding="utf-8")), file.name
+
+    # what vLLM reads of a judge, and no more
+    score = json.loads((tmp_path / "judge-stock/1_LogitScore/config.json").read_text(encoding="utf-8"))
+    assert sorted(score) == ["false_token_id", "true_token_id"]

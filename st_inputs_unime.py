@@ -1,0 +1,190 @@
+"""What users of sentence-transformers hand in: items in every form that it documents, pairs, and settings."""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_utils import load_image
+
+from .items_unime import is_chat
+from .processing_unime import SETTINGS
+
+HUB_NAMES = {
+    "token": "token",
+    "cache_folder": "cache_dir",
+    "revision": "revision",
+    "local_files_only": "local_files_only",
+}
+_TIMEOUT = 30  # seconds in which a server must answer that is asked for an image
+
+
+def split_processor_kwargs(kwargs: dict) -> tuple[dict, dict]:
+    """Settings of a UniME processor, and limits of the image processor, out of what users set for any processor."""
+    names = {name: name for name in SETTINGS} | {"model_max_length": "max_length"}
+    settings = {}
+    pixels = {}
+    unknown = []
+    for name, value in kwargs.items():
+        if name in names:
+            settings[names[name]] = value
+        elif name in ("min_pixels", "max_pixels"):
+            pixels[name] = value
+        elif name not in (*HUB_NAMES.values(), "trust_remote_code"):
+            unknown.append(name)
+
+    if unknown:
+        raise ValueError(
+            f"processor_kwargs has {', '.join(sorted(unknown))}, which mean nothing here; it may have "
+            f"{', '.join(sorted(names))}, min_pixels and max_pixels."
+        )
+    return settings, pixels
+
+
+def limit_pixels(processor, min_pixels: int | None = None, max_pixels: int | None = None):
+    """Sets the limits between which the image processor scales every image."""
+    size = dict(processor.image_processor.size)
+    if "longest_edge" not in size or "shortest_edge" not in size:
+        name = type(processor.image_processor).__name__
+        raise ValueError(f"min_pixels and max_pixels mean nothing to a {name}; set `resolution` instead.")
+
+    if min_pixels is not None:
+        size["shortest_edge"] = min_pixels
+    if max_pixels is not None:
+        size["longest_edge"] = max_pixels
+    processor.image_processor.size = type(processor.image_processor.size)(**size)
+
+
+def reading_of(processing_kwargs: dict | None, max_length: int | None) -> dict:
+    """How the items of one call are read: the fields of `Reading` that `processing_kwargs` sets.
+
+    It has the shape that sentence-transformers documents, `{"text": {"max_length": 256}, "image": {...}}`.
+    """
+    reading = {} if max_length is None else {"max_length": max_length}
+    unknown = []
+    for kind, settings in (processing_kwargs or {}).items():
+        for name, value in settings.items():
+            if (kind, name) == ("text", "max_length"):
+                reading["max_length"] = value
+            elif (kind, name) == ("image", "max_pixels"):
+                reading["resolution"] = f"pixels:{value}"
+            elif (kind, name) == ("image", "resolution"):
+                reading["resolution"] = value
+            elif (kind, name) not in (("text", "truncation"), ("text", "padding")) or value in (False, None):
+                unknown.append(f"{kind}.{name}")  # texts are always padded, and cut where they are too long
+
+    if unknown:
+        raise ValueError(
+            f"processing_kwargs has {', '.join(unknown)}, which are not available; it may have text.max_length, "
+            "image.max_pixels and image.resolution."
+        )
+    return reading
+
+
+def as_item(value):
+    """What `encode` takes: a string is a text, whatever it looks like, and `{"image": name}` is an image.
+
+    Addresses and data URIs of images are read here, and files that `datasets` holds in memory; any other name is a
+    path. Arrays are images and videos.
+    """
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return {"image" if value.ndim == 3 else "video": _pictures(value)}
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return {"video": _pictures(value["array"])}
+
+    item = dict(value)
+    for kind in ("image", "video"):
+        if isinstance(item.get(kind), dict) and "array" in item[kind]:
+            item[kind] = item[kind]["array"]
+        if isinstance(item.get(kind), (np.ndarray, torch.Tensor)):
+            item[kind] = _pictures(item[kind])
+    if "image" in item:
+        item["image"] = _opened(item["image"])
+    return item
+
+
+def _opened(image):
+    """An image that the processor reads, out of an address, a data URI, or what `datasets` stores of an image."""
+    if isinstance(image, dict) and image.keys() <= {"bytes", "path"}:
+        if not image.get("bytes"):
+            return image.get("path")
+        try:
+            return Image.open(io.BytesIO(image["bytes"]))
+        except OSError as error:
+            raise ValueError(f"an image in memory, of {len(image['bytes'])} bytes, cannot be read: {error}") from error
+    if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
+        return load_image(image, timeout=_TIMEOUT)
+    return image
+
+
+def _pictures(array):
+    """An image of an array `[H, W, 3]` or `[3, H, W]`, images of an array with one more dimension."""
+    pixels = np.asarray(array)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+        raise ValueError(
+            f"an array of type {pixels.dtype} and shape {list(pixels.shape)} is not an image or a video: its values "
+            "must be uint8, in the order [height, width, 3] or [3, height, width], with the frames of a video first."
+        )
+    if pixels.ndim == 4:
+        return [_pictures(frame) for frame in pixels]
+    if pixels.shape[2] not in (1, 3, 4):
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(pixels)
+
+
+def as_pair(value):
+    """The query and the candidate of an input, and the instruction it holds, if it does; else None twice."""
+    if is_chat(value):
+        contents = {message["role"]: message["content"] for message in value}
+        if "query" not in contents or "document" not in contents:
+            return None, None
+        pair = (_content_as_item(contents["query"]), _content_as_item(contents["document"]))
+        return pair, _content_as_item(contents.get("system", "")).get("text")
+
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return (value, None) if is_pair else (None, None)
+
+
+def _content_as_item(content) -> dict:
+    """The item that the content of a message is: a text, or a list of parts."""
+    if isinstance(content, str):
+        return {"text": content}
+    if not isinstance(content, (list, tuple)):
+        return content
+
+    item = {}
+    for part in content:
+        kind = part["type"]
+        if kind in item:
+            raise ValueError(f"a query or a document has one {kind} at most, and a message has several.")
+        item[kind] = part[kind]
+    return item
+
+
+def as_chat(value) -> list[dict]:
+    """A chat as it is, or the user's message that holds an item."""
+    if is_chat(value):
+        return value
+
+    item = as_item(value)
+    if isinstance(item, str):
+        item = {"text": item}
+    elif not isinstance(item, dict):
+        item = {"image": item}
+    content = [{"type": kind, kind: part} for kind, part in item.items() if part is not None]
+    return [{"role": "user", "content": content}]
+
+
+__all__ = [
+    "HUB_NAMES",
+    "as_chat",
+    "as_item",
+    "as_pair",
+    "limit_pixels",
+    "reading_of",
+    "split_processor_kwargs",
+]
