@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from transformers.utils import is_peft_available
 
 from .integrity_unime import SavedFiles
+from .preset_files_unime import preset_from
+from .prompts_unime import PRESETS
 
 if is_peft_available():
     from peft import PeftConfig, PeftModel, set_peft_model_state_dict
@@ -89,7 +91,10 @@ def saved_settings(adapter: Path, names) -> dict:
     content = SavedFiles(adapter).json("processor_config.json") or {}
     if content.get("processor_class") != "UniMEProcessor":  # a stock processor has a file of the same name
         return {}
-    return {name: content[name] for name in ("preset", *names) if name in content}
+    settings = {name: content[name] for name in ("preset", *names) if name in content}
+    if content.get("preset_rules") is not None:
+        settings["preset"] = preset_from(content["preset_rules"], PRESETS, settings["preset"], str(adapter))
+    return settings
 
 
 # loading

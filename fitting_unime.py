@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from .integrity_unime import SavedFiles
+from .preset_files_unime import preset_from
 from .prompts_unime import PRESETS
 from .types_unime import check_named_tokens, check_tokenizer_types, check_types
 
@@ -78,13 +79,14 @@ def _check_preset(files: SavedFiles, processor: dict, config: dict):
             f'{files.shown(_PROCESSOR)} has lost its "preset", without which items would be read in another way; '
             "name it with `preset=`."
         )
-    if not isinstance(name, str) or name not in PRESETS:
+    own = processor.get("preset_rules")  # of a preset that is not in the table
+    if not isinstance(name, str) or (name not in PRESETS and own is None):
         raise ValueError(
             f"{files.shown(_PROCESSOR)} names the unknown preset {name!r}; choose one of {', '.join(sorted(PRESETS))}."
         )
 
     # a preset for any backbone names none
-    preset = PRESETS[name]
+    preset = PRESETS[name] if own is None else preset_from(own, PRESETS, name, files.shown(_PROCESSOR))
     model_type = config.get("vlm_config", {}).get("model_type")
     if model_type and preset.model_types and model_type not in preset.model_types:
         raise ValueError(

@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 from .types_unime import check_configuration_types
 
 MANIFEST = "unime_manifest.json"
+HUB_KEYS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 FORMAT = 1
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _INTEGER_BUFFERS = ("position_ids", "relative_position_index", "num_batches_tracked")  # not weights, and integers
@@ -463,4 +464,4 @@ def _types_of_tensors(path: str) -> dict[str, str]:
     return types
 
 
-__all__ = ["MANIFEST", "SavedFiles", "add_to_manifest", "remove_manifest", "write_manifest"]
+__all__ = ["HUB_KEYS", "MANIFEST", "SavedFiles", "add_to_manifest", "remove_manifest", "write_manifest"]

@@ -16,7 +16,7 @@ from .listwise_unime import ListRanking
 from .pooling_unime import UniMEOutput, bidirectional_mask, pool
 from .precision_unime import quantize
 from .processing_unime import Reading
-from .prompts_unime import POINTWISE, PRESETS, find_preset, one_of
+from .prompts_unime import POINTWISE, one_of, resolve_preset, rules_of, shown
 from .ranking_unime import (
     OUTPUTS,
     as_retrieval_scores,
@@ -46,7 +46,7 @@ class UniMEModel(UniMEPreTrainedModel):
 
     @classmethod
     def _wrap_config(cls, vlm_config, preset, **fields):
-        rules = PRESETS[preset]
+        rules = rules_of(preset)
         return cls.config_class(
             vlm_config=vlm_config,
             positions=rules.positions,
@@ -56,13 +56,13 @@ class UniMEModel(UniMEPreTrainedModel):
         )
 
     @classmethod
-    def _find_preset(cls, path, model_type, preset):
+    def _find_preset(cls, files, model_type, preset):
         """As in the base class, but a reranker's preset, which words questions, is refused."""
-        preset = super()._find_preset(path, model_type, preset)
-        if PRESETS[preset].judging is not None:
+        preset = super()._find_preset(files, model_type, preset)
+        if rules_of(preset).judging is not None:
             raise ValueError(
-                f"the preset {preset!r} is a reranker's; open {path} with `UniMERerankerForCausalLM`, or choose an "
-                "embedder's preset."
+                f"the preset {shown(preset)!r} is a reranker's; open {files.source} with "
+                "`UniMERerankerForCausalLM`, or choose an embedder's preset."
             )
         return preset
 
@@ -360,7 +360,7 @@ class UniMERerankerForCausalLM(ListRanking, VLMGenerationMixin, UniMEPreTrainedM
     @classmethod
     def _load_vlm(cls, path, config, kwargs: dict, preset: str):
         """As in the base class; where the preset's score is a head's, it is loaded in the place of the output head."""
-        if not _has_head(PRESETS[preset]):
+        if not _has_head(rules_of(preset)):
             return super()._load_vlm(path, config, kwargs, preset)
 
         config = kwargs["config"] = untied(config)
@@ -374,7 +374,7 @@ class UniMERerankerForCausalLM(ListRanking, VLMGenerationMixin, UniMEPreTrainedM
     @classmethod
     def _wrap_config(cls, vlm_config, preset, **fields):
         head = None
-        if _has_head(PRESETS[preset]):
+        if _has_head(rules_of(preset)):
             vlm_config = untied(vlm_config)
             width = vlm_config.get_text_config().hidden_size
             head = [width, width, 1]
@@ -386,11 +386,11 @@ class UniMERerankerForCausalLM(ListRanking, VLMGenerationMixin, UniMEPreTrainedM
         Raises:
             ValueError: the preset's score is a head's, and the model has none, or the other way round.
         """
-        # an unknown preset is refused below
-        if preset in PRESETS and _has_head(PRESETS[preset]) != (self.config.head is not None):
+        preset = resolve_preset(preset)
+        if _has_head(rules_of(preset)) != (self.config.head is not None):
             needs = "needs a ranking head" if self.config.head is None else "asks for words"
             has = "an output head" if self.config.head is None else "a ranking head"
-            raise ValueError(f"the preset {preset!r} {needs}, but this model has {has}.")
+            raise ValueError(f"the preset {shown(preset)!r} {needs}, but this model has {has}.")
         super().use_preset(preset, **settings)
 
     @classmethod
@@ -409,11 +409,6 @@ class UniMERerankerForCausalLM(ListRanking, VLMGenerationMixin, UniMEPreTrainedM
         super().save_pretrained(*args, **kwargs)
 
     save_pretrained.__doc__ = UniMEPreTrainedModel.save_pretrained.__doc__
-
-    @classmethod
-    def _find_preset(cls, path, model_type, preset):
-        """As for an embedder, but any name is accepted: a reranker takes only its resolution from the preset."""
-        return find_preset(path, model_type, preset, strict=False)
 
     def get_output_embeddings(self):
         return self.vlm.get_output_embeddings()

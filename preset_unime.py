@@ -127,6 +127,7 @@ class Preset:
 
     Args:
         query, document (`Prompts`): user turns by kind of item.
+        name (`str`): of a preset that is not in the table, whose keys are the names of the others.
         frame (`str`, *optional*): what stands around the turn, with `{system}` and `{user}` in it; `"{user}"` feeds it
             raw, `None` is the backbone's own chat template with a generation prompt.
         system (`str`, *optional*): system turn.
@@ -204,6 +205,7 @@ class Preset:
     model_types: tuple[str, ...] = ()
     documents_as_queries: tuple[str, ...] = ()
     evaluates_as_trained: bool = True
+    name: str = ""
 
 
 class Checkpoint(NamedTuple):

@@ -24,10 +24,13 @@ from .batching_unime import plan_chunks
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .controls_unime import GUARD
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
+from .integrity_unime import HUB_KEYS, SavedFiles
 from .items_unime import PreparedItem, is_chat, is_video
 from .native_unime import ImageSettings, build_native, load_parts, load_saved_images, restore_normalizer
-from .prompts_unime import PLACEHOLDER, PRESETS, find_preset, instruct, one_of, strip_placeholders
+from .preset_files_unime import preset_content, preset_from
+from .prompts_unime import PLACEHOLDER, PRESETS, Preset, instruct, one_of, resolve_preset, rules_of, strip_placeholders
 from .questions_unime import Question
+from .recognition_unime import choose_preset
 from .rendering_unime import PromptRenderer, Reading
 
 # what a preset decides, unless it is given beside it; and what no preset decides
@@ -54,7 +57,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         image_processor: of the backbone.
         tokenizer: the backbone's tokenizer, with a chat template if the preset needs one.
         chat_template (`str`, *optional*): Jinja template; the tokenizer's own by default.
-        preset (`str`, defaults to `"summary"`): a key of `PRESETS`.
+        preset (`str`, path or `Preset`, defaults to `"summary"`): a key of `PRESETS`, a file of one's own (see
+            [`~unime.preset_files_unime.read_preset`]), or a preset itself.
         max_length (`int`, *optional*): longest sequence in tokens; longer texts are cut, images never are. By default
             the preset's limit, or the tokenizer's if that is lower.
         max_image_pixels (`int`): larger images are refused before they are decoded.
@@ -69,6 +73,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             the image processor's by default.
         crops (`int`, *optional*): most crops of an image of Phi-3-vision; likewise.
         backbone (`dict`, *optional*): `processor_class` of the backbone with its settings; Qwen2-VL's by default.
+        preset_rules (`dict`, *optional*): of a saved processor: what its preset says, where it is not in the table.
     """
 
     return_mm_token_type_ids = True  # M-RoPE needs to know which tokens are image tokens
@@ -90,8 +95,11 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         crops=None,
         backbone=None,
         benchmarks=None,
+        preset_rules=None,
         **kwargs,
     ):
+        if preset_rules is not None:
+            preset = preset_from(preset_rules, PRESETS, preset, f"the preset {preset!r}")
         self.backbone = backbone or {"processor_class": "Qwen2VLProcessor"}
         self.max_image_pixels = max_image_pixels
         self._take_preset(
@@ -135,13 +143,15 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         crops=None,
     ):
         """Sets what a preset decides; a setting that is not None is taken in the place of the preset's."""
-        if preset not in PRESETS:
-            raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}.")
+        preset = resolve_preset(preset)
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length must be at least 1, got {max_length}.")
 
-        defaults = PRESETS[preset]
-        self.preset = preset
+        # one that is not in the table is saved whole
+        self.rules = defaults = rules_of(preset)
+        self.preset = preset if isinstance(preset, str) else preset.name
+        self.preset_rules = None if isinstance(preset, str) else preset_content(preset)
+
         self.max_length = min(max_length or defaults.max_length, tokenizer.model_max_length)
         self.resolution = defaults.resolution if resolution is None else resolution
         self.fusion = one_of("fusion", fusion or defaults.fusion, "joint", "sum")
@@ -180,6 +190,11 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         self._take_preset(preset, self.image_processor, self.tokenizer, **settings)
 
     @property
+    def shown_preset(self) -> str | Preset:
+        """The name of the preset, or all of one that is not in the table."""
+        return self.preset if self.preset_rules is None else self.rules
+
+    @property
     def padding_id(self) -> int | None:
         """The token that fills a batch, which no token attends to: the pad token, or else the end-of-text token."""
         pad_id = self.tokenizer.pad_token_id
@@ -214,8 +229,13 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
         image_processor = load_saved_images(path, (processor_dict or {}).get("image_processor", {}), kwargs)
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", path, **{"subfolder": "", **kwargs})
-        saved_preset = (processor_dict or {}).get("preset")
-        if saved_preset in PRESETS and PRESETS[saved_preset].own_normalizer:
+
+        # transformers drops it from some tokenizers
+        saved = processor_dict or {}
+        rules = saved.get("preset_rules") or {}
+        if saved.get("preset") in PRESETS and not rules:
+            rules = vars(PRESETS[saved["preset"]])
+        if rules.get("own_normalizer"):
             restore_normalizer(tokenizer, path, kwargs)
         return [image_processor, tokenizer]
 
@@ -234,17 +254,18 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
         config = AutoConfig.from_pretrained(path_or_repo, **kwargs)
-        preset = find_preset(path_or_repo, config.model_type, preset)
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
+        preset = choose_preset(SavedFiles(path_or_repo, hub), config.model_type, preset)
 
         # A folder has its own files; a published repository may lack those that it was trained with.
-        if processor is None and PRESETS[preset].processor and not os.path.isdir(path_or_repo):
-            processor = PRESETS[preset].processor
+        if processor is None and rules_of(preset).processor and not os.path.isdir(path_or_repo):
+            processor = rules_of(preset).processor
         if processor is not None:
             kwargs.pop("revision", None)  # of the model
 
         source = path_or_repo if processor is None else processor
         image_processor, tokenizer, template, backbone = load_parts(source, config, kwargs)
-        if PRESETS[preset].own_normalizer:
+        if rules_of(preset).own_normalizer:
             restore_normalizer(tokenizer, source, kwargs)
         settings.setdefault("chat_template", template)
         return cls(image_processor, tokenizer, preset=preset, backbone=backbone, **settings)

@@ -5,6 +5,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
+from .preset_files_unime import is_preset_file, read_preset
 from .preset_unime import BENCHMARKS, Checkpoint, Preset, Prompts
 from .presets_gme_unime import GME
 from .presets_lamra_unime import LAMRA
@@ -71,66 +72,76 @@ def worded(preset: Preset, benchmark: str | None) -> Preset:
     return preset
 
 
-def find_preset(name, model_type: str, preset: str | None = None, strict: bool = True) -> str:
-    """The preset to use for a checkpoint: the one asked for, a published repository's own, or `"summary"`.
+def rules_of(preset: str | Preset) -> Preset:
+    """What a preset says, whether it is a name of the table or a preset that is not in it."""
+    return PRESETS[preset] if isinstance(preset, str) else preset
+
+
+def shown(preset: str | Preset) -> str:
+    """The name of a preset, as messages have it."""
+    return preset if isinstance(preset, str) else preset.name
+
+
+def resolve_preset(preset) -> str | Preset:
+    """A preset as it was asked for: a name of the table, or what a file or a [`Preset`] says.
 
     Args:
-        name (`str` or path): repository or folder.
-        model_type (`str`): of the backbone.
-        preset (`str`, *optional*): asked for by name.
-        strict (`bool`, defaults to `True`): refuse embedders and rerankers, by their names, that are not in the table.
-
-    Returns:
-        a key of `PRESETS`.
+        preset (`str`, path or [`Preset`]): a key of `PRESETS`, a file (see [`~unime.preset_files_unime.read_preset`]),
+            or a preset itself.
 
     Raises:
-        ValueError: the preset is unknown or for another backbone, or the repository is by its name an embedder or
-            reranker without a known preset; the message lists the presets that fit.
-
-    Example:
-
-    ```python
-    find_preset("TianchengGu/UniME-V2-Qwen2VL-2B", "qwen2_vl")  # "unime-v2-qwen2-vl"
-    ```
+        ValueError: there is no such preset, or the file holds none.
     """
-    fitting = []
-    for key, settings in PRESETS.items():
-        if not settings.model_types or model_type in settings.model_types:
-            fitting.append(key)
-
-    if preset is None:
-        preset = published_preset(name)
-
-        # a wrong prompt gives no error, only worse embeddings
-        if preset is None and strict and _has_own_prompts(name):
-            raise ValueError(
-                f"{name} is not a published checkpoint that UniME knows, but its name says that it was trained with "
-                f"its own prompts; pass `preset=`, one of {', '.join(fitting)}."
-            )
-        if preset is None:
-            preset = "summary"
-
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}.")
-    if preset not in fitting:
+    if is_preset_file(preset):
+        return read_preset(preset, PRESETS)
+    if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(
-            f"the preset {preset!r} is for {' and '.join(PRESETS[preset].model_types)}, but {name} is a {model_type}; "
-            f"choose one of {', '.join(fitting)}."
+            f"unknown preset {preset!r}; choose one of {', '.join(sorted(PRESETS))}, or name a file of your own "
+            "(preset.yaml)."
         )
     return preset
 
 
-# parts of the names of embedders and rerankers, which were trained with prompts of their own
-_TRAINED = ("unime", "embedding", "rerank", "gme-", "vlm2vec", "lamra", "e5-v", "mme5", "rzen", "nomic-embed", "saha-")
+def fitting_presets(model_type: str | None) -> list[str]:
+    """The names of the presets for a backbone; all of them where it is `None`."""
+    fitting = []
+    for name, preset in PRESETS.items():
+        if not preset.model_types or model_type is None or model_type in preset.model_types:
+            fitting.append(name)
+    return fitting
 
 
-def _has_own_prompts(path) -> bool:
-    """Whether a folder or repository is by its name no plain VLM, but an embedder or a reranker."""
-    names = " ".join(_possible_names(path)).lower()
-    return any(part in names for part in _TRAINED)
+def find_preset(name, model_type: str, preset) -> str | Preset:
+    """A preset that was asked for, if it is one for the backbone of a checkpoint.
+
+    Args:
+        name (`str` or path): repository or folder, for the message.
+        model_type (`str`): of the backbone.
+        preset (`str`, path or [`Preset`]): as [`resolve_preset`] takes it.
+
+    Returns:
+        a key of `PRESETS`, or a [`Preset`] that is not in the table.
+
+    Raises:
+        ValueError: the preset is unknown or for another backbone; the message lists the presets that fit.
+
+    Example:
+
+    ```python
+    find_preset("my-checkpoint", "qwen2_vl", "unime-v2-qwen2-vl")  # "unime-v2-qwen2-vl"
+    ```
+    """
+    preset = resolve_preset(preset)
+    model_types = rules_of(preset).model_types
+    if model_types and model_type not in model_types:
+        raise ValueError(
+            f"the preset {shown(preset)!r} is for {' and '.join(model_types)}, but {name} is a {model_type}; "
+            f"choose one of {', '.join(fitting_presets(model_type))}."
+        )
+    return preset
 
 
-def _possible_names(path) -> list[str]:
+def possible_names(path) -> list[str]:
     """Names under which a folder or repository may be known: its last part, and those of the Hub's cache around it."""
     levels = os.path.normpath(str(path)).split(os.sep)
     names = [levels[-1]]
@@ -168,10 +179,15 @@ def published_checkpoint(name) -> Checkpoint | None:
     for repository, checkpoint in CHECKPOINTS.items():
         checkpoints_by_name[_plain(repository.split("/")[1])] = checkpoint
 
-    for candidate in _possible_names(name):
+    for candidate in possible_names(name):
         if _plain(candidate) in checkpoints_by_name:
             return checkpoints_by_name[_plain(candidate)]
     return None
+
+
+def is_noncommercial(license_name: str | None) -> bool:
+    """Whether a license, as the Hub spells it, forbids commercial use: `"cc-by-nc-4.0"`."""
+    return bool(license_name) and "nc" in license_name.lower().split("-")
 
 
 def _plain(name: str) -> str:
@@ -241,10 +257,16 @@ __all__ = [
     "Preset",
     "Prompts",
     "find_preset",
+    "fitting_presets",
     "instruct",
+    "is_noncommercial",
     "one_of",
+    "possible_names",
     "published_checkpoint",
     "published_preset",
+    "resolve_preset",
+    "rules_of",
+    "shown",
     "strip_placeholders",
     "with_full_stop",
     "worded",

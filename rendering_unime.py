@@ -11,7 +11,6 @@ from .items_unime import is_chat, is_image, is_video, judge_messages, read_frame
 from .prompts_unime import (
     BENCHMARKS,
     PLACEHOLDER,
-    PRESETS,
     Preset,
     Prompts,
     instruct,
@@ -61,17 +60,12 @@ class Reading:
 class PromptRenderer(QuestionRenderer):
     """The half of a processor that words items; the other half makes tensors of prompts.
 
-    It reads these attributes of the processor: `preset`, `benchmarks`, `tokenizer`, `chat_template`, `num_frames`,
-    `image_token`, `_fenced_image` and `_native`.
+    It reads these attributes of the processor: `preset`, `rules` (what the preset says), `benchmarks`, `tokenizer`,
+    `chat_template`, `num_frames`, `image_token`, `_fenced_image` and `_native`.
     """
 
     _template_takes_strings = None  # tried out on first use
     _controls = None  # likewise
-
-    @property
-    def rules(self) -> Preset:
-        """The preset by which items are read."""
-        return PRESETS[self.preset]
 
     def document_role(self, dataset: str) -> str:
         """The role in which the preset words the documents of a data set: `"document"`, but for a few `"query"`."""

@@ -26,12 +26,12 @@ from .fitting_unime import (
     expects_processor,
     naming_broken_processor,
 )
-from .integrity_unime import MANIFEST, SavedFiles, remove_manifest, write_manifest
+from .integrity_unime import HUB_KEYS, MANIFEST, SavedFiles, remove_manifest, write_manifest
 from .modeling_phi3_v import complete_config
 from .processing_unime import SETTINGS, UniMEProcessor
-from .prompts_unime import find_preset, published_preset
+from .prompts_unime import published_checkpoint
+from .recognition_unime import choose_preset, preset_of_adapter
 
-_HUB_KEYS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 _FULL_PRECISION = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "multi_modal_projector", "lm_head")
 
 
@@ -155,7 +155,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs["ignore_mismatched_sizes"] = True  # so that our own error can name the weights
         settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
-        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
 
         # before gigabytes are read; whoever passes a configuration may do without its file
@@ -213,8 +213,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
 
         Args:
             path_or_repo (`str`): directory or Hub id of the VLM, or of an adapter, which may be in its `lora/`.
-            preset (`str`, *optional*): prompt preset, kept in the saved processor; by default the one that a
-                published checkpoint was trained with, and `"summary"` for a stock VLM.
+            preset (`str` or path, *optional*): a key of `PRESETS`, or a file of one's own (see
+                [`~unime.preset_files_unime.read_preset`]); kept in the saved processor. By default what the
+                checkpoint's name or files say that it was trained with, and `"summary"` for a plain VLM.
             quantization (`str`, *optional*), weights (`bool`): as in [`~UniMEPreTrainedModel.from_pretrained`].
             base (*optional*): what an adapter was trained on; by default what its own file says, which is a folder, or
                 one of the same last name beside the adapter, or a repository.
@@ -225,7 +226,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: a weight of the checkpoint or of the adapter is missing, unexpected or mis-shaped, a file is
-                broken, the preset is unknown or for another backbone, or what is not an adapter is given a `base`.
+                broken, the preset is unknown or for another backbone, what is not an adapter is given a `base`, or the
+                checkpoint is an embedder or reranker and nothing says with which prompts it was trained.
 
         Example:
 
@@ -233,7 +235,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         model = UniMEModel.from_backbone("Qwen/Qwen2-VL-2B-Instruct", dtype="bfloat16", resolution=672)
         ```
         """
-        adapter = adapter_folder(path_or_repo, {key: kwargs[key] for key in _HUB_KEYS if key in kwargs})
+        adapter = adapter_folder(path_or_repo, {key: kwargs[key] for key in HUB_KEYS if key in kwargs})
         if adapter is not None:
             options = {"quantization": quantization, "weights": weights, **kwargs}
             return cls._from_adapter(path_or_repo, adapter, base, preset, options)
@@ -242,15 +244,15 @@ class UniMEPreTrainedModel(PreTrainedModel):
 
         settings = {key: kwargs.pop(key) for key in (*SETTINGS, "processor") if key in kwargs}
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
-        hub = {key: kwargs[key] for key in (*_HUB_KEYS, "trust_remote_code") if key in kwargs}
+        hub = {key: kwargs[key] for key in (*HUB_KEYS, "trust_remote_code") if key in kwargs}
 
-        files = SavedFiles(path_or_repo, {key: kwargs[key] for key in _HUB_KEYS if key in kwargs})
+        files = SavedFiles(path_or_repo, {key: kwargs[key] for key in HUB_KEYS if key in kwargs})
         with files.naming_damaged_json():
             config = AutoConfig.from_pretrained(path_or_repo, **hub)
         if config.model_type in ("unime", "unime_reranker"):
             raise ValueError(f"{path_or_repo} is a UniME checkpoint already; load it with `from_pretrained`.")
 
-        preset = cls._find_preset(path_or_repo, config.model_type, preset)
+        preset = cls._find_preset(files, config.model_type, preset)
         with files.naming_damaged_json():
             processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
         if weights:
@@ -273,20 +275,24 @@ class UniMEPreTrainedModel(PreTrainedModel):
         # what the adapter was trained with, its base does not know
         if preset is None:
             options = {**saved_settings(adapter, SETTINGS), **options}
-            preset = options.pop("preset", None) or published_preset(source)
+            preset = options.pop("preset", None)
         for key in ("revision", "subfolder"):
             options.pop(key, None)
 
         base = base or base_model_of(adapter)
-        hub = {key: options[key] for key in _HUB_KEYS if key in options}
+        hub = {key: options[key] for key in HUB_KEYS if key in options}
         config = SavedFiles(base, hub).json("config.json") or {}
         is_ours = config.get("model_type") == cls.config_class.model_type
+        if preset is None and not is_ours:
+            preset = preset_of_adapter(source)
         load = cls.from_pretrained if is_ours else cls.from_backbone
         model = load(base, preset=preset, **options)
 
         if options["weights"]:
             model = merge_adapter(model, adapter)
         model.source = source
+        if published_checkpoint(source) is not None:
+            model.config.backbone = str(source)  # what cards name, with its license
         return model
 
     @classmethod
@@ -305,7 +311,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         assert_all_landed(info, path, ignore=cls._dropped_weights)
 
         # integers would land as weights, without their scales
-        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         SavedFiles(path, hub).check_weight_types()
         return vlm
 
@@ -329,8 +335,8 @@ class UniMEPreTrainedModel(PreTrainedModel):
         return model.eval()
 
     @classmethod
-    def _find_preset(cls, path, model_type, preset):
-        return find_preset(path, model_type, preset)
+    def _find_preset(cls, files, model_type, preset):
+        return choose_preset(files, model_type, preset)
 
     @classmethod
     def _wrap_config(cls, vlm_config, preset, **fields):
@@ -421,13 +427,14 @@ class UniMEPreTrainedModel(PreTrainedModel):
         """Reads items by another preset from now on, all of it, not only its prompts.
 
         Args:
-            preset (`str`): a key of `PRESETS`.
+            preset (`str`, path or `Preset`): a key of `PRESETS`, a file of one's own, or a preset itself.
             settings: what is to differ from the preset (see [`~unime.processing_unime.UniMEProcessor.use_preset`]).
 
         Raises:
             ValueError: the preset or a setting is unknown, or the preset is for another backbone.
         """
-        preset = self._find_preset(self.source or "this model", self.config.vlm_config.model_type, preset)
+        files = SavedFiles(self.source or "this model")
+        preset = self._find_preset(files, self.config.vlm_config.model_type, preset)
         self.processor.use_preset(preset, **settings)
 
     # batching

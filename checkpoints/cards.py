@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from huggingface_hub import ModelCardData
 
-from ..prompts_unime import PRESETS, Prompts, published_checkpoint
+from ..preset_files_unime import preset_from
+from ..prompts_unime import PRESETS, Preset, Prompts, is_noncommercial, published_checkpoint, rules_of
 
 _CITE = """@article{unime,
   title={Breaking the Modality Barrier: Universal Embedding Learning with Multimodal LLMs}, eprint={2504.17432},
@@ -89,13 +90,14 @@ class Card:
         kind (`str`): model type, `"unime"` or `"unime_reranker"`.
         name (`str`): its title.
         base (`str`, *optional*): the model it was made from; a folder's name is kept, its path is not.
-        preset (`str`, *optional*): its prompts.
+        preset (`str` or `Preset`, *optional*): its prompts; a preset itself where it is not in the table.
         fusion (`str`, *optional*): `"joint"` or `"sum"`, how it reads image and text; the preset's by default.
         resolution (*optional*): at which it reads images.
         adapter (`bool`, defaults to `False`): whether the repository has only an adapter.
         origin (`str`): a sentence on how it was made.
         training, evaluation (`str`): sections, in Markdown.
-        license (`str`, *optional*): its identifier, as the Hub knows it: `"apache-2.0"`, `"mit"`, ...
+        license (`str`, *optional*): its identifier, as the Hub knows it: `"apache-2.0"`, `"mit"`, ...; by default that
+            of a published checkpoint that it was made from.
         tags (`tuple[str]`): further tags.
 
     Example:
@@ -108,7 +110,7 @@ class Card:
     kind: str
     name: str
     base: str | None = None
-    preset: str | None = None
+    preset: str | Preset | None = None
     fusion: str | None = None
     resolution: str | int = "native"
     adapter: bool = False
@@ -140,7 +142,7 @@ class Card:
         if self.resolution != "native":
             sections.append(f"Images are read at the resolution `{self.resolution}`, kept in the repository.")
         if self.preset and self.kind == "unime":
-            fusion = self.fusion or PRESETS[self.preset].fusion
+            fusion = self.fusion or rules_of(self.preset).fusion
             sections += ["## Prompts", _prompts(self.preset, fusion)]
 
         if self.training:
@@ -150,10 +152,11 @@ class Card:
         sections += ["## Limits", _LIMITS]
 
         # without a license of its own, it is bound by those of what went into it
+        license_name = self._license()
         terms = f"That of {base}, and of the data it was trained on."
-        if self.license:
-            terms = f"`{self.license}`."
-        if "-nc-" in (self.license or ""):
+        if license_name:
+            terms = f"`{license_name}`."
+        if is_noncommercial(license_name):
             terms += " **Not for commercial use.**"
         sections += ["## License", terms]
         sections += ["## Cite", f"```bibtex\n{_CITE}\n```"]
@@ -164,6 +167,11 @@ class Card:
         if not self.base or Path(self.base).exists():
             return None
         return self.base
+
+    def _license(self) -> str | None:
+        """Its license, or that of a published checkpoint that it was made from."""
+        checkpoint = published_checkpoint(self.base) if self.base else None
+        return self.license or (checkpoint.license if checkpoint else None)
 
     def _base_in_words(self) -> str:
         """What it was made from, as a sentence has it."""
@@ -178,7 +186,7 @@ class Card:
             library_name="peft" if self.adapter else "sentence-transformers",
             pipeline_tag=_KINDS[self.kind].pipeline_tag,
             base_model=self._public_base(),
-            license=self.license,
+            license=self._license(),
             tags=["unime", "transformers", kind_tag, *self.tags],
         )
         return data.to_yaml()
@@ -189,7 +197,7 @@ class Card:
             return _ADAPT.format(repo=repo)
 
         use = _KINDS[self.kind].use
-        preset = PRESETS.get(self.preset)
+        preset = rules_of(self.preset) if self.preset else None
 
         # servers do not know flat positions or sums
         if self.kind == "unime" and preset:
@@ -199,9 +207,10 @@ class Card:
         return use.format(repo=repo)
 
 
-def _prompts(name: str, fusion: str) -> str:
+def _prompts(preset: str | Preset, fusion: str) -> str:
     """What the model reads for each kind of item, as a table, and how it joins image and text."""
-    preset = PRESETS[name]
+    name = preset if isinstance(preset, str) else preset.name
+    preset = rules_of(preset)
     lines = ["| item | prompt |", "|---|---|"]
     if preset.query == preset.document:
         lines += _prompt_rows(preset.query)
@@ -246,23 +255,24 @@ def read_card(folder) -> Card:
     if model_type not in _KINDS:
         raise ValueError(f"{folder} holds a {model_type} model, not a UniME model; `unime convert` makes one.")
 
-    # what is made from published weights is bound by their license
-    published = published_checkpoint(config.get("backbone") or "")
-
     # how the model reads may differ from its preset, and stands beside it
     processor = {}
     if (folder / "processor_config.json").exists():
         processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
 
+    # one that is not in the table is saved whole
+    preset = processor.get("preset")
+    if processor.get("preset_rules"):
+        preset = preset_from(processor["preset_rules"], PRESETS, preset, str(folder / "processor_config.json"))
+
     card = Card(
         model_type,
         folder.resolve().name,
         config.get("backbone"),
-        preset=processor.get("preset"),
+        preset=preset,
         fusion=processor.get("fusion"),
         resolution=processor.get("resolution", "native"),
         adapter=(folder / "adapter_config.json").exists(),
-        license=published.license if published else None,
     )
 
     # what a trainer or a person wrote stays

@@ -10,6 +10,7 @@ from PIL import Image
 from ..files.writing import write_text
 from ..images_unime import Resolution
 from ..modeling_unime import UniMEModel
+from ..recognition_unime import EXPORTED
 
 _MACROS = Path(__file__).with_name("chat_template.jinja")  # what all templates share
 
@@ -22,7 +23,7 @@ _TRANSFORMER = ("", f"{_CLASSES}base.modules.transformer.Transformer")
 
 
 def write_exports(model, out: Path):
-    """Writes a model's chat templates (`templates/`) and sentence-transformers' files beside its stock checkpoint.
+    """Writes a model's chat templates (`templates/`), preset and sentence-transformers' files beside its checkpoint.
 
     `templates/query.jinja` and `templates/document.jinja` render what `encode_query` and `encode_document` feed the
     model, `templates/judge.jinja` what a reranker's `score` does; a server takes one with `--chat-template`.
@@ -51,9 +52,20 @@ def write_exports(model, out: Path):
         templates = {"judge": judge_template(model.processor)}
         _write_reranker(model, templates["judge"], out)
 
+    write_json(out / EXPORTED, _preset_of(model.processor))
     (out / "templates").mkdir(exist_ok=True)
     for name, template in templates.items():
         write_text(out / "templates" / f"{name}.jinja", template)
+
+
+def _preset_of(processor) -> dict:
+    """How a processor reads items, for `from_backbone`: its preset, with the settings that stand beside it."""
+    content = dict(processor.preset_rules or {"extends": processor.preset})
+    for name in ("fusion", "resolution", "anyres_padding", "num_frames"):
+        value = getattr(processor, name)
+        if value != getattr(processor.rules, name):
+            content[name] = value
+    return content
 
 
 def _write_embedder(model, out: Path):

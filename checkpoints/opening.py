@@ -10,7 +10,7 @@ from ..adapters_unime import adapter_folder, base_model_of, saved_settings
 from ..integrity_unime import SavedFiles
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from ..processing_unime import SETTINGS, UniMEProcessor
-from ..prompts_unime import published_preset
+from ..recognition_unime import preset_of_adapter
 
 HUB_ERRORS = (OSError, *HfHubHTTPError.__bases__)  # among them the base class of whichever httpx it uses
 UNIME_MODEL_TYPES = ("unime", "unime_reranker")  # what `config.json` calls our models
@@ -122,10 +122,13 @@ def open_processor(source, preset: str | None = None, **kwargs) -> tuple[UniMEPr
     adapter = adapter_folder(folder)
     if adapter is not None:
         kwargs.pop("revision", None)  # of the adapter, not of its base
+        base = base_model_of(adapter)
         if preset is None:
             kwargs = {**saved_settings(adapter, SETTINGS), **kwargs}
-            preset = kwargs.pop("preset", None) or published_preset(source)
-        return open_processor(base_model_of(adapter), preset, **kwargs)
+            preset = kwargs.pop("preset", None)
+        if preset is None and _type_below(base) not in UNIME_MODEL_TYPES:
+            preset = preset_of_adapter(source)
+        return open_processor(base, preset, **kwargs)
 
     model_type = model_type_of(folder)
     with naming_untrusted_code(source):

@@ -11,7 +11,7 @@ import sys
 from ..data.readers import SPLITS
 from ..jobs.embedding import DTYPES, LIBRARIES
 from ..jobs.reranking import STRATEGIES
-from ..prompts_unime import PRESETS
+from ..prompts_unime import resolve_preset
 
 ROLES = ("query", "document")
 
@@ -46,6 +46,19 @@ def positive(text: str) -> int:
     return number
 
 
+def known_preset(text: str) -> str:
+    """A preset of the command line: the name of one, or a file that holds one.
+
+    Raises:
+        argparse.ArgumentTypeError: there is no such preset.
+    """
+    try:
+        resolve_preset(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
 # What argparse is told of each option, except whether it is required.
 OPTIONS = {
     # the embedder
@@ -53,8 +66,9 @@ OPTIONS = {
     "library": {"default": "unime", "choices": LIBRARIES, "help": "what loads the embedder (default: %(default)s)"},
     "preset": {
         "metavar": "PRESET",
-        "choices": sorted(PRESETS),
-        "help": f"how items are read; by default as saved, or by a stock VLM's name: {', '.join(sorted(PRESETS))}",
+        "type": known_preset,
+        "help": "how items are read: a name (`unime presets` lists them), or a file of your own (preset.yaml); by "
+        "default as saved, or as the checkpoint's name or files say",
     },
     "dtype": {
         "default": "auto",

@@ -19,6 +19,7 @@ from ..jobs.embedding import DTYPES, LIBRARIES, Embedder
 from ..jobs.notices import notice
 from ..jobs.reranking import Reranker
 from ..jobs.settings import CommandParser
+from ..preset_files_unime import preset_from
 from ..prompts_unime import PRESETS
 from .errors import one_line_errors
 from .index import Index, read_index
@@ -118,8 +119,12 @@ def _embedder_of(path, index: Index, model, trust_remote_code: bool) -> Embedder
     preset = settings.pop("preset", None)
     dtype = settings.pop("dtype", "auto")
 
-    if library not in LIBRARIES or dtype not in DTYPES or preset not in (None, *PRESETS):
-        raise ValueError(f"{path} was made in a way that is not known here: {library}, {preset}, {dtype}.")
+    if isinstance(preset, dict):
+        preset = preset_from(preset, PRESETS, "preset", f"the preset of {path}")
+    elif preset not in (None, *PRESETS):
+        raise ValueError(f"{path} was made with the preset {preset!r}, which is not known here.")
+    if library not in LIBRARIES or dtype not in DTYPES:
+        raise ValueError(f"{path} was made in a way that is not known here: {library}, {dtype}.")
 
     # what is left is for `encode`
     parameters = signature(Embedder).parameters

@@ -25,6 +25,8 @@ from ..data.schema import Item
 from ..files.identity import file_identity
 from ..items_unime import describe
 from ..modeling_unime import UniMEModel
+from ..preset_files_unime import preset_content
+from ..prompts_unime import resolve_preset
 from .checks import check_options
 from .shards import processes, read_job, run_job
 
@@ -39,6 +41,11 @@ BLOCK = 2**24  # bytes that are read at a time of a file that is read whole
 
 _KINDS = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin")
 _OTHER = ("README.md", "trainer_state.json", "all_results.json")  # files that do not change what a model computes
+
+
+def _preset_in_words(preset) -> str | dict | None:
+    """A preset as a manifest has it: its name, or all of one that is not in the table."""
+    return preset if preset is None or isinstance(preset, str) else preset_content(preset)
 
 
 # checkpoints
@@ -136,7 +143,8 @@ class Embedder:
         source (`str` or `Path`): folder or repository.
         library (`str`, defaults to `"unime"`): `"unime"` (which also opens stock VLMs, adapters and dual encoders
             such as CLIP) or `"sentence-transformers"`.
-        preset (`str`, *optional*): how items are read; by default as the checkpoint was saved, or as its name says.
+        preset (`str`, *optional*): how items are read, by name or as a file of one's own says; by default as the
+            checkpoint was saved, or as its name says.
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own, or float32 on a
             CPU that is slower in less.
         trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
@@ -164,6 +172,8 @@ class Embedder:
     ):
         if library not in LIBRARIES:
             raise ValueError(f"the library must be 'unime' or 'sentence-transformers', got {library!r}.")
+        if preset is not None:
+            preset = resolve_preset(preset)  # a misspelt one should not cost the reading of data
         if library == "unime":
             check_options("the options of `encode`", options, [UniMEModel.encode], TAKEN)
 
@@ -198,7 +208,7 @@ class Embedder:
         return {
             "model": self._fingerprint,
             "library": self.library,
-            "preset": self.preset,
+            "preset": _preset_in_words(self.preset),
             "dtype": self.dtype,
             **self.options,
         }

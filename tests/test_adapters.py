@@ -64,7 +64,7 @@ def stock_adapter(path, out, kind, dora, old):
 def test_adapters_of_stock_models_land_exactly(tiny, tmp_path, kind, dora, old):
     path, _ = tiny(kind)
     expected = stock_adapter(path, tmp_path / "adapter", kind, dora, old)
-    merged = open_checkpoint(tmp_path / "adapter").vlm.state_dict()
+    merged = open_checkpoint(tmp_path / "adapter", "summary").vlm.state_dict()
     assert max((merged[key] - expected[key]).abs().max() for key in expected) <= 1e-6
     plain = UniMEModel.from_backbone(path).vlm.state_dict()
     assert any((merged[key] - plain[key]).abs().max() > 1e-2 for key in expected), "the adapter does something"
@@ -186,7 +186,7 @@ def test_ranks_of_single_modules_follow_their_names(tiny, tmp_path):
 def test_merged_models_keep_the_head_for_export(tiny, tmp_path):
     path, _ = tiny("qwen2_vl")
     stock_adapter(path, tmp_path / "adapter", "qwen2_vl", dora=False, old=True)
-    main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged")])
+    main(["merge", str(tmp_path / "adapter"), str(tmp_path / "merged"), "--preset", "summary"])
     export(tmp_path / "merged", tmp_path / "stock")
     heads = [load_file(folder / "model.safetensors")["lm_head.weight"] for folder in (path, tmp_path / "stock")]
     assert torch.equal(*heads)

@@ -473,14 +473,16 @@ def test_presets_are_for_their_backbone_and_their_repositories(tiny, tmp_path):
     judge = shutil.copytree(tiny("qwen2_5_vl")[0], tmp_path / "UniME-v2-rerank_qwen25VL_7B")
     assert UniMERerankerForCausalLM.from_backbone(judge).processor.resolution == "1344+tokens:300"
     shutil.copytree(qwen, tmp_path / "UniME-tuned" / "checkpoint-50")
-    with pytest.raises(ValueError, match="checkpoint-50 is not a published checkpoint"):
+    with pytest.raises(ValueError, match="checkpoint-50 was trained with prompts of its own"):
         UniMEModel.from_backbone(tmp_path / "UniME-tuned" / "checkpoint-50")
     shutil.copytree(qwen, tmp_path / "My-UniME")
-    with pytest.raises(ValueError, match="My-UniME is not a published checkpoint .* pass `preset=`, one of summary"):
+    with pytest.raises(
+        ValueError, match="My-UniME was trained with prompts of its own .*pass `preset=`.*one of summary"
+    ):
         UniMEModel.from_backbone(tmp_path / "My-UniME")
-    for name in ("Qwen3-VL-Embedding-2B", "gme-Qwen2-VL-2B-Instruct", "LamRA-Ret"):  # embedders, not plain VLMs
+    for name in ("Qwen9-VL-Embedding-2B", "gme-Qwen9-VL", "LamRA-3"):  # embedders, not plain VLMs
         shutil.copytree(qwen, tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name} is not a published checkpoint .* pass `preset=`"):
+        with pytest.raises(ValueError, match=f"{name} was trained with prompts of its own .*pass `preset=`"):
             UniMEModel.from_backbone(tmp_path / name)
         assert UniMEModel.from_backbone(tmp_path / name, "summary").processor.preset == "summary"
     with pytest.raises(

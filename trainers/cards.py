@@ -51,7 +51,7 @@ def write_card(trainer, folder):
         kind=config.model_type,
         name=Path(trainer.args.output_dir).name,
         base=getattr(config, "backbone", None),
-        preset=trainer.processing_class.preset,
+        preset=trainer.processing_class.shown_preset,
         fusion=trainer.processing_class.fusion,
         resolution=trainer.processing_class.resolution,
         adapter=(folder / "adapter_config.json").exists(),

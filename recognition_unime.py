@@ -1,0 +1,163 @@
+"""Which preset a checkpoint is read by: what its name or its files say that it was trained with; else it is asked for.
+
+A wrong preset gives no error, only worse embeddings, and so nothing is guessed: only a plain VLM gets `"summary"`.
+"""
+
+import os
+import re
+
+import yaml
+from transformers.utils import logging
+
+from .integrity_unime import SavedFiles
+from .preset_files_unime import preset_from
+from .preset_unime import Preset
+from .prompts_unime import (
+    PRESETS,
+    find_preset,
+    fitting_presets,
+    is_noncommercial,
+    possible_names,
+    published_checkpoint,
+    published_preset,
+)
+from .sentence_files_unime import Unreadable, sentence_preset
+
+EXPORTED = "unime_preset.json"  # what `unime export` writes beside a stock checkpoint
+logger = logging.get_logger("transformers.unime")
+
+# parts of the names of embedders and rerankers, which were trained with prompts of their own
+_NAMES = re.compile(
+    r"unime|embedding|rerank|gme-|nomic-embed|vlm2vec|lamra|e5-v|mme5|rzen|unite-|b3_qwen|saha-|moca-|monoqwen|colqwen|colpali"
+)
+_TAGS = re.compile(r"embed|rerank|retriev|sentence-(similarity|transformers)|feature-extraction|text-ranking")
+_HEADS = re.compile(r"Embedding|Embedder|Rank|Retriev|SequenceClassification|RewardModel|^Col[A-Z]|^Bi[A-Z]")
+
+
+def choose_preset(files: SavedFiles, model_type: str, preset=None) -> str | Preset:
+    """The preset of a checkpoint: the one asked for, a published one's own, or what the files say.
+
+    Args:
+        files ([`SavedFiles`]): of the checkpoint.
+        model_type (`str`): of the backbone.
+        preset (`str`, path or [`Preset`], *optional*): asked for.
+
+    Returns:
+        a key of `PRESETS`, or a preset that is not in the table; a line says which was taken where none was asked for.
+
+    Raises:
+        ValueError: the preset is unknown or for another backbone, or the checkpoint is an embedder or reranker and
+            nothing says how it was trained; the message says what was seen, and lists the presets that fit.
+    """
+    if preset is not None:
+        return find_preset(files.source, model_type, preset)
+
+    preset = published_preset(files.source)
+    reason = "by name"
+    if preset is None:
+        preset, reason = _from_files(files, model_type)
+    preset = find_preset(files.source, model_type, preset)
+    _say(files.source, preset, reason)
+    return preset
+
+
+def _from_files(files: SavedFiles, model_type: str) -> tuple[str | Preset, str]:
+    """A preset, and what it was taken from."""
+    exported = files.json(EXPORTED)
+    if exported is not None:
+        name = exported.get("extends")
+        if exported == {"extends": name} and isinstance(name, str) and name in PRESETS:
+            return name, "as it was exported"
+        return preset_from(exported, PRESETS, "exported", files.shown(EXPORTED)), "as it was exported"
+    if files.file("modules.json"):
+        try:
+            return sentence_preset(files), "from its sentence-transformers files"
+        except Unreadable as error:
+            raise _question(files, model_type, f"its sentence-transformers files do not say how: {error}") from error
+
+    sign = sign_of_training(files)
+    if sign is not None:
+        raise _question(files, model_type, sign)
+    return "summary", "for a plain VLM"
+
+
+def preset_of_adapter(source) -> str:
+    """The preset that a published adapter was trained with, by its name.
+
+    Args:
+        source (`str` or path): folder or repository of an adapter over a stock VLM, beside which no preset was saved.
+
+    Raises:
+        ValueError: it is not a published one; the message asks for a preset.
+    """
+    preset = published_preset(source)
+    if preset is None:
+        raise _question(SavedFiles(source), None, "it is an adapter over a VLM")
+    _say(source, preset, "by name")
+    return preset
+
+
+def _say(source, preset: str | Preset, reason: str):
+    """Prints which preset was taken; `--quiet` and transformers' verbosity leave it out."""
+    name = preset if isinstance(preset, str) else preset.name
+    checkpoint = published_checkpoint(source)
+    license_note = ""
+    if checkpoint is not None and is_noncommercial(checkpoint.license):
+        license_note = f" (license {checkpoint.license}: not for commercial use)"
+    logger.warning(f'{os.path.basename(os.path.normpath(str(source)))}: preset "{name}" {reason}{license_note}')
+
+
+def sign_of_training(files: SavedFiles) -> str | None:
+    """What tells that a checkpoint is an embedder or a reranker, and no plain VLM; `None` if nothing does."""
+    names = " ".join(possible_names(files.source))
+    if _NAMES.search(names.lower()):
+        return "its name says so"
+    if files.file("1_Pooling/config.json"):
+        return "it has 1_Pooling/config.json"
+
+    config = files.json("config.json") or {}
+    classes = [*(config.get("architectures") or ()), *(config.get("auto_map") or {}).values()]
+    for name in classes:
+        if isinstance(name, str) and _HEADS.search(name.rpartition(".")[2]):
+            return f"config.json names the class {name}"
+
+    for tag in card_tags(files):
+        if _TAGS.search(tag):
+            return f"its card has the tag {tag!r}"
+    return None
+
+
+def card_tags(files: SavedFiles) -> list[str]:
+    """The tags, pipeline and library in the head of a checkpoint's README.md, in lower case."""
+    return [tag.lower() for tag in _tags(card_metadata(files))]
+
+
+def card_metadata(files: SavedFiles) -> dict:
+    """The head of a checkpoint's README.md; empty if there is none, or if it is not YAML."""
+    path = files.file("README.md")
+    if path is None:
+        return {}
+    with open(path, encoding="utf-8", errors="replace") as file:
+        match = re.match(r"---\s*\n(.*?)\n---", file.read(100_000), re.DOTALL)
+    try:
+        metadata = yaml.safe_load(match[1]) if match else {}
+    except yaml.YAMLError:  # cards are written by hand; the Hub shows such a one without its metadata, too
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _tags(metadata: dict) -> list[str]:
+    tags = metadata.get("tags") or []
+    tags = tags if isinstance(tags, list) else [tags]
+    return [str(tag) for tag in (*tags, metadata.get("pipeline_tag"), metadata.get("library_name")) if tag]
+
+
+def _question(files: SavedFiles, model_type: str | None, sign: str) -> ValueError:
+    """The error that asks for a preset."""
+    return ValueError(
+        f"{files.source} was trained with prompts of its own ({sign}), and UniME does not know them; pass `preset=`: "
+        f"a file of your own (preset.yaml), or one of {', '.join(fitting_presets(model_type))}."
+    )
+
+
+__all__ = ["card_metadata", "card_tags", "choose_preset", "preset_of_adapter", "sign_of_training"]
