@@ -33,10 +33,8 @@ GROUPS = {
     },
     "Train": {
         "data": Command("commands.data", "check a data file, or fetch a benchmark"),
-        "train": Command("trainers", "distillation, contrastive, alignment or reranker"),
-    },
-    "Mine": {
         "mine": Command("commands.mine", "raw pairs -> judged hard negatives, or SaHa's clusters"),
+        "train": Command("trainers", "distillation, contrastive, alignment or reranker"),
     },
     "Measure": {
         "eval": Command("commands.evaluate", "benchmarks, reranking, reports and figures"),
@@ -46,6 +44,8 @@ GROUPS = {
         "merge": Command("commands.convert", "LoRA or DoRA adapter -> whole UniME repository"),
         "export": Command("commands.convert", "UniME repository -> stock VLM and SentenceTransformer"),
         "serve-check": Command("commands.serve_check", "whether a server gives the model's answers, or why not"),
+        "presets": Command("commands.presets", "presets with their checkpoints, or one as it is fed"),
+        "doctor": Command("commands.doctor", "what stock classes would silently change of a checkpoint"),
         "push": Command("commands.push", "a saved model -> the Hub, with its card"),
     },
 }

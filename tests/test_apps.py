@@ -186,7 +186,7 @@ def test_mistakes_end_with_a_message_and_no_traceback(arguments, message, photos
         (["demo", "--model", "m"], "unime demo: the following arguments are required: --images"),
         (["data", "check"], "unime data check: the following arguments are required: path"),
         (["convert", "a"], "unime convert: the following arguments are required: out"),
-        (["merge", "a", "b", "--preset", "none"], "unime merge: argument --preset: invalid choice: 'none'"),
+        (["merge", "a", "b", "--preset", "none"], "unime merge: argument --preset: unknown preset 'none'"),
         (["push", "a", "b", "--secret"], "unime push: unrecognized arguments: --secret"),
         (["eval", "world", "--library", "other"], "unime eval: argument --library: invalid choice: 'other'"),
         (["eval", "world", "--options", "[]"], "unime eval: `options`: '[]' is not a JSON object"),
@@ -229,7 +229,7 @@ def test_help_names_every_command(capsys):
     text = capsys.readouterr().out
     assert all(f"  {name:<12}{said}" in text for name, (_, said) in COMMANDS.items())
     assert len(text.splitlines()) <= 23 and max(map(len, text.splitlines())) <= 80, "a screen, with its prompt"
-    assert [line for line in text.splitlines() if line.isalpha()] == ["Use", "Train", "Mine", "Measure", "Share"]
+    assert [line for line in text.splitlines() if line.isalpha()] == ["Use", "Train", "Measure", "Share"]
     for command in COMMANDS:
         try:
             main([command, "--help"])
