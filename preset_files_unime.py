@@ -22,7 +22,7 @@ _CHOICES = {
     "padding_side": ("left", "right"),
     "anyres_padding": ("even", "legacy"),
     "instruction.place": ("text", "turn", "system", "none"),
-    "judging.score": ("softmax", "sigmoid", "difference", "head"),
+    "judging.output": ("probability", "logit"),
 }
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 _HINTS = get_type_hints(Preset)
