@@ -486,7 +486,7 @@ def test_presets_are_for_their_backbone_and_their_repositories(tiny, tmp_path):
             UniMEModel.from_backbone(tmp_path / name)
         assert UniMEModel.from_backbone(tmp_path / name, "summary").processor.preset == "summary"
     with pytest.raises(
-        ValueError, match="holds a qwen2_vl, not a unime; wrap a stock VLM with `UniMEModel.from_backbone`"
+        ValueError, match="describes a qwen2_vl, not a unime; wrap a stock VLM with `UniMEModel.from_backbone`"
     ):
         UniMEModel.from_pretrained(qwen)
 
