@@ -79,14 +79,14 @@ def _check_preset(files: SavedFiles, processor: dict, config: dict):
             f'{files.shown(_PROCESSOR)} has lost its "preset", without which items would be read in another way; '
             "name it with `preset=`."
         )
-    own = processor.get("preset_rules")  # of a preset that is not in the table
-    if not isinstance(name, str) or (name not in PRESETS and own is None):
+    saved_rules = processor.get("preset_rules")  # of a preset that is not in the table
+    if not isinstance(name, str) or (name not in PRESETS and saved_rules is None):
         raise ValueError(
             f"{files.shown(_PROCESSOR)} names the unknown preset {name!r}; choose one of {', '.join(sorted(PRESETS))}."
         )
 
     # a preset for any backbone names none
-    preset = PRESETS[name] if own is None else preset_from(own, PRESETS, name, files.shown(_PROCESSOR))
+    preset = PRESETS[name] if saved_rules is None else preset_from(saved_rules, PRESETS, name, files.shown(_PROCESSOR))
     model_type = config.get("vlm_config", {}).get("model_type")
     if model_type and preset.model_types and model_type not in preset.model_types:
         raise ValueError(

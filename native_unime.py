@@ -232,7 +232,7 @@ class _PartsThatAreGiven(ProcessorMixin):
     """Stands between a processor class and its base, which refuses a part that is None."""
 
     def __init__(self, *args, **kwargs):
-        parts = {name: part for name, part in kwargs.items() if part is not None}
+        parts = {name: value for name, value in kwargs.items() if value is not None}
         super().__init__(*args, **parts)
 
 

@@ -123,7 +123,7 @@ def preset_content(preset: Preset) -> dict:
 def _plain(value):
     """A value as JSON has it."""
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {key: _plain(part) for key, part in value._asdict().items()}
+        return {key: _plain(entry) for key, entry in value._asdict().items()}
     if isinstance(value, tuple):
         return list(value)
     return dict(value) if isinstance(value, Mapping) else value

@@ -157,11 +157,11 @@ def _content_as_item(content) -> dict:
         return content
 
     item = {}
-    for part in content:
-        kind = part["type"]
+    for entry in content:
+        kind = entry["type"]
         if kind in item:
             raise ValueError(f"a query or a document has one {kind} at most, and a message has several.")
-        item[kind] = part[kind]
+        item[kind] = entry[kind]
     return item
 
 
@@ -175,7 +175,7 @@ def as_chat(value) -> list[dict]:
         item = {"text": item}
     elif not isinstance(item, dict):
         item = {"image": item}
-    content = [{"type": kind, kind: part} for kind, part in item.items() if part is not None]
+    content = [{"type": kind, kind: value} for kind, value in item.items() if value is not None]
     return [{"role": "user", "content": content}]
 
 

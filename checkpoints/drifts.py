@@ -307,5 +307,5 @@ def _brief(normalizer) -> str:
     """A normalizer in a few words."""
     if normalizer is None:
         return "none"
-    names = [part["type"] for part in normalizer.get("normalizers", [normalizer])]
+    names = [step["type"] for step in normalizer.get("normalizers", [normalizer])]
     return "+".join(names)

@@ -46,7 +46,7 @@ class _Sketch(PromptRenderer):
     def _template(self, messages, add_generation_prompt: bool = True, image: str | None = None) -> str:
         turns = []
         for message in messages:
-            content = "".join(part.get("text", "{image}") for part in message["content"])
+            content = "".join(entry.get("text", "{image}") for entry in message["content"])
             turns.append(f"[{message['role']}] {content}\n")
         return "".join(turns) + "[assistant] "
 

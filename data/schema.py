@@ -220,11 +220,17 @@ def _items(row: dict, name: str) -> list[Item]:
 
 
 def _item(value) -> Item:
-    if isinstance(value, (str, Item)):
-        return value if isinstance(value, Item) else Item(value)
+    if isinstance(value, Item):
+        return value
+    if isinstance(value, str):
+        return Item(value)
 
-    # a data set has None where a row lacks a part
-    parts = {name: part for name, part in value.items() if part is not None} if isinstance(value, dict) else None
-    if parts is None or parts.keys() - {"text", "image"} or not all(isinstance(part, str) for part in parts.values()):
+    # a data set has None where a row lacks a text or an image
+    fields = {}
+    if isinstance(value, dict):
+        fields = {name: text for name, text in value.items() if text is not None}
+
+    is_item = isinstance(value, dict) and fields.keys() <= {"text", "image"}
+    if not is_item or not all(isinstance(text, str) for text in fields.values()):
         raise ValueError(f"an item is a text, or has 'text' and 'image', the path of a file; got {value!r:.80}.")
-    return Item(**parts)
+    return Item(**fields)

@@ -139,9 +139,9 @@ def _backwards(name: str, queries: list[Item], answers: list[Item], pairs: list[
     """The task of finding the queries of each answer."""
     # candidates that answer nothing are left out
     number_of = {answer: number for number, answer in enumerate(dict.fromkeys(answer for _, answer in pairs))}
-    asked = [answers[answer] for answer in number_of]
+    right_answers = [answers[answer] for answer in number_of]
     turned = [(number_of[answer], query) for query, answer in pairs]
-    return _task(f"{name}{BACKWARDS}", asked, queries, turned, rows)
+    return _task(f"{name}{BACKWARDS}", right_answers, queries, turned, rows)
 
 
 def _kind_of(items: Sequence[Item]) -> str:
