@@ -29,9 +29,9 @@ PRESETS = {
 }
 
 CHECKPOINTS = {
-    "code-kunkun/LamRA-Ret": Checkpoint("lamra-ret", "mit", "Qwen/Qwen2-VL-7B-Instruct"),
-    "code-kunkun/LamRA-Ret-Pretrained": Checkpoint("lamra-ret", "mit", "Qwen/Qwen2-VL-7B-Instruct"),
-    "code-kunkun/LamRA-Ret-Qwen2.5VL-7b": Checkpoint("lamra-ret-qwen2.5-vl", "mit", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    "code-kunkun/LamRA-Ret": Checkpoint("lamra-ret", None, "Qwen/Qwen2-VL-7B-Instruct"),
+    "code-kunkun/LamRA-Ret-Pretrained": Checkpoint("lamra-ret", None, "Qwen/Qwen2-VL-7B-Instruct"),
+    "code-kunkun/LamRA-Ret-Qwen2.5VL-7b": Checkpoint("lamra-ret-qwen2.5-vl", None, "Qwen/Qwen2.5-VL-7B-Instruct"),
 }
 
 LAMRA = Family(PRESETS, CHECKPOINTS)
