@@ -14,6 +14,10 @@ from .images_unime import MAX_IMAGE_PIXELS, Resolution, VideoFrame, load_frames,
 from .prompts_unime import LISTWISE_INSTRUCTION, POINTWISE, instruct, strip_placeholders
 
 
+class PromptTooLong(ValueError):
+    """A prompt is longer than the limit, and nothing of it may be cut."""
+
+
 @dataclass(frozen=True)
 class PreparedItem:
     """A tokenised item whose images are not decoded yet, only measured.
@@ -328,6 +332,7 @@ def _feed(digest, value, max_pixels: int, name: str):
 
 __all__ = [
     "PreparedItem",
+    "PromptTooLong",
     "describe",
     "is_chat",
     "is_image",

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from tqdm.auto import trange
 
+from .items_unime import PromptTooLong
 from .preset_unime import Lists
 from .prompts_unime import LISTWISE_ANSWER
 from .ranking_unime import log_odds_among, log_probability, rival_tokens
@@ -120,6 +121,16 @@ class ListRanking:
         if len(candidates) < 2:
             return 2
 
+        # most lists fit
+        everyone = list(range(len(candidates)))
+        try:
+            self._listwise_prompt(query, candidates, everyone, reading)
+        except PromptTooLong:
+            return self._window_that_fits(query, candidates, reading)
+        return len(candidates)
+
+    def _window_that_fits(self, query, candidates, reading: dict) -> int:
+        """How many candidates fit into one prompt whichever they are, of a list that does not fit; with a warning."""
         # what the question takes without candidates follows from one and two short ones
         once = self._listwise_prompt(query, ["."], [0], reading).length
         twice = self._listwise_prompt(query, ["."], [0, 0], reading).length
@@ -135,7 +146,7 @@ class ListRanking:
         limit = min(self.processor.max_length, self.processor.tokenizer.model_max_length)
 
         # so few that the longest of them fit together
-        window = len(costs)
+        window = len(costs) - 1
         while window and frame + sum(costs[:window]) + digits > limit:
             window -= 1
 
@@ -144,12 +155,11 @@ class ListRanking:
                 f"two candidates do not fit into the limit of {limit} tokens; lower the resolution, shorten the texts "
                 "or raise `max_length`."
             )
-        if window < len(candidates):
-            warnings.warn(
-                f"{len(candidates)} candidates do not fit into one prompt of {limit} tokens; windows of {window} are "
-                "put in order one after the other, and scores are places in the list.",
-                stacklevel=3,
-            )
+        warnings.warn(
+            f"{len(candidates)} candidates do not fit into one prompt of {limit} tokens; windows of {window} are "
+            "put in order one after the other, and scores are places in the list.",
+            stacklevel=4,
+        )
         return window
 
     def _log_probabilities_of(self, query, candidates, indices: list[int], batch_tokens: int, reading: dict):

@@ -25,7 +25,7 @@ from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .controls_unime import GUARD
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .integrity_unime import HUB_KEYS, SavedFiles
-from .items_unime import PreparedItem, is_chat, is_video
+from .items_unime import PreparedItem, PromptTooLong, is_chat, is_video
 from .native_unime import ImageSettings, build_native, load_parts, load_saved_images, restore_normalizer
 from .preset_files_unime import preset_content, preset_from
 from .prompts_unime import PLACEHOLDER, PRESETS, Preset, instruct, one_of, resolve_preset, rules_of, strip_placeholders
@@ -353,7 +353,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
 
             # what is never cut is refused before the whole of it is tokenised
             if is_chat(item) and self._beginning(prompt, limit) != prompt:
-                raise ValueError(f"{name} takes far more tokens than the limit of {limit}; shorten it.")
+                raise PromptTooLong(f"{name} takes far more tokens than the limit of {limit}; shorten it.")
             prompts.append(prompt + reading.suffix)
             images.append(item_images)
 
@@ -479,7 +479,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             shorter = self._cut_text(entry, item, reading, len(entry.input_ids) - excess)
 
         if shorter is None:
-            raise ValueError(
+            raise PromptTooLong(
                 f"{entry.name} takes {entry.length} tokens ({sum(entry.image_tokens)} of them image tokens), above "
                 f"the limit of {limit}. Chats and images are not cut: lower the resolution, shorten the text or raise "
                 "`max_length`."

@@ -63,12 +63,20 @@ def content(path):
     return json.loads(path.read_text())
 
 
+def write_pairs(root):
+    """A file of four rows whose answers are distinct."""
+    path = root / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"query": f"query {n}", "positive": f"answer {n}"}) + "\n" for n in range(4)))
+    return path
+
+
 # every benchmark, models that know nothing
 LAYOUTS = {
     "mmeb": lambda root: write_mmeb(root, queries=4, candidates=4),
     "mmeb-v2-image": lambda root: write_mmeb(root, queries=2, candidates=4, instructions=True),
     "visdoc": write_visdoc,
     "video": write_video,
+    "pairs": write_pairs,
     "sugarcrepe": lambda root: write_sugarcrepe(root, 8),
 }
 

@@ -102,3 +102,33 @@ def test_the_setting_reaches_the_optimizer(embedder, world, tmp_path):
     assert parts["muon"].param_groups[0]["lr"] == 3e-3
     assert parts["adamw"].param_groups[0]["betas"] == (0.9, 0.9)
     assert sum(len(part.param_groups[0]["params"]) for part in parts.values()) == len(list(embedder.parameters()))
+
+
+@pytest.mark.parametrize("part", ["matrices", "others"])
+def test_one_of_the_two_may_have_nothing_to_train(part):
+    """Of LoRA adapters everything is a matrix."""
+    together = small_model()
+    apart = copy.deepcopy(together)
+    matrices, others = split_parameters(together)
+    frozen = others if part == "matrices" else matrices
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before = [parameter.clone() for parameter in frozen]
+    optimizer = MuonWithAdamW(*split_parameters(together), lr=1e-2, weight_decay=0.0)
+    train(together, [optimizer], range(3))
+
+    matrices, others = split_parameters(apart)
+    expected = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    trained = matrices
+    if part == "others":
+        expected = torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+        trained = others
+    still = [parameter for parameter in apart.parameters() if not any(parameter is other for other in trained)]
+    for parameter in still:
+        parameter.requires_grad_(False)
+    train(apart, [expected], range(3))
+
+    for ours, reference in zip(together.parameters(), apart.parameters()):
+        torch.testing.assert_close(ours, reference)
+    for parameter, value in zip(frozen, before):
+        assert torch.equal(parameter, value)

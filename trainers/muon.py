@@ -16,7 +16,7 @@ class MuonWithAdamW(Optimizer):
 
     Args:
         matrices (`Sequence[nn.Parameter]`): each of two dimensions.
-        others (`Sequence[nn.Parameter]`): of any shape.
+        others (`Sequence[nn.Parameter]`): of any shape; one of the two may be empty.
         lr (`float`): learning rate of both.
         betas (`tuple[float, float]`, defaults to `(0.9, 0.95)`): AdamW's.
         weight_decay (`float`, defaults to 0.01): of both.
@@ -39,10 +39,12 @@ class MuonWithAdamW(Optimizer):
     ):
         from torch.optim import Muon  # since torch 2.9
 
-        self.optimizers = {
-            "muon": Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            "adamw": AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay, fused=True),
-        }
+        # of LoRA adapters everything is a matrix
+        self.optimizers = {}
+        if matrices:
+            self.optimizers["muon"] = Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        if others:
+            self.optimizers["adamw"] = AdamW(others, lr=lr, betas=betas, weight_decay=weight_decay, fused=True)
         super().__init__([*matrices, *others], {"lr": lr})
         self._share_groups()
 
