@@ -170,7 +170,8 @@ def write_gallery(world: Path, by_name: dict[str, Task], path: Path) -> Path:
 
     # what each entry says or shows
     descriptions = read_json(world / "truth" / "test" / "pictures.json")
-    shown = [descriptions[Path(image).relative_to(world).as_posix()] for image in images]
+    root = world.resolve()
+    shown = [descriptions[Path(image).resolve().relative_to(root).as_posix()] for image in images]
     contents = {"images": shown, "texts": texts}
 
     queries = []

@@ -157,9 +157,10 @@ quickstart.run(Path(sys.argv[1]), json.loads(sys.argv[2]))
 
 def run_quickstart(out: Path, kill_at: str = ""):
     """Runs the quickstart at a fraction of its size; `kill_at` is a training and the step after which it is killed."""
-    command = [sys.executable, "-c", _QUICKSTART, str(out), json.dumps(TINY_QUICKSTART), kill_at]
+    # in the folder that it is called from, as `make quickstart` has it
+    command = [sys.executable, "-c", _QUICKSTART, out.name, json.dumps(TINY_QUICKSTART), kill_at]
     env = {**os.environ, "HF_MODULES_CACHE": str(out.parent / "modules")}
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=env, check=False)
+    return subprocess.run(command, cwd=out.parent, capture_output=True, text=True, timeout=500, env=env, check=False)
 
 
 @pytest.fixture(scope="session")
