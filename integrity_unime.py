@@ -433,13 +433,18 @@ def _check_heads(config):
 def _check_sections(config):
     """Refuses sections of rotary positions that do not make up the turned part of a head."""
     rope = getattr(config, "rope_parameters", None) or {}
-    sections = rope.get("mrope_section")
-    if sections is None:
+    default = None
+    if config.model_type.startswith(("qwen2_vl", "qwen2_5_vl")):
+        default = [16, 24, 24]  # what transformers takes where the configuration names none
+
+    sections = rope.get("mrope_section", default)
+    if "mrope_section" not in rope and default is None:
         return
+
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     turned = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
-    if sum(sections) != turned:
-        raise ValueError(f"mrope_section is {sections}, whose sum must be {turned}.")
+    if not isinstance(sections, (list, tuple)) or sum(sections) != turned:
+        raise ValueError(f"mrope_section is {sections}, and must be a list whose sum is {turned}.")
 
 
 def _forget(path: str):

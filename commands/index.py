@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..data.schema import Item
+from ..data.texts import require_file
 from ..files.identity import MISSING, file_identity
 from ..files.writing import write_whole
 
@@ -103,6 +104,7 @@ def read_index(path) -> Index:
     path = Path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; `unime encode` makes it.")
+    require_file(path)
 
     read = _read_npz if path.suffix == ".npz" else _read_parquet
     try:

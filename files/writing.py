@@ -110,6 +110,7 @@ def read_json(path):
     Raises:
         ValueError: it is missing, empty, cut short or otherwise not JSON; the message names it.
     """
+    _refuse_pipe(path)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -149,6 +150,7 @@ def read_arrays(path, names: Sequence[str] | None = None) -> tuple[dict[str, np.
     Raises:
         ValueError: it is missing, empty, cut short or otherwise not such a file; the message names it.
     """
+    _refuse_pipe(path)
     arrays = {}
     try:
         with safe_open(path, "numpy") as file:
@@ -161,6 +163,13 @@ def read_arrays(path, names: Sequence[str] | None = None) -> tuple[dict[str, np.
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path} cannot be read: {_why(path, error)}.") from error
     return arrays, notes
+
+
+def _refuse_pipe(path):
+    """Raises `ValueError` for a pipe or a device, opening which could wait for ever."""
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} cannot be read: it is not a file.")
 
 
 def _why(path, error: Exception) -> str:

@@ -224,7 +224,9 @@ def test_a_configuration_that_no_model_can_be_built_from_is_named(saved, tmp_pat
 def test_sections_of_positions_make_up_a_head(saved, tmp_path):
     folder = copied(saved, tmp_path)
     change("config.json", vlm_config__text_config__rope_parameters__mrope_section=[8, 8])(folder)
-    with pytest.raises(ValueError, match=r"config\.json is damaged: mrope_section is \[8, 8\], whose sum must be 24"):
+    with pytest.raises(
+        ValueError, match=r"config\.json is damaged: mrope_section is \[8, 8\], and must be a list whose sum is 24"
+    ):
         UniMEModel.from_pretrained(folder)
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from unime.commands.index import read_index
 from unime.files import identity
 from unime.files.identity import FRESH, Digests, file_identity, look_of, picture_identity
 from unime.files.names import file_name, model_name, text_of_file_name
@@ -260,3 +261,11 @@ def test_every_librarys_word_for_a_full_disk_is_one_line():
         assert "\n" not in ended.value.code, name
     with pytest.raises(RuntimeError, match="size of tensor"), one_line_disk_faults("unime try"):
         tensor + torch.zeros(2)
+
+
+@pytest.mark.parametrize("read", [read_json, read_arrays, read_index])
+def test_a_pipe_in_the_place_of_a_file_is_refused(read, tmp_path):
+    """Nobody may ever write into it."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe.* is not a file"):
+        read(tmp_path / "pipe")
