@@ -3,45 +3,41 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from ..data.copies import Identity, identities_of
 from ..data.item_sources import read_items
 from ..data.readers import read_rows
 from ..data.schema import Example, Item, to_example
-from ..files.identity import picture_identities
 from .tasks import Task
 
 BACKWARDS = ", backwards"  # after the name of a task whose queries are the answers
 
 
 class Pool:
-    """Distinct items, numbered as they come: equal texts but for case and spacing, and equal pixels, are one item.
+    """Distinct items, numbered as they come: what is one by its identity is one item.
 
     Args:
-        pictures (`dict[str, str]`): what tells each picture apart, by its path.
+        identities (`dict[Item, tuple]`): of all items there may be, from [`~unime.data.copies.identities_of`].
 
     Attributes:
         items (`list[Item]`): each under its first spelling.
     """
 
-    def __init__(self, pictures: dict[str, str]):
-        self.pictures = pictures
+    def __init__(self, identities: dict[Item, Identity]):
+        self.identities = identities
         self.items: list[Item] = []
-        self._numbers: dict[tuple[str, str], int] = {}
+        self._numbers: dict[Identity, int] = {}
 
     def number(self, item: Item) -> int:
         """The item's number; a new one is added."""
-        key = self._key(item)
-        if key not in self._numbers:
-            self._numbers[key] = len(self.items)
+        identity = self.identities[item]
+        if identity not in self._numbers:
+            self._numbers[identity] = len(self.items)
             self.items.append(item)
-        return self._numbers[key]
+        return self._numbers[identity]
 
     def find(self, item: Item) -> int | None:
         """The item's number, or None if there is no such item."""
-        return self._numbers.get(self._key(item))
-
-    def _key(self, item: Item) -> tuple[str, str]:
-        text, image = item.identity
-        return text, self.pictures.get(image, image)
+        return self._numbers.get(self.identities[item])
 
 
 def read_pairs(
@@ -76,7 +72,12 @@ def read_pairs(
     documents = []
     if corpus is not None:
         documents = [item for _, item in read_items([str(corpus)])]
-    pictures = _pictures(examples, documents)
+
+    # files are looked at once, for all data sets
+    items = list(documents)
+    for example in examples:
+        items += [example.query, example.positive]
+    identities = identities_of(items)
 
     rows_by_dataset: dict[str, list[tuple[int, Example]]] = {}
     for number, example in enumerate(examples, 1):
@@ -85,7 +86,7 @@ def read_pairs(
 
     tasks = []
     for name, rows in rows_by_dataset.items():
-        queries, answers, pairs = _numbered(rows, pictures, documents, f"{data}", corpus)
+        queries, answers, pairs = _numbered(rows, identities, documents, f"{data}", corpus)
         tasks.append(_task(name, queries.items, answers.items, pairs, len(rows)))
 
         # of a corpus, only what answers a query has queries of its own
@@ -94,20 +95,12 @@ def read_pairs(
     return tasks
 
 
-def _pictures(examples: Iterable[Example], documents: Iterable[Item]) -> dict[str, str]:
-    """What tells apart the pictures of all rows and documents, by their paths."""
-    paths = [item.image for item in documents]
-    for example in examples:
-        paths += [example.query.image, example.positive.image]
-    return picture_identities(filter(None, paths))
-
-
 def _numbered(
-    rows: Sequence[tuple[int, Example]], pictures: dict[str, str], documents: Iterable[Item], data: str, corpus
+    rows: Sequence[tuple[int, Example]], identities: dict[Item, Identity], documents: Iterable[Item], data: str, corpus
 ) -> tuple[Pool, Pool, list[tuple[int, int]]]:
     """The distinct queries and candidates of a data set, and the pairs of their numbers, one for each row."""
-    queries = Pool(pictures)
-    answers = Pool(pictures)
+    queries = Pool(identities)
+    answers = Pool(identities)
     for document in documents:
         answers.number(document)
 
