@@ -25,6 +25,13 @@ from .mteb_metas import model_meta, released_metas
 _LOWEST = torch.finfo(torch.float32).min
 
 
+def _opened(source, revision: str | None, device: str | None, **options):
+    """The model of a folder or repository, on a device: by default that of this process of a launch."""
+    if revision is not None:
+        options["revision"] = revision
+    return open_checkpoint(source, **options).to(device or processes().device)
+
+
 def _name(source) -> str:
     """What mteb calls a folder or repository."""
     path = Path(str(source))
@@ -65,14 +72,11 @@ class UniMEEncoder(AbsEncoder):
         trust_remote_code: bool = False,
         **options,
     ):
-        if isinstance(model_name, UniMEModel):
-            name = "unime/model"
-            model = model_name
-        else:
+        name = "unime/model"
+        model = model_name
+        if not isinstance(model_name, UniMEModel):
             name = _name(model_name)
-            hub = {} if revision is None else {"revision": revision}
-            model = open_checkpoint(model_name, preset, trust_remote_code=trust_remote_code, **hub)
-            model = model.to(device or processes().device)  # each process of a launch has its own
+            model = _opened(model_name, revision, device, preset=preset, trust_remote_code=trust_remote_code)
 
         self.model = model.eval()
         self.use_task_instructions = use_task_instructions
@@ -149,14 +153,11 @@ class UniMECrossEncoder:
         trust_remote_code: bool = False,
         **options,
     ):
-        if isinstance(model_name, UniMERerankerForCausalLM):
-            name = "unime/reranker"
-            model = model_name
-        else:
+        name = "unime/reranker"
+        model = model_name
+        if not isinstance(model_name, UniMERerankerForCausalLM):
             name = _name(model_name)
-            hub = {} if revision is None else {"revision": revision}
-            model = open_checkpoint(model_name, reranker=True, trust_remote_code=trust_remote_code, **hub)
-            model = model.to(device or processes().device)
+            model = _opened(model_name, revision, device, reranker=True, trust_remote_code=trust_remote_code)
 
         self.model = model.eval()
         self.options = {"output": "logit", **options}  # probabilities near one would be ties
