@@ -9,7 +9,7 @@ from torch import nn
 from unime.data.readers import read_mmeb_train
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from unime.trainers.embedding_trainer import EmbeddingConfig
-from unime.trainers.muon import MuonWithAdamW, split_parameters
+from unime.trainers.muon import Muon, MuonWithAdamW, orthogonal, split_parameters
 
 
 def small_model(seed: int = 0) -> nn.Module:
@@ -45,13 +45,50 @@ def test_matrices_of_layers_are_muons_and_the_rest_is_adamws():
     assert {id(parameter) for parameter in matrices + others} == {id(parameter) for parameter in trainable}
 
 
+@pytest.mark.parametrize("shape", [(3, 6, 6), (2, 5, 9), (2, 9, 5), (1, 1, 4)])
+def test_orthogonal_keeps_singular_vectors_and_evens_singular_values(shape):
+    """Newton-Schulz maps a singular value by an odd polynomial, five times, and leaves its vectors alone."""
+    torch.manual_seed(0)
+    matrices = torch.randn(shape, dtype=torch.float64) * 10
+    left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+    values = values / values.norm(dim=1, keepdim=True)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    torch.testing.assert_close(orthogonal(matrices), left @ torch.diag_embed(values) @ right, rtol=1e-9, atol=1e-9)
+
+    in_float32 = orthogonal(matrices.float())
+    assert in_float32.dtype == torch.float32
+    torch.testing.assert_close(in_float32.double(), orthogonal(matrices), rtol=1e-4, atol=1e-4)
+
+
+def test_muon_is_torchs_but_for_its_rounding():
+    """torch multiplies in bfloat16, whose rounding is all that may differ; matrices of one shape are told apart."""
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape)) for shape in ((6, 4), (4, 6), (6, 4), (3, 3))]
+    theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
+    starts = [parameter.detach().clone() for parameter in ours]
+    optimizers = (
+        (ours, Muon(ours, lr=1e-2, weight_decay=0.1)),
+        (theirs, torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")),
+    )
+    for parameters, optimizer in optimizers:
+        for step in range(3):
+            optimizer.zero_grad()
+            sum(((parameter - step) ** 3).sum() for parameter in parameters).backward()
+            optimizer.step()
+
+    for mine, reference, start in zip(ours, theirs, starts):
+        moved = (reference - start).norm()
+        assert (mine - reference).norm() < 0.02 * moved
+
+
 def test_both_take_the_steps_that_they_take_by_themselves():
     together = small_model()
     apart = copy.deepcopy(together)
     train(together, [MuonWithAdamW(*split_parameters(together), lr=1e-2)], range(6))
 
     matrices, others = split_parameters(apart)
-    muon = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(matrices, lr=1e-2, weight_decay=0.01)
     adamw = torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.01)
     train(apart, [muon, adamw], range(6))
     for mine, reference in zip(together.parameters(), apart.parameters()):
@@ -118,7 +155,7 @@ def test_one_of_the_two_may_have_nothing_to_train(part):
     train(together, [optimizer], range(3))
 
     matrices, others = split_parameters(apart)
-    expected = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    expected = Muon(matrices, lr=1e-2, weight_decay=0.0)
     trained = matrices
     if part == "others":
         expected = torch.optim.AdamW(others, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
