@@ -19,6 +19,7 @@ if is_peft_available():
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _SUBFOLDERS = ("", "lora/")  # the second as in TIGER-Lab/VLM2Vec-Qwen2VL-7B
+_TASKS = "adapters/"  # as in jinaai/jina-embeddings-v4
 
 # Module paths of transformers 4.4x, and of the wrappers adapters were trained in: pattern -> present name
 _EARLIER_NAMES = (
@@ -42,16 +43,37 @@ def adapter_folder(source, hub: dict | None = None) -> Path | None:
     """
     files = SavedFiles(source, hub)
     for subfolder in _SUBFOLDERS:
-        config = files.file(subfolder + _CONFIG)
-        if config is None or (subfolder and files.weight_files()):
+        if subfolder and files.weight_files():
             continue
-
-        # of a repository, asking for a file downloads it
-        for name in _WEIGHTS:
-            if files.file(subfolder + name):
-                break
-        return Path(config).parent
+        adapter = _folder_with_adapter(files, subfolder)
+        if adapter is not None:
+            return adapter
     return None
+
+
+def folder_of_tasks(files: SavedFiles) -> Path | None:
+    """The folder of the adapters that a checkpoint has for several tasks, beside the weights that they belong to.
+
+    Args:
+        files ([`SavedFiles`]): of the checkpoint.
+
+    Returns:
+        `Path` of its `adapters/`, with one file of weights for all tasks; `None` if it has none.
+    """
+    return _folder_with_adapter(files, _TASKS)
+
+
+def _folder_with_adapter(files: SavedFiles, subfolder: str) -> Path | None:
+    """A folder of a checkpoint, if an adapter is in it."""
+    config = files.file(subfolder + _CONFIG)
+    if config is None:
+        return None
+
+    # of a repository, asking for a file downloads it
+    for name in _WEIGHTS:
+        if files.file(subfolder + name):
+            break
+    return Path(config).parent
 
 
 def base_model_of(adapter: Path) -> str:
@@ -98,12 +120,13 @@ def saved_settings(adapter: Path, names) -> dict:
 
 
 # loading
-def merge_adapter(model, adapter):
+def merge_adapter(model, adapter, task: str | None = None, unused=()):
     """Merges an adapter into the model that it was trained on.
 
     Args:
         model ([`UniMEModel`] or [`UniMERerankerForCausalLM`]): what the adapter was trained on.
         adapter: folder of the adapter.
+        task (`str`, *optional*), unused (`tuple[str, ...]`): as in [`load_adapter`].
 
     Returns:
         the same model, whose weights may be trained on.
@@ -111,7 +134,7 @@ def merge_adapter(model, adapter):
     Raises:
         ValueError: as [`load_adapter`].
     """
-    merged = load_adapter(model, adapter).merge_and_unload()
+    merged = load_adapter(model, adapter, task, unused).merge_and_unload()
 
     # PEFT froze what it was put on
     for parameter in merged.parameters():
@@ -119,7 +142,7 @@ def merge_adapter(model, adapter):
     return merged
 
 
-def load_adapter(model, path):
+def load_adapter(model, path, task: str | None = None, unused=()):
     """Puts a LoRA or DoRA adapter on a model, whichever key layout it was saved in, and checks that it landed.
 
     With the classes of transformers 5, PEFT by itself loads nothing of an adapter from before transformers 4.52, and
@@ -128,6 +151,8 @@ def load_adapter(model, path):
     Args:
         model ([`UniMEModel`] or [`UniMERerankerForCausalLM`]): what the adapter was trained on.
         path: folder of the adapter, whose weights are in safetensors or in a `.bin` file.
+        task (`str`, *optional*): which adapter to take of a file that has one for each of several tasks.
+        unused (`tuple[str, ...]`): beginnings of the names of modules that the model does without.
 
     Returns:
         `peft.PeftModel` around `model`; `merge_and_unload()` gives the merged model.
@@ -146,7 +171,10 @@ def load_adapter(model, path):
         raise ImportError(f"{path} is an adapter, which needs PEFT: pip install peft")
 
     modules = dict(model.named_modules())
-    weights, targets = _renamed_weights(path, modules)
+    weights = adapter_weights(path)
+    if task is not None:
+        weights = _of_task(weights, task, path)
+    weights, targets = _renamed_weights(weights, path, modules, unused)
 
     # settings of single modules follow the names of their modules
     config = PeftConfig.from_pretrained(path)
@@ -170,23 +198,42 @@ def load_adapter(model, path):
     return adapted.eval()
 
 
-def _renamed_weights(path, modules: dict) -> tuple[dict, set[str]]:
+def _of_task(weights: dict, task: str, path) -> dict:
+    """The weights of one task, under the names that they would have without the others."""
+    chosen = {}
+    tasks = set()
+    for key, weight in weights.items():
+        match = re.fullmatch(r"(.+\.lora_[AB])\.([^.]+)\.(weight|bias)", key)
+        if match is None:
+            raise ValueError(f"the adapter {path}: {key} does not say which task it belongs to.")
+        tasks.add(match[2])
+        if match[2] == task:
+            chosen[f"{match[1]}.{match[3]}"] = weight
+
+    if not chosen:
+        raise ValueError(f"the adapter {path} has no task {task!r}; it has {', '.join(sorted(tasks))}.")
+    return chosen
+
+
+def _renamed_weights(weights: dict, path, modules: dict, unused=()) -> tuple[dict, set[str]]:
     """An adapter's weights under the names of the model's own modules, and the names of these modules."""
-    weights = {}
+    renamed = {}
     targets = set()
-    for key, weight in adapter_weights(path).items():
+    for key, weight in weights.items():
         if not weight.is_floating_point():
             raise ValueError(f"the adapter {path}: {key} is of type {weight.dtype}, which is not a type of weights.")
         match = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_.+)", key)
+        if match and f"{match[1]}.".startswith(tuple(unused)):
+            continue
         name = _present_name(match[1], modules) if match else None
         if name is None:
             raise ValueError(f"the adapter {path} was trained on another base: {key} has no place in this model.")
         targets.add(name)
-        weights[f"base_model.model.{name}.{match[2]}"] = weight
+        renamed[f"base_model.model.{name}.{match[2]}"] = weight
 
     if not targets:
         raise ValueError(f"the adapter {path} has no weights.")
-    return weights, targets
+    return renamed, targets
 
 
 def adapter_weights(path) -> dict[str, torch.Tensor]:
@@ -245,6 +292,7 @@ __all__ = [
     "adapter_folder",
     "adapter_weights",
     "base_model_of",
+    "folder_of_tasks",
     "load_adapter",
     "merge_adapter",
     "saved_settings",

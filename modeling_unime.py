@@ -67,7 +67,18 @@ class UniMEModel(UniMEPreTrainedModel):
         return preset
 
     def use_preset(self, preset: str, positions: str | None = None, **settings):
-        """As in [`~UniMEPreTrainedModel.use_preset`]; `positions` are the preset's too, unless they are given."""
+        """As in [`~UniMEPreTrainedModel.use_preset`]; `positions` are the preset's too, unless they are given.
+
+        Raises:
+            ValueError: also where the weights hold the adapter of another task than the preset's.
+        """
+        preset = resolve_preset(preset)
+        merged = self.processor.rules.adapter
+        if merged is not None and rules_of(preset).adapter not in (None, merged):
+            raise ValueError(
+                f"the preset {shown(preset)!r} is for the task {rules_of(preset).adapter!r}, but these weights hold "
+                f"the adapter for {merged!r}; open the checkpoint anew with this preset."
+            )
         super().use_preset(preset, **settings)
         rules = self.processor.rules
         self.config.positions = positions or rules.positions

@@ -164,6 +164,9 @@ class Preset:
         own_normalizer (`bool`): take the tokenizer's normalizer from its file, where transformers makes another one.
         widths (`tuple[int, ...]`): to which embeddings were trained to be cut (Matryoshka), as far as the model is
             that wide.
+        adapter (`str`, *optional*): of a repository that has an adapter for each of several tasks in its `adapters/`:
+            the task whose adapter is merged into the weights.
+        unused_weights (`tuple[str, ...]`): beginnings of the names of weights that the embedding does without.
         processor (`str`, *optional*): repository of the tokenizer and image processor the checkpoints were trained
             with, where it is not their own.
         model_types (`tuple`): backbones the preset is for; empty for any.
@@ -201,6 +204,8 @@ class Preset:
     anyres_padding: str = "even"
     own_normalizer: bool = False
     widths: tuple[int, ...] = ()
+    adapter: str | None = None
+    unused_weights: tuple[str, ...] = ()
     processor: str | None = None
     model_types: tuple[str, ...] = ()
     documents_as_queries: tuple[str, ...] = ()

@@ -43,6 +43,7 @@ PRESETS = {
             image="{image}\nSummary above image in one word:",
             both="{image}{text}\nSummary above sentence and image in one word:",
             video="{image}\nSummary above video in one word:",
+            video_and_text="{image}{text}\nSummary above sentence and video in one word:",
         ),
         positions="flat",
         resolution="tokens:4-16384",

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .preset_unime import RAW, Checkpoint, Family, Instruction, Preset, Prompts, same
+from .preset_unime import CHATML, RAW, Checkpoint, Family, Instruction, Preset, Prompts, same
 from .presets_plain_unime import HIERARCHICAL_DOCUMENT, HIERARCHICAL_QUERY, SUMMARISE
 
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
@@ -25,13 +25,14 @@ _VLM2VEC = same(
 )
 
 PRESETS = {
-    # src/model of TIGER-AI-Lab/VLM2Vec, main: bare image tokens, for which transformers 4 had positions of text
+    # src/model of TIGER-AI-Lab/VLM2Vec, main: bare image tokens, for which transformers 4 had positions of text; an
+    # image with a side below 28 pixels becomes a square of 56
     "vlm2vec-qwen2-vl": replace(
         _VLM2VEC,
         fenced=False,
         positions="flat",
         max_length=4096,
-        resolution="tokens:1280",
+        resolution="tiny:56+tokens:1280",
         model_types=_QWEN,
     ),
     # the demo of its authors reads 16 crops, their evaluation 4
@@ -63,6 +64,7 @@ PRESETS = {
     "saha-qwen2-vl": Preset(
         query=HIERARCHICAL_QUERY,
         document=HIERARCHICAL_DOCUMENT,
+        frame=CHATML,
         system=SUMMARISE,
         fenced=False,
         positions="flat",

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel
 from transformers.modeling_utils import set_zero3_state
 
-from .adapters_unime import adapter_folder, base_model_of, merge_adapter, saved_settings
+from .adapters_unime import adapter_folder, base_model_of, folder_of_tasks, merge_adapter, saved_settings
 from .attention_unime import PACKED_ATTENTION, look_as_trained, patches_as_product
 from .batching_unime import plan_chunks
 from .configuration_phi3_v import Phi3VConfig
@@ -29,7 +29,7 @@ from .fitting_unime import (
 from .integrity_unime import HUB_KEYS, MANIFEST, SavedFiles, remove_manifest, write_manifest
 from .modeling_phi3_v import complete_config
 from .processing_unime import SETTINGS, UniMEProcessor
-from .prompts_unime import published_checkpoint
+from .prompts_unime import published_checkpoint, rules_of, shown
 from .recognition_unime import choose_preset, preset_of_adapter
 
 _FULL_PRECISION = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "multi_modal_projector", "lm_head")
@@ -253,6 +253,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
             raise ValueError(f"{path_or_repo} is a UniME checkpoint already; load it with `from_pretrained`.")
 
         preset = cls._find_preset(files, config.model_type, preset)
+        adapters = _adapters_of_tasks(files, preset)
         with files.naming_damaged_json():
             processor = UniMEProcessor.from_backbone(path_or_repo, preset, **settings, **hub)
         if weights:
@@ -261,6 +262,9 @@ class UniMEPreTrainedModel(PreTrainedModel):
             vlm = cls._load_vlm(path_or_repo, config, kwargs, preset)
             warn_of_slow_dtype(vlm.dtype)
             model = cls._wrap(vlm, preset, path_or_repo)
+            if adapters is not None:
+                rules = rules_of(preset)
+                merge_adapter(model, adapters, rules.adapter, rules.unused_weights)
         else:
             vlm_config = complete_config(path_or_repo, config)
             config = cls._wrap_config(vlm_config, preset, backbone=str(path_or_repo))
@@ -308,7 +312,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         load = _load_phi3_v if config.model_type == Phi3VConfig.model_type else _load_stock
         with naming_broken_files(path):
             vlm, info = load(auto_class or cls._vlm_class, path, config, kwargs)
-        assert_all_landed(info, path, ignore=cls._dropped_weights)
+        assert_all_landed(info, path, ignore=cls._dropped_weights + rules_of(preset).unused_weights)
 
         # integers would land as weights, without their scales
         hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
@@ -487,6 +491,18 @@ class UniMEPreTrainedModel(PreTrainedModel):
                 cause = f"weight {key!r} holds NaN or infinity"
                 break
         raise ValueError(f"the output for {name} is not finite: {cause}.")
+
+
+def _adapters_of_tasks(files: SavedFiles, preset):
+    """The folder of adapters for several tasks, one of which the preset names; `None` if a checkpoint has none."""
+    adapters = folder_of_tasks(files)
+    if adapters is not None and rules_of(preset).adapter is None:
+        raise ValueError(
+            f"{files.source} has adapters for several tasks in its {adapters.name}/, and the preset "
+            f"{shown(preset)!r} does not say which is meant; choose one that does, or set `adapter` in a file of your "
+            "own."
+        )
+    return adapters
 
 
 def vision_parameters(vlm) -> list[torch.nn.Parameter]:

@@ -12,7 +12,7 @@ from packaging.version import Version
 from safetensors import safe_open
 from transformers import AutoTokenizer
 
-from ..adapters_unime import adapter_folder, adapter_weights, base_model_of
+from ..adapters_unime import adapter_folder, adapter_weights, base_model_of, folder_of_tasks
 from ..integrity_unime import SavedFiles
 from ..preset_unime import Preset
 from ..prompts_unime import published_preset, resolve_preset, rules_of
@@ -138,6 +138,20 @@ def _adapter_keys(patient: Patient) -> Iterator[Drift]:
             "adapter_model.bin is not read by model.load_adapter; other readers may run the code in it.",
             "reads tensors from it and nothing else.",
         )
+
+
+def _tasks(patient: Patient) -> Iterator[Drift]:
+    adapters = folder_of_tasks(patient.files)
+    if adapters is None:
+        return
+    task = None if patient.rules is None else patient.rules.adapter
+    here = "asks for a preset that names the task." if task is None else f"merges the adapter for {task!r}."
+    yield Drift(
+        "adapters of tasks left out",
+        f"the weights are those of the base; what was trained is in {adapters.name}/, one adapter for each task, "
+        "which stock classes do not look for.",
+        here,
+    )
 
 
 def _positions(patient: Patient) -> Iterator[Drift]:
@@ -289,6 +303,7 @@ def _own_code(patient: Patient) -> Iterator[Drift]:
 
 CHECKS: tuple[Callable[[Patient], Iterator[Drift]], ...] = (
     _adapter_keys,
+    _tasks,
     _positions,
     _attention,
     _rope_deltas,

@@ -1,6 +1,8 @@
 """Embedders of others: their authors' numbers where these lie here, else references written out from their code."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,12 +11,14 @@ import torch
 import torch.nn.functional as F
 from conftest import fresh_process, picture
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_checkpoints import llava_reference, phi_parts, phi_reference
-from tiny_checkpoints import tokenizer_for
+from tiny_checkpoints import tokenizer_for, write, write_json
 from tokenizers import Regex, normalizers
 from transformers import Qwen2VLImageProcessorPil
 
 from unime import UniMEModel
+from unime.checkpoints.drifts import Patient, drifts_of
 from unime.native_unime import restore_normalizer
 from unime.pooling_unime import pool
 from unime.prompts_unime import CHECKPOINTS, PRESETS, instruct, published_checkpoint, with_full_stop
@@ -135,6 +139,7 @@ QWEN_CASES = {
         [
             Case(BOTH, f"{PAD} {QUESTION} {TEXT}"),
             Case(BOTH, f"{PAD} {ASK} {TEXT}", ASK),
+            Case(picture(4, (60, 20)), f"{PAD} Represent the given image.", size=(56, 56)),
             Case(TEXT, f"{ASK} {TEXT}", ASK),
         ],
     ),
@@ -304,6 +309,18 @@ def test_vlm2vec_on_llava_and_phi(tiny):
     assert wide.length > few.length
 
 
+def test_a_video_is_asked_about_as_one(tiny):
+    frames = [picture(1, (56, 56)), picture(2, (56, 56))]
+    for preset, kind, with_text in (
+        ("unite", "Summary above video in one word:", "Summary above sentence and video in one word:"),
+        ("lamra-ret", "Summarize above video in one word: ", "Summarize above video and sentence in one word: "),
+        ("vlm2vec-qwen2-vl", "Represent the given video.", TEXT),
+    ):
+        processor = UniMEModel.from_backbone(tiny("qwen2_vl")[0], preset=preset, weights=False).processor
+        assert processor.render({"video": frames})[0].count(kind) == 1
+        assert processor.render({"video": frames, "text": TEXT})[0].count(with_text) == 1
+
+
 def test_several_images_of_one_item(tiny):
     path, _ = tiny("qwen2_vl")
     model = UniMEModel.from_backbone(path, preset="ops-mm", image_tokens=(4, 1280))
@@ -332,13 +349,97 @@ def test_saha_sizes_of_images(tiny):
     assert processor.read_image(entry, 0).tobytes() == image.resize((448, 336), Image.Resampling.LANCZOS).tobytes()
 
 
-def test_a_vector_for_an_image_and_a_text_where_authors_have_no_prompt_for_both(tiny):
-    path, _ = tiny("qwen2_5_vl")
-    nomic = UniMEModel.from_backbone(path, preset="nomic-embed-multimodal")
-    parts = nomic.encode([TEXT, IMAGE])
-    assert (nomic.encode(BOTH) - F.normalize(parts.sum(dim=0), dim=-1)).abs().max() <= 1e-6
-    with pytest.raises(ValueError, match="item 0 has an image and a text, which the preset 'jina"):
-        UniMEModel.from_backbone(path, preset="jina-embeddings-v4").encode([BOTH])
+@pytest.mark.parametrize("preset", ["nomic-embed-multimodal", "jina-embeddings-v4"])
+def test_a_vector_for_an_image_and_a_text_where_authors_have_no_prompt_for_both(tiny, preset):
+    model = UniMEModel.from_backbone(tiny("qwen2_5_vl")[0], preset=preset)
+    parts = model.encode([TEXT, IMAGE])
+    assert (model.encode(BOTH) - F.normalize(parts.sum(dim=0), dim=-1)).abs().max() <= 1e-6
+    with pytest.raises(ValueError, match=f"item 0 has an image and a text, which the preset '{preset}' has no"):
+        model.encode([BOTH], fusion="joint")
+
+
+# jina-embeddings-v4: the base's weights, and the adapters of three tasks in one file
+
+
+@pytest.fixture(scope="module")
+def jina(tmp_path_factory):
+    """Its folder, and what each of its linear layers adds to its output, by task and the layer's present name."""
+    folder = tmp_path_factory.mktemp("jina") / "jina-embeddings-v4"
+    stock = write(folder, "qwen2_5_vl")
+    weights = load_file(folder / "model.safetensors")
+    random = torch.Generator().manual_seed(0)
+    weights["multi_vector_projector.weight"] = torch.randn(16, 48, generator=random)
+    weights["multi_vector_projector.bias"] = torch.zeros(16)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"architectures": ["JinaEmbeddingsV4Model"], "task_names": ["retrieval", "text-matching", "code"]}
+    config["auto_map"] = {"AutoModel": "modeling_jina_embeddings_v4.JinaEmbeddingsV4Model"}
+    write_json(folder / "config.json", **config)
+
+    # as they are saved by a class that has a layer for each task below every lora_A and lora_B
+    adapters = {}
+    added = {}
+    for name, layer in [*stock.named_modules(), ("multi_vector_projector", torch.nn.Linear(48, 16))]:
+        if not name.endswith(("q_proj", "down_proj", "multi_vector_projector")) or "visual" in name:
+            continue
+        for task in ("retrieval", "text-matching", "code"):
+            first = torch.randn(4, layer.in_features, generator=random) * 0.2
+            second = torch.randn(layer.out_features, 4, generator=random) * 0.2
+            adapters[f"base_model.model.{name}.lora_A.{task}.weight"] = first
+            adapters[f"base_model.model.{name}.lora_B.{task}.weight"] = second
+            added[task, name] = second @ first * 2
+    (folder / "adapters").mkdir()
+    save_file(adapters, folder / "adapters/adapter_model.safetensors", metadata={"format": "pt"})
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "(.*(model).*(down_proj|q_proj).*$)"}
+    write_json(folder / "adapters/adapter_config.json", **settings)
+    return folder, stock, added
+
+
+@pytest.mark.parametrize("task", ["retrieval", "text-matching", "code"])
+def test_the_adapter_of_a_task_is_merged(jina, task, tmp_path):
+    folder, stock, added = jina
+    preset = "jina-embeddings-v4" if task == "retrieval" else f"jina-embeddings-v4-{task}"
+    model = UniMEModel.from_backbone(folder, preset=None if task == "retrieval" else preset)
+    assert model.processor.preset == preset
+
+    tuned = copy.deepcopy(stock)
+    for name, layer in tuned.named_modules():
+        if (task, name) in added:
+            layer.weight.data += added[task, name]
+    settings, _ = QWEN_CASES["jina-embeddings-v4"]
+    passage = f"Query: {TEXT}" if task == "text-matching" else f"Passage: {TEXT}"
+    for case in (
+        Case(TEXT, f"Query: {TEXT}"),
+        Case(TEXT, passage, role="document"),
+        Case(IMAGE, f"<|im_start|>user\n{IMG}Describe the image.<|im_end|>\n"),
+    ):
+        expected = qwen_reference(tuned, tokenizer_for("qwen2_5_vl"), case, settings)
+        assert (model.encode(case.item, role=case.role) - expected).abs().max() <= 2e-6
+
+    # what is saved has it in its weights, and so is of this task alone
+    model.save_pretrained(tmp_path)
+    again = UniMEModel.from_pretrained(tmp_path)
+    assert torch.equal(again.encode(TEXT), model.encode(TEXT))
+    other = "jina-embeddings-v4" if task == "code" else "jina-embeddings-v4-code"
+    with pytest.raises(ValueError, match=f"these weights hold the adapter for '{task}'"):
+        again.use_preset(other)
+
+
+def test_a_task_is_asked_for_and_must_be_there(jina, tmp_path):
+    folder = jina[0]
+    with pytest.raises(ValueError, match="has adapters for several tasks in its adapters/, and the preset 'summary'"):
+        UniMEModel.from_backbone(folder, preset="summary")
+    (tmp_path / "mine.yaml").write_text("extends: jina-embeddings-v4\nadapter: clustering")
+    with pytest.raises(ValueError, match="has no task 'clustering'; it has code, retrieval, text-matching"):
+        UniMEModel.from_backbone(folder, preset=tmp_path / "mine.yaml")
+
+    copied = tmp_path / "jina-embeddings-v4"
+    shutil.copytree(folder, copied)
+    (copied / "adapters/adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="adapters cannot be read: it has neither adapter_model"):
+        UniMEModel.from_backbone(copied)
+    names = [drift.name for drift in drifts_of(Patient(folder))]
+    assert "adapters of tasks left out" in names
 
 
 def test_a_saved_model_gives_the_same_without_the_package(tiny, tmp_path):

@@ -85,7 +85,11 @@ def test_vlm2vec_prompts_are_raw(tiny):
     assert processor.render({"image": image, "text": QUESTION}, question)[0] == f"{PAD} {question} {QUESTION}"
     mmeb = {"text": "<|image_1|>\nRepresent the given image.\n", "image": image}
     assert processor.render(mmeb)[0] == f"{PAD}\nRepresent the given image.\n"
-    assert (model.config.positions, processor.resolution, processor.max_length) == ("flat", "tokens:1280", 4096)
+    assert (model.config.positions, processor.resolution, processor.max_length) == (
+        "flat",
+        "tiny:56+tokens:1280",
+        4096,
+    )
 
 
 def test_published_names_have_their_presets():
