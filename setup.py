@@ -21,6 +21,7 @@ EXTRAS = {
     "mteb": ["mteb>=2.26"],
     "video": ["av>=12"],
     "demo": ["gradio>=6"],
+    "ray": ["ray>=2.40"],
     "mining": ["faiss-cpu>=1.9", "matplotlib>=3.9"],
     "test": [
         "av>=12",
@@ -37,6 +38,7 @@ EXTRAS = {
         "sentence-transformers>=6.2",
         "pytest>=8",
         "pytest-xdist>=3.6",
+        "ray>=2.40",
         "hypothesis>=6",
         "ruff>=0.14",
     ],

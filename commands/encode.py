@@ -16,11 +16,12 @@ from ..data.schema import Item
 from ..files.identity import verify_files
 from ..files.writing import write_json
 from ..jobs.embedding import Embedder, embed
+from ..jobs.engines import RayEngine, open_engine
 from ..jobs.settings import CommandParser
 from ..jobs.shards import by_content, fingerprint, read_errors, read_job
 from .errors import one_line_errors
 from .index import SUFFIXES, Index, is_foreign, read_index, stamp, write_index
-from .options import add, add_embedder, add_output
+from .options import add, add_embedder, add_engine, add_output
 
 
 class Encoded(NamedTuple):
@@ -53,7 +54,13 @@ class Entry:
 
 
 def encode(
-    sources: list[str], embedder: Embedder, out, role: str = "document", shard_size: int = 256, update: bool = False
+    sources: list[str],
+    embedder: Embedder,
+    out,
+    role: str = "document",
+    shard_size: int = 256,
+    update: bool = False,
+    engine: RayEngine | None = None,
 ) -> Encoded | None:
     """Writes embeddings of the items of `sources`, going on where it was interrupted.
 
@@ -66,6 +73,7 @@ def encode(
             written.
         update (`bool`, defaults to `False`): embed only what the file lacks or what has changed, and drop what is no
             longer there.
+        engine ([`~unime.jobs.engines.RayEngine`], *optional*): workers that embed, in place of this process.
 
     Returns:
         [`Encoded`] in the main process, `None` in the others.
@@ -104,7 +112,7 @@ def encode(
 
     # embed: all processes of a launch share the work, the main one goes on with the results
     if missing:
-        _embed(missing, embedder, folder, role, shard_size)
+        _embed(missing, embedder, folder, role, shard_size, engine)
     if not embedder.state.is_main_process:
         return None
 
@@ -155,8 +163,10 @@ def _vectors_of(index: Index | None) -> dict[tuple[Item, str], np.ndarray]:
     return dict(zip(zip(index.items, index.stamps), index.embeddings))
 
 
-def _embed(entries: list[Entry], embedder: Embedder, folder: Path, role: str, shard_size: int):
-    """Embeds entries, in all processes of the launch, as a job in `folder`."""
+def _embed(
+    entries: list[Entry], embedder: Embedder, folder: Path, role: str, shard_size: int, engine: RayEngine | None
+):
+    """Embeds entries, in all processes of the launch or on an engine, as a job in `folder`."""
     embed(
         folder,
         [entry.item for entry in entries],
@@ -166,6 +176,7 @@ def _embed(entries: list[Entry], embedder: Embedder, folder: Path, role: str, sh
         retry_failed=True,  # a file may have been mended since
         description="Embedding",
         spare=True,  # a folder may hold many broken files
+        engine=engine,
     )
 
 
@@ -227,6 +238,7 @@ def main(arguments=None):
     add(parser, "role", default="document")
     parser.add_argument("--update", action="store_true", help="embed only what the file lacks or what has changed")
     add(parser, "verify")
+    add_engine(parser)
     add_output(parser)
 
     options = parser.parse_args(arguments)
@@ -235,7 +247,10 @@ def main(arguments=None):
 
     with one_line_errors("unime encode"):
         embedder = Embedder.of(options)
-        encoded = encode(options.sources, embedder, options.out, options.role, update=options.update)
+        with open_engine(options) as engine:
+            encoded = encode(
+                options.sources, embedder, options.out, options.role, update=options.update, engine=engine
+            )
     if encoded is None:  # not the main process
         return
 

@@ -16,6 +16,7 @@ from ..files.identity import verify_files
 from ..files.writing import read_json
 from ..jobs.checks import check_settings
 from ..jobs.embedding import Embedder
+from ..jobs.engines import EngineSettings, open_engine
 from ..jobs.rehearsal import Rehearsal
 from ..jobs.reranking import Reranker
 from ..jobs.settings import given_settings, parse_settings
@@ -33,7 +34,7 @@ STEPS = BENCHMARKS | {"rerank": "the best candidates of a saved result, by a rer
 
 
 @dataclass
-class _DataSettings:
+class _DataSettings(EngineSettings):
     """What a benchmark and a reranker over its result both need."""
 
     dtype: str = field(**setting("dtype"))
@@ -175,7 +176,8 @@ def run(
 
     if config.rehearses:
         return rehearse(step, tasks, embedder, given or {})
-    return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard, floors)
+    with open_engine(config) as engine:
+        return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard, floors, engine)
 
 
 def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal:
@@ -202,7 +204,8 @@ def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal
     )
     if config.rehearses:
         return rehearse_rerank(path, tasks, reranker, config.candidates, config.limit, given)
-    return run_rerank(path, tasks, reranker, config.candidates, root, config.limit, config.rerank_shard)
+    with open_engine(config) as engine:
+        return run_rerank(path, tasks, reranker, config.candidates, root, config.limit, config.rerank_shard, engine)
 
 
 def _require(config: _DataSettings, *names: str):

@@ -1,5 +1,6 @@
 """The command `unime mine`."""
 
+from ..jobs.engines import open_engine
 from ..jobs.settings import given_settings, parse_settings
 from ..mining.pipeline import Mining, MiningConfig
 from ..mining.rehearsal import rehearse
@@ -14,7 +15,8 @@ def main(arguments=None):
         step, config = parse_settings("unime mine", MiningConfig, STEPS, arguments)
         if config.rehearse or config.rehearse_json:
             return rehearse(config, step, given_settings(arguments)).finish(config.rehearse_json)
-        getattr(Mining(config), step)()
+        with open_engine(config) as engine:
+            getattr(Mining(config, engine), step)()
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ settings are a dataclass, takes them with [`setting`].
 import argparse
 import json
 import sys
+from dataclasses import fields
 
 from ..data.readers import SPLITS
 from ..jobs.embedding import DTYPES, LIBRARIES
+from ..jobs.engines import EngineSettings
 from ..jobs.reranking import STRATEGIES
 from ..prompts_unime import resolve_preset
 
@@ -155,6 +157,20 @@ def add_reranker(parser: argparse.ArgumentParser, required: bool = False, strate
     """`--reranker` and `--strategy`."""
     add(parser, "reranker", required=required)
     add(parser, "strategy", choices=strategies)
+
+
+def add_engine(parser: argparse.ArgumentParser):
+    """The settings of [`~unime.jobs.engines.EngineSettings`] as options."""
+    types = {"num_workers": positive, "gpus_per_worker": float}
+    group = parser.add_argument_group("engine")
+    for entry in fields(EngineSettings):
+        group.add_argument(
+            f"--{entry.name.replace('_', '-')}",
+            type=types.get(entry.name, str),
+            default=entry.default,
+            choices=entry.metadata.get("choices"),
+            help=entry.metadata["help"],
+        )
 
 
 def add_query(parser: argparse.ArgumentParser):

@@ -12,6 +12,7 @@ import torch
 
 from ..files.names import model_name
 from ..files.writing import read_arrays, write_json
+from ..jobs.engines import RayEngine
 from ..jobs.reranking import Reranker
 from ..jobs.shards import fingerprint, processes, read_errors, read_job, run_job
 from .means import means_of
@@ -138,6 +139,7 @@ def run_rerank(
     image_root=None,
     limit: int | None = None,
     shard_size: int = 16,
+    engine: RayEngine | None = None,
 ) -> Path:
     """Reranks the best candidates of every query, going on where it was interrupted, over the processes of a launch.
 
@@ -149,6 +151,7 @@ def run_rerank(
         image_root (*optional*): paths below it identify images.
         limit (`int`, *optional*): only that many queries of each task.
         shard_size (`int`, defaults to 16): queries of one shard.
+        engine ([`~unime.jobs.engines.RayEngine`], *optional*): workers that score, in place of this process.
 
     Returns:
         path of a results file like the embedder's, with the metrics before, and how often the right answer was gained
@@ -178,7 +181,7 @@ def run_rerank(
         return folder / "results.json"
 
     queries = queries_of(path, tasks, top, limit)
-    _score_queries(folder / "scores", queries, reranker, settings, shard_size)
+    _score_queries(folder / "scores", queries, reranker, settings, shard_size, engine)
 
     state = processes()
     if state.is_main_process:
@@ -212,8 +215,15 @@ def _check_depth(top: int, tasks: list[Task]):
         raise ValueError(f"{top} candidates cannot be reranked here: at least {least}, and {DEPTH} are kept.")
 
 
-def _score_queries(job: Path, queries: list[_Query], reranker: Reranker, settings: dict, shard_size: int):
-    """Does the job, on every process of the launch; a query that fails is an error."""
+def _score_queries(
+    job: Path,
+    queries: list[_Query],
+    reranker: Reranker,
+    settings: dict,
+    shard_size: int,
+    engine: RayEngine | None = None,
+):
+    """Does the job, on every process of the launch or on an engine; a query that fails is an error."""
     state = processes()
     run_job(
         job,
@@ -227,6 +237,7 @@ def _score_queries(job: Path, queries: list[_Query], reranker: Reranker, setting
         description="Reranking",
         prepare=partial(_loaded, reranker),
         retry_failed=True,
+        engine=engine,
     )
     state.wait_for_everyone()
 

@@ -16,6 +16,7 @@ from ..data.schema import Item
 from ..files.names import model_name
 from ..files.writing import read_arrays, read_json, write_arrays, write_json
 from ..jobs.embedding import Embedder, embed, item_name
+from ..jobs.engines import RayEngine
 from ..jobs.shards import fingerprint, read_errors, read_job
 from ..modeling_unime import UniMEModel
 from .means import means_of
@@ -311,6 +312,7 @@ def run_benchmark(
     source: dict | None = None,
     shard_size: int = 1024,
     floors: Callable[[Task], dict[str, float]] | None = None,
+    engine: RayEngine | None = None,
 ) -> Path:
     """Measures a model on a benchmark, going on where it was interrupted, over the processes of a launch.
 
@@ -327,6 +329,7 @@ def run_benchmark(
         shard_size (`int`, defaults to 1024): items of one shard.
         floors (*optional*): what gives the precision@1 that a task yields without any model, by the name of the
             method; kept as `floors` of each task (see [`~unime.eval.floors.floors_of`]).
+        engine ([`~unime.jobs.engines.RayEngine`], *optional*): workers that embed, in place of this process.
 
     Returns:
         path of `results.json`; beside it `top.safetensors` with the best candidates of every query.
@@ -352,7 +355,7 @@ def run_benchmark(
         return path
 
     groups = _groups(tasks, embedder.wording)
-    jobs = _embed_groups(groups, embedder, folder, image_root, shard_size)
+    jobs = _embed_groups(groups, embedder, folder, image_root, shard_size, engine)
 
     # every process embeds, one scores
     if embedder.state.is_main_process:
@@ -413,7 +416,12 @@ def is_whole(path: Path, *beside: str) -> bool:
 
 
 def _embed_groups(
-    groups: dict[Wording, _Group], embedder: Embedder, folder: Path, image_root, shard_size: int
+    groups: dict[Wording, _Group],
+    embedder: Embedder,
+    folder: Path,
+    image_root,
+    shard_size: int,
+    engine: RayEngine | None = None,
 ) -> dict[Wording, Path]:
     """Embeds the items of each group as one job, and returns the folders of the jobs."""
     roles = {role for role, _ in groups}
@@ -427,7 +435,8 @@ def _embed_groups(
             name = f"{name}-{benchmark}"
 
         job = folder / name
-        embed(job, group.items, embedder, role, image_root, shard_size, retry_failed=True, benchmark=benchmark)
+        options = {"retry_failed": True, "benchmark": benchmark, "engine": engine}
+        embed(job, group.items, embedder, role, image_root, shard_size, **options)
 
         # a score over a part of the items would be another benchmark's
         if errors := read_errors(job):

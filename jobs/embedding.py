@@ -5,12 +5,13 @@ import json
 import os
 import struct
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from ..adapters_unime import adapter_folder, base_model_of
 from ..checkpoints.dual_encoders import DualEncoder, open_dual_encoder
@@ -28,6 +29,7 @@ from ..modeling_unime import UniMEModel
 from ..preset_files_unime import preset_content
 from ..prompts_unime import resolve_preset
 from .checks import check_options
+from .engines import RayEngine
 from .shards import processes, read_job, run_job
 
 TAKEN = ("items", "inputs", "role", "prompt_name", "show_progress", "show_progress_bar")  # arguments that a job sets
@@ -185,7 +187,15 @@ class Embedder:
         self.options = options
 
         self.model = None  # loaded where there is anything to embed
-        self.state = processes()
+
+    def __getstate__(self) -> dict:
+        # a worker elsewhere loads the model itself
+        return {**self.__dict__, "model": None}
+
+    @property
+    def state(self) -> PartialState:
+        """The processes of this launch."""
+        return processes()
 
     @classmethod
     def of(cls, settings) -> "Embedder":
@@ -314,6 +324,7 @@ def embed(
     description: str | None = None,
     spare: bool = False,
     benchmark: str | None = None,
+    engine: RayEngine | None = None,
 ) -> int:
     """Embeds items as a job (see [`~unime.jobs.shards.run_job`]) split over the processes of a launch.
 
@@ -328,6 +339,7 @@ def embed(
         description (`str`, *optional*): what the progress bar says, by default the folder's name.
         spare (`bool`, defaults to `False`): go on where all items of a shard fail.
         benchmark (`str`, *optional*): the kind of benchmark whose wording a preset is to use.
+        engine ([`~unime.jobs.engines.RayEngine`], *optional*): workers that embed, in place of this process.
 
     Returns:
         `int`: how many items could be embedded. `read_job(out)` has their arrays: `embeddings` `[n, D]` in float32 and
@@ -350,21 +362,33 @@ def embed(
     run_job(
         out,
         items,
-        lambda rows, _: {"embeddings": embedder.encode(rows, role, benchmark)},
+        partial(_embeddings, role=role, benchmark=benchmark),
         settings,
         keys=lambda item: item_name(item, image_root),
         shard_size=shard_size,
         rank=state.process_index,
         world_size=state.num_processes,
         description=description or f"Embedding {Path(out).name}",
-        prepare=embedder.load,
+        prepare=partial(_loaded, embedder),
         retry_failed=retry_failed,
         spare=spare,
+        engine=engine,
     )
 
     # only when all processes have finished does the job have all its shards
     state.wait_for_everyone()
     return len(read_job(out, ())["row"])
+
+
+def _loaded(embedder: Embedder) -> Embedder:
+    """The embedder with its model in memory, so that a broken checkpoint is not taken for the fault of an item."""
+    embedder.load()
+    return embedder
+
+
+def _embeddings(items: Sequence[Item], embedder: Embedder, role: str, benchmark: str | None) -> dict[str, np.ndarray]:
+    """The work of the job."""
+    return {"embeddings": embedder.encode(items, role, benchmark)}
 
 
 # names of items

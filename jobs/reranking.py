@@ -54,6 +54,10 @@ class Reranker:
         self.options = options
         self.model = None
 
+    def __getstate__(self) -> dict:
+        # a worker elsewhere loads the model itself
+        return {**self.__dict__, "model": None}
+
     def settings(self) -> dict:
         """What decides an order, as JSON; a job with other settings is another job."""
         return {

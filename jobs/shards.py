@@ -25,7 +25,8 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 
 from ..files.writing import read_arrays, read_json, write_arrays, write_json
-from .faults import is_machine_fault
+from .engines import RayEngine, work_locally
+from .workers import ShardWorker
 
 MANIFEST = "manifest.json"
 FAILURES = (ValueError, OSError)  # what bad input and a server that does not answer raise; anything else ends the job
@@ -63,6 +64,7 @@ def run_job(
     prepare: Callable[[], object] | None = None,
     retry_failed: bool = False,
     spare: bool = False,
+    engine: RayEngine | None = None,
 ):
     """Does the shards of a job that are not done yet.
 
@@ -85,10 +87,13 @@ def run_job(
             row's. What it returns is handed to `work`.
         retry_failed (`bool`, defaults to `False`): do shards with failed rows once more.
         spare (`bool`, defaults to `False`): go on where all rows of a shard fail, which otherwise ends the job.
+        engine ([`~unime.jobs.engines.RayEngine`], *optional*): workers that do the shards; by default this process
+            does its own.
 
     Raises:
-        ValueError: the folder holds another job (the message says what differs), or every row of a shard failed (the
-            message gives the first reason).
+        ValueError: the folder holds another job (the message says what differs), every row of a shard failed (the
+            message gives the first reason), or workers of the engine failed at a shard again and again (the others
+            are done then).
         RuntimeError: `work` returned arrays with too few or too many rows.
 
     Example:
@@ -111,6 +116,10 @@ def run_job(
         "shard_size": shard_size,
         "settings": settings,
     }
+    if engine and world_size > 1:
+        raise ValueError(
+            "an engine shares out the shards by itself: start one process, without accelerate or torchrun."
+        )
     check_manifest(out / MANIFEST, manifest)
     shards = [_Shard(out, first, last, _job_of(manifest)) for first, last in _spans(len(rows), shard_size)]
 
@@ -119,28 +128,41 @@ def run_job(
     todo = [shard for shard in shards if shard.is_due(retry_failed)]
 
     # a model is loaded only if there is anything left to do
-    if todo and prepare is not None:
-        work = _with_prepared(work, prepare())
-    worker = _Worker(work, keys, failures)
+    worker = ShardWorker(work, failures, prepare)
+    start = engine.run if engine else work_locally
+    outcomes = start(worker, todo, lambda shard: rows[shard.first : shard.last])
 
+    faults = []
     total = _count_rows(shards)
     with _progress_bar(total, total - _count_rows(todo), description, rank) as bar:
-        for shard in todo:
-            shard_rows = rows[shard.first : shard.last]
-            results, errors = worker.run(shard_rows, shard.first)
+        for shard, results, errors, fault in outcomes:
+            if fault is not None:
+                faults.append(f"rows {shard.first} to {shard.last - 1}: {fault}")
+                print(f"{description}: {faults[-1]}", file=sys.stderr, flush=True)
+                continue
 
             # a model or server that is at fault would leave a folder full of errors
-            if not results and not spare and _is_hopeless(len(shard_rows), shard_size):
-                raise ValueError(
-                    f"{description}: all {len(shard_rows)} rows from row {shard.first} on failed; {errors[0]}"
-                )
+            count = shard.last - shard.first
+            if not results and not spare and _is_hopeless(count, shard_size):
+                reason = errors[0]["reason"]
+                raise ValueError(f"{description}: all {count} rows from row {shard.first} on failed; {reason}")
 
-            shard.write(_concatenated(results), errors)
-            bar.update(len(shard_rows))
+            shard.write(_concatenated(results), _with_keys(errors, rows, keys))
+            bar.update(count)
+
+    if faults:
+        raise ValueError(
+            f"{description}: {len(faults)} of {len(shards)} shards failed, the first is {faults[0]}. The others are "
+            "done; run the job again."
+        )
 
 
-def _with_prepared(work: Callable, prepared) -> Callable:
-    return lambda rows: work(rows, prepared)
+def _with_keys(errors: list[dict], rows: Sequence, keys: Callable) -> list[dict]:
+    """The errors of a shard, with the texts that identify their rows."""
+    result = []
+    for error in errors:
+        result.append({"row": error["row"], "key": keys(rows[error["row"]]), "reason": error["reason"]})
+    return result
 
 
 def _count_rows(shards: Iterable["_Shard"]) -> int:
@@ -161,66 +183,6 @@ def _is_hopeless(failed: int, shard_size: int) -> bool:
     if failed == shard_size and failed > 1:
         return True
     return failed >= HOPELESS
-
-
-@dataclass(frozen=True)
-class _Worker:
-    """Does the rows of a shard, and finds out which of them cannot be done."""
-
-    work: Callable[..., dict[str, np.ndarray]]
-    keys: Callable[[object], str]
-    failures: tuple
-
-    def run(self, rows: Sequence, start: int) -> tuple[list[dict], list[dict]]:
-        """The arrays of the rows that succeed, in order and in as few calls of `work` as that takes, and the errors of
-        those that fail; `start` is the number of the first row."""
-        try:
-            return [self._arrays(rows, start)], []
-        except self.failures as error:
-            # on a full disk every row would fail
-            if is_machine_fault(error):
-                raise
-            reason = str(error)
-
-        if len(rows) == 1:
-            return self._run_again(rows, start, reason)
-
-        # halves: a single bad row of a thousand is found in some twenty calls
-        half = len(rows) // 2
-        results, errors = self.run(rows[:half], start)
-        more_results, more_errors = self.run(rows[half:], start + half)
-        return results + more_results, errors + more_errors
-
-    def _run_again(self, rows: Sequence, start: int, first_reason: str) -> tuple[list[dict], list[dict]]:
-        """A second try of a single row, which may have met a server that did not answer."""
-        try:
-            return [self._arrays(rows, start)], []
-        except self.failures as error:
-            if is_machine_fault(error):
-                raise
-            reason = str(error)
-
-            # the first reason may be the row's, and the second the server's
-            if reason != first_reason:
-                reason = f"{first_reason}; tried again: {reason}"
-            reason = reason or repr(error)
-
-        return [], [{"row": start, "key": self.keys(rows[0]), "reason": reason}]
-
-    def _arrays(self, rows: Sequence, start: int) -> dict[str, np.ndarray]:
-        """What `work` makes of the rows, and their numbers."""
-        arrays = {"row": np.arange(start, start + len(rows))}
-        for name, array in self.work(rows).items():
-            array = np.ascontiguousarray(array)  # safetensors writes nothing else
-
-            # which result belongs to which row is known by its place alone
-            if len(array) != len(rows):
-                raise RuntimeError(
-                    f"{len(array)} results for {len(rows)} rows from row {start} on, in the array {name!r}; "
-                    "there must be one for each row."
-                )
-            arrays[name] = array
-        return arrays
 
 
 # shards

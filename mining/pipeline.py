@@ -25,6 +25,7 @@ from ..files.names import file_name
 from ..files.writing import write_json, write_text
 from ..jobs.checks import check_options, check_settings
 from ..jobs.embedding import DTYPES, LIBRARIES, TAKEN, Embedder, checkpoint_fingerprint, embed, item_name
+from ..jobs.engines import EngineSettings, RayEngine
 from ..jobs.shards import (
     MANIFEST,
     check_manifest,
@@ -54,7 +55,7 @@ SERVER_SETTINGS = ("answer_format", "top_logprobs", "resolution")  # those that 
 
 
 @dataclass
-class MiningConfig:
+class MiningConfig(EngineSettings):
     """Settings of `unime mine`; the defaults are UniME-V2's (2510.13515 section 3)."""
 
     data: str | None = field(default=None, metadata={"help": "Rows of any layout of unime.data.readers.read_rows."})
@@ -223,6 +224,7 @@ class Mining:
 
     Args:
         config ([`MiningConfig`]): the settings; `data` and `out` are required.
+        engine ([`~unime.jobs.engines.RayEngine`], *optional*): workers that do the shards, in place of this process.
 
     Raises:
         ValueError: `data` or `out` is missing.
@@ -237,7 +239,7 @@ class Mining:
     ```
     """
 
-    def __init__(self, config: MiningConfig):
+    def __init__(self, config: MiningConfig, engine: RayEngine | None = None):
         for name in ("data", "out"):
             if getattr(config, name) is None:
                 raise ValueError(f"`{name}` is missing; set it in the recipe or on the command line.")
@@ -246,6 +248,7 @@ class Mining:
         if config.verify:
             verify_files()
         self.config = config
+        self.engine = engine
         self.state = processes()
         self.out = Path(config.out)
         self.out.mkdir(parents=True, exist_ok=True)
@@ -286,6 +289,7 @@ class Mining:
                 shard_size=config.embed_shard,
                 retry_failed=config.retry_failed,
                 benchmark="mmeb",  # training rows are worded as they will be in training
+                engine=self.engine,
             )
             self.say(f"{name}: {count} of {len(items)} embedded")
 
@@ -333,7 +337,7 @@ class Mining:
             keys=self._judged_key,
             shard_size=config.judge_shard,
             description="Judging",
-            prepare=self._open_judge,
+            prepare=partial(_open_judge, config),
             retry_failed=config.retry_failed,
         )
 
@@ -518,20 +522,6 @@ class Mining:
         """The results of `retrieve`."""
         return self._finished("neighbours", "retrieve", map(self._pair_key, self.mined))
 
-    def _open_judge(self) -> LocalJudge | ServerJudge:
-        config = self.config
-        if config.server:
-            return ServerJudge(config.server, config.judge, **config.judge_options, **config.server_options)
-
-        model = open_checkpoint(
-            config.judge,
-            reranker=True,
-            dtype=config.judge_dtype,
-            trust_remote_code=config.trust_remote_code,
-        )
-        require_kind(model, config.judge, reranker=True)
-        return LocalJudge(model.to(self.state.device).eval(), **config.judge_options)
-
     # jobs and their manifests
 
     def _run_job(self, name: str, rows: Sequence, work: Callable, settings: dict, **options):
@@ -543,6 +533,7 @@ class Mining:
             settings,
             rank=self.state.process_index,
             world_size=self.state.num_processes,
+            engine=self.engine,
             **options,
         )
         self.state.wait_for_everyone()
@@ -652,3 +643,18 @@ class Mining:
         write_json(self.out / f"{self.config.name}.report.json", report)
         self.say(f"{self.out / self.config.name}.json: {written} rows of {len(self.mined)} pairs")
         self.say(f"  {dropped} dropped because no candidate was allowed")
+
+
+def _open_judge(config: MiningConfig) -> LocalJudge | ServerJudge:
+    """The judge of some settings, on this process's device."""
+    if config.server:
+        return ServerJudge(config.server, config.judge, **config.judge_options, **config.server_options)
+
+    model = open_checkpoint(
+        config.judge,
+        reranker=True,
+        dtype=config.judge_dtype,
+        trust_remote_code=config.trust_remote_code,
+    )
+    require_kind(model, config.judge, reranker=True)
+    return LocalJudge(model.to(processes().device).eval(), **config.judge_options)

@@ -6,7 +6,6 @@ work of `unime mine retrieve` with them.
 
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -437,7 +436,7 @@ class RetrievalWork:
         self.candidates_of_dataset = pool.by_dataset()
 
         # an index may be large, and the rows of a data set stand together: one is held at a time
-        self.corpus = lru_cache(maxsize=1)(self._corpus)
+        self.corpora: dict[str, Corpus] = {}
 
     def neighbours(self, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
         """The candidates nearest to each pair's query that its rules allow.
@@ -458,7 +457,7 @@ class RetrievalWork:
             numbers = [pairs[row].query for row in rows]
             excluded = [self.excluded[number] for number in numbers]
             below = self._below(positive_similarity[rows])
-            nearest = self.corpus(name).top_k(self.queries[numbers], top_k, below, excluded)
+            nearest = self._corpus(name).top_k(self.queries[numbers], top_k, below, excluded)
             neighbours[rows], similarities[rows] = nearest
 
         return {"neighbours": neighbours, "similarities": similarities, "positive_similarity": positive_similarity}
@@ -473,6 +472,11 @@ class RetrievalWork:
 
     def _corpus(self, name: str) -> Corpus:
         """The candidates of a data set, or of all, that have an embedding."""
+        if name not in self.corpora:
+            self.corpora = {name: self._new_corpus(name)}
+        return self.corpora[name]
+
+    def _new_corpus(self, name: str) -> Corpus:
         config = self.config
         if config.pool == "global":
             rows = np.arange(len(self.candidates))
