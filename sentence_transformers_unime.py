@@ -5,6 +5,7 @@ classes here. They feed the model what `encode` and `score` feed it, so the numb
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,6 +34,8 @@ except ModuleNotFoundError as error:
 
 MODALITIES = ("text", "image", "video", ("image", "text"), ("text", "video"), "message")
 
+_CODE = Path(__file__).stem  # this file, as it is called beside every saved model
+_MODULES_FILE = "modules.json"
 _SETTINGS_FILE = "config_sentence_transformers.json"
 
 
@@ -92,6 +95,11 @@ class _UniMEModule(InputModule):
         if pixels:
             limit_pixels(processor, **pixels)
         return cls(model)
+
+    def on_model_ready(self, model):
+        """Lets the library's model, once it is complete, be saved for whoever has no package of ours."""
+        # it follows its model through deepcopy and pickle, which a bound method does not
+        model.save = partial(_save, model)
 
     def save(self, output_path, *args, **kwargs):
         # prompts, similarity, activation: the library has written them already, and knows better than we
@@ -275,6 +283,28 @@ class UniMECrossEncoder(_UniMEModule):
         return {**features, "scores": scores}
 
 
+def _save(model, path, *args, **kwargs):
+    """Saves a model of sentence-transformers, with our modules named by the file that travels with them.
+
+    The library names a class by where Python found it, and that may be a package which others do not have.
+
+    Args:
+        model (`SentenceTransformer` or `CrossEncoder`): with a module of ours.
+        path, args, kwargs: of its `save`.
+    """
+    type(model).save(model, path, *args, **kwargs)
+    if path is None:  # then the library saves nothing
+        return
+
+    file = Path(path, _MODULES_FILE)
+    modules = json.loads(file.read_text(encoding="utf-8"))
+    for module in modules:
+        place, _, name = module["type"].rpartition(".")
+        if place == __name__:
+            module["type"] = f"{_CODE}.{name}"
+    _write_json(file, modules)
+
+
 def write_modules(model, folder):
     """Writes the small files by which sentence-transformers finds its way in a saved model's folder."""
     folder = Path(folder)
@@ -295,8 +325,8 @@ def write_modules(model, folder):
         settings = {"model_type": "CrossEncoder", "activation_fn": f"torch.nn.modules.{activation}"}
 
     # the class by the name of this file, which is saved with every model
-    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{Path(__file__).stem}.{name}"}]
-    _write_json(folder / "modules.json", modules)
+    modules = [{"idx": 0, "name": "0", "path": "", "type": f"{_CODE}.{name}"}]
+    _write_json(folder / _MODULES_FILE, modules)
     _write_json(folder / _SETTINGS_FILE, settings)
 
     # mteb and others read here which kinds of input the model takes

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_implementations import MODEL_REGISTRY
+from mteb.models.model_meta import ModelMeta
 from mteb.types import PromptType
 from tqdm.auto import tqdm
 
@@ -185,6 +187,34 @@ class UniMECrossEncoder:
             candidates = [pairs[place][1] for place in places]
             scores[places] = self.model.score(query, candidates, show_progress=False, **self.options)
         return scores
+
+
+def register(source, **options) -> ModelMeta:
+    """Lets `mteb.get_model` find a model in a folder, where it looks for names on the Hub alone.
+
+    Args:
+        source: folder of an embedder or a reranker; `mteb.get_model` then takes it as it is written here.
+        options: for [`UniMEEncoder`] or [`UniMECrossEncoder`]: `preset`, `resolution`, ...
+
+    Returns:
+        what mteb knows of the model from now on, its modalities among it.
+
+    Example:
+
+    ```python
+    register("outputs/quickstart/model")
+    model = mteb.get_model("outputs/quickstart/model")
+    ```
+    """
+    model = open_checkpoint(source, preset=options.get("preset"), weights=False)
+    wrapper = UniMEEncoder if isinstance(model, UniMEModel) else UniMECrossEncoder
+
+    def load(name, **settings):
+        return wrapper(source, **{**options, **settings})
+
+    meta = model_meta(model, _name(source), load)
+    MODEL_REGISTRY[str(source)] = meta
+    return meta
 
 
 def released_models() -> list:

@@ -1,6 +1,7 @@
 """mteb runs the embedder and the reranker, gives them both modalities, and gets what `encode` and `score` return."""
 
 import json
+import sys
 import weakref
 
 import mteb
@@ -16,8 +17,8 @@ from mteb.models import CrossEncoderWrapper, SentenceTransformerEncoderWrapper
 from mteb.models.model_meta import ModelMeta
 from mteb.types import PromptType
 
-from unime.eval import mteb_inputs
-from unime.eval.mteb_models import UniMECrossEncoder, UniMEEncoder, released_models
+from unime.eval import mteb_inputs, mteb_models
+from unime.eval.mteb_models import UniMECrossEncoder, UniMEEncoder, register, released_models
 
 CAPTIONS = ["a red circle", "a blue star", "two rings", "a user"]
 
@@ -229,6 +230,24 @@ def test_mteb_sees_the_modalities_of_a_saved_model(embedder, reranker, tmp_path)
         loader, model_type, modalities = ModelMeta._resolve_loader("owner/name", *contents)
         assert model_type == kind and modalities == ["image", "text", "video"]
         assert loader in (SentenceTransformerEncoderWrapper, CrossEncoderWrapper)
+
+
+@pytest.mark.filterwarnings("ignore:Could not find model")
+def test_mteb_finds_a_model_in_a_folder_once_it_is_told(embedder, reranker, tmp_path, monkeypatch):
+    monkeypatch.setattr(mteb_models, "MODEL_REGISTRY", registry := {})
+    monkeypatch.setattr(sys.modules["mteb.models.get_model_meta"], "MODEL_REGISTRY", registry)
+    for model, name, wrapper in ((embedder, "embedder", UniMEEncoder), (reranker, "reranker", UniMECrossEncoder)):
+        folder = str(tmp_path / name)
+        model.save_pretrained(folder)
+
+        # by itself it knows no loader for what is not on the Hub
+        with pytest.raises(NotImplementedError, match="No model implementation"):
+            mteb.get_model(folder)
+        meta = register(folder, resolution=56)
+        assert meta.modalities == ["text", "image", "video"] and meta.name == f"unime/{name}"
+        loaded = mteb.get_model(folder)
+        assert isinstance(loaded, wrapper) and loaded.options["resolution"] == 56
+        assert loaded.mteb_model_meta.modalities == meta.modalities
 
 
 def test_mock_tasks_of_each_modality_run(embedder):

@@ -1,6 +1,9 @@
 """Every saved embedder is a SentenceTransformer, every saved reranker a CrossEncoder, with our own numbers."""
 
 import base64
+import copy
+import json
+import pickle
 import warnings
 from pathlib import Path
 
@@ -21,8 +24,10 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import mine_hard_negatives
 
 from unime import UniMEModel, UniMERerankerForCausalLM
+from unime.checkpoints.opening import open_sentence_transformer
 from unime.data.schema import Item
 from unime.jobs.embedding import Embedder
+from unime.sentence_transformers_unime import UniMECrossEncoder, UniMETransformer
 from unime.trainers.distillation import encode_teacher
 
 TEXTS = ["a red circle", "a blue star left of it", "Query"]
@@ -181,6 +186,38 @@ def test_without_the_package_only_the_repository_is_needed(saved, tmp_path):
     reranker = UniMERerankerForCausalLM.from_pretrained(saved / "reranker")
     assert score == pytest.approx(reranker.score("a", ["a red circle"]).tolist(), abs=1e-5)
     assert UniMEModel.from_pretrained(tmp_path / "again").encode("a red circle").tolist() == expected.tolist()
+
+
+SAVED_WITH_THE_PACKAGE = """
+import importlib.util, json, sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+assert importlib.util.find_spec("unime") is None
+from sentence_transformers import CrossEncoder, SentenceTransformer
+embedder = SentenceTransformer(sys.argv[1] + "/embedder", trust_remote_code=True, device="cpu")
+reranker = CrossEncoder(sys.argv[1] + "/reranker", trust_remote_code=True, device="cpu")
+print(json.dumps([embedder.encode("a red circle").tolist(), reranker.predict([("a", "a red circle")]).tolist()]))
+"""
+
+
+def test_what_is_built_from_the_package_needs_no_package(embedder, reranker, tmp_path):
+    sentences = SentenceTransformer(modules=[UniMETransformer(embedder)], device="cpu")
+    pairs = CrossEncoder(modules=[UniMECrossEncoder(reranker)], device="cpu")
+    expected = sentences.encode("a red circle"), pairs.predict([("a", "a red circle")])
+
+    # copies and what was pickled are saved as the models themselves
+    copy.deepcopy(sentences).save_pretrained(str(tmp_path / "embedder"))
+    pickle.loads(pickle.dumps(pairs)).save(str(tmp_path / "reranker"))
+    for name, kind in (("embedder", "UniMETransformer"), ("reranker", "UniMECrossEncoder")):
+        (module,) = json.loads((tmp_path / name / "modules.json").read_text(encoding="utf-8"))
+        assert module["type"] == f"sentence_transformers_unime.{kind}"
+    alone = fresh_process(SAVED_WITH_THE_PACKAGE, tmp_path, PYTHONSAFEPATH="1")
+    for found, value in zip(alone, expected, strict=True):
+        assert np.abs(np.array(found) - value).max() <= 1e-5
+
+    # our own loader finds the class by that name, without trust
+    again = open_sentence_transformer(tmp_path / "embedder", "cpu")
+    assert type(again[0]) is UniMETransformer
+    assert np.abs(again.encode("a red circle") - expected[0]).max() <= 1e-6
 
 
 def test_its_trainer_trains_on_images_and_its_tools_run(saved, tmp_path):
