@@ -25,7 +25,8 @@ _EXPORTS = {  # module -> the names that it gives to the package
     "checkpoints.opening": ("open_checkpoint",),
     "data.readers": ("read_rows",),
     "mining.judging": ("LocalJudge", "ServerJudge"),
-    "mining.pipeline": ("Mining", "MiningConfig"),
+    "mining.pipeline": ("Mining",),
+    "mining.settings": ("MiningConfig",),
     "trainers.alignment": ("AlignmentConfig", "AlignmentTrainer"),
     "trainers.contrastive": ("ContrastiveConfig", "ContrastiveTrainer"),
     "trainers.distillation": ("DistillationConfig", "DistillationTrainer"),
@@ -46,7 +47,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which do not run `__getattr_
     from .configuration_unime import UniMEConfig, UniMERerankerConfig
     from .data.readers import read_rows
     from .mining.judging import LocalJudge, ServerJudge
-    from .mining.pipeline import Mining, MiningConfig
+    from .mining.pipeline import Mining
+    from .mining.settings import MiningConfig
     from .modeling_unime import UniMEModel, UniMEOutput, UniMERerankerForCausalLM
     from .processing_unime import Reading, UniMEProcessor
     from .trainers.alignment import AlignmentConfig, AlignmentTrainer

@@ -13,9 +13,6 @@ from .integrity_unime import SavedFiles
 from .preset_files_unime import preset_from
 from .prompts_unime import PRESETS
 
-if is_peft_available():
-    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
-
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _SUBFOLDERS = ("", "lora/")  # the second as in TIGER-Lab/VLM2Vec-Qwen2VL-7B
@@ -167,7 +164,10 @@ def load_adapter(model, path, task: str | None = None, unused=()):
     model = load_adapter(UniMEModel.from_pretrained("me/my-embedder"), "outputs/adapter").merge_and_unload()
     ```
     """
-    if not is_peft_available():
+    # PEFT takes as long to load as torch, and with it bitsandbytes, which warns on machines without a GPU
+    if is_peft_available():
+        from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    else:
         raise ImportError(f"{path} is an adapter, which needs PEFT: pip install peft")
 
     modules = dict(model.named_modules())

@@ -16,7 +16,8 @@ class Command(NamedTuple):
     """Where a command is, and what it does.
 
     Args:
-        module (`str`): module of the package, whose `main` takes the words after the command's name.
+        module (`str`): a file of `commands/`, whose `execute` takes what `read` of the file of the same name in
+            `commands/parsers/` makes of the words after the command's name.
         summary (`str`): its line in `unime --help`; at most 64 characters, so that it fits a screen of 80.
     """
 
@@ -26,27 +27,27 @@ class Command(NamedTuple):
 
 GROUPS = {
     "Use": {
-        "encode": Command("commands.encode", "texts and images -> a file of embeddings"),
-        "search": Command("commands.search", "answers from such a file"),
-        "rerank": Command("commands.rerank", "texts and images in a reranker's order"),
-        "demo": Command("commands.demo", "a page in the browser that searches a folder of images"),
+        "encode": Command("encode", "texts and images -> a file of embeddings"),
+        "search": Command("search", "answers from such a file"),
+        "rerank": Command("rerank", "texts and images in a reranker's order"),
+        "demo": Command("demo", "a page in the browser that searches a folder of images"),
     },
     "Train": {
-        "data": Command("commands.data", "check a data file, or fetch a benchmark"),
-        "mine": Command("commands.mine", "raw pairs -> judged hard negatives, or SaHa's clusters"),
-        "train": Command("trainers", "distillation, contrastive, alignment or reranker"),
+        "data": Command("data", "check a data file, or fetch a benchmark"),
+        "mine": Command("mine", "raw pairs -> judged hard negatives, or SaHa's clusters"),
+        "train": Command("", "distillation, contrastive, alignment or reranker"),
     },
     "Measure": {
-        "eval": Command("commands.evaluate", "benchmarks, reranking, reports and figures"),
+        "eval": Command("evaluate", "benchmarks, reranking, reports and figures"),
     },
     "Share": {
-        "convert": Command("commands.convert", "stock VLM -> UniME repository"),
-        "merge": Command("commands.convert", "LoRA or DoRA adapter -> whole UniME repository"),
-        "export": Command("commands.convert", "UniME repository -> stock VLM and SentenceTransformer"),
-        "serve-check": Command("commands.serve_check", "whether a server gives the model's answers, or why not"),
-        "presets": Command("commands.presets", "presets with their checkpoints, or one as it is fed"),
-        "doctor": Command("commands.doctor", "what stock classes would silently change of a checkpoint"),
-        "push": Command("commands.push", "a saved model -> the Hub, with its card"),
+        "convert": Command("convert", "stock VLM -> UniME repository"),
+        "merge": Command("convert", "LoRA or DoRA adapter -> whole UniME repository"),
+        "export": Command("convert", "UniME repository -> stock VLM and SentenceTransformer"),
+        "serve-check": Command("serve_check", "whether a server gives the model's answers, or why not"),
+        "presets": Command("presets", "presets with their checkpoints, or one as it is fed"),
+        "doctor": Command("doctor", "what stock classes would silently change of a checkpoint"),
+        "push": Command("push", "a saved model -> the Hub, with its card"),
     },
 }
 COMMANDS = {}
@@ -90,14 +91,19 @@ def main(arguments=None):
     if name not in COMMANDS:
         _refuse(f"unime: {_no_such('command', name, COMMANDS)}")
 
-    module = COMMANDS[name].module
     if name == "train":
         # each stage is a module of its own, which `accelerate launch -m` can start, too
         stage, *rest = _with_stage(rest)
-        module = f"trainers.{stage}"
-    if module == "commands.convert":
+        _run(name, f"trainers.{stage}", "main", rest)
+        return
+
+    module = COMMANDS[name].module
+    if module == "convert":
         rest = [name, *rest]  # one parser for convert, merge and export
-    _run(name, module, rest)
+
+    # help and mistakes end here, before anything is imported that takes seconds
+    options = importlib.import_module(f".commands.parsers.{module}", __package__).read(rest)
+    _run(name, f"commands.{module}", "execute", options)
 
 
 def _with_stage(words: list[str]) -> list[str]:
@@ -112,11 +118,11 @@ def _with_stage(words: list[str]) -> list[str]:
     return words
 
 
-def _run(name: str, module: str, arguments: list[str]):
-    """Imports the module of a command and calls its `main`."""
+def _run(name: str, module: str, function: str, options):
+    """Imports the module of a command and calls its function."""
     silence_alarms()
     try:
-        importlib.import_module(f".{module}", __package__).main(arguments)
+        getattr(importlib.import_module(f".{module}", __package__), function)(options)
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # as shells have it
     except ModuleNotFoundError as error:

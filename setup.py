@@ -13,7 +13,19 @@ class BuildPackage(build_py):
         return [found for found in super().find_package_modules(package, package_dir) if found[1] != "setup"]
 
 
-ROOMS = ("checkpoints", "commands", "data", "eval", "examples", "files", "jobs", "miniature", "mining", "trainers")
+ROOMS = (
+    "checkpoints",
+    "commands",
+    "commands.parsers",
+    "data",
+    "eval",
+    "examples",
+    "files",
+    "jobs",
+    "miniature",
+    "mining",
+    "trainers",
+)
 EXTRAS = {
     "train": ["trl>=1.16", "deepspeed>=0.19", "bitsandbytes>=0.50"],
     "miniature": ["scikit-learn>=1.5", "matplotlib>=3.9"],
@@ -52,7 +64,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    package_dir={"unime": ".", **{f"unime.{room}": room for room in ROOMS}},
+    package_dir={"unime": ".", **{f"unime.{room}": room.replace(".", "/") for room in ROOMS}},
     packages=["unime", *(f"unime.{room}" for room in ROOMS)],
     entry_points={"console_scripts": ["unime = unime.cli:main"]},
     cmdclass={"build_py": BuildPackage},

@@ -1,16 +1,14 @@
 """The command `unime data`: look at data, and get it."""
 
 import json
-from pathlib import Path
 
 from ..checkpoints.opening import open_processor
 from ..data.check import SHOWN, check
 from ..data.collators import EmbeddingCollator
 from ..eval import fetch as fetching
 from ..files.writing import write_text
-from ..jobs.settings import CommandParser
 from .errors import one_line_errors
-from .options import add, add_output, positive
+from .parsers.data import read
 
 
 def describe(report: dict) -> str:
@@ -210,35 +208,17 @@ def _fetch(options):
             print(f"\n{options.name} is in {folder}")
 
 
+def execute(options):
+    """Does what the options of `unime data` say."""
+    if options.command == "check":
+        _check(options)
+    else:
+        _fetch(options)
+
+
 def main(arguments=None):
     """The command `unime data`."""
-    parser = CommandParser(prog="unime data", description="Look at data, and get it.")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    command = commands.add_parser("check", help="report on a data file", description="Report on a data file.")
-    command.add_argument("path", help="file or folder of any layout, or hf://datasets/<owner>/<name>[/<file>]")
-    add(command, "image-root")
-    add(command, "split")
-    command.add_argument("--no-images", action="store_true", help="only look whether images are there")
-    add(command, "model", help="read every row as a training of this model would, and list what it cannot read")
-    add(command, "preset")
-    command.add_argument("--as-reranker", action="store_true", help="the model, a stock VLM, is to become a reranker")
-    command.add_argument("--max-length", type=positive, metavar="TOKENS", help="as in the training")
-    command.add_argument("--resolution", help="as in the training")
-    add(command, "trust-remote-code")
-    command.add_argument("--report", type=Path, metavar="FILE", help="write the whole report to this file, as JSON")
-    add_output(command)
-    command.set_defaults(run=_check)
-
-    command = commands.add_parser("fetch", help="download a benchmark", description=fetching.__doc__)
-    command.add_argument("name", nargs="?", help="which; without it, all are listed with their sizes")
-    command.add_argument("--out", default="benchmarks-data", help="folder of the benchmarks (default: %(default)s)")
-    command.add_argument("--dry-run", action="store_true", help="only say where it comes from and how large it is")
-    add(command, "quiet")
-    command.set_defaults(run=_fetch)
-
-    options = parser.parse_args(arguments)
-    options.run(options)
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

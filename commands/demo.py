@@ -21,13 +21,12 @@ from ..files.identity import verify_files
 from ..images_unime import load_frames, open_image
 from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
-from ..jobs.settings import CommandParser
 from ..jobs.shards import by_content, fingerprint
 from .encode import encode
 from .errors import one_line_errors
 from .index import read_index, stamp
 from .inputs import one_item
-from .options import add, add_embedder, add_reranker
+from .parsers.demo import read
 from .search import Searcher, as_rows, rerank
 from .time_limit import within
 
@@ -288,24 +287,8 @@ def look() -> dict:
     return {"theme": theme, "max_file_size": UPLOAD_BYTES}
 
 
-def main(arguments=None):
-    """The command `unime demo`."""
-    parser = CommandParser(prog="unime demo", description=__doc__)
-    parser.add_argument("--images", required=True, help="folder of images")
-    add_embedder(parser)
-    add_reranker(parser)
-    add(parser, "trust-remote-code")
-    add(parser, "instruction")
-
-    # where it is kept, and who may see it
-    parser.add_argument("--cache", default=CACHE, help="folder for the embeddings (default: %(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 shows the page to the network")
-    parser.add_argument("--port", type=int, help="7860 or the next free one by default")
-    parser.add_argument("--no-browser", action="store_true", help="only say where the page is")
-    add(parser, "verify")
-    add(parser, "quiet")
-
-    options = parser.parse_args(arguments)
+def execute(options):
+    """Does what the options of `unime demo` say."""
     if options.verify:
         verify_files()
 
@@ -348,6 +331,11 @@ def _launch(blocks, options) -> str:
     except OverflowError as error:
         raise ValueError(f"--port {options.port} is not a port: {error}") from error
     return url
+
+
+def main(arguments=None):
+    """The command `unime demo`."""
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@ import json
 import transformers
 
 from ..checkpoints.drifts import Drift, Patient, drifts_of
-from ..jobs.settings import CommandParser
 from .errors import one_line_errors
-from .options import add, add_output
+from .parsers.doctor import read
 
 
 def report(patient: Patient, drifts: list[Drift]) -> str:
@@ -43,14 +42,8 @@ def report(patient: Patient, drifts: list[Drift]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments=None):
-    """The command `unime doctor`."""
-    parser = CommandParser(prog="unime doctor", description=__doc__)
-    parser.add_argument("model", help="folder or repository of any checkpoint, or of an adapter")
-    add(parser, "preset")
-    add_output(parser)
-    options = parser.parse_args(arguments)
-
+def execute(options):
+    """Does what the options of `unime doctor` say."""
     with one_line_errors("unime doctor"):
         patient = Patient(options.model, options.preset)
         drifts = drifts_of(patient)
@@ -59,6 +52,11 @@ def main(arguments=None):
         print(json.dumps({"model": options.model, "model_type": patient.model_type, "drifts": entries}))
     else:
         print(report(patient, drifts))
+
+
+def main(arguments=None):
+    """The command `unime doctor`."""
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

@@ -11,17 +11,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.item_sources import SOURCES, read_items
+from ..data.item_sources import read_items
 from ..data.schema import Item
 from ..files.identity import verify_files
 from ..files.writing import write_json
 from ..jobs.embedding import Embedder, embed
 from ..jobs.engines import RayEngine, open_engine
-from ..jobs.settings import CommandParser
 from ..jobs.shards import by_content, fingerprint, read_errors, read_job
 from .errors import one_line_errors
 from .index import SUFFIXES, Index, is_foreign, read_index, stamp, write_index
-from .options import add, add_embedder, add_engine, add_output
+from .parsers.encode import read
 
 
 class Encoded(NamedTuple):
@@ -228,20 +227,8 @@ def _write_errors(out: Path, failed: list[dict]):
         path.unlink(missing_ok=True)
 
 
-def main(arguments=None):
-    """The command `unime encode`."""
-    parser = CommandParser(prog="unime encode", description=__doc__)
-    parser.add_argument("sources", nargs="+", help=SOURCES)
-    add_embedder(parser)
-    parser.add_argument("--out", required=True, help=".parquet or .npz file to write")
-    add(parser, "trust-remote-code")
-    add(parser, "role", default="document")
-    parser.add_argument("--update", action="store_true", help="embed only what the file lacks or what has changed")
-    add(parser, "verify")
-    add_engine(parser)
-    add_output(parser)
-
-    options = parser.parse_args(arguments)
+def execute(options):
+    """Does what the options of `unime encode` say."""
     if options.verify:
         verify_files()
 
@@ -268,6 +255,11 @@ def main(arguments=None):
             f"unime encode: {len(encoded.failed)} items failed, see {options.out}.errors.json; the first: "
             f"{first['id']}: {first['reason']}"
         )
+
+
+def main(arguments=None):
+    """The command `unime encode`."""
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

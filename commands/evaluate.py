@@ -1,126 +1,22 @@
 """The command `unime eval`: benchmarks, reranking, reports and figures."""
 
-import argparse
 import json
-import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.item_sources import SOURCES
-from ..eval.catalogue import BENCHMARKS, read
+from ..eval.catalogue import read as read_benchmark
 from ..eval.means import notes_of, print_metrics, print_table
 from ..eval.rehearsal import rehearse, rehearse_rerank
 from ..eval.rerank import run_rerank, saved_result
 from ..eval.runner import read_result, run_benchmark
 from ..files.identity import verify_files
 from ..files.writing import read_json
-from ..jobs.checks import check_settings
 from ..jobs.embedding import Embedder
-from ..jobs.engines import EngineSettings, open_engine
+from ..jobs.engines import open_engine
 from ..jobs.rehearsal import Rehearsal
 from ..jobs.reranking import Reranker
-from ..jobs.settings import given_settings, parse_settings
 from ..jobs.shards import processes
 from .errors import one_line_errors
-from .options import json_object, setting
-
-# commands of their own, named here for the help
-PAGES = {
-    "report": "results beside the published numbers (options of its own: unime eval report --help)",
-    "figures": "pictures of models, results and trainings (options of its own: unime eval figures --help)",
-}
-
-STEPS = BENCHMARKS | {"rerank": "the best candidates of a saved result, by a reranker"}
-
-
-@dataclass
-class _DataSettings(EngineSettings):
-    """What a benchmark and a reranker over its result both need."""
-
-    dtype: str = field(**setting("dtype"))
-    trust_remote_code: bool = field(**setting("trust-remote-code"))
-    data: str | None = field(default=None, metadata={"help": "folder of the benchmark (`unime data fetch`)"})
-    image_root: str | None = field(**setting("image-root"))
-    cache: str | None = field(
-        default=None, metadata={"help": "folder for pictures kept in Parquet files (default: below the data)"}
-    )
-    verify: bool = field(**setting("verify"))
-    json: bool = field(**setting("json"))
-    rehearse: bool = field(**setting("rehearse"))
-    rehearse_json: str | None = field(**setting("rehearse-json"))
-
-    @property
-    def rehearses(self) -> bool:
-        """Whether nothing is to be computed, but shown what would be."""
-        return self.rehearse or bool(self.rehearse_json)
-
-    def __post_init__(self):
-        # a recipe has them as objects, a command line as texts
-        for name in ("options", "rank_options"):
-            value = getattr(self, name, None)
-            if isinstance(value, str):
-                setattr(self, name, _parsed(name, value))
-
-        if getattr(self, "top", None) is not None:
-            print("unime eval: `top` is now called `candidates`; the old name will go.", file=sys.stderr)
-            self.candidates = self.top
-        check_settings(self)
-
-
-@dataclass
-class RerankConfig(_DataSettings):
-    """Measures a reranker over the best candidates of a saved result: `unime eval rerank`."""
-
-    results: str | None = field(default=None, metadata={"help": "results.json of the embedder, or a folder with one"})
-    reranker: str | None = field(**setting("reranker"))
-    strategy: str = field(**setting("strategy"))
-    candidates: int = field(**setting("candidates"))
-    rank_options: dict | str | None = field(
-        default_factory=dict,
-        metadata={
-            "metavar": "JSON",
-            "help": "for the reranker's rank: rounds, weight, answer_format, resolution, ...",
-        },
-    )
-    limit: int | None = field(
-        default=None, metadata={"help": "rerank only that many queries of each data set", "least": 1}
-    )
-    rerank_shard: int = field(default=16, metadata={"help": "queries of one shard", "least": 1})
-    top: int | None = field(default=None, metadata={"help": argparse.SUPPRESS})  # former name of `candidates`
-
-
-@dataclass
-class BenchmarkConfig(_DataSettings):
-    """Measures an embedder on a benchmark: `unime eval BENCHMARK`."""
-
-    model: str | None = field(**setting("model"))
-    library: str = field(**setting("library"))
-    preset: str | None = field(**setting("preset"))
-    options: dict | str | None = field(**setting("options"))
-    tasks: list[str] | None = field(default=None, metadata={"help": "data sets to take; all by default"})
-    partial: bool = field(default=False, metadata={"help": "take the data sets that are present"})
-    corpus: str | None = field(
-        default=None,
-        metadata={"help": f"pairs: the candidates, instead of the rows' positives: {SOURCES}"},
-    )
-    both_ways: bool = field(default=False, metadata={"help": "pairs: also look for the queries, given the answers"})
-    out: str = field(default="outputs/eval", metadata={"help": "folder of all results"})
-    shard: int = field(
-        default=1024, metadata={"help": "items of one shard: what is lost at most, if interrupted", "least": 1}
-    )
-
-
-@dataclass
-class EvalConfig(BenchmarkConfig, RerankConfig):
-    """Measures an embedder on a benchmark, or a reranker over the best candidates of a saved result: `unime eval`."""
-
-
-def _parsed(name: str, text: str) -> dict:
-    """A setting that is a JSON object."""
-    try:
-        return json_object(text)
-    except argparse.ArgumentTypeError as error:
-        raise ValueError(f"`{name}`: {error}.") from error
+from .parsers.evaluate import Asked, BenchmarkConfig, DataSettings, EvalConfig, RerankConfig, read
 
 
 def run(
@@ -172,7 +68,7 @@ def run(
         raise ValueError("`corpus` and `both_ways` are settings of `unime eval pairs`.")
 
     with embedder.state.main_process_first():  # which unpacks what has to be unpacked
-        tasks, root = read(step, source)
+        tasks, root = read_benchmark(step, source)
 
     if config.rehearses:
         return rehearse(step, tasks, embedder, given or {})
@@ -197,7 +93,7 @@ def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal
         source["cache"] = None
 
     with processes().main_process_first():
-        tasks, root = read(before["benchmark"], source)
+        tasks, root = read_benchmark(before["benchmark"], source)
 
     reranker = Reranker(
         config.reranker, config.strategy, config.dtype, config.trust_remote_code, **config.rank_options or {}
@@ -208,7 +104,7 @@ def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal
         return run_rerank(path, tasks, reranker, config.candidates, root, config.limit, config.rerank_shard, engine)
 
 
-def _require(config: _DataSettings, *names: str):
+def _require(config: DataSettings, *names: str):
     """Refuses settings without those that a step needs."""
     for name in names:
         if getattr(config, name) is None:
@@ -250,39 +146,32 @@ def _compare_with_floors(tasks: dict[str, dict]):
             )
 
 
-def main(arguments=None):
-    """The command `unime eval`."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
-
+def execute(asked: Asked):
+    """Does what a command line of `unime eval` asks for."""
     # these two have options of their own
-    if arguments[:1] == ["report"]:
-        from .report import main as report
+    if asked.step == "report":
+        from .report import execute as report
 
-        return report(arguments[1:])
-    if arguments[:1] == ["figures"]:
-        from .figures import main as figures
+        return report(asked.config)
+    if asked.step == "figures":
+        from .figures import execute as draw
 
-        return figures(arguments[1:])
+        return draw(asked.config)
 
+    config = asked.config
     with one_line_errors("unime eval"):
-        # reranking and measuring have settings of their own
-        config_class = EvalConfig
-        if "rerank" in arguments:
-            config_class = RerankConfig
-        elif any(name in arguments for name in BENCHMARKS):
-            config_class = BenchmarkConfig
-
-        step, config = parse_settings("unime eval", config_class, STEPS | PAGES, arguments)
-        if step in PAGES:
-            raise ValueError(f"{step} has options of its own, which come after it: unime eval {step} --help.")
-        result = run(step, config, given_settings(arguments))
-
+        result = run(asked.step, config, asked.given)
     if config.rehearses:
         return result.finish(config.rehearse_json, config.json)
 
     # all processes of a launch have the same result
     if processes().is_main_process:
         _print_results(result, config.json)
+
+
+def main(arguments=None):
+    """The command `unime eval`."""
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

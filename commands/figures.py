@@ -18,16 +18,15 @@ from ..checkpoints.dual_encoders import DualEncoder, open_dual_encoder
 from ..checkpoints.opening import open_checkpoint
 from ..data.schema import Item
 from ..eval import figures
-from ..eval.catalogue import BENCHMARKS, read
+from ..eval.catalogue import read as read_benchmark
 from ..eval.report import load
 from ..eval.runner import RANKINGS
 from ..eval.tasks import Task
 from ..files.writing import read_arrays, read_json
-from ..jobs.settings import CommandParser
 from ..jobs.shards import processes
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from .errors import one_line_errors
-from .options import add
+from .parsers.figures import read
 
 
 # what the figures of models are drawn from
@@ -53,7 +52,7 @@ def _tasks(options) -> dict[str, Task]:
     """The tasks of the benchmark by name; only the one that is asked for, where they can be read apart."""
     names = [options.task] if options.task and options.benchmark != "retrieval" else None
     source = {"data": options.data, "image_root": options.image_root, "tasks": names, "partial": True, "cache": None}
-    tasks, _ = read(options.benchmark, source)
+    tasks, _ = read_benchmark(options.benchmark, source)
     return _by_name(tasks)
 
 
@@ -281,71 +280,26 @@ def _trainer_state(path: Path) -> Path:
     return max(states, key=lambda state: int(state.parent.name.split("-")[1]))
 
 
-KINDS = {
-    "similarity": (similarity, "cosine matrices of matched pairs, one panel a model"),
-    "next-token": (next_token, "the most probable words after the prompt, one column a model"),
-    "map": (embedding_map, "both sides of matched pairs on two axes, with the modality gap"),
-    "stages": (stages, "bars of the means of several results"),
-    "contact": (contact, "queries with their best candidates, right and wrong marked"),
-    "curves": (curves, "loss and gradient norm of trainings (folders with trainer_state.json)"),
+DRAW = {
+    "similarity": similarity,
+    "next-token": next_token,
+    "map": embedding_map,
+    "stages": stages,
+    "contact": contact,
+    "curves": curves,
 }
-_OF_FILES = ("stages", "contact", "curves")  # the others are drawn from models
-_COUNTS = {"similarity": 50, "map": 150, "next-token": 3}  # where --count does not say otherwise; else 6
-_TOPS = {"next-token": 10}  # where --top does not say otherwise; else 5
+
+
+def execute(options):
+    """Does what the options of `unime eval figures` say."""
+    with one_line_errors("unime eval figures"):
+        path = DRAW[options.kind](options)
+    print(f"{path}\n{path.with_suffix('.csv')}")
 
 
 def main(arguments=None):
     """The command `unime eval figures`."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-
-    # which of the two a kind needs, argparse cannot know
-    if options.kind in _OF_FILES and not options.inputs:
-        parser.error(f"{options.kind} needs results or runs.")
-    if options.kind not in _OF_FILES and not (options.models and options.data):
-        parser.error(f"{options.kind} needs --models and --data.")
-    options.count = options.count or _COUNTS.get(options.kind, 6)
-    options.top = options.top or _TOPS.get(options.kind, 5)
-
-    draw, _ = KINDS[options.kind]
-    with one_line_errors("unime eval figures"):
-        path = draw(options)
-    print(f"{path}\n{path.with_suffix('.csv')}")
-
-
-def _parser() -> CommandParser:
-    """What the command reads."""
-    parser = CommandParser(prog="unime eval figures", description=__doc__)
-    kinds = "; ".join(f"{kind}: {text}" for kind, (_, text) in KINDS.items())
-    parser.add_argument("kind", choices=KINDS, help=kinds)
-    parser.add_argument("inputs", nargs="*", help="for stages and contact results.json; for curves folders of runs")
-
-    # of which models, or what to call results and runs
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=[],
-        help="embedders, stock VLMs too; for map and similarity also CLIP, SigLIP, ...",
-    )
-    parser.add_argument("--names", nargs="+", help="what to call models, results or runs")
-    add(parser, "preset", help="prompts of all models (default: each one's own; next-token: summary)")
-    add(parser, "trust-remote-code")
-    parser.add_argument("--head", help="next-token: checkpoint with the language head (default: the first model)")
-
-    # of what data
-    parser.add_argument(
-        "--benchmark", default="world", choices=list(BENCHMARKS), help="whose pairs (default: %(default)s)"
-    )
-    parser.add_argument("--data", help="folder of the benchmark")
-    add(parser, "image-root")
-    parser.add_argument("--task", help="data set of the benchmark")
-
-    # how much of it, and where to
-    parser.add_argument("--count", type=int, help="pairs, items or rows")
-    parser.add_argument("--top", type=int, help="words or candidates of each (default: 10 words, 5 candidates)")
-    parser.add_argument("--out", type=Path, required=True, help="PNG to write; the data goes beside it as CSV")
-    add(parser, "quiet")
-    return parser
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,8 @@ import json
 import sys
 from dataclasses import fields
 
-from ..data.readers import SPLITS
-from ..jobs.embedding import DTYPES, LIBRARIES
-from ..jobs.engines import EngineSettings
-from ..jobs.reranking import STRATEGIES
-from ..prompts_unime import resolve_preset
+from ..data.choices import SPLITS
+from ..jobs.choices import DTYPES, LIBRARIES, STRATEGIES, EngineSettings
 
 ROLES = ("query", "document")
 
@@ -54,6 +51,9 @@ def known_preset(text: str) -> str:
     Raises:
         argparse.ArgumentTypeError: there is no such preset.
     """
+    # only where one is given: presets are read with a library that takes seconds to load
+    from ..prompts_unime import resolve_preset
+
     try:
         resolve_preset(text)
     except ValueError as error:
@@ -160,7 +160,7 @@ def add_reranker(parser: argparse.ArgumentParser, required: bool = False, strate
 
 
 def add_engine(parser: argparse.ArgumentParser):
-    """The settings of [`~unime.jobs.engines.EngineSettings`] as options."""
+    """The settings of [`~unime.jobs.choices.EngineSettings`] as options."""
     types = {"num_workers": positive, "gpus_per_worker": float}
     group = parser.add_argument_group("engine")
     for entry in fields(EngineSettings):

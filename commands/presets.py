@@ -5,12 +5,12 @@ import json
 from PIL import Image
 
 from ..checkpoints.opening import open_processor
-from ..jobs.settings import CommandParser
 from ..preset_files_unime import preset_content
 from ..preset_unime import Preset
 from ..prompts_unime import CHECKPOINTS, PRESETS, resolve_preset, rules_of
 from ..rendering_unime import PromptRenderer
 from .errors import one_line_errors
+from .parsers.presets import read
 
 _TEXT = "{text}"
 _KINDS = {"text": ["text"], "image": ["image"], "both": ["image", "text"]}
@@ -137,23 +137,18 @@ def _print_prompt(title: str, prompt: str | None):
     print(f"\n{title}\n{shown}")
 
 
-def main(arguments=None):
-    """The command `unime presets`."""
-    parser = CommandParser(prog="unime presets", description=__doc__)
-    parser.add_argument("step", nargs="?", choices=["show"], help="show one preset; without it, all are listed")
-    parser.add_argument("preset", nargs="?", help="a name, or a file of your own (preset.yaml)")
-    parser.add_argument("--model", help="a checkpoint, whose chat template and image tokens are shown")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run the code of its repository")
-    parser.add_argument("--json", action="store_true", help="print JSON, not text")
-    options = parser.parse_args(arguments)
-    if options.step and not options.preset:
-        parser.error("show needs the name of a preset, or a file.")
-
+def execute(options):
+    """Does what the options of `unime presets` say."""
     with one_line_errors("unime presets"):
         if options.step:
             _show(options.preset, options.model, options.trust_remote_code, options.json)
         else:
             _list(options.json)
+
+
+def main(arguments=None):
+    """The command `unime presets`."""
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

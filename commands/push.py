@@ -16,11 +16,9 @@ from ..checkpoints.opening import HUB_ERRORS
 from ..eval.report import Result, load, to_eval_results
 from ..files.names import file_name
 from ..files.writing import write_text
-from ..jobs.settings import CommandParser
 from .errors import one_line_errors
-from .options import add, with_new_names
+from .parsers.push import read
 
-FORMER_NAMES = {"--licence": "--license"}  # for one release
 # of the files that a training leaves in its folder
 _LEFT_OUT = ["checkpoint-*", "checkpoint-*/**", "*.part", "optimizer.*", "scheduler.*", "rng_state*", "runs/**"]
 
@@ -116,24 +114,18 @@ def _table(result: Result) -> str:
     return "\n".join([title, "", "| | |", "|---|---:|", *rows])
 
 
-def main(arguments=None):
-    """The command `unime push`."""
-    parser = CommandParser(prog="unime push", description=__doc__)
-    parser.add_argument("folder", type=Path, help="what save_pretrained or a trainer wrote")
-    parser.add_argument("repo", help="owner/name on the Hub")
-    parser.add_argument("--results", nargs="+", default=[], help="results of `unime eval` for the card")
-    parser.add_argument("--license", help="as the Hub knows it: apache-2.0, mit, ...")
-    parser.add_argument("--private", action="store_true", help="if the repository is new")
-    parser.add_argument("--card-only", action="store_true", help="write the card into the folder and upload nothing")
-    add(parser, "quiet")
-
-    options = parser.parse_args(with_new_names("unime push", arguments, FORMER_NAMES))
-
+def execute(options):
+    """Does what the options of `unime push` say."""
     with one_line_errors("unime push"):
         if options.card_only:
             print(write_card(options.folder, options.repo, options.results, options.license))
         else:
             print(push(options.folder, options.repo, options.results, options.license, options.private))
+
+
+def main(arguments=None):
+    """The command `unime push`."""
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

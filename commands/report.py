@@ -13,22 +13,12 @@ from ..eval.pages import to_html, to_markdown
 from ..eval.report import Result, build, load, to_eval_results
 from ..files.names import file_name
 from ..files.writing import write_text
-from ..jobs.settings import CommandParser
 from .errors import one_line_errors
-from .options import add
+from .parsers.report import read
 
 
-def main(arguments=None):
-    """The command `unime eval report`."""
-    parser = CommandParser(prog="unime eval report", description=__doc__)
-    parser.add_argument("results", nargs="+", help="results.json files, or folders of them; the first is the baseline")
-    parser.add_argument("--names", nargs="+", help="what to call them")
-    parser.add_argument(
-        "--out", type=Path, default=Path("report"), help="where to write, without .md or .html (default: %(default)s)"
-    )
-    add(parser, "quiet")
-
-    options = parser.parse_args(arguments)
+def execute(options):
+    """Does what the options of `unime eval report` say."""
     with one_line_errors("unime eval report"):
         results = load(options.results, options.names)
         paths = _write_pages(results, options.out)
@@ -63,6 +53,11 @@ def _write_entries(result: Result, folder: Path) -> list[Path]:
     path = folder / f"{file_name(result.benchmark)}.yaml"
     write_text(path, yaml.safe_dump(entries, sort_keys=False))
     return [path]
+
+
+def main(arguments=None):
+    """The command `unime eval report`."""
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

@@ -15,16 +15,16 @@ import numpy as np
 from huggingface_hub import try_to_load_from_cache
 
 from ..data.schema import Item
-from ..jobs.embedding import DTYPES, LIBRARIES, Embedder
+from ..jobs.choices import DTYPES, LIBRARIES
+from ..jobs.embedding import Embedder
 from ..jobs.notices import notice
 from ..jobs.reranking import Reranker
-from ..jobs.settings import CommandParser
 from ..preset_files_unime import preset_from
 from ..prompts_unime import PRESETS
 from .errors import one_line_errors
 from .index import Index, read_index
 from .inputs import one_item
-from .options import add, add_output, add_query, add_reranker
+from .parsers.search import read
 
 
 class Searcher:
@@ -203,21 +203,8 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def main(arguments=None):
-    """The command `unime search`."""
-    parser = CommandParser(prog="unime search", description=__doc__)
-    parser.add_argument("index", type=Path, help="file made by `unime encode`")
-    parser.add_argument("text", nargs="?", help="what to look for")
-    add_query(parser)
-    add(parser, "top")
-    add(parser, "model", help="the embedder (default: the one that the index names, if it is on this machine)")
-    add_reranker(parser)
-    add(parser, "trust-remote-code")
-    add(parser, "candidates")
-    add_output(parser)
-
-    options = parser.parse_args(arguments)
-
+def execute(options):
+    """Does what the options of `unime search` say."""
     with one_line_errors("unime search"):
         query = one_item(options.text, options.image, options.instruction)
         confirm = partial(_confirm, options.index)
@@ -232,6 +219,11 @@ def main(arguments=None):
         else:
             rows = as_rows(searcher.search(query, options.top))
     show(rows[: options.top], index.names, index.items, options.json)
+
+
+def main(arguments=None):
+    """The command `unime search`."""
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from PIL import Image, ImageDraw
 from ..checkpoints.opening import open_checkpoint
 from ..data.images import sent_image
 from ..data.item_sources import read_items
-from ..jobs.settings import CommandParser
 from ..modeling_unime import UniMEModel
 from .errors import one_line_errors
-from .options import add, add_output
+from .parsers.serve_check import read
 from .server_readings import Readings
 
 SHOWN = 300  # characters of an answer that a message quotes
@@ -309,26 +308,8 @@ def _show(report: dict):
         print(f"- {reason}.")
 
 
-def main(arguments=None):
-    """The command `unime serve-check`: status 1 where the answers differ."""
-    parser = CommandParser(prog="unime serve-check", description=__doc__)
-    parser.add_argument("url", help="of the server, for example http://localhost:8000")
-    add(parser, "model", required=True, help="the same model in UniME's form: a folder, or a repository of the Hub")
-    add(parser, "preset")
-    add(parser, "dtype")
-    add(parser, "trust-remote-code")
-    parser.add_argument("--served-model", help="the name that the server knows, if it serves several")
-    add(parser, "role", default="query")
-    parser.add_argument("--reranker", action="store_true", help="for a stock VLM that is served as a reranker")
-    parser.add_argument("--items", nargs="+", help="files or folders to compare with, instead of a few drawn items")
-    parser.add_argument("--input", action="store_true", help="send finished prompts: texts only, no template needed")
-    parser.add_argument(
-        "--tolerance", type=float, default=2e-3, help="of 1 - cosine, or of a score (default: %(default)s)"
-    )
-    add_output(parser)
-
-    options = parser.parse_args(arguments)
-
+def execute(options):
+    """Does what the options of `unime serve-check` say."""
     with one_line_errors("unime serve-check"):
         server = Server(options.url, options.served_model)
         model = open_checkpoint(
@@ -355,6 +336,11 @@ def main(arguments=None):
         _show(report)
     if not report["same"]:
         raise SystemExit(1)
+
+
+def main(arguments=None):
+    """The command `unime serve-check`: status 1 where the answers differ."""
+    execute(read(arguments))
 
 
 if __name__ == "__main__":

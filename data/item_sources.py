@@ -10,8 +10,6 @@ from .readers import item_of
 from .schema import VIDEOS, Item
 from .texts import KEEP_BYTES, open_text, parse_json, printable, require_text
 
-SOURCES = "folder of images, image, .jsonl, .txt, or - (JSON lines)"  # what `read_items` takes, for the help
-
 
 def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
     """Named items of several sources.

@@ -29,7 +29,6 @@ from .texts import require_text, shown
 
 __all__ = [
     "HUB",
-    "SPLITS",
     "Findings",
     "Problem",
     "check_scores",
@@ -45,7 +44,6 @@ __all__ = [
 ]
 
 SHOWN = 5  # bad rows that are listed where there is no good one
-SPLITS = ("original", "diverse_instruction")  # of MMEB-train
 
 _MMEB_TRAIN = {  # column -> other spellings of it in public files
     "qry": ("qry_text",),

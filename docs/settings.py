@@ -33,7 +33,7 @@ def config_class(recipe: str):
     """The dataclasses of a recipe's settings."""
     from trl import ModelConfig
 
-    from unime.mining.pipeline import MiningConfig
+    from unime.mining.settings import MiningConfig
     from unime.trainers.stage import StageArguments
 
     if recipe.startswith("mining/"):

@@ -8,16 +8,6 @@ from .pairs import read_pairs
 from .retrieval_sets import read_retrieval
 from .tasks import Task, read_mmeb, read_sugarcrepe, read_world_tasks
 
-BENCHMARKS = {
-    "mmeb": "the 36 data sets of MMEB",
-    "mmeb-v2-image": "the same with the texts of MMEB-V2",
-    "visdoc": "MMEB-V2's visual documents",
-    "video": "MMEB-V2's videos",
-    "retrieval": "Flickr30K, COCO, ShareGPT4V-1k and Urban1K, both ways",
-    "sugarcrepe": "SugarCrepe's seven subsets",
-    "pairs": "rows of your own: queries and their right answers",
-    "world": "the miniature world",
-}
 SOURCE = ("data", "image_root", "tasks", "partial", "cache")  # what has to be known of how a benchmark is read
 
 

@@ -20,9 +20,10 @@ from ..data.readers import read_clusters, read_judged, read_mmeb_train
 from ..data.schema import Item, to_example
 from ..files.writing import read_json, write_json
 from ..jobs.notices import silence_alarms
-from ..mining.pipeline import Mining, MiningConfig
+from ..mining.pipeline import Mining
 from ..mining.retrieval import exact_top_k
 from ..mining.selection import Pair
+from ..mining.settings import MiningConfig
 from .common import RECIPES
 
 METHODS = ("in-batch top-k", "retrieval", "retrieval, below the positive", "retrieval + judge", "SaHa")
@@ -36,7 +37,7 @@ def mine(world: Path, embedder: Path, judge: Path, out: Path, **changes) -> Mini
         embedder (`Path`): whose embeddings are searched.
         judge (`Path`): whose scores choose among what is found.
         out (`Path`): folder for everything that is made.
-        changes: settings of [`~unime.mining.pipeline.MiningConfig`] in place of the recipe's.
+        changes: settings of [`~unime.mining.settings.MiningConfig`] in place of the recipe's.
     """
     settings = yaml.safe_load((RECIPES / "mining" / "shapes.yaml").read_text(encoding="utf-8"))
     settings |= {"data": str(world / "train"), "image_root": str(world), "out": str(out)}

@@ -29,12 +29,11 @@ from ..modeling_unime import UniMEModel
 from ..preset_files_unime import preset_content
 from ..prompts_unime import resolve_preset
 from .checks import check_options
+from .choices import LIBRARIES
 from .engines import RayEngine
 from .shards import processes, read_job, run_job
 
 TAKEN = ("items", "inputs", "role", "prompt_name", "show_progress", "show_progress_bar")  # arguments that a job sets
-LIBRARIES = ("unime", "sentence-transformers")
-DTYPES = ("auto", "bfloat16", "float16", "float32")  # "auto" is the checkpoint's own
 # of files above SMALL bytes, each tensor is read in so many PLACES, SAMPLE bytes at each
 SMALL = 2**18
 PLACES = 8

@@ -11,13 +11,12 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from .notices import is_quiet, notice
 from .workers import ShardWorker
 
-ENGINES = ("local", "ray")
 ATTEMPTS = 3  # of a shard, and of workers in a row that die before they can work
 PATIENCE = 1.0  # seconds after which the cluster is looked at again
 
@@ -37,32 +36,11 @@ class Outcome(NamedTuple):
     fault: str | None = None
 
 
-@dataclass
-class EngineSettings:
-    """Who does the shards of long jobs."""
-
-    engine: str = field(
-        default="local",
-        metadata={"help": "who does the shards: this process (and those of a launch), or Ray", "choices": ENGINES},
-    )
-    num_workers: int | None = field(
-        default=None,
-        metadata={"help": "ray: how many workers; by default as many as the cluster has room for", "least": 1},
-    )
-    gpus_per_worker: float | None = field(
-        default=None, metadata={"help": "ray: by default 1 where the cluster has GPUs, else 0", "least": 0}
-    )
-    address: str | None = field(
-        default=None,
-        metadata={"help": "ray: of a running cluster, or auto; by default one is started on this machine"},
-    )
-
-
 def open_engine(settings) -> AbstractContextManager:
     """The engine that the settings of a command name, for a `with` block; None for `local`.
 
     Args:
-        settings: has the fields of [`EngineSettings`].
+        settings: has the fields of [`~unime.jobs.choices.EngineSettings`].
 
     Raises:
         ValueError: Ray is not installed, there is no cluster at the address, or an option needs Ray.

@@ -56,10 +56,14 @@ def _silence_imported():
 
 
 def silence_alarms():
-    """Keeps a command free of two notices that read like failures on a machine without a GPU, but are not.
+    """Keeps a command free of bars for a second's work, and of two notices that read like failures on a machine
+    without a GPU, but are not.
 
     For programs only: a library must not change its user's environment or loggers.
     """
+    # tqdm reads it when it is imported: a bar is for work that lasts
+    os.environ.setdefault("TQDM_DELAY", "2")
+
     # DeepSpeed warns that it looked for an accelerator, unless it is told which to use.
     import torch
 

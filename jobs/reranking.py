@@ -5,11 +5,11 @@ import sys
 from ..checkpoints.opening import open_checkpoint, require_kind
 from ..modeling_unime import UniMERerankerForCausalLM
 from .checks import check_options
+from .choices import STRATEGIES
 from .embedding import checkpoint_fingerprint
 from .shards import processes
 
 TAKEN = ("query", "candidates", "strategy", "retrieval_scores", "show_progress", "top_k", "return_documents")
-STRATEGIES = ("pointwise", "listwise", "fused")
 
 
 class Reranker:

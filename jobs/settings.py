@@ -4,13 +4,13 @@ import argparse
 import difflib
 import inspect
 import sys
+import types
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
 from .checks import check_setting, fits
 from .notices import without_quiet
@@ -85,16 +85,49 @@ class _HelpWithDefaults(argparse.RawDescriptionHelpFormatter, argparse.ArgumentD
     """Help that keeps line breaks and shows the default of each setting."""
 
 
-class _SettingsParser(CommandParser, HfArgumentParser):
-    """A `CommandParser` with an option for each field of a dataclass."""
+def _add_settings(parser: CommandParser, config_class):
+    """Adds an option for each field of a dataclass. `HfArgumentParser` would do it, but takes seconds to load."""
+    hints = get_type_hints(config_class)
+    for setting in fields(config_class):
+        option = f"--{setting.name.replace('_', '-')}"
+        default = setting.default if setting.default_factory is MISSING else setting.default_factory()
 
-    def add_argument(self, *names: str, least: int | None = None, **options):
         # `least` is checked by the settings themselves, wherever they come from
-        # transformers names every setting in both spellings, which are understood anyway: help shows the first
-        spellings = {}
-        for name in names:
-            spellings.setdefault(name.replace("_", "-"), name)
-        return super().add_argument(*spellings.values(), **options)
+        details = {name: value for name, value in setting.metadata.items() if name != "least"}
+        details.update(dest=setting.name, default=default)
+
+        # a flag may be followed by its value, and one that is on can be put off
+        hint = _without_none(hints[setting.name])
+        if hint is bool:
+            parser.add_argument(option, type=_truth, nargs="?", const=True, **details)
+            if default is True:
+                parser.add_argument(f"--no-{option[2:]}", dest=setting.name, action="store_false", default=default)
+        elif get_origin(hint) is list:
+            parser.add_argument(option, type=get_args(hint)[0], nargs="+", **details)
+        else:
+            parser.add_argument(option, type=hint, **details)
+
+
+def _without_none(hint):
+    """The type that a text of the command line is made into: `int` of `int | None`, `str` of `dict | str`."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    kinds = [kind for kind in get_args(hint) if kind is not types.NoneType]
+    return str if str in kinds else kinds[0]
+
+
+def _truth(text: str) -> bool:
+    """True or false, in the words that YAML and people have for them.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    word = text.lower()
+    if word in ("true", "yes", "t", "y", "1"):
+        return True
+    if word in ("false", "no", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
 
 
 def parse_settings(program: str, config_class, steps, arguments: Sequence[str] | None = None):
@@ -123,13 +156,13 @@ def parse_settings(program: str, config_class, steps, arguments: Sequence[str] |
     # the file is read first: its settings are the defaults of the options
     config_parser = CommandParser(prog=program, add_help=False)
     config_parser.add_argument("--config", help="YAML file of the settings below")
-    parser = _SettingsParser(
-        config_class,
+    parser = CommandParser(
         parents=[config_parser],
         prog=program,
         description=inspect.getdoc(config_class),
         formatter_class=_HelpWithDefaults,
     )
+    _add_settings(parser, config_class)
     parser.add_argument("step", choices=list(steps), help=_explain(steps))
 
     # a mistake in the file is reported like one on the command line
@@ -140,13 +173,13 @@ def parse_settings(program: str, config_class, steps, arguments: Sequence[str] |
         except ValueError as error:
             parser.error(str(error))
 
+    values = vars(parser.parse_args(arguments))
+    step = values.pop("step")
+    values.pop("config")
     try:
-        config, options, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+        return step, config_class(**values)
     except ValueError as error:
         parser.error(str(error))
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return options.step, config
 
 
 def given_settings(arguments: Sequence[str] | None = None) -> dict[str, str]:

@@ -20,7 +20,7 @@ def rehearse(config, step: str, given: dict[str, str]) -> Rehearsal:
     """Rehearses a step of mining; nothing is written.
 
     Args:
-        config ([`~unime.mining.pipeline.MiningConfig`]): the settings.
+        config ([`~unime.mining.settings.MiningConfig`]): the settings.
         step (`str`): of `unime mine`.
         given (`dict[str, str]`): where each setting was given.
 

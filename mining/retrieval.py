@@ -413,7 +413,7 @@ class RetrievalWork:
     """The work of `unime mine retrieve`: the potential hard negatives of pairs (UniME-V2, 2510.13515 section 3).
 
     Args:
-        config ([`~unime.mining.pipeline.MiningConfig`]): `top_k`, `pool`, `delta` and the index.
+        config ([`~unime.mining.settings.MiningConfig`]): `top_k`, `pool`, `delta` and the index.
         pool ([`~unime.mining.selection.Pool`]): the queries, candidates and pairs.
         embeddings (`dict`): of the pool's `"queries"` `[Q, D]` and `"candidates"` `[N, D]`.
         embedded (bool array `[N]`): which candidates have an embedding; the others are never retrieved.

@@ -248,6 +248,24 @@ def test_help_and_version_import_nothing_heavy():
     assert fresh_process(code) == []
 
 
+def test_help_and_mistakes_of_every_command_import_nothing_heavy():
+    commands = [[command] for command in COMMANDS if command != "train"]
+    commands += [["train"], ["eval", "report"], ["eval", "figures"], ["eval", "pairs"], ["mine", "run"]]
+    code = (
+        "import contextlib, io, json, sys\nfrom unime.cli import main\nprinted = []\n"
+        f"for words in {commands}:\n"
+        "    for last, expected in (('--help', 0), ('--no-such-option', 2)):\n"
+        "        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n"
+        "            try:\n"
+        "                main([*words, last])\n"
+        "            except SystemExit as end:\n"
+        "                printed.append(end.code == expected)\n"
+        "heavy = [name for name in ('torch', 'transformers', 'datasets', 'numpy', 'PIL') if name in sys.modules]\n"
+        "print(json.dumps([heavy, len(printed), all(printed)]))"
+    )
+    assert fresh_process(code) == [[], 2 * len(commands), True]
+
+
 @pytest.mark.parametrize("command", ["search", "rerank", "encode", "demo", "eval"])
 def test_shared_options_have_the_same_default_and_help(command, capsys):
     with pytest.raises(SystemExit):

@@ -14,7 +14,8 @@ from engine_work import ROWS, once, this_node, work
 from test_pipeline import contents, settings
 
 from unime import cli
-from unime.jobs.engines import EngineSettings, RayEngine, open_engine
+from unime.jobs.choices import EngineSettings
+from unime.jobs.engines import RayEngine, open_engine
 from unime.jobs.shards import read_errors, read_job, run_job
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}

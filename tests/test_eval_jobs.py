@@ -26,9 +26,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from unime import UniMEModel, UniMERerankerForCausalLM
-from unime.commands.evaluate import STEPS, EvalConfig, main
+from unime.commands.evaluate import main
+from unime.commands.parsers.evaluate import STEPS, EvalConfig
 from unime.data.schema import Item
-from unime.eval.catalogue import BENCHMARKS, read
+from unime.eval.benchmarks import BENCHMARKS
+from unime.eval.catalogue import read
 from unime.eval.report import load, to_eval_results
 from unime.eval.rerank import run_rerank
 from unime.eval.runner import run_benchmark, score_task
