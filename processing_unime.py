@@ -361,8 +361,9 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         token_ids = self._tokenize(prompts)
         prepared = []
         cut_names = set()
+        counts = {}
         for i, item in enumerate(items):
-            entry = self._plan(names[i], prompts[i], token_ids[i], images[i], resolution)
+            entry = self._plan(names[i], prompts[i], token_ids[i], images[i], resolution, counts)
             entry = self._with_appended_id(entry)
             if entry.length > limit:
                 entry = self._shorten(entry, item, readings[instructions[i]], limit)
@@ -414,8 +415,14 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
                 token_ids[number] = self.controls.unguard(token_ids[number])
         return token_ids
 
-    def _plan(self, name: str, prompt: str, ids: list[int], images: tuple, resolution: Resolution) -> PreparedItem:
-        """A tokenised item with the sizes at which its images will be read, and the tokens that they take."""
+    def _plan(
+        self, name: str, prompt: str, ids: list[int], images: tuple, resolution: Resolution, counts: dict
+    ) -> PreparedItem:
+        """A tokenised item with the sizes at which its images will be read, and the tokens that they take.
+
+        `counts` holds the tokens by sizes: transformers checks all its settings for each count, which takes longer
+        than reading a small image.
+        """
         placed = ids.count(self._native.placeholder_id)
         if placed != len(images):
             raise ValueError(
@@ -429,8 +436,9 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             sizes.append(self._fit(image, resolution, image_name))
         sizes = tuple(sizes)
 
-        image_tokens = self._count_tokens(sizes, name)
-        return PreparedItem(name, prompt, ids, images, sizes, image_tokens, resolution)
+        if sizes not in counts:
+            counts[sizes] = self._count_tokens(sizes, name)
+        return PreparedItem(name, prompt, ids, images, sizes, counts[sizes], resolution)
 
     def _fit(self, image, resolution: Resolution, name: str) -> tuple[int, int]:
         """(width, height) at which an image is read."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import HfArgumentParser, PreTrainedTokenizerFast, Qwen2VLConfig, Trainer, TrainingArguments, set_seed
@@ -38,6 +39,7 @@ SPECIAL = [
     "<|image_pad|>",
     "<|video_pad|>",
 ]
+IGNORED = -100  # the label of a token that is not learnt
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -195,7 +197,7 @@ class GenerativeCollator:
         batch = self.processor.collate(sequences)
 
         # padding is on the left, so answers end at the right edge
-        labels = torch.full_like(batch["input_ids"], -100)  # [B, L]
+        labels = torch.full_like(batch["input_ids"], IGNORED)  # [B, L]
         for row, answer in enumerate(answers):
             labels[row, -len(answer) :] = torch.tensor(answer)
         return {**batch, "labels": labels}
@@ -239,6 +241,17 @@ class BackboneTrainer(GenerativeTrainer):
             betas = (self.args.adam_beta1, self.args.adam_beta2)
             self.optimizer = MuonWithAdamW(matrices, others, self.args.learning_rate, betas, self.args.weight_decay)
         return self.optimizer
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs["labels"]  # [B, L]
+        tensors = {name: values for name, values in inputs.items() if name != "labels"}
+
+        # answers end at the right edge, and all columns before the longest of them have no label
+        length = int((labels != IGNORED).any(dim=0).sum())  # A
+        output = model(**tensors, use_cache=False, logits_to_keep=length + 1)
+        logits = output.logits[:, :-1].float()  # [B, A, V]
+        loss = F.cross_entropy(logits.transpose(1, 2), labels[:, -length:], ignore_index=IGNORED)
+        return (loss, output) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset=None):
         groups = []

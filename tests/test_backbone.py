@@ -2,13 +2,19 @@
 
 import pyarrow.parquet as pq
 import torch
+from datasets import Dataset
 
+from unime.configuration_unime import UniMERerankerConfig
 from unime.miniature.backbone import (
+    BackboneConfig,
+    BackboneTrainer,
     GenerativeCollator,
+    build_config,
     build_processor,
     build_tokenizer,
     world_texts,
 )
+from unime.modeling_unime import UniMERerankerForCausalLM
 
 
 def test_tokenizer_encodes_any_string_and_keeps_qwens_special_tokens(world):
@@ -32,3 +38,19 @@ def test_labels_are_the_answer_and_nothing_else(world):
         assert labels[labels >= 0].tolist() == answer == ids[-len(answer) :].tolist()
         assert "assistant\n" + row["answer"] in tokenizer.decode(ids)
     assert torch.equal(batch["labels"] >= 0, batch["labels"] == batch["input_ids"])
+
+
+def test_the_loss_is_that_of_the_whole_sequences(world, tmp_path):
+    """Only the logits of answers are computed, and the loss is the one that transformers takes over all of them."""
+    tokenizer = build_tokenizer(world_texts(world))
+    processor = build_processor(tokenizer)
+    rows = Dataset(pq.read_table(world / "pretrain" / "generative.parquet"))
+    collator = GenerativeCollator(processor, world)
+    torch.manual_seed(0)
+    model = UniMERerankerForCausalLM(UniMERerankerConfig(vlm_config=build_config(tokenizer)))
+    args = BackboneConfig(output_dir=str(tmp_path), report_to="none")
+    trainer = BackboneTrainer(model=model, args=args, train_dataset=rows, data_collator=collator)
+
+    batch = collator([rows[number] for number in range(12)])
+    assert len({int((labels >= 0).sum()) for labels in batch["labels"]}) > 1, "answers of several lengths"
+    torch.testing.assert_close(trainer.compute_loss(model, batch), model(**batch).loss, rtol=1e-5, atol=1e-6)
