@@ -27,6 +27,7 @@ _NUMBER = re.compile(r"(\d+)")
 MAX_SIDE = 10_000  # pixels of a side to which images may be resized
 _NAMED_SIDES = {"native": None, "high": 1344, "mid": 672, "mid_336": 336, "low": 128}  # upstream's names of squares
 _ORIENTATION = 0x0112  # the EXIF tag that says how an image is turned
+_TURNING_DATA = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # where Pillow looks for that tag
 _TURNS = {  # what makes it upright, by the value of that tag
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -82,6 +83,10 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
 
         if turn is not None and image.format != "TIFF":
             image = image.transpose(turn)
+
+            # opened once more, it would be turned once more
+            for name_of_data in _TURNING_DATA:
+                image.info.pop(name_of_data, None)
         rgb = _to_rgb(image, name)
     return source.copy() if rgb is source else rgb
 

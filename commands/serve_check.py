@@ -2,13 +2,14 @@
 
 unime serve-check http://localhost:8000 --model me/my-embedder
 
-The server (vLLM, SGLang, or another with OpenAI's interface) holds what `unime export` made of the model. A few texts
-and images go to both; an embedder is asked through /v1/embeddings, a reranker through /rerank.
+The server holds the model (`unime serve`), or what `unime export` made of it (vLLM, SGLang, or another with OpenAI's
+interface). A few texts and images go to both; an embedder is asked through /v1/embeddings, a reranker through /rerank.
 """
 
+import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import requests
@@ -16,8 +17,9 @@ import torch
 from PIL import Image, ImageDraw
 
 from ..checkpoints.opening import open_checkpoint
-from ..data.images import sent_image
+from ..data.images import sent_file, sent_image
 from ..data.item_sources import read_items
+from ..images_unime import open_image
 from ..modeling_unime import UniMEModel
 from .errors import one_line_errors
 from .parsers.serve_check import read
@@ -25,6 +27,14 @@ from .server_readings import Readings
 
 SHOWN = 300  # characters of an answer that a message quotes
 QUERY = "a red circle"  # what a reranker is asked for
+ORIENTATION = (
+    "orientation: it ignores how the EXIF data of a picture say it is turned; turn pictures before sending them"
+)
+RESIZE = (
+    "resize: it resizes pictures otherwise than the model; set its limits of pixels to the model's (vLLM: "
+    "--mm-processor-kwargs), or send pictures at the size that the model sees (`model.processor.read_image`)"
+)
+_TURN = 6  # of the EXIF orientations, the most usual: a telephone that was held upright
 _JUDGE = "start it with --chat-template and templates/judge.jinja of the exported folder"
 
 
@@ -59,7 +69,14 @@ class Server:
         key = os.environ.get(key_variable)
         if key:
             self.client.headers["Authorization"] = f"Bearer {key}"
-        self.model = model or self._only_model()
+
+        entries = self._ask("/v1/models", None, lambda answer: {entry["id"]: entry for entry in answer["data"]})
+        if model is None and len(entries) != 1:
+            raise ValueError(f"{self.url} serves {', '.join(entries) or 'nothing'}; choose one with --served-model.")
+        self.model = model or next(iter(entries))
+
+        # other servers than ours cannot add up the embeddings of image and text
+        self.fusion = entries.get(self.model, {}).get("fusion", "joint")
 
     def embed(self, parts: list[dict]) -> np.ndarray:
         """The embedding `[D]`, float64, of a user's turn.
@@ -99,13 +116,6 @@ class Server:
 
         return self._ask("/rerank", {"model": self.model, "query": query, "documents": documents}, read)
 
-    def _only_model(self) -> str:
-        """The name of the model, if the server has only one."""
-        names = self._ask("/v1/models", None, lambda answer: [entry["id"] for entry in answer["data"]])
-        if len(names) != 1:
-            raise ValueError(f"{self.url} serves {', '.join(names) or 'nothing'}; choose one with --served-model.")
-        return names[0]
-
     def _ask(self, path: str, body: dict | None, read: Callable):
         """What `read` makes of an answer."""
         address = f"{self.url}{path}"
@@ -138,14 +148,41 @@ def probes() -> list[dict]:
 
 
 def _drawing(size: tuple[int, int]) -> Image.Image:
-    """A red ellipse on blue."""
+    """A red ellipse on blue, left of fine lines: another image when it is turned, and when it is made smaller."""
+    width, height = size
     image = Image.new("RGB", size, "navy")
-    ImageDraw.Draw(image).ellipse((20, 30, 140, 150), fill="red", outline="white", width=6)
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((width // 12, height // 8, width // 2, height // 2), fill="red", outline="white", width=6)
+    for x in range(width // 2, width, 9):
+        draw.line((x, 0, x + width // 8, height), fill="white", width=2)
     return image
 
 
+def pictures() -> list[bytes]:
+    """Files that a server must read for itself: a photo that its EXIF data say is turned, and two of odd sizes.
+
+    All other images are sent at the size that the model sees, of which nothing can be made wrong.
+    """
+    photo = _drawing((224, 168))
+    photo.getexif()[0x0112] = _TURN
+    return [_file(photo, "JPEG"), _file(_drawing((333, 517)), "PNG"), _file(_drawing((4000, 3000)), "PNG")]
+
+
+def _file(image: Image.Image, kind: str) -> bytes:
+    """An image as a file, with its EXIF data."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, exif=image.getexif())
+    return buffer.getvalue()
+
+
 def check_embedder(
-    server: Server, model: UniMEModel, items: list[dict], role: str, tolerance: float, prompts: bool = False
+    server: Server,
+    model: UniMEModel,
+    items: list[dict],
+    role: str,
+    tolerance: float,
+    prompts: bool = False,
+    files: Sequence[bytes] = (),
 ) -> dict:
     """Compares a server's embeddings with the model's.
 
@@ -157,6 +194,7 @@ def check_embedder(
         tolerance (`float`): largest `1 - cosine` that passes.
         prompts (`bool`, defaults to `False`): send finished prompts as `input` instead of messages: texts only, for
             servers without templates.
+        files (`Sequence[bytes]`): images that are sent as they are, see [`pictures`].
 
     Returns:
         `dict`: `{"same", "items": [{"item", "cosine", "norm"}], "reasons"}`.
@@ -169,7 +207,7 @@ def check_embedder(
             continue  # an image cannot be sent within a prompt
 
         theirs = _served_embedding(server, model.processor, item, role, prompts)  # [D]
-        ours = model.encode(item, role=role, fusion="joint").numpy().astype(np.float64)  # [D]
+        ours = model.encode(item, role=role, fusion=server.fusion).numpy().astype(np.float64)  # [D]
         row = {"item": _words(item), "norm": float(np.linalg.norm(theirs)), "cosine": None}
         rows.append(row)
 
@@ -187,8 +225,51 @@ def check_embedder(
         if model.config.normalize and abs(row["norm"] - 1) > 0.01:
             reasons.append("its vectors are not normalised, which changes dot products, but no cosines")
 
+    # what else is wrong shows in these too, and is known by now
+    same = bool(rows) and all(_passes(row["cosine"], tolerance) for row in rows)
+    for content in files if same else ():
+        row, reason = _check_file(server, model, content, role, tolerance)
+        rows.append(row)
+        if reason is not None:
+            reasons.append(reason)
+
     same = bool(rows) and all(_passes(row["cosine"], tolerance) for row in rows)
     return {"same": same, "items": rows, "reasons": list(dict.fromkeys(reasons))}
+
+
+def _check_file(server: Server, model: UniMEModel, content: bytes, role: str, tolerance: float) -> tuple:
+    """The row of an image that is sent as it is, and what is wrong with it, or None."""
+    image = Image.open(io.BytesIO(content))
+    ours = model.encode(image, role=role).numpy().astype(np.float64)  # [D]
+
+    def cosine(parts: list[dict]) -> float:
+        theirs = server.embed(parts)
+        return float(theirs @ ours / (np.linalg.norm(theirs) * np.linalg.norm(ours)))
+
+    theirs = server.embed([sent_file(content, image.format.lower())])
+    row = {"item": _file_words(image), "norm": float(np.linalg.norm(theirs)), "cosine": None}
+    row["cosine"] = float(theirs @ ours / (row["norm"] * np.linalg.norm(ours)))
+    if _passes(row["cosine"], tolerance):
+        return row, None
+    return row, _file_fault(image, lambda parts: _passes(cosine(parts), tolerance))
+
+
+def _file_words(image: Image.Image) -> str:
+    """An image file in a few words."""
+    turned = ", turned by its EXIF data" if image.getexif() else ""
+    return f"file of {image.width} x {image.height}{turned}"
+
+
+def _file_fault(image: Image.Image, agrees: Callable[[list[dict]], bool]) -> str:
+    """What is wrong with the reading of an image file, where the server reads other images rightly.
+
+    `agrees` sends parts of a message in its place, and tells whether the answer is then the model's.
+    """
+    if not image.getexif():
+        return RESIZE  # upright and without loss, so that only its size is left to be read otherwise
+    if agrees([sent_image(open_image(image))]):
+        return ORIENTATION
+    return f"no known way of reading the {_file_words(image)} gives its answer; it may decode JPEG in its own way"
 
 
 def _served_embedding(server: Server, processor, item: dict, role: str, prompts: bool) -> np.ndarray:
@@ -229,7 +310,9 @@ def _explain(readings: Readings, item: dict, theirs: np.ndarray, tolerance: floa
     ]
 
 
-def check_reranker(server: Server, model, tolerance: float, query: str, documents: list[dict]) -> dict:
+def check_reranker(
+    server: Server, model, tolerance: float, query: str, documents: list[dict], files: Sequence[bytes] = ()
+) -> dict:
     """Compares a server's scores with the model's.
 
     Args:
@@ -238,6 +321,7 @@ def check_reranker(server: Server, model, tolerance: float, query: str, document
         tolerance (`float`): largest difference of two scores that passes.
         query (`str`): what the documents are judged for.
         documents (`list[dict]`): with `text`, `image`, or both.
+        files (`Sequence[bytes]`): images that are sent as they are, see [`pictures`].
 
     Returns:
         `dict`: `{"same", "items": [{"item", "score", "server"}], "reasons"}`.
@@ -254,9 +338,30 @@ def check_reranker(server: Server, model, tolerance: float, query: str, document
     rows = []
     for document, score, served in zip(documents, ours.tolist(), theirs.tolist()):
         rows.append({"item": _words(document), "score": score, "server": served})
-    if np.abs(theirs - ours).max() <= tolerance:
-        return {"same": True, "items": rows, "reasons": []}
-    return {"same": False, "items": rows, "reasons": [_score_fault(theirs, ours, tolerance)]}
+    if np.abs(theirs - ours).max() > tolerance:
+        return {"same": False, "items": rows, "reasons": [_score_fault(theirs, ours, tolerance)]}
+
+    reasons = []
+    for content in files:
+        row, reason = _judge_file(server, model, content, query, tolerance)
+        rows.append(row)
+        if reason is not None:
+            reasons.append(reason)
+    return {"same": not reasons, "items": rows, "reasons": list(dict.fromkeys(reasons))}
+
+
+def _judge_file(server: Server, model, content: bytes, query: str, tolerance: float) -> tuple:
+    """The row of an image that is sent as it is, and what is wrong with its score, or None."""
+    image = Image.open(io.BytesIO(content))
+    score = float(model.score(query, [image])[0])
+
+    def served(parts: list[dict]) -> float:
+        return server.rerank(query, [{"content": parts}])[0]
+
+    row = {"item": _file_words(image), "score": score, "server": served([sent_file(content, image.format.lower())])}
+    if abs(row["server"] - score) <= tolerance:
+        return row, None
+    return row, _file_fault(image, lambda parts: abs(served(parts) - score) <= tolerance)
 
 
 def _score_fault(theirs: np.ndarray, ours: np.ndarray, tolerance: float) -> str:
@@ -321,14 +426,17 @@ def execute(options):
         ).eval()
 
         items = probes()
+        files = pictures()
         if options.items:
+            files = []
             items = [item.as_input() for _, item in read_items(options.items)]
 
         # a UniME checkpoint says itself which of the two it is
         if isinstance(model, UniMEModel):
-            report = check_embedder(server, model, items, options.role, options.tolerance, options.input)
+            files = [] if options.input else files
+            report = check_embedder(server, model, items, options.role, options.tolerance, options.input, files)
         else:
-            report = check_reranker(server, model, options.tolerance, QUERY, items)
+            report = check_reranker(server, model, options.tolerance, QUERY, items, files)
 
     if options.json:
         print(json.dumps(report))

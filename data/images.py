@@ -54,7 +54,16 @@ def sent_image(image) -> dict:
     """A PIL image as the part of a chat message that OpenAI-compatible servers read, as PNG, without loss."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
+    return sent_file(buffer.getvalue(), "png")
 
+
+def sent_file(content: bytes, kind: str) -> dict:
+    """The content of an image file as such a part, byte for byte.
+
+    Args:
+        content (`bytes`): of the file.
+        kind (`str`): what it is: `"png"`, `"jpeg"`.
+    """
     # within the message, since a server may not read this machine's files
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    data = base64.b64encode(content).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}

@@ -189,7 +189,8 @@ def test_exif_orientation_is_applied_and_planned(processor, tmp_path):
     image, exif = picture(2, (96, 32)), Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "turned.jpg", exif=exif)
-    assert open_image(tmp_path / "turned.jpg").size == (32, 96)
+    upright = open_image(tmp_path / "turned.jpg")
+    assert upright.size == (32, 96) and open_image(upright).tobytes() == upright.tobytes()
     grid = processor.collate(processor.prepare([tmp_path / "turned.jpg"]))["image_grid_thw"][0]
     assert grid[1] > grid[2]
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from conftest import picture
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoModel, AutoModelForImageTextToText, AutoTokenizer, LlavaNextProcessor
 
 from unime import UniMEModel, UniMERerankerForCausalLM
@@ -54,13 +54,14 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
 
-def opened(parts):
+def opened(parts, prepare=ImageOps.exif_transpose):
     """Messages as transformers takes them, and their images."""
     images, turn = [], []
     for part in parts:
         if part["type"] == "image_url":
             data = part["image_url"]["url"].partition("base64,")[2]
-            images.append(Image.open(io.BytesIO(base64.b64decode(data))))
+            image = Image.open(io.BytesIO(base64.b64decode(data)))
+            images.append(prepare(image).convert("RGB"))
         turn.append({"type": "image"} if part["type"] == "image_url" else part)
     return turn, images
 
@@ -68,17 +69,27 @@ def opened(parts):
 class Stock:
     """An exported LLaVA-NeXT in transformers' own classes, read with a template, a pooling and special tokens."""
 
-    def __init__(self, folder, template="query.jinja", pooling="last", special=False, scale=1.0, generate=True):
+    def __init__(
+        self,
+        folder,
+        template="query.jinja",
+        pooling="last",
+        special=False,
+        scale=1.0,
+        generate=True,
+        prepare=ImageOps.exif_transpose,
+    ):
         self.processor = LlavaNextProcessor.from_pretrained(folder)
         self.model = AutoModel.from_pretrained(folder).eval()
         self.pooling, self.special, self.scale, self.generate = pooling, special, scale, generate
+        self.prepare = prepare
         self.template = (folder / "templates" / template).read_text() if template else self.processor.chat_template
 
     def embeddings(self, body):
         if "input" in body:
             prompt, images, special = body["input"], [], True
         else:
-            turn, images = opened(body["messages"][0]["content"])
+            turn, images = opened(body["messages"][0]["content"], self.prepare)
             prompt = self.processor.tokenizer.apply_chat_template(
                 [{"role": "user", "content": turn}],
                 chat_template=self.template,
@@ -116,7 +127,7 @@ def check(capsys, answers, model, *options) -> tuple[dict, int]:
 def test_a_server_that_reads_rightly_passes(llava, capsys):
     server = Stock(llava / "stock")
     found, code = check(capsys, {"/v1/embeddings": server.embeddings}, llava / "unime")
-    assert code == 0 and found["same"] and found["reasons"] == [] and len(found["items"]) == 5
+    assert code == 0 and found["same"] and found["reasons"] == [] and len(found["items"]) == 8
     assert all(abs(row["cosine"] - 1) < 1e-5 for row in found["items"])
     found, code = check(capsys, {"/v1/embeddings": server.embeddings}, llava / "unime", "--input")
     assert code == 0 and len(found["items"]) == 2
@@ -144,9 +155,29 @@ def test_a_mismatch_is_explained(llava, capsys, fault, reasons):
     assert all(reason in said for reason, said in zip(reasons, found["reasons"]))
 
 
+def shrunk(image):
+    """As a server with a limit of its own on pixels sees an image."""
+    image = ImageOps.exif_transpose(image)
+    image.thumbnail((260, 260))
+    return image
+
+
+@pytest.mark.parametrize(
+    "prepare, wrong, reason",
+    [(lambda image: image, [5], "orientation: "), (shrunk, [6], "resize: ")],
+    ids=["orientation", "resize"],
+)
+def test_what_a_server_makes_of_the_pictures_themselves_is_named(llava, capsys, prepare, wrong, reason):
+    server = Stock(llava / "stock", prepare=prepare)
+    found, code = check(capsys, {"/v1/embeddings": server.embeddings}, llava / "unime", "--tolerance", "1e-4")
+    assert code == 1 and not found["same"]
+    assert [number for number, row in enumerate(found["items"]) if row["cosine"] < 1 - 1e-4] == wrong
+    assert len(found["reasons"]) == 1 and found["reasons"][0].startswith(reason)
+
+
 def test_templates_of_the_other_role_positions_and_sizes_are_told_apart(tiny, tmp_path, capsys):
     path = tiny("qwen2_vl")[0]
-    ours = {"hierarchical": {}, "unime-v2-qwen2-vl": {"resolution": 56}}
+    ours = {"hierarchical": {"resolution": "pixels:50176"}, "unime-v2-qwen2-vl": {"resolution": 56}}
     for preset, settings in ours.items():
         UniMEModel.from_backbone(path, preset, **settings).save_pretrained(tmp_path / preset)
 

@@ -2,8 +2,8 @@
 
 unime serve-check http://localhost:8000 --model me/my-embedder
 
-The server (vLLM, SGLang, or another with OpenAI's interface) holds what `unime export` made of the model. A few texts
-and images go to both; an embedder is asked through /v1/embeddings, a reranker through /rerank.
+The server holds the model (`unime serve`), or what `unime export` made of it (vLLM, SGLang, or another with OpenAI's
+interface). A few texts and images go to both; an embedder is asked through /v1/embeddings, a reranker through /rerank.
 """
 
 from ...jobs.settings import CommandParser
