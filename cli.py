@@ -31,6 +31,7 @@ GROUPS = {
         "search": Command("search", "answers from such a file"),
         "rerank": Command("rerank", "texts and images in a reranker's order"),
         "demo": Command("demo", "a page in the browser that searches a folder of images"),
+        "serve": Command("serve", "embeddings and scores over HTTP"),
     },
     "Train": {
         "data": Command("data", "check a data file, or fetch a benchmark"),
@@ -56,7 +57,7 @@ for _group in GROUPS.values():
 STAGES = ("distillation", "contrastive", "alignment", "reranker")
 
 # which extra of the package brings what a command imports beyond the plain installation
-_EXTRAS = {"demo": "demo", "train": "train", "mine": "mining", "eval": "eval"}
+_EXTRAS = {"demo": "demo", "serve": "serve", "train": "train", "mine": "mining", "eval": "eval"}
 
 _STAGE_USAGE = f"usage: unime train {{{','.join(STAGES)}}} --config RECIPE.yaml [--setting value ...]"
 
@@ -136,7 +137,7 @@ def _run(name: str, module: str, function: str, options):
 
 def _usage() -> str:
     """What `unime --help` prints: every command under the heading of its group, within 24 lines."""
-    # 13 commands, 5 headings, and 4 lines around them
+    # 17 commands, 4 headings, and 4 lines around them
     lines = ["usage: unime COMMAND ... [--quiet]      (COMMAND --help says more)", ""]
     for heading, commands in GROUPS.items():
         lines.append(heading)

@@ -248,9 +248,9 @@ class UniMEModel(UniMEPreTrainedModel):
             longest = max((entry.length for entry in prepared), default=1)
             batch_tokens = batch_size * longest
 
-        parts = self._embed(prepared, batch_tokens, show_progress)  # [P, D]
+        parts = self.embed_parts(prepared, batch_tokens, show_progress)  # [P, D]
         embeddings = self.sum_parts(parts, torch.tensor(rows, dtype=torch.long))  # [distinct, D]
-        embeddings = self._truncate(embeddings, truncate_dim)
+        embeddings = self.truncate(embeddings, truncate_dim)
         embeddings = self.quantize(embeddings[places], precision, ranges)
         return embeddings[0] if is_single else embeddings
 
@@ -272,8 +272,19 @@ class UniMEModel(UniMEPreTrainedModel):
             places.append(place_of[key])
         return distinct, names, torch.tensor(places, dtype=torch.long)
 
-    def _embed(self, prepared, batch_tokens: int, show_progress) -> torch.Tensor:
-        """Embeddings `[P, D]` of prepared items, in float32 on the CPU."""
+    def embed_parts(self, prepared, batch_tokens: int, show_progress: bool | None = None) -> torch.Tensor:
+        """Embeds prepared items, each of which is a part of an item.
+
+        Args:
+            prepared (`list[PreparedItem]`): P parts, from [`~UniMEProcessor.prepare_parts`].
+            batch_tokens (`int`), show_progress (`bool`, *optional*): as in [`~UniMEModel.encode`].
+
+        Returns:
+            float32 `[P, D]` on the CPU, for [`~UniMEModel.sum_parts`].
+
+        Raises:
+            ValueError: an embedding is not finite; the message names the item.
+        """
         embeddings = torch.zeros(len(prepared), self.config.hidden_size)
         order = []
         outputs = []
@@ -316,8 +327,8 @@ class UniMEModel(UniMEPreTrainedModel):
         is_sum = (counts > 1)[:, None]
         return torch.where(is_sum, F.normalize(embeddings, dim=-1), embeddings)
 
-    def _truncate(self, embeddings: torch.Tensor, width: int | None) -> torch.Tensor:
-        """The first dimensions of embeddings, normalised again."""
+    def truncate(self, embeddings: torch.Tensor, width: int | None) -> torch.Tensor:
+        """The first `width` dimensions of embeddings `[N, D]`, normalised again (Matryoshka); all where it is None."""
         if width is None or width == self.config.hidden_size:
             return embeddings
         embeddings = embeddings[:, :width]

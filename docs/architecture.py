@@ -23,6 +23,7 @@ ROOMS = {
     "eval": (3, 1, "benchmarks, reports"),
     "mining": (3, 2, "hard negatives"),
     "jobs": (4, 1, "long runs in shards"),
+    "serving": (4, 2, "answers over HTTP"),
     "checkpoints": (5, 0.5, "in and out of repositories"),
     "data": (5, 1.5, "rows"),
     "files": (6, 1, "written whole, told apart"),
