@@ -14,7 +14,7 @@ import torch
 
 from ..data.schema import Item
 from ..images_unime import open_image
-from .metrics import places
+from ..jobs.metrics import places
 from .runner import score_task
 from .tasks import Task
 

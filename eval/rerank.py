@@ -13,10 +13,10 @@ import torch
 from ..files.names import model_name
 from ..files.writing import read_arrays, write_json
 from ..jobs.engines import RayEngine
+from ..jobs.metrics import mean_reciprocal_rank, places, recall_at, tied
 from ..jobs.reranking import Reranker
 from ..jobs.shards import fingerprint, processes, read_errors, read_job, run_job
 from .means import means_of
-from .metrics import mean_reciprocal_rank, places, recall_at, tied
 from .runner import (
     DEPTH,
     FORMAT,

@@ -17,10 +17,10 @@ from ..files.names import model_name
 from ..files.writing import read_arrays, read_json, write_arrays, write_json
 from ..jobs.embedding import Embedder, embed, item_name
 from ..jobs.engines import RayEngine
+from ..jobs.metrics import average_precision, mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 from ..jobs.shards import fingerprint, read_errors, read_job
 from ..modeling_unime import UniMEModel
 from .means import means_of
-from .metrics import average_precision, mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 from .tasks import Task
 
 FORMAT = 1  # of results files

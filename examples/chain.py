@@ -26,12 +26,12 @@ from ..files.writing import has_json, move_into_place, read_json, write_json
 from ..jobs.embedding import Embedder
 from ..jobs.notices import silence_alarms
 from ..jobs.reranking import Reranker
-from ..miniature.backbone import last_checkpoint
 from ..miniature.judge import JudgeConfig, train_judge
 from ..miniature.teacher import train_teacher
 from ..miniature.world import build
 from ..modeling_unime import UniMEModel
 from ..trainers import alignment, contrastive, distillation, reranker
+from ..trainers.resuming import last_checkpoint
 from .common import RECIPES, is_trained, load_for_cpu_or_gpu, pretrain_once
 from .mining import false_negatives, mine, print_shares
 

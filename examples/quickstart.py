@@ -25,11 +25,11 @@ from ..eval.runner import evaluate
 from ..eval.tasks import Task, read_world_tasks
 from ..files.writing import has_json, move_into_place, read_json, write_json
 from ..jobs.notices import be_quiet
-from ..miniature.backbone import last_checkpoint
 from ..miniature.instructions import FIND_CAPTION, FIND_CHANGED, FIND_IMAGE
 from ..miniature.world import build
 from ..modeling_unime import UniMEModel
 from ..trainers.progress import TrainingBar
+from ..trainers.resuming import last_checkpoint
 from .common import load_for_cpu_or_gpu, make_trainer, pretrain_once
 from .progress import Progress, Step
 

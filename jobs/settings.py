@@ -81,7 +81,7 @@ class CommandParser(argparse.ArgumentParser):
         return spellings.get(name.replace("_", "-"), name)
 
 
-class _HelpWithDefaults(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+class HelpWithDefaults(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Help that keeps line breaks and shows the default of each setting."""
 
 
@@ -160,7 +160,7 @@ def parse_settings(program: str, config_class, steps, arguments: Sequence[str] |
         parents=[config_parser],
         prog=program,
         description=inspect.getdoc(config_class),
-        formatter_class=_HelpWithDefaults,
+        formatter_class=HelpWithDefaults,
     )
     _add_settings(parser, config_class)
     parser.add_argument("step", choices=list(steps), help=_explain(steps))

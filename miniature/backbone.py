@@ -28,6 +28,7 @@ from ..trainers.embedding_trainer import fast_bf16
 from ..trainers.metered_trainer import resolve_decay
 from ..trainers.muon import MuonWithAdamW, split_parameters
 from ..trainers.progress import TrainingBar
+from ..trainers.resuming import last_checkpoint
 from ..trainers.starting import plain_attention
 
 SPECIAL = [
@@ -296,21 +297,6 @@ class BackboneConfig(TrainingArguments):
     def __post_init__(self):
         self.remove_unused_columns = False
         super().__post_init__()
-
-
-def last_checkpoint(folder) -> str | None:
-    """The newest checkpoint of a training that was written to the end; `None` where there is none.
-
-    Args:
-        folder (`str` or `Path`): the training's `output_dir`.
-    """
-    # the state is the last file that is written
-    states = list(Path(folder).glob("checkpoint-*/trainer_state.json"))
-    if not states:
-        return None
-
-    newest = max(states, key=lambda path: int(path.parent.name.rpartition("-")[2]))
-    return str(newest.parent)
 
 
 def pretrain(world, args: BackboneConfig, bar: TrainingBar | None = None) -> Path:

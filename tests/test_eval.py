@@ -13,11 +13,11 @@ from sklearn.metrics import ndcg_score
 
 from unime.data.schema import Item
 from unime.eval.means import summarize
-from unime.eval.metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 from unime.eval.runner import evaluate as evaluate_tasks
 from unime.eval.runner import score_task
 from unime.eval.statistics import interval, p_value, resampled
 from unime.eval.tasks import Task, read_world_tasks
+from unime.jobs.metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 
 
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=12), st.data())

@@ -14,10 +14,10 @@ from unime import UniMEModel
 from unime.commands.evaluate import main
 from unime.data.schema import Item
 from unime.eval.floors import floors_of
-from unime.eval.metrics import average_precision
 from unime.eval.pairs import read_pairs
 from unime.eval.runner import score_task
 from unime.eval.tasks import Task
+from unime.jobs.metrics import average_precision
 
 
 def write_rows(path, rows):

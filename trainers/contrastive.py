@@ -58,6 +58,7 @@ class ContrastiveTrainer(EmbeddingTrainer):
     """
 
     config_class = ContrastiveConfig
+    tells_rows_apart = True
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
+from ..data.schema import content_hash
 from ..devices_unime import has_amx
 from ..prompts_unime import one_of
 from .adapters import adapted
@@ -20,10 +21,13 @@ from .gathered_table import GatheredTable
 from .gradient_cache import ChunkEncoder, cached_loss
 from .left_out import refuse_empty
 from .losses import LossOutput, MatryoshkaLoss
+from .measures import UNNAMED, RetrievalMeasures
 from .metered_trainer import MeteredTrainer
 from .muon import MuonWithAdamW, split_parameters
 from .row_counts import RowCounts
 from .sharding import in_lockstep
+
+SAVE_SHARE = 0.1  # of all steps, after which a checkpoint is saved: a short run reaches it, too
 
 
 @dataclass
@@ -31,8 +35,8 @@ class EmbeddingConfig(TrainingArguments):
     """Arguments of every embedding stage, beside those of `TrainingArguments`.
 
     `remove_unused_columns` is always off, and these defaults differ from those of `TrainingArguments`: `learning_rate`
-    1e-4, `logging_steps` 10, `warmup_steps` 0.1 (a share), `bf16` where it is faster, `ddp_find_unused_parameters` on
-    (a chunk without images leaves the vision tower idle).
+    1e-4, `logging_steps` 10, `warmup_steps` 0.1 (a share), `save_steps` 0.1 (a share), `save_total_limit` 2, `bf16`
+    where it is faster, `ddp_find_unused_parameters` on (a chunk without images leaves the vision tower idle).
 
     Args:
         batch_tokens (`int`, defaults to 8192): most padded tokens of one chunk, which bound the memory of a step.
@@ -86,6 +90,10 @@ class EmbeddingConfig(TrainingArguments):
         default=False,
         metadata={"help": "Muon for the matrices inside the layers, AdamW for the rest: for models that start small."},
     )
+    save_steps: float = field(
+        default=SAVE_SHARE, metadata={"help": "Save every so many steps, or every such share of all steps if below 1."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints are kept."})
     bf16: bool | None = field(
         default=None, metadata={"help": "bfloat16 mixed precision; by default where it is faster."}
     )
@@ -106,9 +114,19 @@ class EmbeddingConfig(TrainingArguments):
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.bf16 is None:
             self.bf16 = fast_bf16() and not self.fp16
+        self._keep_the_best()
 
         # it checks what is set above
         super().__post_init__()
+
+    def _keep_the_best(self):
+        """Lets the best model be found: it is saved whenever it is measured, and its measure has one spelling."""
+        if self.load_best_model_at_end and self.eval_strategy == "steps" and self.save_steps == SAVE_SHARE:
+            self.save_steps = self.eval_steps or self.logging_steps
+
+        # the logs' spelling, eval/NAME/precision@1, is eval_NAME/precision@1 where transformers looks
+        if self.metric_for_best_model and self.metric_for_best_model.startswith("eval/"):
+            self.metric_for_best_model = self.metric_for_best_model.removeprefix("eval/")
 
     def _check_sampling(self):
         """Refuses orders of rows that are not ours to give.
@@ -166,6 +184,8 @@ class EmbeddingTrainer(MeteredTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         processor = self.processing_class
+        self._measures = RetrievalMeasures()  # of the evaluation that is running
+        self._names: dict[int, str] = {}  # of the data sets that were met, by the hashes of their names
 
         # the processor is saved with the model, which will be used as it reads now
         was_sum = processor.fusion == "sum"
@@ -272,6 +292,7 @@ class EmbeddingTrainer(MeteredTrainer):
         bad_items = self.leave_out(batch.bad_items)
         device = self.args.device
         table = GatheredTable(batch, device)
+        self._names.update((content_hash(name), name) for name in batch.dataset)
         refuse_empty(len(table.query), bad_items)
 
         # embeddings come in the order of the chunks, and some of them may count for nothing
@@ -286,8 +307,11 @@ class EmbeddingTrainer(MeteredTrainer):
                 return LossOutput(0.0 * sum([encoded.sum(), *parameters]), {})
 
             embeddings = torch.empty_like(encoded[: len(items)]).index_copy(0, items, encoded[rows])  # [t, D]
-            output = self.loss_of(table.gather(embeddings), table)
-            return LossOutput(output.loss, output.metrics, embeddings.detach())
+            everything = table.gather(embeddings)  # [T, D]
+            if not model.training:
+                self._measures.add(table, everything, self._names)
+            output = self.loss_of(everything, table)
+            return LossOutput(output.loss, output.metrics, embeddings.detach(), output.row_losses)
 
         encoder = ChunkEncoder(model, device, self.accelerator.autocast, lockstep=self.is_deepspeed_enabled)
         output = cached_loss(
@@ -306,7 +330,7 @@ class EmbeddingTrainer(MeteredTrainer):
                 f"{sorted(set(batch.dataset))}."
             )
 
-        self._record("train" if model.training else "eval", output.metrics, batch)
+        self._record("train" if model.training else "eval", output, table, batch)
         if model.training:
             self.count(len(batch.hashes), batch.tokens)
         return (output.loss, {"embeddings": output.embeddings}) if return_outputs else output.loss
@@ -342,12 +366,37 @@ class EmbeddingTrainer(MeteredTrainer):
         predictions = (embeddings[batch.query], embeddings[batch.positive])  # [B, D] each
         return loss.detach(), predictions, batch.hashes[batch.positive].to(embeddings.device)
 
-    def _record(self, mode: str, metrics: dict, batch: Batch):
+    def evaluation_loop(self, dataloader, description, *args, metric_key_prefix="eval", **kwargs):
+        """As in `Trainer`, with the measures of retrieval over these rows: see
+        [`~unime.trainers.measures.RetrievalMeasures`]."""
+        self._measures = RetrievalMeasures()
+        output = super().evaluation_loop(dataloader, description, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        for name, value in self._measures.results().items():
+            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        return output
+
+    def _record(self, mode: str, output: LossOutput, table: GatheredTable, batch: Batch):
         """Notes the figures of a batch for the next log entry; `mode` is `"train"` or `"eval"`."""
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
-        self._metrics[mode]["distinct_items"].append(len(batch.hashes))
+        metrics = self._metrics[mode]
+        for name, value in output.metrics.items():
+            metrics[name].append(value)
+        for name, value in self._loss_by_dataset(output, table).items():
+            metrics[f"loss/{name}"].append(value)
+        metrics["distinct_items"].append(len(batch.hashes))
 
         # there is no share of a batch of which nothing could be read
         if batch.padded_tokens:
-            self._metrics[mode]["padded_share"].append(1 - batch.tokens / batch.padded_tokens)
+            metrics["padded_share"].append(1 - batch.tokens / batch.padded_tokens)
+
+    def _loss_by_dataset(self, output: LossOutput, table: GatheredTable) -> dict[str, torch.Tensor]:
+        """The loss of each data set in a batch, as far as the loss tells: of one data set it is that of the batch."""
+        present = [number for number in self._names if bool((table.dataset == number).any())]
+        if output.row_losses is None:
+            if len(present) != 1:
+                return {}
+            return {self._names[present[0]] or UNNAMED: output.loss.detach()}
+
+        losses = {}
+        for number in present:
+            losses[self._names[number] or UNNAMED] = output.row_losses[table.dataset == number].mean()
+        return losses

@@ -132,7 +132,7 @@ def cached_loss(
     # step 3 is a hook on the loss: it runs in the caller's `backward`, with the caller's scale of the loss
     loss = result.loss.detach().requires_grad_()
     loss.register_hook(feed_gradients)
-    return LossOutput(loss, result.metrics, result.embeddings)
+    return LossOutput(loss, result.metrics, result.embeddings, result.row_losses)
 
 
 def _first_kept_graph(encoder: ChunkEncoder, chunks: Sequence[dict], graph_tokens: int) -> int:

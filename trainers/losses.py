@@ -19,11 +19,13 @@ class LossOutput:
         metrics (`dict`): figures for the logs by name, NaN where a batch has nothing to measure: numbers, or scalar
             tensors without a graph. These stay where they are until they are logged, as reading one waits for a GPU.
         embeddings (`Tensor` `[T, D]`, *optional*): of the batch, without a graph, where a trainer returns them.
+        row_losses (`Tensor` `[B]`, *optional*): of each row, without a graph, where the loss is their mean.
     """
 
     loss: torch.Tensor
     metrics: dict[str, float | torch.Tensor]
     embeddings: torch.Tensor | None = None
+    row_losses: torch.Tensor | None = None
 
 
 def positive_number(name: str, value: float) -> float:
@@ -119,6 +121,7 @@ class HardNegativeInfoNCE(nn.Module):
         if self.symmetric:
             reverse = forward(embeddings, positive, query, None, temperature, seed)
             output.loss = (output.loss + reverse.loss) / 2
+            output.row_losses = (output.row_losses + reverse.row_losses) / 2
         return output
 
     def _direction(self, embeddings, query, positive, negatives, temperature, seed) -> LossOutput:
@@ -216,14 +219,14 @@ class HardNegativeInfoNCE(nn.Module):
 
         # the positive stands in column 0
         targets = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        loss = F.cross_entropy(logits, targets)
+        row_losses = F.cross_entropy(logits, targets, reduction="none")  # [B]
 
         hardest = negative_scores.detach().amax(dim=1)  # [B]
         metrics = {
             "positive_similarity": positive_scores.detach().mean(),
             "hardest_negative_similarity": hardest.masked_fill(hardest.isinf(), float("nan")).nanmean(),
         }
-        return LossOutput(loss, metrics)
+        return LossOutput(row_losses.mean(), metrics, row_losses=row_losses.detach())
 
 
 class MatryoshkaLoss(nn.Module):
@@ -262,7 +265,9 @@ class MatryoshkaLoss(nn.Module):
             prefix = F.normalize(embeddings[:, :dim], dim=-1)  # [T, dim]
             outputs.append(self.loss(prefix, *args, **kwargs))
         losses = torch.stack([output.loss for output in outputs])  # [number of widths]
-        return LossOutput(losses.mean(), outputs[0].metrics)
+        row_losses = [output.row_losses for output in outputs if output.row_losses is not None]
+        rows = torch.stack(row_losses).mean(0) if row_losses else None  # [B]
+        return LossOutput(losses.mean(), outputs[0].metrics, row_losses=rows)
 
 
 class SimilarityDistillation(nn.Module):

@@ -50,6 +50,7 @@ class MeteredTrainer(Trainer):
 
     paper = "2504.17432"  # arXiv number, for the model card
     config_class = TrainingArguments  # of `args`
+    tells_rows_apart = False  # whether the answers of other rows are negatives, at `args.temperature`
     reranks = False  # whether it trains rerankers, not embedders
     loss_is_scaled_for_ga = False  # the loss is a mean over one batch; Trainer divides by the accumulation steps
 

@@ -13,7 +13,8 @@ class RowCounts:
 
     Args:
         data_sets (`list[dict]`): in the order of the rows, each with `data set`, `rows`, `candidates` (distinct
-            positives), and of a row `least negatives` and `most negatives`.
+            positives), `commonest` (rows with the commonest positive), and of a row `least negatives` and `most
+            negatives`.
 
     Example:
 
@@ -48,6 +49,12 @@ class RowCounts:
             ]
         )
 
+        # rows of each positive, and of them the most
+        by_candidate = pa.table({"dataset": table["dataset"], "candidate": candidate})
+        copies = by_candidate.group_by(["dataset", "candidate"]).aggregate([("candidate", "count")])
+        most = copies.group_by("dataset").aggregate([("candidate_count", "max")])
+        commonest = dict(zip(most["dataset"].to_pylist(), most["candidate_count_max"].to_pylist()))
+
         # under names that people read
         data_sets = []
         for row in counted.to_pylist():
@@ -55,6 +62,7 @@ class RowCounts:
                 "data set": row["dataset"] or "(no name)",
                 "rows": row["negatives_count"],
                 "candidates": row["candidate_count_distinct"],
+                "commonest": commonest[row["dataset"]],
                 "least negatives": row["negatives_min"],
                 "most negatives": row["negatives_max"],
             }

@@ -4,65 +4,30 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import replace
 from pathlib import Path
-from typing import get_type_hints
 
 import yaml
 from datasets import Dataset
+from datasets import concatenate_datasets as concatenate
 from huggingface_hub import upload_folder
+from transformers import EarlyStoppingCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from ..data.readers import read_rows
 from ..jobs.faults import one_line_disk_faults
 from ..jobs.notices import is_quiet, silence_alarms, without_quiet
-from ..jobs.settings import CommandParser, check_recipe_value, given_settings
+from ..jobs.settings import given_settings
 from ..prompts_unime import one_of
 from .adapters import find_targets
+from .arguments import StageArguments
 from .cards import write_card
 from .metered_trainer import resolve_decay
 from .rehearsal import rehearse
+from .resuming import last_checkpoint, point_of_resumption, record_of
+from .row_counts import RowCounts
 from .starting import load_model
-
-
-@dataclass
-class StageArguments:
-    """What to train on, beside the recipe's training arguments and TRL's model arguments."""
-
-    data: str = field(metadata={"help": "Training rows: a folder, or a .jsonl, .json, .parquet or .csv file."})
-    image_root: str | None = field(
-        default=None, metadata={"help": "Where image paths start; the data folder by default."}
-    )
-    subsets: list[str] | None = field(default=None, metadata={"help": "Subsets to use; all by default."})
-    split: str = field(default="original", metadata={"help": "MMEB-train: original or diverse_instruction."})
-    rows_per_subset: int | None = field(
-        default=None, metadata={"help": "At most that many rows of each subset (papers: 50000)."}
-    )
-    preset: str | None = field(
-        default=None,
-        metadata={"help": "Preset by which items are read (default: the checkpoint's own, or by a stock VLM's name)."},
-    )
-    trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run the code of the model's repository; read it first."}
-    )
-    holdout: int = field(
-        default=0, metadata={"help": "Rows of each data set kept for evaluation (eval_strategy, best checkpoint)."}
-    )
-    rehearse: bool = field(
-        default=False,
-        metadata={"help": "Print what would be done, from configuration, tokenizer and processor alone, and end."},
-    )
-    rehearse_json: str | None = field(default=None, metadata={"help": "Rehearse, and write it to this file as JSON."})
-    rehearse_processes: int | None = field(
-        default=None, metadata={"help": "Processes of the launch that is rehearsed; those of this one by default."}
-    )
-    lora_components: list[str] = field(
-        default_factory=lambda: ["language_model"],
-        metadata={"help": "What gets an adapter: language_model, vision_tower, projector."},
-    )
-    init_lora_weights: str = field(
-        default="kaiming", metadata={"help": "How an adapter starts: kaiming (PEFT's own start), or gaussian."}
-    )
+from .symptoms import Symptoms, symptoms_of_rows
 
 
 def read_training_rows(stage: StageArguments, args) -> Dataset:
@@ -175,28 +140,18 @@ def run_command(
             errors.
     """
     silence_alarms()
-    from trl import ModelConfig, TrlParser
-
-    class StageParser(CommandParser, TrlParser):
-        """TRL's parser, with the spellings and the one-line errors of every command."""
-
-        def set_defaults_with_config(self, **settings):
-            try:
-                check_recipe(self.dataclass_types, settings)
-            except ValueError as error:
-                self.error(str(error))
-            return super().set_defaults_with_config(**settings)
+    from .stage_parser import StageParser
 
     # a stage that was started as a module has no other name than __main__
     program = f"unime train {config_class.__module__.rpartition('.')[2]}".removesuffix(" __main__")
-    parser = StageParser((StageArguments, config_class, ModelConfig), prog=program)
-    arguments = without_quiet(sys.argv[1:] if arguments is None else list(arguments))
+    parser = StageParser(config_class, program)
+    arguments = _with_model_name(without_quiet(sys.argv[1:] if arguments is None else list(arguments)))
     try:
         stage, args, options, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
         if unknown:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}")
         args.disable_tqdm = args.disable_tqdm or is_quiet()
-        _check_early(args, options)
+        _check_early(stage, args, options)
         source = _model_source(stage, options, reranker)
 
         rows = read_rows(stage, args)
@@ -204,12 +159,14 @@ def run_command(
             rehearsal = _rehearsal(trainer_class, args, stage, options, rows, source, given_settings(arguments))
             return rehearsal.finish(stage.rehearse_json)
 
-        # before the rows are parted: a teacher reads those of the evaluation too
+        # the rows that are measured on; a teacher reads them, too
+        train_rows, eval_rows = _parted(rows, stage, args, read_rows, reranker)
         extra = {}
         if prepare is not None:
-            extra = prepare(rows, args)
-        train_rows, eval_rows = hold_out(rows, stage.holdout)
+            extra = prepare(rows if stage.holdout or eval_rows is None else concatenate([rows, eval_rows]), args)
 
+        # before the model is loaded, which may take minutes
+        checkpoint = point_of_resumption(args, record_of(stage, args, options, train_rows), stage.fresh)
         model = load_model(**source, quantization=_quantization(options))
         trainer = trainer_class(
             model,
@@ -219,31 +176,68 @@ def run_command(
             peft_config=_adapter_config(model, stage, options),
             **extra,
         )
+        _watch(trainer, stage, train_rows)
     except (ValueError, OSError, yaml.YAMLError) as error:  # of the recipe, the rows or the model, not of the training
         raise SystemExit(f"unime train: {error}") from error
 
     with one_line_disk_faults("unime train"):
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        _train(trainer, checkpoint)
         save_whole(trainer, source)
 
 
-def check_recipe(config_classes, settings: dict):
-    """Refuses values of a recipe that are not of their settings' types.
+def _with_model_name(arguments: list[str]) -> list[str]:
+    """A command line with `--model`, as every other command calls the model, under TRL's name."""
+    renamed = []
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        renamed.append("--model_name_or_path" + equals + value if option == "--model" else word)
+    return renamed
 
-    Args:
-        config_classes: dataclasses of settings.
-        settings (`dict`): as YAML has them.
 
-    Raises:
-        ValueError: a list or an object where one value is due, or the other way round; the message names the setting.
-    """
-    for config_class in config_classes:
-        hints = get_type_hints(config_class)
-        for setting in fields(config_class):
-            # a text is what the command line has, too, and read as such
-            value = settings.get(setting.name)
-            if value is not None and not isinstance(value, str):
-                check_recipe_value("the recipe", setting, value, hints[setting.name])
+def _parted(
+    rows: Dataset, stage: StageArguments, args, read_rows: Callable, reranker: bool
+) -> tuple[Dataset, Dataset | None]:
+    """The rows to train on, and those to measure on, if there are any."""
+    if not stage.eval_data:
+        return hold_out(rows, stage.holdout)
+
+    # an embedder is measured on pairs, whether or not a judge has scored negatives of them
+    if read_rows is read_mined_rows and not reranker:
+        read_rows = read_training_rows
+    return rows, read_rows(replace(stage, data=stage.eval_data, rows_per_subset=None), args)
+
+
+def _watch(trainer, stage: StageArguments, rows: Dataset):
+    """Lets a training stop early, if that is asked for, and say what goes wrong with it."""
+    if stage.early_stopping:
+        trainer.add_callback(EarlyStoppingCallback(stage.early_stopping))
+
+    args = trainer.args
+    batch = args.train_batch_size * args.world_size
+    temperature = args.temperature if trainer.tells_rows_apart else None
+    lines = symptoms_of_rows(RowCounts.of(rows), batch, temperature, args.homogeneous_batches)
+    trainer.add_callback(Symptoms(lines))
+
+
+def _train(trainer, checkpoint: str | None):
+    """Trains, from a checkpoint or anew; who interrupts it learns where it stands."""
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        if trainer.is_world_process_zero():
+            print(f"\nunime train: {_standing(trainer)}", file=sys.stderr)
+        raise SystemExit(130) from None  # as shells have it
+
+
+def _standing(trainer) -> str:
+    """Where a training stands that was interrupted, and how it goes on."""
+    state = trainer.state
+    checkpoint = last_checkpoint(trainer.args.output_dir)
+    if checkpoint is None:
+        rest = "nothing was saved yet, so that it would start anew; save more often (save_steps)."
+    else:
+        rest = f"{checkpoint} is saved, and the same command goes on from it."
+    return f"stopped after step {state.global_step} of {state.max_steps}; {rest}"
 
 
 def _rehearsal(trainer_class, args, stage: StageArguments, options, rows: Dataset, source: dict, given: dict):
@@ -258,8 +252,12 @@ def _rehearsal(trainer_class, args, stage: StageArguments, options, rows: Datase
     return rehearse(trainer_class, model, args, train_rows, peft_config, source, given, processes)
 
 
-def _check_early(args, options):
+def _check_early(stage: StageArguments, args, options):
     """Refuses what cannot go well before anything is read or loaded."""
+    if stage.eval_data and stage.holdout:
+        raise ValueError("`eval_data` and `holdout` both name rows to measure on; take one of them.")
+    if stage.early_stopping and not (stage.eval_data or stage.holdout):
+        raise ValueError("`early_stopping` needs rows to measure on: `eval_data` or `holdout`.")
     if options.model_name_or_path is None:
         raise ValueError(
             "`model_name_or_path` is missing: a folder, or a repository such as Qwen/Qwen2-VL-2B-Instruct."

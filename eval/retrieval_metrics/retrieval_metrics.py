@@ -6,7 +6,7 @@ import datasets
 import evaluate
 import torch
 
-from unime.eval.metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
+from unime.jobs.metrics import mean_reciprocal_rank, ndcg_at, places, recall_at, tied
 
 _DESCRIPTION = (
     "Ranks of relevant candidates by score; a relevant one stands after equal wrong ones, so ties never help."
@@ -23,7 +23,7 @@ Returns:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class RetrievalMetrics(evaluate.Metric):
-    """`unime.eval.metrics` with the interface of `evaluate`."""
+    """`unime.jobs.metrics` with the interface of `evaluate`."""
 
     def _info(self):
         """What `evaluate` knows of the module."""
