@@ -2,14 +2,17 @@
 
 import hashlib
 import os
+import tempfile
+import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 PLACEHOLDER = "<|image_1|>"  # stands for the image in MMEB's texts
+IN_MEMORY = 2**26  # bytes of rows that are held
 VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
@@ -152,6 +155,8 @@ FEATURES = Features(
 def to_dataset(examples: Iterable[Example], block: int = 10_000) -> Dataset:
     """Stores examples as a `datasets.Dataset` with the columns of `Example`.
 
+    Rows beyond 64 MB lie in a temporary file that is mapped into memory, and gone with the last who reads it.
+
     Args:
         examples (`Iterable[Example]`): the rows; they may be read while they are stored.
         block (`int`, defaults to 10,000): how many of them are Python objects at a time.
@@ -159,10 +164,28 @@ def to_dataset(examples: Iterable[Example], block: int = 10_000) -> Dataset:
     Returns:
         `datasets.Dataset`: a row for each example, in order; [`to_example`] reads one back.
     """
-    tables = []
-    for rows in _blocks(examples, block):
-        tables.append(pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema))
-    return Dataset(pa.concat_tables(tables or [FEATURES.arrow_schema.empty_table()]))
+    blocks = (pa.Table.from_pylist(rows, FEATURES.arrow_schema) for rows in _blocks(examples, block))
+    tables = [FEATURES.arrow_schema.empty_table()]
+    size = 0
+    for table in blocks:
+        tables.append(table)
+        size += table.nbytes
+        if size > IN_MEMORY:
+            # a fingerprint of the content would have to read it whole
+            return Dataset(_mapped(chain(tables, blocks)), fingerprint=uuid.uuid4().hex)
+    return Dataset(pa.concat_tables(tables))
+
+
+def _mapped(tables: Iterable[pa.Table]) -> pa.Table:
+    """Tables as one that lies in a file without a name."""
+    descriptor, path = tempfile.mkstemp(prefix="unime-rows-", suffix=".arrow")
+    try:
+        with os.fdopen(descriptor, "wb") as file, pa.ipc.new_file(file, FEATURES.arrow_schema) as writer:
+            for table in tables:
+                writer.write_table(table)
+        return pa.ipc.open_file(pa.memory_map(path)).read_all()
+    finally:
+        os.unlink(path)
 
 
 def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[dict]]:
@@ -205,8 +228,8 @@ def to_example(row) -> Example:
         raise ValueError(f"lacks {' and '.join(missing)}; it has {', '.join(row)}.")
 
     return Example(
-        query=_item(row["query"]),
-        positive=_item(row["positive"]),
+        query=to_item(row["query"]),
+        positive=to_item(row["positive"]),
         negatives=_items(row, "negatives"),
         positive_score=row.get("positive_score"),
         negative_scores=row.get("negative_scores") or [],
@@ -216,10 +239,11 @@ def to_example(row) -> Example:
 
 
 def _items(row: dict, name: str) -> list[Item]:
-    return [_item(value) for value in row.get(name) or []]
+    return [to_item(value) for value in row.get(name) or []]
 
 
-def _item(value) -> Item:
+def to_item(value) -> Item:
+    """Reads an item as [`to_dataset`] stores it, or one that was written by hand: a text, or `{"text", "image"}`."""
     if isinstance(value, Item):
         return value
     if isinstance(value, str):

@@ -21,8 +21,8 @@ from ..data.schema import Item, to_example
 from ..files.writing import read_json, write_json
 from ..jobs.notices import silence_alarms
 from ..mining.pipeline import Mining
+from ..mining.pools import Pair
 from ..mining.retrieval import exact_top_k
-from ..mining.selection import Pair
 from ..mining.settings import MiningConfig
 from .common import RECIPES
 
@@ -91,7 +91,6 @@ class Chooser:
         self.mining = mining
         self.count = count
         self.pool = mining.pool
-        self.excluded = mining.pool.excluded()
         self.pairs = _by_task(mining.pairs)
         self.mined = _by_task(mining.mined)  # those of the pairs that negatives are mined for
         self.queries, self.corpus = mining.embeddings().values()  # [Q, D], [N, D]
@@ -110,7 +109,7 @@ class Chooser:
         scores = self.queries[[pair.query for pair in pairs]] @ self.corpus[candidates].T  # [B, C]
         for pair, row in zip(pairs, scores):
             nearest = candidates[np.argsort(-row)]  # [C]
-            allowed = nearest[~np.isin(nearest, self.excluded[pair.query])]
+            allowed = nearest[~np.isin(nearest, self.pool.excluded(pair.query))]
             yield self._choice(pair, allowed)
 
     def retrieved(self) -> Iterator[Choice]:
@@ -122,7 +121,7 @@ class Chooser:
             # excluded candidates, as places among those of the task
             excluded = []
             for query in queries:
-                places = np.flatnonzero(np.isin(candidates, self.excluded[query]))
+                places = np.flatnonzero(np.isin(candidates, self.pool.excluded(query)))
                 excluded.append(places.tolist())
 
             nearest, _ = exact_top_k(self.queries[queries], self.corpus[candidates], self.count, excluded=excluded)

@@ -165,6 +165,18 @@ def read_arrays(path, names: Sequence[str] | None = None) -> tuple[dict[str, np.
     return arrays, notes
 
 
+def mapped_array(path, name: str) -> np.ndarray:
+    """One array of a safetensors file, mapped into memory: what is not looked at is not read.
+
+    Args:
+        path (`str` or `Path`): the file.
+        name (`str`): of the array.
+    """
+    # of safetensors' readers, the one for torch maps the file
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(name).numpy()
+
+
 def _refuse_pipe(path):
     """Raises `ValueError` for a pipe or a device, opening which could wait for ever."""
     path = Path(path)

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ def run_job(
     retry_failed: bool = False,
     spare: bool = False,
     engine: RayEngine | None = None,
+    digest: str | None = None,
+    inputs: Callable[[Sequence], Sequence] | None = None,
 ):
     """Does the shards of a job that are not done yet.
 
@@ -89,6 +92,8 @@ def run_job(
         spare (`bool`, defaults to `False`): go on where all rows of a shard fail, which otherwise ends the job.
         engine ([`~unime.jobs.engines.RayEngine`], *optional*): workers that do the shards; by default this process
             does its own.
+        digest (`str`, *optional*): the [`fingerprint`] of the rows' keys, where it is known already.
+        inputs (*optional*): maps rows of a shard to what `work` is given in their place; called in this process.
 
     Raises:
         ValueError: the folder holds another job (the message says what differs), every row of a shard failed (the
@@ -112,7 +117,7 @@ def run_job(
     # what decides the result; a folder that was made from something else is refused
     manifest = {
         "rows": len(rows),
-        "fingerprint": fingerprint(map(keys, rows)),
+        "fingerprint": digest or fingerprint(map(keys, rows)),
         "shard_size": shard_size,
         "settings": settings,
     }
@@ -121,7 +126,7 @@ def run_job(
             "an engine shares out the shards by itself: start one process, without accelerate or torchrun."
         )
     check_manifest(out / MANIFEST, manifest)
-    shards = [_Shard(out, first, last, _job_of(manifest)) for first, last in _spans(len(rows), shard_size)]
+    shards = [Shard(out, first, last, _job_of(manifest)) for first, last in _spans(len(rows), shard_size)]
 
     # processes take turns; what an earlier run left is read whole, so that damage is found now
     shards = shards[rank::world_size]
@@ -130,7 +135,7 @@ def run_job(
     # a model is loaded only if there is anything left to do
     worker = ShardWorker(work, failures, prepare)
     start = engine.run if engine else work_locally
-    outcomes = start(worker, todo, lambda shard: rows[shard.first : shard.last])
+    outcomes = start(worker, todo, partial(_inputs_of, rows=rows, inputs=inputs))
 
     faults = []
     total = _count_rows(shards)
@@ -157,6 +162,12 @@ def run_job(
         )
 
 
+def _inputs_of(shard: "Shard", rows: Sequence, inputs: Callable | None) -> Sequence:
+    """What `work` is given of a shard."""
+    shard_rows = rows[shard.first : shard.last]
+    return shard_rows if inputs is None else inputs(shard_rows)
+
+
 def _with_keys(errors: list[dict], rows: Sequence, keys: Callable) -> list[dict]:
     """The errors of a shard, with the texts that identify their rows."""
     result = []
@@ -165,7 +176,7 @@ def _with_keys(errors: list[dict], rows: Sequence, keys: Callable) -> list[dict]
     return result
 
 
-def _count_rows(shards: Iterable["_Shard"]) -> int:
+def _count_rows(shards: Iterable["Shard"]) -> int:
     """How many rows the shards have; the last of all is shorter than the others."""
     return sum(shard.last - shard.first for shard in shards)
 
@@ -187,7 +198,7 @@ def _is_hopeless(failed: int, shard_size: int) -> bool:
 
 # shards
 @dataclass(frozen=True)
-class _Shard:
+class Shard:
     """The results of some rows of a job, on the disk.
 
     Args:
@@ -265,6 +276,13 @@ class _Shard:
             raise ValueError(f"{self.path} holds {len(rows)} rows, not {self.last - self.first} from {self.first} on.")
         return arrays
 
+    def read_finished(self, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """As `read`, of a job that is finished."""
+        try:
+            return self.read(names)
+        except ValueError as error:
+            raise ValueError(f"{error} Run the job again: it makes this shard anew.") from error
+
     def read_errors(self) -> list[dict]:
         """The rows that failed."""
         return _read_errors(self.errors_path) if self.errors_path.exists() else []
@@ -315,11 +333,8 @@ def read_job(out, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
             message names it; the job makes it again).
     """
     results = []
-    for shard in _finished_shards(Path(out)):
-        try:
-            arrays = shard.read(names)
-        except ValueError as error:
-            raise ValueError(f"{error} Run the job again: it makes this shard anew.") from error
+    for shard in finished_shards(out):
+        arrays = shard.read_finished(names)
         if len(arrays["row"]):
             results.append(arrays)
     return _concatenated(results)
@@ -350,11 +365,16 @@ def read_manifest(out) -> dict:
     return manifest
 
 
-def _finished_shards(out: Path) -> list[_Shard]:
-    """All shards of a finished job."""
+def finished_shards(out) -> list["Shard"]:
+    """All shards of a finished job.
+
+    Raises:
+        ValueError: there is no job, or it is not finished; the message says how far it came.
+    """
+    out = Path(out)
     manifest = read_manifest(out)
     job = _job_of(manifest)
-    shards = [_Shard(out, first, last, job) for first, last in _spans(manifest["rows"], manifest["shard_size"])]
+    shards = [Shard(out, first, last, job) for first, last in _spans(manifest["rows"], manifest["shard_size"])]
 
     missing = [shard for shard in shards if not shard.path.exists()]
     if missing:

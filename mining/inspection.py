@@ -100,7 +100,7 @@ def draw(mining, path: Path):
     """
     config = mining.config
     judged = mining.judged
-    if not judged:
+    if not len(judged):
         raise ValueError(f"{mining.out} has no judged row: there was no pair to mine.")
 
     # a sample of the rows, in their order
@@ -139,7 +139,7 @@ def _case(mining, row: dict) -> Case:
     pair = row["pair"]
     return Case(
         dataset=pair.dataset,
-        query=mining.pool.queries[pair.query],
+        query=pair.query_item,
         positive=pair.item,
         positive_score=row["positive_score"],
         positive_similarity=row["positive_similarity"],

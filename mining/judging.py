@@ -12,13 +12,15 @@ import numpy as np
 import requests
 from requests.adapters import HTTPAdapter
 
+from ..checkpoints.opening import open_checkpoint, require_kind
 from ..data.images import sent_image
 from ..data.schema import Item
 from ..images_unime import Resolution, open_image
 from ..items_unime import judge_messages
+from ..jobs.shards import processes
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..prompts_unime import POINTWISE, one_of
-from .selection import Pair, Pool, probabilities
+from .selection import probabilities
 
 Request = tuple[Item, Sequence[Item]]
 RETRIED = (408, 409, 425, 429)  # statuses below 500 after which the same request may succeed later
@@ -302,48 +304,39 @@ class RefusedError(ValueError):
     """The server will not answer this request, however often it is asked."""
 
 
-class JudgingWork:
-    """The work of `unime mine judge`: scores of pairs and of what was retrieved for them.
+def judge_requests(requests: Sequence[Request], judge: Judge, width: int) -> dict[str, np.ndarray]:
+    """The work of `unime mine judge`: scores of positives and of what was retrieved for them.
 
     Args:
-        pool ([`~unime.mining.selection.Pool`]): the queries and candidates.
-        width (`int`): how many candidates were retrieved for each pair at most.
+        requests (`Sequence[Request]`): queries, each with the positive before its candidates, nearest first.
+        judge ([`Judge`]): who scores them.
+        width (`int`): how many candidates were retrieved at most.
+
+    Returns:
+        `positive_score` `[B]`, and `scores` `[B, width]` of the candidates, NaN where there are fewer; beside them
+        their log-odds, `positive_logit` `[B]` and `logits` `[B, width]`, which differ where scores are all 1.0.
     """
+    positive_logits = np.empty(len(requests), np.float32)
+    logits = np.full((len(requests), width), np.nan, np.float32)
+    for row, log_odds in enumerate(judge.log_odds(requests)):
+        positive_logits[row] = log_odds[0]
+        logits[row, : len(log_odds) - 1] = log_odds[1:]
 
-    def __init__(self, pool: Pool, width: int):
-        self.pool = pool
-        self.width = width
+    return {
+        "positive_score": probabilities(positive_logits).astype(np.float32),
+        "scores": probabilities(logits).astype(np.float32),
+        "positive_logit": positive_logits,
+        "logits": logits,
+    }
 
-    def scores(self, rows: Sequence[tuple[Pair, list[int]]], judge: Judge) -> dict[str, np.ndarray]:
-        """A judge's scores of pairs.
 
-        Args:
-            rows: pairs, each with the numbers of its candidates, nearest first, -1 where there are fewer.
-            judge ([`Judge`]): who scores them.
+def open_judge(config) -> Judge:
+    """The judge of [`~unime.mining.settings.MiningConfig`], on this process's device or on a server."""
+    if config.server:
+        return ServerJudge(config.server, config.judge, **config.judge_options, **config.server_options)
 
-        Returns:
-            `positive_score` `[B]`, and `scores` `[B, width]` of the candidates, NaN where there are fewer; beside them
-            their log-odds, `positive_logit` `[B]` and `logits` `[B, width]`, which differ where scores are all 1.0.
-        """
-        positive_logits = np.empty(len(rows), np.float32)
-        logits = np.full((len(rows), self.width), np.nan, np.float32)
-
-        batch = [self._request(pair, candidates) for pair, candidates in rows]
-        for row, log_odds in enumerate(judge.log_odds(batch)):
-            positive_logits[row] = log_odds[0]
-            logits[row, : len(log_odds) - 1] = log_odds[1:]
-
-        return {
-            "positive_score": probabilities(positive_logits).astype(np.float32),
-            "scores": probabilities(logits).astype(np.float32),
-            "positive_logit": positive_logits,
-            "logits": logits,
-        }
-
-    def _request(self, pair: Pair, candidates: list[int]) -> Request:
-        """The query with the positive, as its row spells it, before the candidates."""
-        items = [pair.item]
-        for candidate in candidates:
-            if candidate >= 0:
-                items.append(self.pool.candidates[candidate])
-        return self.pool.queries[pair.query], items
+    model = open_checkpoint(
+        config.judge, reranker=True, dtype=config.judge_dtype, trust_remote_code=config.trust_remote_code
+    )
+    require_kind(model, config.judge, reranker=True)
+    return LocalJudge(model.to(processes().device).eval(), **config.judge_options)

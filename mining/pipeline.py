@@ -4,47 +4,52 @@
     accelerate launch -m unime.cli mine run --config ...        # the same, over many processes
 
 `run` does `embed`, `retrieve`, `judge` and `select`, which are commands of their own; `saha` makes clusters from the
-embeddings, and `inspect` a page to look at. Each step's work is in the file of its name: `retrieval.py`, `judging.py`,
-`selection.py`, `saha.py`, `inspection.py`.
+embeddings, and `inspect` a page to look at. Each step's work has a file of its own: `neighbours.py`, `judging.py`,
+`selection.py`, `saha.py`, `inspection.py`. Rows and results stay on the disk: a step reads what it works on.
 """
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
-from ..checkpoints.opening import open_checkpoint, require_kind
 from ..data.readers import Findings, read_rows
-from ..data.schema import Example, Item, content_hash, to_example
+from ..data.schema import Example, Item, content_hash
 from ..files.identity import verify_files
 from ..files.writing import write_json, write_text
 from ..jobs.embedding import checkpoint_fingerprint, embed, item_name
 from ..jobs.engines import RayEngine
+from ..jobs.results import JobResults, StoredArray
 from ..jobs.shards import (
     MANIFEST,
     check_manifest,
     fingerprint,
     processes,
     read_errors,
-    read_job,
     read_manifest,
     run_job,
 )
-from .judging import JudgingWork, LocalJudge, ServerJudge
-from .retrieval import RetrievalWork
-from .saha import write_clusters
-from .selection import Pair, Pool, probabilities, select
+from .judging import Request, judge_requests, open_judge
+from .neighbours import RetrievalWork
+from .pools import Entries, Pair, Pool, numbered
+from .saha import NEIGHBOURS, write_clusters
+from .selection import probabilities, select
 from .settings import MiningConfig
-from .writers import write_judged
+from .writers import write_judged, write_judged_shards
 
 EMBEDDED = ("queries", "candidates")  # folders of the embeddings
 RETRIEVAL_SETTINGS = ("near_copies", "top_k", "pool", "delta", "index", "ivf_lists", "ivf_probes")
+IVFPQ_SETTINGS = ("short_list",)  # which earlier versions did not have
 SELECTION_SETTINGS = ("num_negatives", "margin", "stride", "fallback", "seed")
 CLUSTER_SETTINGS = ("near_copies", "cluster_size", "pool_multiplier", "label_datasets")
 SERVER_SETTINGS = ("answer_format", "top_logprobs", "resolution")  # those that change a score
+SELECTED = 1024  # rows whose negatives are read at once
+REMEMBERED = 2**16  # items whose names are remembered
 
 
 class Mining:
@@ -107,7 +112,7 @@ class Mining:
         self.say(f"{len(pool.candidates)} distinct candidates for {len(pool.queries)} distinct queries")
 
         for name, role in (("queries", "query"), ("candidates", "document")):
-            items = self._items(name)
+            items = getattr(pool, name)
             count = embed(
                 self.out / name,
                 items,
@@ -126,14 +131,20 @@ class Mining:
     def retrieve(self):
         """Finds the potential hard negatives of each pair."""
         config = self.config
-        embeddings = self.embeddings()
-        work = RetrievalWork(config, self.pool, embeddings, self.embedded["candidates"], self.state.device)
+        work = RetrievalWork(config, self.embeddings(), self.pool.by_dataset(), self.out / "index")
 
         # other embeddings would have other neighbours, so the manifest names them as well
         settings = self._settings(RETRIEVAL_SETTINGS)
+        if config.index == "ivfpq":
+            settings |= self._settings(IVFPQ_SETTINGS)
         for name in EMBEDDED:
-            manifest = self._manifest(name)
+            manifest = read_manifest(self.out / name)
             settings[name] = {"fingerprint": manifest["fingerprint"], **manifest["settings"]}
+
+        # an index on the disk is built once, for all processes
+        with self.state.main_process_first():
+            for line in work.build({name: settings[name] for name in EMBEDDED}):
+                self.say(line)
 
         # a pair cannot fail on its own here: any error ends the job
         self._run_job(
@@ -142,65 +153,81 @@ class Mining:
             work.neighbours,
             settings,
             keys=self._pair_key,
+            digest=self._pairs_digest,
+            inputs=self._with_excluded,
             shard_size=config.retrieve_shard,
             description="Retrieving",
             failures=(),
         )
 
-        counts = (self._neighbours()["neighbours"] >= 0).sum(1)  # [P]
+        counts = [(block >= 0).sum(1) for block in self._neighbours["neighbours"].blocks()]
+        counts = np.concatenate(counts)  # [P]
         self.say(f"neighbours: {counts.mean():.1f} of {config.top_k} a pair; none for {(counts == 0).sum()}")
 
     def judge(self):
         """Scores each pair's positive and its potential hard negatives."""
         config = self.config
-        neighbours = self._neighbours()["neighbours"]  # [P, top_k]
-        rows = list(zip(self.mined, neighbours.tolist()))
-        work = JudgingWork(self.pool, neighbours.shape[1])
-
+        width = self._neighbours["neighbours"].shape[1]
         self._run_job(
             "scores",
-            rows,
-            work.scores,
+            self._retrieved,
+            partial(judge_requests, width=width),
             self._judge_settings(),
             keys=self._judged_key,
+            digest=self._judged_digest,
+            inputs=self._requests,
             shard_size=config.judge_shard,
             description="Judging",
-            prepare=partial(_open_judge, config),
+            prepare=partial(open_judge, config),
             retry_failed=config.retry_failed,
         )
 
-        results = self._finished("scores", "judge", map(self._judged_key, rows))
-        scores = results["scores"][~np.isnan(results["scores"])]
-        mean = scores.mean() if len(scores) else float("nan")
-        self.say(f"scores: positives {results['positive_score'].mean():.3f} on average, candidates {mean:.3f}")
+        results = self._scores
+        positives = results["positive_score"][results.present]
+        total, count = 0.0, 0
+        for block in results["scores"].blocks():
+            total += np.nansum(block, dtype=np.float64)
+            count += np.count_nonzero(~np.isnan(block))
+        self.say(f"scores: positives {positives.mean():.3f} on average, candidates {total / max(count, 1):.3f}")
         self._write_errors()
 
     def select(self):
         """Writes the rows with their hard negatives in UniME-V2's layout."""
+        config = self.config
+        manifest = {"settings": self._settings(SELECTION_SETTINGS), "scores": read_manifest(self.out / "scores")}
         judged = self.judged
-        settings = self._settings(SELECTION_SETTINGS)
-        manifest = {"settings": settings, "scores": self._manifest("scores")}
-        check_manifest(self.out / f"{self.config.name}.manifest.json", manifest)
 
         # one process is enough: this takes no model
+        if config.layout == "json":
+            path = self.out / f"{config.name}.json"
+            check_manifest(self.out / f"{config.name}.manifest.json", manifest)
+            if self.state.is_main_process:
+                written = write_judged(path, self._selected(range(len(judged))), self.image_root)
+        else:
+            path = self.out / config.name
+            manifest["shard_size"] = config.select_shard
+            check_manifest(path / MANIFEST, manifest)
+            if self.state.is_main_process:
+                written = write_judged_shards(path, len(judged), config.select_shard, self._selected, self.image_root)
         if self.state.is_main_process:
-            written = write_judged(self.out / f"{self.config.name}.json", self._selected(), self.image_root)
-            self._report(written, len(judged) - written)
+            self._report(path, written)
         self.state.wait_for_everyone()
 
     def saha(self):
         """Writes clusters of each data set, from the embeddings, in the layout of the released script."""
-        embeddings = self.embeddings()
         folder = self.out / "saha"
         folder.mkdir(exist_ok=True)
+        embeddings = self.embeddings()
 
         settings = self._settings(CLUSTER_SETTINGS)
         for name in EMBEDDED:
-            settings[name] = self._manifest(name)
+            settings[name] = read_manifest(self.out / name)
         check_manifest(folder / MANIFEST, settings)
 
         write_clusters(self, embeddings, folder)
         self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            shutil.rmtree(self.out / NEIGHBOURS, ignore_errors=True)
 
     def inspect(self):
         """Draws what was mined, and what was not and why."""
@@ -210,7 +237,7 @@ class Mining:
             draw(self, self.out / f"{self.config.name}.html")
             self.say(f"{self.out / self.config.name}.html, and beside it .png and .histograms.png")
 
-    # what the steps read and leave
+    # the rows
 
     @property
     def pool(self) -> Pool:
@@ -225,99 +252,110 @@ class Mining:
         rows = read_rows(
             config.data, config.image_root, config.subsets, config.split, config.rows_per_subset, findings
         )
+        pool = Pool(rows, config.near_copies)
         problems = findings.problems
-        self.say(f"{len(rows)} rows of {len(set(rows['dataset']))} data sets; {len(problems)} unusable")
+        self.say(f"{len(rows)} rows of {len(pool.datasets)} data sets; {len(problems)} unusable")
 
         unread = []
         for problem in problems:
             unread.append({"stage": "read", "row": problem.where, "reason": problem.reason})
-        return Pool.of(map(to_example, rows), config.near_copies), unread
+        return pool, unread
 
     @cached_property
-    def first_copies(self) -> list[int]:
-        """For each query, the first that is the same by what it shows and says."""
-        return self.pool.first_copies()
+    def pair_numbers(self) -> np.ndarray:
+        """The pairs of the pool of which both parts were embedded, by their numbers."""
+        embeddings = self.embeddings()
+        present = embeddings["queries"].present[self.pool.query_of]
+        return np.flatnonzero(present & embeddings["candidates"].present[self.pool.positive_of])
 
-    def embeddings(self) -> dict[str, np.ndarray]:
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        """The pairs of which both parts were embedded."""
+        return self.pool.some_pairs(self.pair_numbers)
+
+    @cached_property
+    def mined(self) -> Sequence[Pair]:
+        """The pairs that negatives are mined for, one data set after the other."""
+        names, _ = numbered(pa.array(self.pool.dataset_of[self.pair_numbers]))
+        order = np.argsort(names, kind="stable")
+        names = names[order]
+
+        # how many pairs of its data set stand before each
+        places = np.arange(len(names)) - np.searchsorted(names, names)
+        limit = self.config.mined_per_subset
+        if limit is not None:
+            order = order[places < limit]
+        return self.pool.some_pairs(self.pair_numbers[order])
+
+    # what the steps leave
+
+    def embeddings(self) -> dict[str, StoredArray]:
         """Those of `"queries"` `[Q, D]` and `"candidates"` `[N, D]`; zero for items that could not be embedded.
 
         Raises:
             ValueError: `embed` is not finished, or was done for other rows.
         """
+        return self._embeddings
+
+    @cached_property
+    def _embeddings(self) -> dict[str, StoredArray]:
         embeddings = {}
         for name in EMBEDDED:
-            items = self._items(name)
-            results = self._finished(name, "embed", self._item_keys(items))
-
-            table = np.zeros((len(items), results["embeddings"].shape[1]), np.float32)
-            table[results["row"]] = results["embeddings"]
-            embeddings[name] = table
+            items = getattr(self.pool, name)
+            digest = fingerprint(map(self._item_key, items))
+            embeddings[name] = self._finished(name, "embed", len(items), digest)["embeddings"]
         return embeddings
 
     @cached_property
-    def embedded(self) -> dict[str, np.ndarray]:
-        """Which of the `"queries"` and `"candidates"` could be embedded: bool `[Q]` and `[N]`."""
-        embedded = {}
-        for name in EMBEDDED:
-            items = self._items(name)
-            rows = self._finished(name, "embed", self._item_keys(items), arrays=())["row"]
-            embedded[name] = np.isin(np.arange(len(items)), rows)
-        return embedded
+    def _neighbours(self) -> JobResults:
+        """The results of `retrieve`."""
+        return self._finished("neighbours", "retrieve", len(self.mined), self._pairs_digest)
 
     @cached_property
-    def pairs(self) -> list[Pair]:
-        """The pairs of which both parts were embedded."""
-        queries = self.embedded["queries"]
-        candidates = self.embedded["candidates"]
-        return [pair for pair in self.pool.pairs if queries[pair.query] and candidates[pair.positive]]
+    def _scores(self) -> JobResults:
+        """The results of `judge`."""
+        return self._finished("scores", "judge", len(self.mined), self._judged_digest)
 
     @cached_property
-    def mined(self) -> list[Pair]:
-        """The pairs that negatives are mined for, one data set after the other."""
-        pairs_of = {}
-        for pair in self.pairs:
-            pairs_of.setdefault(pair.dataset, []).append(pair)
-
-        mined = []
-        for pairs in pairs_of.values():
-            mined += pairs[: self.config.mined_per_subset]
-        return mined
-
-    @cached_property
-    def judged(self) -> list[dict]:
+    def judged(self) -> Sequence[dict]:
         """Every judged pair, with what was retrieved for it and the scores.
 
         Each has `pair`; of its `n` neighbours the numbers `candidates` and arrays of `similarities` and `scores`; and
-        `positive_similarity` and `positive_score`.
+        `positive_similarity` and `positive_score`. Pairs that could not be judged are left out.
 
         Raises:
             ValueError: `judge` is not finished, or was done for other rows.
         """
-        retrieved = self._neighbours()
-        neighbours = retrieved["neighbours"]  # [P, top_k]
-        keys = map(self._judged_key, zip(self.mined, neighbours.tolist()))
-        scored = self._finished("scores", "judge", keys)
+        return Entries(np.flatnonzero(self._scores.present), self._judged_rows)
+
+    def _judged_rows(self, numbers: np.ndarray) -> list[dict]:
+        """Some judged pairs by their numbers among the mined ones."""
+        neighbours = self._neighbours["neighbours"][numbers]  # [r, top_k]
+        similarities = self._neighbours["similarities"][numbers]  # [r, top_k]
+        positive_similarities = self._neighbours["positive_similarity"][numbers]  # [r]
 
         # log-odds differ where saved scores are all 1.0, and give finer probabilities
-        if "logits" in scored:  # results of earlier versions have none
-            scored["positive_score"] = probabilities(scored["positive_logit"])
-            scored["scores"] = probabilities(scored["logits"])
+        if "logits" in self._scores.names:
+            positive_scores = probabilities(self._scores["positive_logit"][numbers])
+            scores = probabilities(self._scores["logits"][numbers])
+        else:  # results of earlier versions
+            positive_scores = self._scores["positive_score"][numbers]
+            scores = self._scores["scores"][numbers]
 
-        # pairs that could not be judged are left out: the place among the scores is not the row
-        judged = []
-        for place, row in enumerate(scored["row"].tolist()):
-            present = neighbours[row] >= 0  # [top_k]
-            judged.append(
+        rows = []
+        for place, pair in enumerate(self.mined.take(numbers)):
+            present = neighbours[place] >= 0  # [top_k]
+            rows.append(
                 {
-                    "pair": self.mined[row],
-                    "candidates": neighbours[row][present].tolist(),
-                    "similarities": retrieved["similarities"][row][present],
-                    "positive_similarity": float(retrieved["positive_similarity"][row]),
-                    "positive_score": float(scored["positive_score"][place]),
-                    "scores": scored["scores"][place][present],
+                    "pair": pair,
+                    "candidates": neighbours[place][present].tolist(),
+                    "similarities": similarities[place][present],
+                    "positive_similarity": float(positive_similarities[place]),
+                    "positive_score": float(positive_scores[place]),
+                    "scores": scores[place][present],
                 }
             )
-        return judged
+        return rows
 
     def choice(self, row: dict) -> tuple[list[int], list[float]] | None:
         """What [`~unime.mining.selection.select`] takes of a row of `judged`."""
@@ -327,28 +365,51 @@ class Mining:
         settings["seed"] = (self.config.seed + content_hash(self._pair_key(row["pair"]))) % 2**63
         return select(row["positive_score"], row["scores"], **settings)
 
-    def choose(self, row: dict) -> Example | None:
-        """A row of `judged` with its selected negatives; None where none is allowed and the fallback drops it."""
-        choice = self.choice(row)
-        if choice is None:
-            return None
+    def _selected(self, places: range) -> Iterator[Example]:
+        """Some judged rows with their negatives, without those that are dropped."""
+        for start in range(places.start, places.stop, SELECTED):
+            rows = self.judged[start : min(start + SELECTED, places.stop)]
+            choices = [self.choice(row) for row in rows]
 
-        places, scores = choice
-        pair = row["pair"]
-        negatives = [self.pool.candidates[row["candidates"][place]] for place in places]
-        query = self.pool.queries[pair.query]
-        return Example(query, pair.item, negatives, row["positive_score"], scores, pair.dataset)
+            # the negatives of all these rows are read at once
+            numbers = []
+            for row, choice in zip(rows, choices):
+                if choice is not None:
+                    numbers += [row["candidates"][place] for place in choice[0]]
+            negatives = self.pool.candidates.take(np.array(numbers, np.int64))
 
-    def _selected(self) -> Iterator[Example]:
-        """The judged rows with their negatives, without those that are dropped."""
-        for row in self.judged:
-            example = self.choose(row)
-            if example is not None:
-                yield example
+            for row, choice in zip(rows, choices):
+                if choice is None:
+                    continue
+                pair = row["pair"]
+                own, negatives = negatives[: len(choice[0])], negatives[len(choice[0]) :]
+                yield Example(pair.query_item, pair.item, own, row["positive_score"], choice[1], pair.dataset)
 
-    def _neighbours(self) -> dict[str, np.ndarray]:
-        """The results of `retrieve`."""
-        return self._finished("neighbours", "retrieve", map(self._pair_key, self.mined))
+    # what the work of a step is given
+
+    def _with_excluded(self, pairs: list[Pair]) -> list[tuple[Pair, list[int]]]:
+        """Pairs, each with the candidates that may not be found for it."""
+        return [(pair, self.pool.excluded(pair.query)) for pair in pairs]
+
+    @property
+    def _retrieved(self) -> Sequence[tuple[Pair, list[int]]]:
+        """The mined pairs with the numbers of what was retrieved for them, -1 where there are fewer."""
+        neighbours = self._neighbours["neighbours"]
+        return Entries(
+            np.arange(len(self.mined)),
+            lambda numbers: list(zip(self.mined.take(numbers), neighbours[numbers].tolist())),
+        )
+
+    def _requests(self, rows: list[tuple[Pair, list[int]]]) -> list[Request]:
+        """What a judge is asked of pairs: the query with the positive, as its row spells it, before the candidates."""
+        numbers = [number for _, neighbours in rows for number in neighbours if number >= 0]
+        candidates = iter(self.pool.candidates.take(np.array(numbers, np.int64)))
+
+        requests = []
+        for pair, neighbours in rows:
+            items = [next(candidates) for number in neighbours if number >= 0]
+            requests.append((pair.query_item, [pair.item, *items]))
+        return requests
 
     # jobs and their manifests
 
@@ -366,29 +427,26 @@ class Mining:
         )
         self.state.wait_for_everyone()
 
-    def _finished(self, name: str, command: str, keys: Iterable[str], arrays=None) -> dict[str, np.ndarray]:
+    def _finished(self, name: str, command: str, rows: int, digest: str) -> JobResults:
         """The results of a job, which must be finished and have been made from these rows."""
         folder = self.out / name
         try:
-            results = read_job(folder, arrays)
+            results = JobResults(folder)
         except ValueError as error:
             raise ValueError(f"{error} (`unime mine {command}` comes first.)") from error
 
-        keys = list(keys)
-        manifest = self._manifest(name)
-        if manifest["rows"] != len(keys) or manifest["fingerprint"] != fingerprint(keys):
+        manifest = read_manifest(folder)
+        if manifest["rows"] != rows or manifest["fingerprint"] != digest:
             raise ValueError(
-                f"{folder} was made from other rows ({manifest['rows']}, now {len(keys)}), or their pictures have "
+                f"{folder} was made from other rows ({manifest['rows']}, now {rows}), or their pictures have "
                 "changed since; choose another `out`."
             )
 
         # results of failed rows alone are no results
-        if keys and not len(results["row"]):
-            raise ValueError(f"{folder}: every row failed; {read_errors(folder)[0]}")
+        if not results.names:
+            reason = read_errors(folder)[0] if rows else "there is none"
+            raise ValueError(f"{folder}: every row failed; {reason}")
         return results
-
-    def _manifest(self, name: str) -> dict:
-        return read_manifest(self.out / name)
 
     def _settings(self, names: Iterable[str]) -> dict:
         """Some settings by name, as a manifest has them."""
@@ -414,25 +472,25 @@ class Mining:
 
     # what identifies the rows of a job
 
-    def _items(self, name: str) -> list[Item]:
-        """The pool's queries or candidates."""
-        return getattr(self.pool, name)
-
     @cached_property
     def _item_key(self) -> Callable[[Item], str]:
-        """`item_name`, which asks the disk what an image's file holds, once for each item."""
-        return cache(partial(item_name, image_root=self.image_root))
-
-    def _item_keys(self, items: Iterable[Item]) -> list[str]:
-        return list(map(self._item_key, items))
+        """`item_name`, which asks the disk what an image's file holds; those of the last items are remembered."""
+        return lru_cache(REMEMBERED)(partial(item_name, image_root=self.image_root))
 
     def _pair_key(self, pair: Pair) -> str:
-        items = self._item_keys([self.pool.queries[pair.query], pair.item])
-        return "\x01".join([*items, pair.dataset])
+        return "\x01".join([self._item_key(pair.query_item), self._item_key(pair.item), pair.dataset])
 
     def _judged_key(self, row: tuple[Pair, list[int]]) -> str:
         pair, neighbours = row
         return "\x01".join([self._pair_key(pair), *map(str, neighbours)])
+
+    @cached_property
+    def _pairs_digest(self) -> str:
+        return fingerprint(map(self._pair_key, self.mined))
+
+    @cached_property
+    def _judged_digest(self) -> str:
+        return fingerprint(map(self._judged_key, self._retrieved))
 
     # what a person reads
 
@@ -457,8 +515,9 @@ class Mining:
                 self.say(f"{len(errors)} failures {dict(counts)}: see {self.out / 'errors.jsonl'}")
         return counts
 
-    def _report(self, written: int, dropped: int):
+    def _report(self, path: Path, written: int):
         """Writes and prints what became of all pairs."""
+        dropped = len(self.judged) - written
         report = {
             "pairs": len(self.pool.pairs),
             "mined": len(self.mined),
@@ -469,20 +528,5 @@ class Mining:
         }
 
         write_json(self.out / f"{self.config.name}.report.json", report)
-        self.say(f"{self.out / self.config.name}.json: {written} rows of {len(self.mined)} pairs")
+        self.say(f"{path}: {written} rows of {len(self.mined)} pairs")
         self.say(f"  {dropped} dropped because no candidate was allowed")
-
-
-def _open_judge(config: MiningConfig) -> LocalJudge | ServerJudge:
-    """The judge of some settings, on this process's device."""
-    if config.server:
-        return ServerJudge(config.server, config.judge, **config.judge_options, **config.server_options)
-
-    model = open_checkpoint(
-        config.judge,
-        reranker=True,
-        dtype=config.judge_dtype,
-        trust_remote_code=config.trust_remote_code,
-    )
-    require_kind(model, config.judge, reranker=True)
-    return LocalJudge(model.to(processes().device).eval(), **config.judge_options)

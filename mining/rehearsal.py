@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 
 from ..data.readers import Findings, read_rows
-from ..data.schema import Item, to_example
+from ..data.schema import Item
 from ..items_unime import judge_messages
 from ..jobs.model_rehearsal import WordedItem, rehearse_embedder, rehearse_reranker
 from ..jobs.rehearsal import Rehearsal
 from ..jobs.reranking import Reranker
-from .selection import Pool
+from .pools import Pool
 
 EMBEDDING = ("run", "embed", "saha")  # steps that embed
 JUDGING = ("run", "judge")
@@ -33,7 +33,7 @@ def rehearse(config, step: str, given: dict[str, str]) -> Rehearsal:
     # with findings, rows that cannot be read are collected: a rehearsal names all of them
     findings = Findings()
     rows = read_rows(config.data, config.image_root, config.subsets, config.split, config.rows_per_subset, findings)
-    pool = Pool.of(map(to_example, rows))
+    pool = Pool(rows)
 
     rehearsal = Rehearsal(f"unime mine {step}")
     rehearsal.errors += [f"{problem.where}: {problem.reason}" for problem in findings.problems]
@@ -124,8 +124,8 @@ def _questions(pool: Pool) -> Iterator[tuple[str, Item, list[Item], str, None]]:
 
         # what is nearest is known after the embedding only
         other = pool.candidates[(pair.positive + 1) % len(pool.candidates)]
-        yield "positive", pool.queries[pair.query], [pair.item], "pointwise", None
-        yield "candidate", pool.queries[pair.query], [other], "pointwise", None
+        yield "positive", pair.query_item, [pair.item], "pointwise", None
+        yield "candidate", pair.query_item, [other], "pointwise", None
 
 
 def _server(config, pool: Pool, count: int) -> Rehearsal:

@@ -1,7 +1,6 @@
 """Which candidates are nearest: exact top-k by blocks in bounded memory, and FAISS for corpora too large for that.
 
-[`exact_top_k`] and [`FaissIndex`] search a whole matrix, [`Corpus`] some rows of one, and [`RetrievalWork`] does the
-work of `unime mine retrieve` with them.
+[`exact_top_k`] and [`FaissIndex`] search a whole matrix, [`Corpus`] some rows of one.
 """
 
 import warnings
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 
 from ..devices_unime import fast_bfloat16, is_amd
-from .selection import Pair, Pool
+from ..jobs.results import SomeRows
 
 RESULTS = 2**24  # results of FAISS held at once
 GROUP = 16  # scores whose greatest is compared first
@@ -35,7 +34,7 @@ def exact_top_k(
 
     Args:
         queries: array `[Q, D]`.
-        corpus: array `[N, D]`.
+        corpus: array `[N, D]`, or anything that has its shape and slices; a block of it is read at a time.
         k (`int`): results of each query.
         below (*optional*): array `[Q]`; only scores less than that count.
         excluded (*optional*): for each query, corpus rows that never count.
@@ -60,8 +59,11 @@ def exact_top_k(
     ```
     """
     queries = np.asarray(queries)
-    corpus = np.asarray(corpus)
-    _check_matrices(queries, corpus, k)
+    if len(queries.shape) != 2 or len(corpus.shape) != 2 or queries.shape[1] != corpus.shape[1]:
+        raise ValueError(f"queries {queries.shape} and corpus {corpus.shape} must be matrices of one width.")
+    if k < 1:
+        raise ValueError(f"k must be positive, got {k}.")
+    _require_finite("query", queries)
     device = torch.device(device)
     if screen is None:
         screen = device.type == "cpu" and fast_bfloat16()
@@ -76,7 +78,9 @@ def exact_top_k(
     buffer = torch.empty(min(block, len(queries)) * min(corpus_block, len(corpus)), device=device)
 
     for first in range(0, len(corpus), corpus_block):
-        documents = _on(corpus[first : first + corpus_block], device)  # [c, D]
+        documents = corpus[first : first + corpus_block]  # [c, D]
+        _require_finite("corpus row", documents, first)
+        documents = _on(documents, device)
 
         # a short list is worth its price only where it is much shorter than the block
         rounded = None
@@ -105,17 +109,12 @@ def exact_top_k(
     return indices, scores
 
 
-def _check_matrices(queries: np.ndarray, corpus: np.ndarray, k: int):
-    """Refuses what [`exact_top_k`] cannot search."""
-    if queries.ndim != 2 or corpus.ndim != 2 or queries.shape[1] != corpus.shape[1]:
-        raise ValueError(f"queries {queries.shape} and corpus {corpus.shape} must be matrices of one width.")
-    if k < 1:
-        raise ValueError(f"k must be positive, got {k}.")
-    for name, array in (("query", queries), ("corpus row", corpus)):
-        # a row's sum is finite only if all its values are, and takes less memory than a mask of them
-        if not np.isfinite(array.sum(axis=1, dtype=np.float64)).all():
-            bad_row = int(np.argmin(np.isfinite(array).all(axis=1)))
-            raise ValueError(f"{name} {bad_row} is not finite.")
+def _require_finite(name: str, array: np.ndarray, first: int = 0):
+    """Refuses a matrix with a value that is not finite; `first` is the number of its first row."""
+    # a row's sum is finite only if all its values are, and takes less memory than a mask of them
+    if not np.isfinite(array.sum(axis=1, dtype=np.float64)).all():
+        bad_row = first + int(np.argmin(np.isfinite(array).all(axis=1)))
+        raise ValueError(f"{name} {bad_row} is not finite.")
 
 
 def _on(array: np.ndarray, device) -> torch.Tensor:
@@ -278,6 +277,19 @@ def _ordered(values: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values[:, :k], order[:, :k]
 
 
+def import_faiss():
+    """FAISS, which only some indices need.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("this index needs FAISS: pip install faiss-cpu.") from error
+    return faiss
+
+
 class FaissIndex:
     """FAISS over inner products: `flat` compares all, `ivf` only the nearest of `lists` cells.
 
@@ -299,12 +311,8 @@ class FaissIndex:
     """
 
     def __init__(self, corpus, kind: str = "flat", lists: int | None = None, probes: int = 32):
-        try:
-            import faiss
-        except ImportError as error:
-            raise ImportError("this index needs FAISS: pip install faiss-cpu.") from error
-
-        corpus = np.ascontiguousarray(corpus, dtype=np.float32)
+        faiss = import_faiss()
+        corpus = np.ascontiguousarray(corpus[:], dtype=np.float32)
         self.index = faiss.IndexFlatIP(corpus.shape[1])
         if kind == "ivf":
             lists = min(lists or int(4 * len(corpus) ** 0.5), len(corpus))
@@ -343,18 +351,23 @@ class FaissIndex:
                 if excluded is not None and len(excluded[row]):
                     allowed &= ~np.isin(neighbours, np.asarray(excluded[row]))
 
+                count = np.count_nonzero(allowed)
                 places = np.flatnonzero(allowed)[:k]
                 indices[row, : len(places)] = neighbours[places]
                 scores[row, : len(places)] = row_scores[places]
 
                 # FAISS gives -1 last where the cells it looked into hold no more
                 exhausted = depth >= self.index.ntotal or neighbours[-1] < 0
-                if len(places) < k and not exhausted:
+                if count < self._enough(k) and not exhausted:
                     short_rows.append(row)
 
             remaining = np.array(short_rows, dtype=np.int64)
             depth = min(2 * depth, self.index.ntotal)
         return indices, scores
+
+    def _enough(self, k: int) -> int:
+        """How many results that the rules allow are enough for the `k` best of all."""
+        return k
 
     def _search(self, queries, rows, depth: int):
         """Yields each row with its values and indices `[depth]`; at most `RESULTS` are held at a time."""
@@ -369,7 +382,7 @@ class Corpus:
     """Some rows of a matrix of embeddings, searched under the numbers that they have in the whole.
 
     Args:
-        embeddings: array `[N, D]`.
+        embeddings: array `[N, D]`, in memory or a [`~unime.jobs.results.StoredArray`].
         rows: array of the row numbers that are searched, in order.
         index (`str`, defaults to `"exact"`): `"exact"`, or `"flat"` or `"ivf"` of FAISS.
         lists (`int`, *optional*), probes (`int`, defaults to 32): of [`FaissIndex`].
@@ -379,12 +392,11 @@ class Corpus:
     def __init__(self, embeddings, rows, index: str = "exact", lists=None, probes: int = 32, device="cpu"):
         self.rows = rows
         self.device = device
-        self.place = {row: place for place, row in enumerate(rows.tolist())}  # of each row among those searched
 
-        # all rows in order are the matrix itself, which is not copied
+        # all rows in order are the matrix itself
         self.vectors = embeddings  # [n, D]
         if len(rows) != len(embeddings):
-            self.vectors = embeddings[rows]
+            self.vectors = SomeRows(embeddings, rows)
 
         self.index = None
         if index != "exact":
@@ -406,92 +418,7 @@ class Corpus:
 
     def _places(self, rows) -> list[int]:
         """The places of some rows among those searched; the other rows cannot be retrieved anyway."""
-        return [self.place[row] for row in rows if row in self.place]
-
-
-class RetrievalWork:
-    """The work of `unime mine retrieve`: the potential hard negatives of pairs (UniME-V2, 2510.13515 section 3).
-
-    Args:
-        config ([`~unime.mining.settings.MiningConfig`]): `top_k`, `pool`, `delta` and the index.
-        pool ([`~unime.mining.selection.Pool`]): the queries, candidates and pairs.
-        embeddings (`dict`): of the pool's `"queries"` `[Q, D]` and `"candidates"` `[N, D]`.
-        embedded (bool array `[N]`): which candidates have an embedding; the others are never retrieved.
-        device (`str` or `torch.device`): where exact search computes.
-
-    Raises:
-        ValueError: `config.pool` is neither `"global"` nor `"dataset"`.
-    """
-
-    def __init__(self, config, pool: Pool, embeddings: dict[str, np.ndarray], embedded: np.ndarray, device):
-        if config.pool not in ("global", "dataset"):
-            raise ValueError(f"the pool must be 'global' or 'dataset', got {config.pool!r}.")
-
-        self.config = config
-        self.queries = embeddings["queries"]
-        self.candidates = embeddings["candidates"]
-        self.embedded = embedded
-        self.device = device
-        self.excluded = pool.excluded()
-        self.candidates_of_dataset = pool.by_dataset()
-
-        # an index may be large, and the rows of a data set stand together: one is held at a time
-        self.corpora: dict[str, Corpus] = {}
-
-    def neighbours(self, pairs: Sequence[Pair]) -> dict[str, np.ndarray]:
-        """The candidates nearest to each pair's query that its rules allow.
-
-        Returns:
-            `neighbours` `[B, top_k]`, numbers of candidates, best first, -1 where there are fewer; their
-            `similarities` `[B, top_k]`; and the `positive_similarity` `[B]` of each pair.
-        """
-        top_k = self.config.top_k
-        neighbours = np.empty((len(pairs), top_k), np.int64)
-        similarities = np.empty((len(pairs), top_k), np.float32)
-        positive_similarity = np.array(
-            [self.queries[pair.query] @ self.candidates[pair.positive] for pair in pairs], np.float32
-        )
-
-        # pairs that search the same corpus are searched together
-        for name, rows in self._rows_by_corpus(pairs).items():
-            numbers = [pairs[row].query for row in rows]
-            excluded = [self.excluded[number] for number in numbers]
-            below = self._below(positive_similarity[rows])
-            nearest = self._corpus(name).top_k(self.queries[numbers], top_k, below, excluded)
-            neighbours[rows], similarities[rows] = nearest
-
-        return {"neighbours": neighbours, "similarities": similarities, "positive_similarity": positive_similarity}
-
-    def _rows_by_corpus(self, pairs: Sequence[Pair]) -> dict[str, list[int]]:
-        """The pairs' places by the data set whose candidates they search, `""` for the candidates of all."""
-        rows = {}
-        for row, pair in enumerate(pairs):
-            name = "" if self.config.pool == "global" else pair.dataset
-            rows.setdefault(name, []).append(row)
-        return rows
-
-    def _corpus(self, name: str) -> Corpus:
-        """The candidates of a data set, or of all, that have an embedding."""
-        if name not in self.corpora:
-            self.corpora = {name: self._new_corpus(name)}
-        return self.corpora[name]
-
-    def _new_corpus(self, name: str) -> Corpus:
-        config = self.config
-        if config.pool == "global":
-            rows = np.arange(len(self.candidates))
-        else:
-            rows = np.array(self.candidates_of_dataset[name])
-
-        rows = rows[self.embedded[rows]]
-        return Corpus(self.candidates, rows, config.index, config.ivf_lists, config.ivf_probes, self.device)
-
-    def _below(self, positive_similarity: np.ndarray) -> np.ndarray | list[float] | None:
-        """What the similarities of each pair's candidates must be less than; None for no limit."""
-        if self.config.delta == "none":
-            return None
-
-        # a copy of the positive may seem a little less similar than the positive itself
-        if self.config.delta == "positive":
-            return positive_similarity - COPY
-        return [float(self.config.delta)] * len(positive_similarity)
+        rows = np.asarray(rows, np.int64)
+        places = np.searchsorted(self.rows, rows)
+        places = places[places < len(self.rows)]
+        return places[np.isin(self.rows[places], rows)].tolist()

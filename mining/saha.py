@@ -1,15 +1,23 @@
 """Self-aware hard negatives: the clusters of SaHa, from "From Generator to Embedder" (2508.00955)."""
 
 import json
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from ..files.names import file_name
-from ..files.writing import has_json, write_text
+from ..files.writing import has_json, read_json, write_whole
 from ..jobs.embedding import image_name
+from ..jobs.results import JobResults, SomeRows, StoredArray
+from ..jobs.shards import MANIFEST, processes
+from .pools import Pair, numbered
 from .retrieval import exact_top_k
-from .selection import Pair
+
+NEIGHBOURS = "saha-neighbours"  # folder of what is needed until the clusters are written
+IN_MEMORY = 2**29  # bytes of a data set's embeddings up to which they are read whole
 
 
 def is_label_type(positives: int, rows: int, ratio: float = 0.05) -> bool:
@@ -62,6 +70,7 @@ def clusters(
         ...
     ```
     """
+    pairs = np.asarray(pairs, np.int64).reshape(-1, 2)
     owners = _Owners(queries, pairs)
     pool_size = size * pool_multiplier
 
@@ -75,20 +84,20 @@ def clusters(
     # pass 1: anchors and members are used up
     result = []
     waiting = []
-    for row, (query, _) in enumerate(pairs):
-        if query in owners.used:
+    for row, query in enumerate(pairs[:, 0].tolist()):
+        if owners.used[query]:
             continue
         members = members_of(query, pool_size)
         if members:
             result.append((row, members))
             owners.use([row, *members])
-        elif owners.row_of_query[query] == row:
+        elif owners.first_row[query] == row:
             waiting.append(row)  # once for each query
 
     # pass 2: anchors without a cluster, with twice as many owners, each of which may serve once more
-    owners.used.clear()
+    owners.used[:] = False
     for row in waiting:
-        members = members_of(pairs[row][0], 2 * pool_size)
+        members = members_of(int(pairs[row, 0]), 2 * pool_size)
         if members:
             result.append((row, members))
             owners.use(members)
@@ -96,67 +105,82 @@ def clusters(
 
 
 class _Owners:
-    """The queries that own candidates, as their positives in some row, and those of them that are used up."""
+    """The queries that own candidates, as their positives in some row, and those of them that are used up.
 
-    def __init__(self, queries: np.ndarray, pairs: list[tuple[int, int]]):
+    All of it is columns of numbers: a data set may have millions of rows.
+    """
+
+    def __init__(self, queries, pairs: np.ndarray):
         self.queries = queries  # [Q, D]
-        self.pairs = pairs
-        self.used: set[int] = set()
-        self.row_of_pair: dict[tuple[int, int], int] = {}  # the first row of each
-        self.row_of_query: dict[int, int] = {}
-        self.positives: dict[int, set[int]] = {}  # of each query
-        self.owners: dict[int, list[int]] = {}  # of each candidate, in the order of rows
+        self.query_of = pairs[:, 0]
+        self.used = np.zeros(len(queries), bool)
 
-        for row, (query, positive) in enumerate(pairs):
-            self.row_of_query.setdefault(query, row)
-            self.positives.setdefault(query, set()).add(positive)
-            if (query, positive) not in self.row_of_pair:
-                self.row_of_pair[query, positive] = row
-                self.owners.setdefault(positive, []).append(query)
+        # the first row of each query, and of each pair of a query and a positive
+        present, first_rows = np.unique(self.query_of, return_index=True)
+        self.first_row = np.full(len(queries), -1)
+        self.first_row[present] = first_rows
+        _, rows = np.unique(pairs, axis=0, return_index=True)
+        rows.sort()
+        pairs = pairs[rows]
+
+        # the positives of each query stand together, and so do the owners of each candidate, in the order of rows
+        by_query = np.argsort(pairs[:, 0], kind="stable")
+        by_candidate = np.argsort(pairs[:, 1], kind="stable")
+        self.positives = pairs[by_query, 1]
+        self.positive_starts = np.searchsorted(pairs[by_query, 0], np.arange(len(queries) + 1))
+        self.owners = pairs[by_candidate, 0]
+        self.owner_rows = rows[by_candidate]
+        self.owner_starts = np.searchsorted(pairs[by_candidate, 1], np.arange(pairs[:, 1].max(initial=-1) + 2))
 
     def use(self, rows: list[int]):
         """Marks the queries of some rows as used up."""
-        for row in rows:
-            query, _ = self.pairs[row]
-            self.used.add(query)
+        self.used[self.query_of[rows]] = True
+
+    def positives_of(self, query: int) -> list[int]:
+        return self.positives[self.positive_starts[query] : self.positive_starts[query + 1]].tolist()
 
     def nearest(self, anchor: int, candidates: list[int], count: int) -> list[tuple[int, float]]:
         """Up to `count` owners of an anchor's nearest candidates: their rows, and how similar their queries are."""
         result = []
+        anchor_embedding = self.queries[anchor]  # [D]
 
         # positives of the anchor and of the owners so far: no two members share one
-        covered = set(self.positives[anchor])
+        covered = set(self.positives_of(anchor))
         for candidate in candidates:
             if candidate < 0 or candidate in covered:
                 continue
-            unused = self._unused(candidate, covered)
-            if not unused:
+            owners, rows = self._unused(candidate, covered)
+            if not len(owners):
                 continue
 
             # of several owners, the one whose query is the most similar
-            similarities = self.queries[unused] @ self.queries[anchor]  # [owners]
+            similarities = self.queries[owners] @ anchor_embedding  # [owners]
             best = int(similarities.argmax())
-            owner = unused[best]
-            result.append((self.row_of_pair[owner, candidate], float(similarities[best])))
-            covered |= self.positives[owner]
+            result.append((int(rows[best]), float(similarities[best])))
+            covered.update(self.positives_of(owners[best]))
             if len(result) == count:
                 break
         return result
 
-    def _unused(self, candidate: int, covered: set[int]) -> list[int]:
-        """The owners of a candidate that are not used up and have no positive among the covered ones."""
-        result = []
-        for query in self.owners.get(candidate, ()):
-            if query not in self.used and self.positives[query].isdisjoint(covered):
-                result.append(query)
-        return result
+    def _unused(self, candidate: int, covered: set[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The owners of a candidate that are not used up and have no positive among the covered ones; and their rows
+        with it."""
+        if candidate + 1 >= len(self.owner_starts):
+            return self.owners[:0], self.owner_rows[:0]
+
+        places = np.arange(self.owner_starts[candidate], self.owner_starts[candidate + 1])
+        places = places[~self.used[self.owners[places]]]
+        free = [covered.isdisjoint(self.positives_of(owner)) for owner in self.owners[places]]
+        places = places[np.array(free, bool)]
+        return self.owners[places], self.owner_rows[places]
 
 
-def write_clusters(mining, embeddings: dict[str, np.ndarray], folder: Path):
+def write_clusters(mining, embeddings: dict[str, StoredArray], folder: Path):
     """The work of `unime mine saha`: writes the clusters of each data set in the layout of the released script.
 
-    Each process of a launch takes every n-th data set. A file that exists already is left as it is: it was written
-    whole by an earlier run.
+    The nearest candidates of a large data set are found by all processes, as a job; its clusters by one, because the
+    method takes anchors in order. Each process of a launch takes every n-th data set. A file that exists already is
+    left as it is: it was written whole by an earlier run.
 
     Args:
         mining ([`~unime.mining.pipeline.Mining`]): a folder in which `embed` is finished.
@@ -164,77 +188,116 @@ def write_clusters(mining, embeddings: dict[str, np.ndarray], folder: Path):
         folder (`Path`): where `<data set>_hard_negatives.json` is written, the name made safe by
             [`~unime.files.names.file_name`].
     """
-    pairs_of = {}
-    for pair in mining.pairs:
-        pairs_of.setdefault(pair.dataset, []).append(pair)
-
-    for number, (name, pairs) in enumerate(pairs_of.items()):
+    dataset_of = mining.pool.dataset_of[mining.pair_numbers]
+    for place, number in enumerate(dict.fromkeys(dataset_of.tolist())):
+        name = mining.pool.datasets[number]
         path = folder / f"{file_name(name)}_hard_negatives.json"
-        if number % mining.state.num_processes != mining.state.process_index or has_json(path, list):
+        if has_json(path, list):
             continue
 
-        rows = _cluster_rows(mining, name, pairs, embeddings)
-        lines = []
-        members = len(rows)  # anchors are members, too
-        for row in rows:
-            lines.append(json.dumps(row, ensure_ascii=False))
-            members += len(row["neg_samples"])
-        write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
-
-        mean_size = members / max(len(rows), 1)
-        print(f"{name}: {len(rows)} clusters of {mean_size:.1f} rows on average", flush=True)
+        part = _DataSet.of(mining, mining.pair_numbers[dataset_of == number], embeddings)
+        neighbours = _neighbours(mining, part, mining.out / NEIGHBOURS / file_name(name))
+        if place % mining.state.num_processes == mining.state.process_index:
+            _write_clusters(mining, name, part, neighbours, path)
 
 
-def _cluster_rows(mining, name: str, pairs: list[Pair], embeddings: dict[str, np.ndarray]) -> list[dict]:
-    """The clusters of one data set as the file has them."""
-    config = mining.config
+@dataclass(frozen=True)
+class _DataSet:
+    """One data set, its own queries and candidates numbered from zero.
 
-    # the data set's own queries and candidates, numbered from zero
-    queries = {}
-    candidates = {}
-    rows = []
-    for pair in pairs:
+    Args:
+        pairs (array `[n]`): numbers of its pairs in the pool.
+        rows (array `[n, 2]`): query and positive of each.
+        queries (`[Q, D]`), candidates (`[N, D]`): their embeddings, in memory where they are few.
+    """
+
+    pairs: np.ndarray
+    rows: np.ndarray
+    queries: object
+    candidates: object
+
+    @classmethod
+    def of(cls, mining, pairs: np.ndarray, embeddings: dict[str, StoredArray]) -> "_DataSet":
         # copies of a query are one: the positive of one is none of the other's negatives
-        first_copy = mining.first_copies[pair.query]
-        query = queries.setdefault(first_copy, len(queries))
-        candidate = candidates.setdefault(pair.positive, len(candidates))
-        rows.append((query, candidate))
-    query_embeddings = embeddings["queries"][list(queries)]  # [Q, D]
-    candidate_embeddings = embeddings["candidates"][list(candidates)]  # [N, D]
+        pool = mining.pool
+        first_copies = pool.first_copies[pool.query_of[pairs]]
+        positives = pool.positive_of[pairs]
+        queries, first_queries = numbered(pa.array(first_copies))
+        candidates, first_candidates = numbered(pa.array(positives))
+        return cls(
+            pairs,
+            np.stack([queries, candidates], axis=1),
+            _in_memory(SomeRows(embeddings["queries"], first_copies[first_queries])),
+            _in_memory(SomeRows(embeddings["candidates"], positives[first_candidates])),
+        )
+
+
+def _in_memory(rows: SomeRows):
+    """Embeddings as one array, unless that would be large."""
+    return rows[:] if np.prod(rows.shape) * 4 <= IN_MEMORY else rows
+
+
+def _neighbours(mining, part: _DataSet, folder: Path):
+    """The nearest candidates `[Q, depth]` of each query; of a large data set they are found as a job."""
+    config = mining.config
 
     # deep enough for pass 2, which looks at twice as many owners
     depth = 2 * config.cluster_size * config.pool_multiplier
-    neighbours, _ = exact_top_k(query_embeddings, candidate_embeddings, depth, device=mining.state.device)
+    if len(part.queries) <= config.retrieve_shard:
+        return exact_top_k(part.queries[:], part.candidates, depth, device=mining.state.device)[0]
 
+    queries = part.queries
+    mining._run_job(
+        folder.relative_to(mining.out),
+        range(len(queries)),
+        partial(_nearest, candidates=part.candidates, depth=depth),
+        {"depth": depth, "manifest": read_json(mining.out / "saha" / MANIFEST)},
+        inputs=lambda numbers: queries[numbers.start : numbers.stop],
+        shard_size=config.retrieve_shard,
+        description=f"Neighbours of {folder.name}",
+        failures=(),
+    )
+    return JobResults(folder)["neighbours"]
+
+
+def _nearest(queries: np.ndarray, candidates, depth: int) -> dict[str, np.ndarray]:
+    """The work of that job."""
+    neighbours, _ = exact_top_k(queries, candidates, depth, device=processes().device)
+    return {"neighbours": neighbours}
+
+
+def _write_clusters(mining, name: str, part: _DataSet, neighbours, path: Path):
+    """Writes the clusters of one data set."""
+    config = mining.config
     if config.label_datasets is None:
-        labels = is_label_type(len(candidates), len(rows))
+        labels = is_label_type(len(part.candidates), len(part.rows))
     else:
         labels = name in config.label_datasets
-
     groups = clusters(
-        query_embeddings,
-        candidate_embeddings,
-        rows,
-        neighbours,
-        config.cluster_size,
-        config.pool_multiplier,
-        labels,
+        part.queries, part.candidates, part.rows, neighbours, config.cluster_size, config.pool_multiplier, labels
     )
 
-    result = []
-    for anchor, members in groups:
-        row = _released_row(mining, pairs[anchor])
-        row["neg_samples"] = [_released_row(mining, pairs[member]) for member in members]
-        result.append(row)
-    return result
+    members = len(groups)  # anchors are members, too
+
+    def write(draft: Path):
+        nonlocal members
+        with open(draft, "w", encoding="utf-8") as file:
+            for place, (anchor, others) in enumerate(groups):
+                file.write(",\n" if place else "[\n")
+                rows = [_released_row(mining, pair) for pair in mining.pool.pairs.take(part.pairs[[anchor, *others]])]
+                file.write(json.dumps({**rows[0], "neg_samples": rows[1:]}, ensure_ascii=False))
+                members += len(others)
+            file.write("\n]\n" if groups else "[\n\n]\n")
+
+    write_whole(path, write)
+    print(f"{name}: {len(groups)} clusters of {members / max(len(groups), 1):.1f} rows on average", flush=True)
 
 
 def _released_row(mining, pair: Pair) -> dict:
     """A pair under the released script's names."""
-    query = mining.pool.queries[pair.query]
     return {
-        "qry": query.text,
-        "qry_image_path": image_name(query, mining.image_root),
+        "qry": pair.query_item.text,
+        "qry_image_path": image_name(pair.query_item, mining.image_root),
         "pos_text": pair.item.text,
         "pos_image_path": image_name(pair.item, mining.image_root),
     }

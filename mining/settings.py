@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from ..jobs.embedding import Embedder
 
 POOLS = ("global", "dataset")
-INDICES = ("exact", "flat", "ivf")
+INDICES = ("exact", "flat", "ivf", "ivfpq")
+LAYOUTS = ("json", "parquet")
 JUDGED = ("query", "candidates", "show_progress")  # arguments of `score` that the judge sets
 FALLBACKS = ("drop", "judge_lowest", "released")
 
@@ -84,9 +85,23 @@ class MiningConfig(EngineSettings):
         default="positive",
         metadata={"help": "Candidates must be less similar than the positive (positive), than a number, or none."},
     )
-    index: str = field(default="exact", metadata={"help": "exact, flat or ivf (both FAISS).", "choices": INDICES})
-    ivf_lists: int | None = field(default=None, metadata={"help": "Cells of ivf; 4 sqrt(N) by default.", "least": 1})
-    ivf_probes: int = field(default=32, metadata={"help": "Cells that ivf looks into.", "least": 1})
+    index: str = field(
+        default="exact",
+        metadata={
+            "help": "exact, or of FAISS flat and ivf, which hold the corpus in memory, and ivfpq, which does not.",
+            "choices": INDICES,
+        },
+    )
+    ivf_lists: int | None = field(
+        default=None, metadata={"help": "Cells of ivf and ivfpq; 4 sqrt(N) by default.", "least": 1}
+    )
+    ivf_probes: int = field(default=32, metadata={"help": "Cells that ivf and ivfpq look into.", "least": 1})
+    short_list: int = field(
+        default=4, metadata={"help": "ivfpq: how many times top_k candidates are scored exactly.", "least": 1}
+    )
+    recall_queries: int = field(
+        default=1000, metadata={"help": "ivfpq: queries over which its recall is measured.", "least": 1}
+    )
     retrieve_shard: int = field(default=8192, metadata={"help": "Pairs of one shard.", "least": 1})
 
     # judge
@@ -113,6 +128,11 @@ class MiningConfig(EngineSettings):
     )
     seed: int = field(default=0, metadata={"help": "Of random choices."})
     name: str = field(default="judged", metadata={"help": "Name of the file of selected rows, and of the page."})
+    layout: str = field(
+        default="json",
+        metadata={"help": "One file of JSON, or a folder of Parquet files for millions of rows.", "choices": LAYOUTS},
+    )
+    select_shard: int = field(default=65_536, metadata={"help": "parquet: judged pairs of one file.", "least": 1})
 
     # saha
     cluster_size: int = field(default=15, metadata={"help": "Negatives of a cluster.", "least": 1})

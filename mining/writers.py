@@ -1,12 +1,32 @@
 """Writers of public layouts, the counterparts of `data/readers.py`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
 
 from ..data.schema import Example
 from ..files.writing import write_whole
 from ..jobs.embedding import image_name
+
+BLOCK = 4096  # rows that are Python objects at a time
+JUDGED_SCHEMA = pa.schema(
+    {
+        "query_text": pa.string(),
+        "query_image": pa.string(),
+        "pos_text": pa.string(),
+        "pos_image": pa.string(),
+        "query_pos_scores": pa.float64(),
+        "hard_negatives": pa.list_(pa.list_(pa.string())),
+        "hard_negatives_scores": pa.list_(pa.float64()),
+        "dataset": pa.string(),
+    }
+)
 
 
 def write_judged(path, examples: Iterable[Example], image_root) -> int:
@@ -42,6 +62,43 @@ def write_judged(path, examples: Iterable[Example], image_root) -> int:
 
     write_whole(Path(path), write)
     return count
+
+
+def write_judged_shards(
+    folder: Path, rows: int, shard_size: int, examples_of: Callable[[range], Iterable[Example]], image_root
+) -> int:
+    """Writes rows in the same layout as a folder of Parquet files, one for each shard.
+
+    A file that is there was written whole by an earlier run, and is left as it is;
+    [`~unime.data.readers.read_judged`] reads the folder.
+
+    Args:
+        folder (`Path`): of the files `rows-<number of the first row>.parquet`.
+        rows (`int`): how many judged rows there are.
+        shard_size (`int`): of so many judged rows the selected ones share a file.
+        examples_of: maps numbers of judged rows to the selected ones.
+        image_root (`str` or `Path`): images are named by their paths below it.
+
+    Returns:
+        how many rows are written.
+    """
+    count = 0
+    for first in tqdm(range(0, rows, shard_size), desc="Selecting", unit="file"):
+        path = folder / f"rows-{first:09d}.parquet"
+        if not path.exists():
+            examples = examples_of(range(first, min(first + shard_size, rows)))
+            write_whole(path, partial(_write_parquet, examples=examples, image_root=image_root))
+        count += pq.read_metadata(path).num_rows
+    return count
+
+
+def _write_parquet(draft: Path, examples: Iterable[Example], image_root):
+    """Writes rows to a Parquet file, a block of them at a time."""
+    with pq.ParquetWriter(draft, JUDGED_SCHEMA) as writer:
+        examples = iter(examples)
+        while block := list(islice(examples, BLOCK)):
+            rows = [_judged_row(example, image_root) for example in block]
+            writer.write_table(pa.Table.from_pylist(rows, JUDGED_SCHEMA))
 
 
 def _judged_row(example: Example, image_root) -> dict:

@@ -135,12 +135,12 @@ from unime.jobs import shards
 from unime.jobs.engines import RayEngine
 from engine_work import ROWS, work
 out, address, kill_at = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-write = shards._Shard.write
+write = shards.Shard.write
 def writing(self, *rest):
     if self.first == kill_at:
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, *rest)
-shards._Shard.write = writing
+shards.Shard.write = writing
 with RayEngine(num_workers=1, address=address) as engine:
     shards.run_job(out, ROWS, work, {"k": 1}, shard_size=2, engine=engine)
 """

@@ -15,8 +15,8 @@ from PIL import Image
 
 from unime.data.schema import Item
 from unime.jobs.shards import read_errors, read_job, run_job
-from unime.mining.judging import Judge, JudgingWork, LocalJudge, ServerJudge
-from unime.mining.selection import Pair, Pool, probabilities, select
+from unime.mining.judging import Judge, LocalJudge, ServerJudge, judge_requests
+from unime.mining.selection import probabilities, select
 
 CANDIDATES = [Item("a red circle"), Item("a blue star"), Item("a green ring")]
 
@@ -182,9 +182,7 @@ class Sure(Judge):
 
 
 def test_scores_of_one_are_told_apart_by_log_odds():
-    pool = Pool([Item("q")], CANDIDATES, [])
-    rows = [(Pair(0, 0, "data", Item("positive")), [0, 1, 2, -1])]
-    results = JudgingWork(pool, 4).scores(rows, Sure())
+    results = judge_requests([(Item("q"), [Item("positive"), *CANDIDATES])], Sure(), width=4)
     assert results["positive_score"].tolist() == [1.0] and results["scores"][0, :3].tolist() == [1.0, 1.0, 1.0]
     assert results["positive_logit"].tolist() == [20.0] and results["logits"][0, :3].tolist() == [25.0, 18.0, 23.0]
     assert probabilities(np.array([-900.0, 900.0])).tolist() == [0.0, 1.0]

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unime.data.schema import Example, Item
+from unime.mining.pools import Pool
 from unime.mining.saha import clusters, is_label_type
-from unime.mining.selection import Pool, allowed, cyclic_order, released_margin, select
+from unime.mining.selection import allowed, cyclic_order, released_margin, select
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "unime_v2_rows.json"
 scores = st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=60)
@@ -85,11 +86,13 @@ def test_a_pool_tells_items_apart_by_content():
         Example(Item("r"), Item("see", "i.png"), dataset="x"),
     ]
     pool = Pool.of(rows)
-    assert pool.candidates == [Item("A Dog"), Item("cat"), Item("<|image_1|>\nSee", "i.png")]
+    assert list(pool.candidates) == [Item("A Dog"), Item("cat"), Item("<|image_1|>\nSee", "i.png")]
     assert [pair[:3] for pair in pool.pairs] == [(0, 0, "x"), (0, 0, "x"), (0, 1, "y"), (1, 2, "y"), (2, 2, "x")]
     assert [pair.item.text for pair in pool.pairs[:2]] == ["A Dog", "a  dog"], "each row keeps its own spelling"
-    assert pool.excluded() == [[0, 1], [1, 2], [2]], "own positives of all rows, and the query itself"
-    assert pool.by_dataset() == {"x": [0, 2], "y": [1, 2]}
+    assert [pool.excluded(query) for query in range(3)] == [[0, 1], [1, 2], [2]], (
+        "own positives of all rows, and the query itself"
+    )
+    assert {name: own.tolist() for name, own in pool.by_dataset().items()} == {"x": [0, 2], "y": [1, 2]}
     assert Item("a", "i").identity != Item("a", "j").identity
 
 

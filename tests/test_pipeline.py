@@ -19,7 +19,7 @@ from unime.data.readers import read_clusters, read_judged
 from unime.data.schema import Example, Item, to_example
 from unime.jobs.embedding import Embedder, checkpoint_fingerprint
 from unime.jobs.shards import read_errors, read_job, run_job
-from unime.mining import pipeline, retrieval
+from unime.mining import judging, retrieval
 from unime.mining.pipeline import Mining, MiningConfig
 from unime.mining.writers import write_judged
 
@@ -76,7 +76,7 @@ def test_rows_come_out_with_scored_negatives(mined, world, embedder, reranker):
 
 
 def test_a_finished_folder_is_read_again_without_any_model(mined, monkeypatch):
-    monkeypatch.setattr(pipeline, "open_checkpoint", lambda *a, **k: pytest.fail("the judge was loaded"))
+    monkeypatch.setattr(judging, "open_checkpoint", lambda *a, **k: pytest.fail("the judge was loaded"))
     before = (mined.out / "judged.json").read_bytes()
     again = Mining(mined.config)
     again.run()
@@ -92,7 +92,7 @@ def test_rules_of_retrieval(mined, world, backbone, tmp_path):
     queries, candidates = own.embeddings().values()
     for row, pair in enumerate(own.pairs):
         near = found["neighbours"][row][found["neighbours"][row] >= 0]
-        possible = [i for i in pools[pair.dataset] if i not in own.pool.excluded()[pair.query]]
+        possible = [i for i in pools[pair.dataset] if i not in own.pool.excluded(pair.query)]
         scores = {i: float(candidates[i] @ queries[pair.query]) for i in possible}
         limit = found["positive_similarity"][row] - retrieval.COPY
         wanted = sorted((i for i in possible if scores[i] < limit), key=lambda i, scores=scores: -scores[i])
