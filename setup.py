@@ -35,6 +35,7 @@ EXTRAS = {
     "video": ["av>=12"],
     "demo": ["gradio>=6"],
     "ray": ["ray>=2.40"],
+    "remote": ["universal-pathlib>=0.3", "s3fs>=2025.3"],
     "serve": ["prometheus-client>=0.20", "pydantic>=2.10", "starlette>=0.40", "uvicorn>=0.30"],
     "mining": ["faiss-cpu>=1.9", "matplotlib>=3.9"],
     "test": [
@@ -60,6 +61,9 @@ EXTRAS = {
         "pytest>=8",
         "pytest-xdist>=3.6",
         "ray>=2.40",
+        "universal-pathlib>=0.3",
+        "s3fs>=2025.3",
+        "moto[server]>=5",
         "hypothesis>=6",
         "ruff>=0.14",
     ],

@@ -4,7 +4,6 @@ unime encode photos/ captions.jsonl --model outputs/quickstart/model --out index
 """
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..data.item_sources import read_items
 from ..data.schema import Item
+from ..files.addresses import remove_folder, to_path
 from ..files.identity import verify_files
 from ..files.writing import write_json
 from ..jobs.embedding import Embedder, embed
@@ -88,7 +88,7 @@ def encode(
     print(encoded.index.embeddings.shape)
     ```
     """
-    out = Path(out)
+    out = to_path(out)
     if out.suffix not in SUFFIXES:
         raise ValueError(f"{out} is neither .parquet nor .npz.")
     if is_foreign(out):
@@ -126,8 +126,7 @@ def encode(
     if old is None or _changed(old, index):
         write_index(out, index)
     _write_errors(out, failed)
-    if _parts(out).exists():
-        shutil.rmtree(_parts(out))
+    remove_folder(_parts(out))
     return Encoded(index, len(missing) - len(failed), failed)
 
 

@@ -8,6 +8,7 @@ from ..eval.means import notes_of, print_metrics, print_table
 from ..eval.rehearsal import rehearse, rehearse_rerank
 from ..eval.rerank import run_rerank, saved_result
 from ..eval.runner import read_result, run_benchmark
+from ..files.addresses import fetched
 from ..files.identity import verify_files
 from ..files.writing import read_json
 from ..jobs.embedding import Embedder
@@ -68,12 +69,21 @@ def run(
         raise ValueError("`corpus` and `both_ways` are settings of `unime eval pairs`.")
 
     with embedder.state.main_process_first():  # which unpacks what has to be unpacked
-        tasks, root = read_benchmark(step, source)
+        tasks, root = read_benchmark(step, _fetched(source))
 
     if config.rehearses:
         return rehearse(step, tasks, embedder, given or {})
     with open_engine(config) as engine:
         return run_benchmark(step, tasks, embedder, config.out, root, source, config.shard, floors, engine)
+
+
+def _fetched(source: dict) -> dict:
+    """How tasks are read, with copies of what lies at addresses."""
+    result = dict(source)
+    for name in ("data", "image_root"):
+        if source.get(name):
+            result[name] = str(fetched(source[name]))
+    return result
 
 
 def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal:
@@ -93,7 +103,7 @@ def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal
         source["cache"] = None
 
     with processes().main_process_first():
-        tasks, root = read_benchmark(before["benchmark"], source)
+        tasks, root = read_benchmark(before["benchmark"], _fetched(source))
 
     reranker = Reranker(
         config.reranker, config.strategy, config.dtype, config.trust_remote_code, **config.rank_options or {}

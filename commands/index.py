@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from ..data.schema import Item
 from ..data.texts import require_file
+from ..files.addresses import local_copy, to_path
 from ..files.identity import MISSING, file_identity
 from ..files.writing import write_whole
 
@@ -85,6 +86,10 @@ def write_index(path: Path, index: Index):
 
 def is_foreign(path: Path) -> bool:
     """Whether there is a file that something else made, which nobody wants to lose; a damaged one is of no use."""
+    if not path.exists():
+        return False
+
+    path = local_copy(path)
     try:
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
@@ -101,9 +106,10 @@ def read_index(path) -> Index:
     Raises:
         ValueError: there is no such file, it is damaged, or it is not a file of embeddings; the message names it.
     """
-    path = Path(path)
+    path = to_path(path)
     if not path.exists():
         raise ValueError(f"{path} does not exist; `unime encode` makes it.")
+    path = local_copy(path)
     require_file(path)
 
     read = _read_npz if path.suffix == ".npz" else _read_parquet

@@ -10,6 +10,7 @@ from statistics import fmean
 import numpy as np
 import torch
 
+from ..files.addresses import to_path
 from ..files.names import model_name
 from ..files.writing import read_arrays, write_json
 from ..jobs.engines import RayEngine
@@ -43,7 +44,7 @@ def saved_result(path) -> Path:
     Raises:
         ValueError: there is no such file, or there are several; the message lists them.
     """
-    path = Path(path)
+    path = to_path(path)
     if not path.is_dir():
         if not _top_file(path).exists():
             raise ValueError(_not_one_result(path, f"no {_top_file(path)}"))

@@ -13,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.schema import Item
+from ..files.addresses import to_path
 from ..files.names import model_name
 from ..files.writing import read_arrays, read_json, write_arrays, write_json
 from ..jobs.embedding import Embedder, embed, item_name
@@ -349,7 +350,7 @@ def run_benchmark(
     settings = embedder.settings()
     data = data_fingerprint(tasks, image_root)
     key = fingerprint([json.dumps(settings, sort_keys=True, default=str), data, benchmarks_of(tasks)])[:10]
-    folder = Path(out) / model_name(embedder.source) / f"{benchmark}-{key}"
+    folder = to_path(out) / model_name(embedder.source) / f"{benchmark}-{key}"
     path = folder / "results.json"
     if is_whole(path, RANKINGS):
         return path

@@ -17,12 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 from ..images_unime import open_image
+from .addresses import CACHE
 
-CACHE = Path(os.environ.get("UNIME_CACHE") or Path(HF_HOME) / "unime")  # what may be deleted at any time
 FRESH = 2 * 10**9  # nanoseconds for which a file may be written again without a new time of change
 FLUSHED = 1000  # digests that are written to the disk at once
 WORKERS = 4  # pictures that are decoded at a time

@@ -16,6 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from .addresses import local_copy, send, to_path
+
 NOTES = "notes"  # under which a file of arrays says what it is
 
 
@@ -23,13 +25,15 @@ def write_whole(path, writer: Callable[[Path], object]):
     """Lets `writer` write beside the file and moves the result into place, when it lies on the disk; folders are made.
 
     Args:
-        path (`str` or `Path`): the file.
+        path (`str` or `Path`): the file, or its address (see [`~unime.files.addresses.to_path`]).
         writer: called with the path that it is to write to. If it fails, nothing remains of what it wrote.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to; an earlier file is then as it was.
     """
-    path = Path(path)
+    path = to_path(path)
+    if not isinstance(path, Path):
+        return send(path, writer)
     path.parent.mkdir(parents=True, exist_ok=True)
 
     # the name is of this process alone, in the same folder: a move within a disk is all or nothing
@@ -112,7 +116,7 @@ def read_json(path):
     """
     _refuse_pipe(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(local_copy(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {_why(path, error)}.") from error
 
@@ -124,7 +128,7 @@ def has_json(path, kind: type = dict) -> bool:
         path (`str` or `Path`): the file.
         kind (`type`, defaults to `dict`): of what it holds, else `list`.
     """
-    if not Path(path).exists():
+    if not to_path(path).exists():
         return False
 
     try:
@@ -153,7 +157,7 @@ def read_arrays(path, names: Sequence[str] | None = None) -> tuple[dict[str, np.
     _refuse_pipe(path)
     arrays = {}
     try:
-        with safe_open(path, "numpy") as file:
+        with safe_open(local_copy(path), "numpy") as file:
             metadata = file.metadata() or {}  # None where there is none
             notes = json.loads(metadata.get(NOTES, "{}"))
 
@@ -173,21 +177,21 @@ def mapped_array(path, name: str) -> np.ndarray:
         name (`str`): of the array.
     """
     # of safetensors' readers, the one for torch maps the file
-    with safe_open(path, "pt") as file:
+    with safe_open(local_copy(path), "pt") as file:
         return file.get_tensor(name).numpy()
 
 
 def _refuse_pipe(path):
     """Raises `ValueError` for a pipe or a device, opening which could wait for ever."""
-    path = Path(path)
-    if path.exists() and not path.is_file() and not path.is_dir():
+    path = to_path(path)
+    if isinstance(path, Path) and path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} cannot be read: it is not a file.")
 
 
 def _why(path, error: Exception) -> str:
     """Why a file cannot be read, in words for people."""
     try:
-        with open(path, "rb") as file:
+        with open(local_copy(path), "rb") as file:
             head = file.read(4096)
     except OSError as reason:
         return reason.strerror or str(reason)

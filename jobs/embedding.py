@@ -23,6 +23,7 @@ from ..checkpoints.opening import (
     require_kind,
 )
 from ..data.schema import Item
+from ..files.addresses import to_path
 from ..files.identity import file_identity
 from ..items_unime import describe
 from ..modeling_unime import UniMEModel
@@ -367,7 +368,7 @@ def embed(
         shard_size=shard_size,
         rank=state.process_index,
         world_size=state.num_processes,
-        description=description or f"Embedding {Path(out).name}",
+        description=description or f"Embedding {to_path(out).name}",
         prepare=partial(_loaded, embedder),
         retry_failed=retry_failed,
         spare=spare,

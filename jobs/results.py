@@ -2,10 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
+from ..files.addresses import to_path
 from ..files.writing import mapped_array
 from .shards import finished_shards
 
@@ -34,7 +34,7 @@ class JobResults:
     """
 
     def __init__(self, out):
-        self.out = Path(out)
+        self.out = to_path(out)
         self.shards = finished_shards(out)
         self.present = np.zeros(self.shards[-1].last if self.shards else 0, bool)
         self._arrays = {}

@@ -25,6 +25,7 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
+from ..files.addresses import make_folder, to_path
 from ..files.writing import read_arrays, read_json, write_arrays, write_json
 from .engines import RayEngine, work_locally
 from .workers import ShardWorker
@@ -75,7 +76,7 @@ def run_job(
     is tried once more, and then recorded as failed.
 
     Args:
-        out (`str` or `Path`): folder of the job.
+        out (`str` or `Path`): folder of the job, or its address (see [`~unime.files.addresses.to_path`]).
         rows (`Sequence`): the inputs.
         work: maps a slice of the rows to arrays with as many rows each; called as `work(rows)`, or, where there is a
             `prepare`, as `work(rows, prepared)`.
@@ -111,8 +112,8 @@ def run_job(
     read_job("outputs/lengths")["length"]  # array([1, 2, 3])
     ```
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = to_path(out)
+    make_folder(out)
 
     # what decides the result; a folder that was made from something else is refused
     manifest = {
@@ -342,9 +343,16 @@ def read_job(out, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
 
 def read_errors(out) -> list[dict]:
     """The rows of a job that failed so far: `row`, its `key`, and the `reason`."""
+    out = to_path(out)
+    if not out.exists():
+        return []
+
+    # in the order of the rows; not `glob`, which takes brackets in the folder's own name for a pattern
+    names = sorted(path.name for path in out.iterdir())
     errors = []
-    for path in sorted(Path(out).glob("rows-*.errors.json")):  # in the order of the rows
-        errors += _read_errors(path)
+    for name in names:
+        if name.startswith("rows-") and name.endswith(".errors.json"):
+            errors += _read_errors(out / name)
     return errors
 
 
@@ -354,7 +362,7 @@ def read_manifest(out) -> dict:
     Raises:
         ValueError: there is no job, or its manifest is damaged; the message names it.
     """
-    path = Path(out) / MANIFEST
+    path = to_path(out) / MANIFEST
     if not path.exists():
         raise ValueError(f"{out} holds no job: it has no {MANIFEST}.")
 
@@ -371,7 +379,7 @@ def finished_shards(out) -> list["Shard"]:
     Raises:
         ValueError: there is no job, or it is not finished; the message says how far it came.
     """
-    out = Path(out)
+    out = to_path(out)
     manifest = read_manifest(out)
     job = _job_of(manifest)
     shards = [Shard(out, first, last, job) for first, last in _spans(manifest["rows"], manifest["shard_size"])]

@@ -9,7 +9,6 @@ embeddings, and `inspect` a page to look at. Each step's work has a file of its 
 """
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
@@ -20,6 +19,7 @@ import pyarrow as pa
 
 from ..data.readers import Findings, read_rows
 from ..data.schema import Example, Item, content_hash
+from ..files.addresses import fetched, make_folder, remove_folder, to_path
 from ..files.identity import verify_files
 from ..files.writing import write_json, write_text
 from ..jobs.embedding import checkpoint_fingerprint, embed, item_name
@@ -83,14 +83,15 @@ class Mining:
         self.config = config
         self.engine = engine
         self.state = processes()
-        self.out = Path(config.out)
-        self.out.mkdir(parents=True, exist_ok=True)
+        self.out = to_path(config.out)
+        make_folder(self.out)
 
-        data = Path(config.data)
-        folder = data
-        if not data.is_dir():
-            folder = data.parent
-        self.image_root = Path(config.image_root or folder)
+        # what lies at an address is read from a copy
+        self.data = Path(fetched(config.data))
+        folder = self.data
+        if not self.data.is_dir():
+            folder = self.data.parent
+        self.image_root = Path(fetched(config.image_root) if config.image_root else folder)
 
     # the steps
 
@@ -216,7 +217,7 @@ class Mining:
     def saha(self):
         """Writes clusters of each data set, from the embeddings, in the layout of the released script."""
         folder = self.out / "saha"
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         embeddings = self.embeddings()
 
         settings = self._settings(CLUSTER_SETTINGS)
@@ -227,7 +228,7 @@ class Mining:
         write_clusters(self, embeddings, folder)
         self.state.wait_for_everyone()
         if self.state.is_main_process:
-            shutil.rmtree(self.out / NEIGHBOURS, ignore_errors=True)
+            remove_folder(self.out / NEIGHBOURS)
 
     def inspect(self):
         """Draws what was mined, and what was not and why."""
@@ -249,8 +250,9 @@ class Mining:
         """The pool of all usable rows, and the others as `errors.jsonl` has them."""
         config = self.config
         findings = Findings()
+        image_root = config.image_root and self.image_root
         rows = read_rows(
-            config.data, config.image_root, config.subsets, config.split, config.rows_per_subset, findings
+            fetched(config.data), image_root, config.subsets, config.split, config.rows_per_subset, findings
         )
         pool = Pool(rows, config.near_copies)
         problems = findings.problems

@@ -196,7 +196,7 @@ def write_clusters(mining, embeddings: dict[str, StoredArray], folder: Path):
             continue
 
         part = _DataSet.of(mining, mining.pair_numbers[dataset_of == number], embeddings)
-        neighbours = _neighbours(mining, part, mining.out / NEIGHBOURS / file_name(name))
+        neighbours = _neighbours(mining, part, name)
         if place % mining.state.num_processes == mining.state.process_index:
             _write_clusters(mining, name, part, neighbours, path)
 
@@ -237,7 +237,7 @@ def _in_memory(rows: SomeRows):
     return rows[:] if np.prod(rows.shape) * 4 <= IN_MEMORY else rows
 
 
-def _neighbours(mining, part: _DataSet, folder: Path):
+def _neighbours(mining, part: _DataSet, name: str):
     """The nearest candidates `[Q, depth]` of each query; of a large data set they are found as a job."""
     config = mining.config
 
@@ -247,17 +247,18 @@ def _neighbours(mining, part: _DataSet, folder: Path):
         return exact_top_k(part.queries[:], part.candidates, depth, device=mining.state.device)[0]
 
     queries = part.queries
+    folder = f"{NEIGHBOURS}/{file_name(name)}"
     mining._run_job(
-        folder.relative_to(mining.out),
+        folder,
         range(len(queries)),
         partial(_nearest, candidates=part.candidates, depth=depth),
         {"depth": depth, "manifest": read_json(mining.out / "saha" / MANIFEST)},
         inputs=lambda numbers: queries[numbers.start : numbers.stop],
         shard_size=config.retrieve_shard,
-        description=f"Neighbours of {folder.name}",
+        description=f"Neighbours of {name}",
         failures=(),
     )
-    return JobResults(folder)["neighbours"]
+    return JobResults(mining.out / folder)["neighbours"]
 
 
 def _nearest(queries: np.ndarray, candidates, depth: int) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..data.choices import SPLITS
+from ..files.addresses import is_address
 from ..files.names import file_name
 from ..jobs.checks import check_options, check_settings
 from ..jobs.choices import DTYPES, LIBRARIES, EngineSettings
@@ -160,6 +161,10 @@ class MiningConfig(EngineSettings):
         check_settings(self)
         if file_name(self.name) != self.name:
             raise ValueError(f"`name` is {self.name!r}; it is the name of a file in `out`, not a path.")
+
+        # FAISS maps its lists from a disk
+        if self.index == "ivfpq" and self.out and is_address(self.out):
+            raise ValueError(f"`index: ivfpq` needs a folder of this machine; `out` is {self.out}.")
 
         # a mistyped option is an error now, too; what knows them takes seconds to load
         if self.embedder_library == "unime" and self.embedder_options:

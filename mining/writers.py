@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from ..data.schema import Example
+from ..files.addresses import local_copy
 from ..files.writing import write_whole
 from ..jobs.embedding import image_name
 
@@ -60,7 +61,7 @@ def write_judged(path, examples: Iterable[Example], image_root) -> int:
                 count += 1
             file.write("\n]\n" if count else "[\n]\n")
 
-    write_whole(Path(path), write)
+    write_whole(path, write)
     return count
 
 
@@ -88,7 +89,7 @@ def write_judged_shards(
         if not path.exists():
             examples = examples_of(range(first, min(first + shard_size, rows)))
             write_whole(path, partial(_write_parquet, examples=examples, image_root=image_root))
-        count += pq.read_metadata(path).num_rows
+        count += pq.read_metadata(local_copy(path)).num_rows
     return count
 
 
