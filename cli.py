@@ -40,6 +40,7 @@ GROUPS = {
     },
     "Measure": {
         "eval": Command("evaluate", "benchmarks, reranking, reports and figures"),
+        "reproduce": Command("reproduce", "the papers' claims on drawn pictures, without a GPU"),
     },
     "Share": {
         "convert": Command("convert", "stock VLM -> UniME repository"),
@@ -57,7 +58,7 @@ for _group in GROUPS.values():
 STAGES = ("distillation", "contrastive", "alignment", "reranker")
 
 # which extra of the package brings what a command imports beyond the plain installation
-_EXTRAS = {"demo": "demo", "serve": "serve", "train": "train", "mine": "mining", "eval": "eval"}
+_EXTRAS = {"demo": "demo", "serve": "serve", "train": "train", "mine": "mining", "eval": "eval", "reproduce": "eval"}
 
 _STAGE_USAGE = f"usage: unime train {{{','.join(STAGES)}}} --config RECIPE.yaml [--setting value ...]"
 
@@ -137,14 +138,14 @@ def _run(name: str, module: str, function: str, options):
 
 def _usage() -> str:
     """What `unime --help` prints: every command under the heading of its group, within 24 lines."""
-    # 17 commands, 4 headings, and 4 lines around them
+    # 18 commands, 4 headings, and 3 lines around them
     lines = ["usage: unime COMMAND ... [--quiet]      (COMMAND --help says more)", ""]
     for heading, commands in GROUPS.items():
         lines.append(heading)
         for name, command in commands.items():
             lines.append(f"  {name:<12}{command.summary}")
 
-    lines += ["", "--quiet leaves out progress and notices; --version prints the version."]
+    lines += ["--quiet leaves out progress and notices; --version prints the version."]
     return "\n".join(lines)
 
 

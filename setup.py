@@ -24,6 +24,7 @@ ROOMS = (
     "jobs",
     "miniature",
     "mining",
+    "reproduction",
     "serving",
     "trainers",
 )

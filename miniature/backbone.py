@@ -24,11 +24,11 @@ from ..jobs.notices import silence_alarms
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION
-from ..trainers.embedding_trainer import fast_bf16
 from ..trainers.metered_trainer import resolve_decay
 from ..trainers.muon import MuonWithAdamW, split_parameters
 from ..trainers.progress import TrainingBar
 from ..trainers.resuming import last_checkpoint
+from ..trainers.stage_config import fast_bf16
 from ..trainers.starting import plain_attention
 
 SPECIAL = [

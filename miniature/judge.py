@@ -20,15 +20,17 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from ..items_unime import PreparedItem
 from ..jobs.notices import silence_alarms
 from ..modeling_unime import UniMERerankerForCausalLM
-from ..prompts_unime import POINTWISE
-from .backbone import BackboneConfig, GenerativeTrainer, train_and_save
-from .lessons import Lesson, make_lesson
+from ..prompts_unime import LISTWISE_ANSWER, POINTWISE
+from .backbone import BackboneConfig, BackboneTrainer, train_and_save
+from .lessons import Lesson, make_lesson, make_list
 from .sources import Digits
 
 SINGLE_UNTIL = 0.15  # share of the lessons up to which there are single things
 NEAR_FROM = 0.4  # share of the lessons from which there are near misses
-SLOPE = 1.5  # how the level grows with the share after that
-HARDEST = 2.2  # and how far
+SLOPE = 2.5  # how the level grows with the share after that
+HARDEST = 2.9  # and how far
+LISTS = 0.25  # share of lessons that are lists, once there are near misses
+LONGEST_LIST = 9  # whose numbers are one token
 DESCRIBE = 0.3  # weight of saying right texts word by word: without it, what the backbone can describe is forgotten
 HIDDEN = torch.finfo(torch.float32).min  # added to the attention's score of a token that is not seen
 
@@ -53,7 +55,10 @@ class Lessons(Dataset):
 
     def __getitem__(self, number: int) -> Lesson:
         rng = random.Random(f"{self.seed}:{number}")
-        return make_lesson(rng, self.digits, self._level(number), self.candidates)
+        level = self._level(number)
+        if level > 1.5 and rng.random() < LISTS:
+            return make_list(rng, self.digits, level, rng.randint(2, LONGEST_LIST))
+        return make_lesson(rng, self.digits, level, self.candidates)
 
     def _level(self, number: int) -> float:
         """How hard a lesson is, as [`~unime.miniature.lessons.make_lesson`] takes it."""
@@ -105,8 +110,9 @@ class Packed:
 
     Gives `input_ids` `[B, L]`, `attention_mask` `[B, 1, L, L]` (added to the attention's scores), `position_ids`
     `[3, B, L]`, `words` `[B, L]` (the next token of candidates that are right and have no image, else -100), `ends`
-    `[C, 2]` (row and place where each candidate's answer is due), `answers` `[C]`, `images` (their pixels and grids),
-    and `order`: which image stands at each place.
+    `[C, 2]` (row and place where each answer is due), `answers` `[C]`, `weights` `[C]` (each lesson's add up to one
+    B-th), `images` (their pixels and grids), and `order`: which image stands at each place. A listwise lesson is its
+    one prompt, with one answer.
 
     Args:
         model ([`~unime.modeling_unime.UniMERerankerForCausalLM`]): its processor reads the lessons, and it says which
@@ -119,6 +125,7 @@ class Packed:
         tokenizer = self.processor.tokenizer
         _, yes, no = POINTWISE["yes_no"]
         self.answers = [tokenizer(word)["input_ids"][0] for word in (no, yes)]
+        self.numbers = [tokenizer(str(number))["input_ids"][0] for number in range(1, LONGEST_LIST + 1)]
 
     def __call__(self, lessons: list[Lesson]) -> dict:
         prompts = [self._prepare(lesson) for lesson in lessons]
@@ -138,20 +145,27 @@ class Packed:
         for lesson, entries in zip(lessons, prompts):
             whole = [self._prompt(entry, places, pixels.get("image_grid_thw")) for entry in entries]
             sequences.append(self._pack(lesson, whole))
-        return {**self._pad(sequences), "answers": self._answers(lessons), "images": dict(pixels)}
+
+        # every lesson counts as much, however many answers it asks for
+        answers = [self._answers(lesson) for lesson in lessons]
+        weights = [torch.full((len(part),), 1 / len(part) / len(lessons)) for part in answers]
+        batch = {"answers": torch.cat(answers), "weights": torch.cat(weights), "images": dict(pixels)}
+        return {**self._pad(sequences), **batch}
 
     def _prepare(self, lesson: Lesson) -> list[PreparedItem]:
-        """The tokenised prompt of each candidate, as the judge would read it alone."""
+        """The tokenised prompt of each candidate, as the judge would read it alone; of a list, the only one."""
+        if lesson.listwise:
+            turn = self.processor.rerank_messages(lesson.query, lesson.candidates, "listwise")
+            return self.processor.prepare([turn], suffix=LISTWISE_ANSWER)
+
         turns = [self.processor.rerank_messages(lesson.query, [item], "pointwise") for item in lesson.candidates]
         return self.processor.prepare(turns)
 
-    def _answers(self, lessons: list[Lesson]) -> torch.Tensor:
-        """The first token of each candidate's answer, `[C]`."""
-        answers = []
-        for lesson in lessons:
-            for right in lesson.right:
-                answers.append(self.answers[right])
-        return torch.tensor(answers)
+    def _answers(self, lesson: Lesson) -> torch.Tensor:
+        """The first token of each candidate's answer, `[C]`; of a list, the number of what is right, `[1]`."""
+        if lesson.listwise:
+            return torch.tensor([self.numbers[lesson.right.index(True)]])
+        return torch.tensor([self.answers[right] for right in lesson.right])
 
     def _prompt(self, entry: PreparedItem, places: dict[int, int], grids: torch.Tensor | None) -> _Prompt:
         """A prompt with all of its image tokens, and where these put the tokens behind them."""
@@ -244,8 +258,8 @@ def _common(rows: list[list[int]]) -> int:
     return limit
 
 
-class JudgeTrainer(GenerativeTrainer):
-    """Cross-entropy of the first token of each candidate's answer; in training, that of right texts beside it."""
+class JudgeTrainer(BackboneTrainer):
+    """Cross-entropy of the first token of each answer; in training, that of right texts beside it."""
 
     def _get_train_sampler(self, train_dataset=None):
         return SequentialSampler(self.train_dataset)
@@ -271,7 +285,8 @@ class JudgeTrainer(GenerativeTrainer):
 
         row, end = inputs["ends"].T
         logits = vlm.lm_head(hidden[row, end])  # [C, V]
-        loss = F.cross_entropy(logits.float(), inputs["answers"])
+        losses = F.cross_entropy(logits.float(), inputs["answers"], reduction="none")  # [C]
+        loss = (losses * inputs["weights"]).sum()
 
         described = inputs["words"] != -100  # [B, L]
         if model.training and described.any():

@@ -47,12 +47,16 @@ WHOLE = {
 
 @dataclass
 class Lesson:
-    """A query with candidates, as items with PIL images; `right` says which candidates meet the query."""
+    """A query with candidates, as items with PIL images; `right` says which candidates meet the query.
+
+    Each candidate is judged by itself, or, in a `listwise` lesson, the one that is right is picked from the list.
+    """
 
     task: str
     query: dict
     candidates: list[dict]
     right: list[bool]
+    listwise: bool = False
 
 
 def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8) -> Lesson:
@@ -71,21 +75,55 @@ def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8
     print(lesson.query["text"], lesson.right)
     ```
     """
-    single = level < 1 or rng.random() < 0.15
-    weights = SINGLE if single else WHOLE
-    task = rng.choices(list(weights), weights.values())[0]
-    query, make_candidate = _MAKERS[task](_Source(rng, digits, single, task))
+    lesson, make_candidate = _begin(rng, digits, level)
 
     # four ninths are right; with the level, far candidates give way to near ones
-    near = min(max(level - 2, 0), 1)
+    near = _share_of_near(level)
     kinds = rng.choices(("right", "near", "far"), (4, 4 * near, 5 - 4 * near), k=count)
 
-    lesson = Lesson(task, query, candidates=[], right=[])
     for kind in kinds:
         item, right = make_candidate(kind)
         lesson.candidates.append(item)
         lesson.right.append(right)
     return lesson
+
+
+def make_list(rng: random.Random, digits: Digits, level: float, count: int = 8) -> Lesson:
+    """A lesson whose candidates stand in one list; exactly one of them, in any place, is right.
+
+    Args:
+        rng, digits, level: as in [`make_lesson`].
+        count (`int`, defaults to 8): number of candidates.
+    """
+    lesson, make_candidate = _begin(rng, digits, level)
+    lesson.listwise = True
+    place = rng.randrange(count)
+
+    while len(lesson.candidates) < count:
+        is_answer = len(lesson.candidates) == place
+        near = _share_of_near(level)
+        kind = "right" if is_answer else rng.choices(("near", "far"), (4 * near, 5 - 4 * near))[0]
+
+        # what is drawn as a wrong candidate may be right by chance
+        item, right = make_candidate(kind)
+        if right == is_answer:
+            lesson.candidates.append(item)
+            lesson.right.append(right)
+    return lesson
+
+
+def _begin(rng: random.Random, digits: Digits, level: float) -> tuple[Lesson, Callable]:
+    """A lesson without candidates yet, and the function that makes one of a kind, with whether it is right."""
+    single = level < 1 or rng.random() < 0.15
+    weights = SINGLE if single else WHOLE
+    task = rng.choices(list(weights), weights.values())[0]
+    query, make_candidate = _MAKERS[task](_Source(rng, digits, single, task))
+    return Lesson(task, query, candidates=[], right=[]), make_candidate
+
+
+def _share_of_near(level: float) -> float:
+    """How many of the wrong candidates are near misses, from 0 to 1 of what there may be."""
+    return min(max(level - 2, 0), 1)
 
 
 # other scenes

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from unime.miniature import scenes
 from unime.miniature.judge import JudgeTrainer, Lessons, Packed
-from unime.miniature.lessons import SINGLE, WHOLE, alter, make_lesson, redraw
+from unime.miniature.lessons import SINGLE, WHOLE, alter, make_lesson, make_list, redraw
 from unime.miniature.sources import Digits
 
 
@@ -57,17 +57,50 @@ def test_packed_lessons_have_the_loss_of_single_prompts(reranker, digits):
         next(lesson for n in range(99) if (lesson := make_lesson(random.Random(n), digits, 0, 3)).task == "same")
     ]
     batch = Packed(reranker)(lessons)
-    trainer = JudgeTrainer.__new__(JudgeTrainer)
-    trainer.accelerator = type("Accelerator", (), {"unwrap_model": staticmethod(lambda model: model)})
-    with torch.no_grad():
-        packed = trainer.compute_loss(reranker, batch)
-        losses, answers = [], iter(batch["answers"])
-        for lesson in lessons:
-            for item in lesson.candidates:
-                turn = reranker.processor.rerank_messages(lesson.query, [item], "pointwise")
-                inputs = reranker.processor.collate(reranker.processor.prepare([turn]))
-                losses.append(F.cross_entropy(reranker(**inputs).logits[:, -1], next(answers)[None]))
-    assert torch.isclose(packed, torch.stack(losses).mean(), atol=1e-5)
+    assert torch.isclose(loss_of(reranker, batch), single_losses(reranker, lessons).mean(), atol=1e-5)
     prefix = batch["attention_mask"][0, 0] == 0  # who sees whom in the first lesson
     ends = batch["ends"][batch["ends"][:, 0] == 0][:, 1]
     assert prefix[ends[1], 0] and not prefix[ends[1], ends[0]], "a candidate sees the query, not its neighbour"
+
+
+def test_one_candidate_of_a_list_is_right_and_in_any_place(digits):
+    places = Counter()
+    for number in range(200):
+        lesson = make_list(random.Random(number), digits, 2.9, count=4)
+        assert lesson.listwise and sum(lesson.right) == 1 and len(lesson.candidates) == 4
+        places[lesson.right.index(True)] += 1
+    assert all(25 < places[place] < 80 for place in range(4))
+
+
+def test_a_packed_list_is_asked_as_in_ranking_and_counts_as_much_as_a_lesson(reranker, digits):
+    lessons = [make_lesson(random.Random(0), digits, 2.5, 3), make_list(random.Random(1), digits, 2.5, 5)]
+    packed = Packed(reranker)
+    batch = packed(lessons)
+    turn = reranker.processor.rerank_messages(lessons[1].query, lessons[1].candidates, "listwise")
+    inputs = reranker.processor.collate(reranker.processor.prepare([turn], suffix="Ans: ("))
+    number = reranker.processor.tokenizer(str(lessons[1].right.index(True) + 1))["input_ids"]
+    with torch.no_grad():
+        of_list = F.cross_entropy(reranker(**inputs).logits[:, -1], torch.tensor(number))
+    expected = (single_losses(reranker, lessons[:1]).mean() + of_list) / 2
+    assert torch.isclose(loss_of(reranker, batch), expected, atol=1e-5)
+
+
+def loss_of(reranker, batch):
+    """What the trainer takes for the loss of a packed batch."""
+    trainer = JudgeTrainer.__new__(JudgeTrainer)
+    trainer.accelerator = type("Accelerator", (), {"unwrap_model": staticmethod(lambda model: model)})
+    with torch.no_grad():
+        return trainer.compute_loss(reranker, batch)
+
+
+def single_losses(reranker, lessons):
+    """The losses of all candidates, each in a prompt of its own."""
+    losses = []
+    no, yes = Packed(reranker).answers
+    for lesson in lessons:
+        for item, right in zip(lesson.candidates, lesson.right):
+            turn = reranker.processor.rerank_messages(lesson.query, [item], "pointwise")
+            inputs = reranker.processor.collate(reranker.processor.prepare([turn]))
+            with torch.no_grad():
+                losses.append(F.cross_entropy(reranker(**inputs).logits[:, -1], torch.tensor([yes if right else no])))
+    return torch.stack(losses)

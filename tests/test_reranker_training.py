@@ -1,5 +1,6 @@
 """The reranker's stage: its sequences, its loss against one written out, and what it learns."""
 
+import copy
 import json
 import os
 import random
@@ -15,6 +16,7 @@ from peft import LoraConfig
 
 from unime import UniMERerankerForCausalLM
 from unime.data.schema import Example, Item, to_dataset
+from unime.trainers.muon import MuonWithAdamW
 from unime.trainers.reranker import RerankerCollator, RerankerConfig, RerankerTrainer, _hardest_first
 
 
@@ -74,6 +76,27 @@ def test_sequences_hold_text_and_images_and_the_right_answers(reranker, tmp_path
         else:
             place = int(text.split("Ans: (")[1][0])
             assert f"({place}) the number {number}" in text and "(4)" in text and "(5)" not in text
+
+
+@pytest.mark.parametrize("objective, kinds", [("pairwise", {"yes": 6, "no": 6}), ("listwise", {"list": 6})])
+def test_an_objective_alone_has_its_own_sequences_only(reranker, tmp_path, objective, kinds):
+    data = rows(tmp_path)
+    collator = RerankerCollator(reranker.processor, config(tmp_path, objective=objective))
+    assert Counter(kind for kind, _, _ in decoded(reranker, collator(data)["batch"])) == kinds
+
+
+def test_what_would_do_nothing_is_not_an_option(tmp_path):
+    for name, value in (("graph_tokens", 10), ("matryoshka_dims", [16]), ("benchmark", "mmeb")):
+        with pytest.raises(TypeError, match=name):
+            config(tmp_path, **{name: value})
+    with pytest.raises(ValueError, match="objective"):
+        config(tmp_path, objective="triplets")
+
+
+def test_muon_trains_a_reranker(reranker, tmp_path):
+    trainer = RerankerTrainer(copy.deepcopy(reranker), config(tmp_path, muon=True), train_dataset=rows(tmp_path))
+    trainer.train()
+    assert isinstance(trainer.optimizer.optimizer, MuonWithAdamW)
 
 
 def test_places_and_lengths_of_lists_are_uniform_and_depend_on_row_and_seed(reranker, tmp_path):

@@ -3,19 +3,14 @@
 A stage is a subclass of [`EmbeddingTrainer`] with a `loss` module and a `loss_of` that applies it to the table.
 """
 
-import os
 import sys
-import warnings
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from transformers import TrainingArguments
 
 from ..data.collators import Batch, EmbeddingCollator
 from ..data.schema import content_hash
-from ..devices_unime import has_amx
-from ..prompts_unime import one_of
 from .adapters import adapted
 from .gathered_table import GatheredTable
 from .gradient_cache import ChunkEncoder, cached_loss
@@ -23,132 +18,35 @@ from .left_out import refuse_empty
 from .losses import LossOutput, MatryoshkaLoss
 from .measures import UNNAMED, RetrievalMeasures
 from .metered_trainer import MeteredTrainer
-from .muon import MuonWithAdamW, split_parameters
 from .row_counts import RowCounts
 from .sharding import in_lockstep
-
-SAVE_SHARE = 0.1  # of all steps, after which a checkpoint is saved: a short run reaches it, too
+from .stage_config import StageConfig
 
 
 @dataclass
-class EmbeddingConfig(TrainingArguments):
-    """Arguments of every embedding stage, beside those of `TrainingArguments`.
-
-    `remove_unused_columns` is always off, and these defaults differ from those of `TrainingArguments`: `learning_rate`
-    1e-4, `logging_steps` 10, `warmup_steps` 0.1 (a share), `save_steps` 0.1 (a share), `save_total_limit` 2, `bf16`
-    where it is faster, `ddp_find_unused_parameters` on (a chunk without images leaves the vision tower idle).
+class EmbeddingConfig(StageConfig):
+    """Arguments of every embedding stage, beside those of [`~unime.trainers.stage_config.StageConfig`].
 
     Args:
-        batch_tokens (`int`, defaults to 8192): most padded tokens of one chunk, which bound the memory of a step.
         graph_tokens (`int`, defaults to 0): padded tokens whose graphs are kept instead of being run again; see
             [`~unime.trainers.gradient_cache.cached_loss`].
-        max_length (`int`, *optional*): cut texts so that items have at most that many tokens.
-        resolution (`str`, *optional*): resolution policy of training images; the processor's by default.
         matryoshka_dims (`list[int]`, *optional*): widths of the prefixes that are trained too; the full width must be
             among them.
-        homogeneous_batches (`bool`, defaults to `True`): fill each batch from one data set.
-        bad_items (`str`, defaults to `"leave_out"`): what to do with items that cannot be read: `"leave_out"` goes on
-            without them and lists them at the end, `"stop"` stops all ranks at the first.
         benchmark (`str`, *optional*, defaults to `"mmeb"`): word the rows as the preset does on this kind of benchmark
             (`"mmeb"`, `"retrieval"` or `"sugarcrepe"`); with None, as `encode` does.
-        muon (`bool`, defaults to `False`): train the matrices inside the layers with Muon and the rest with AdamW; see
-            [`~unime.trainers.muon.MuonWithAdamW`].
-        token_budget (`int`, *optional*): the earlier name of `batch_tokens`; deprecated.
     """
 
-    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
-    warmup_steps: float = field(default=0.1, metadata={"help": "Warm-up steps, or a share of all steps if below 1."})
-    ddp_find_unused_parameters: bool | None = field(default=True, metadata={"help": "See torch's DDP."})
-    batch_tokens: int = field(
-        default=8192, metadata={"help": "Most padded tokens of one chunk: bounds the memory of a step."}
-    )
-    token_budget: int | None = field(default=None, metadata={"help": "Earlier name of batch_tokens."})
     graph_tokens: int = field(
         default=0,
         metadata={"help": "Padded tokens whose graphs are kept instead of being run again: more memory, less time."},
     )
-    max_length: int | None = field(
-        default=None, metadata={"help": "Cut texts so that items have at most that many tokens."}
-    )
-    resolution: str | None = field(
-        default=None, metadata={"help": "Resolution policy of training images; the processor's by default."}
-    )
     matryoshka_dims: list[int] | None = field(
         default=None, metadata={"help": "Train these prefixes of the embedding too (the full width must be named)."}
-    )
-    homogeneous_batches: bool = field(default=True, metadata={"help": "Fill each batch from one data set."})
-    bad_items: str = field(
-        default="leave_out",
-        metadata={"help": "Items that cannot be read: leave_out (and list them at the end), or stop."},
     )
     benchmark: str | None = field(
         default="mmeb",
         metadata={"help": "Word rows as the preset does on this kind of benchmark: mmeb, retrieval, sugarcrepe."},
     )
-    muon: bool = field(
-        default=False,
-        metadata={"help": "Muon for the matrices inside the layers, AdamW for the rest: for models that start small."},
-    )
-    save_steps: float = field(
-        default=SAVE_SHARE, metadata={"help": "Save every so many steps, or every such share of all steps if below 1."}
-    )
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints are kept."})
-    bf16: bool | None = field(
-        default=None, metadata={"help": "bfloat16 mixed precision; by default where it is faster."}
-    )
-    dataloader_pin_memory: bool = field(default_factory=torch.cuda.is_available, metadata={"help": "Pin host memory."})
-
-    def __post_init__(self):
-        if self.token_budget is not None:
-            warnings.warn("`token_budget` is now called `batch_tokens`.", FutureWarning, stacklevel=3)
-            self.batch_tokens = self.token_budget
-            self.token_budget = None  # a saved and read configuration does not warn again
-
-        one_of("bad_items", self.bad_items, "leave_out", "stop")
-        launched_by_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-        if self.muon and (self.deepspeed is not None or launched_by_deepspeed):
-            raise ValueError("muon does not go with DeepSpeed, which shares out what Muon must see whole.")
-        self._check_sampling()
-        self.remove_unused_columns = False  # a row is a nested example, not arguments of the model
-        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        if self.bf16 is None:
-            self.bf16 = fast_bf16() and not self.fp16
-        self._keep_the_best()
-
-        # it checks what is set above
-        super().__post_init__()
-
-    def _keep_the_best(self):
-        """Lets the best model be found: it is saved whenever it is measured, and its measure has one spelling."""
-        if self.load_best_model_at_end and self.eval_strategy == "steps" and self.save_steps == SAVE_SHARE:
-            self.save_steps = self.eval_steps or self.logging_steps
-
-        # the logs' spelling, eval/NAME/precision@1, is eval_NAME/precision@1 where transformers looks
-        if self.metric_for_best_model and self.metric_for_best_model.startswith("eval/"):
-            self.metric_for_best_model = self.metric_for_best_model.removeprefix("eval/")
-
-    def _check_sampling(self):
-        """Refuses orders of rows that are not ours to give.
-
-        Raises:
-            ValueError: rows are to be grouped by length, or to come in their order and by data set.
-        """
-        strategy = self.train_sampling_strategy
-        if strategy not in ("random", "sequential"):
-            raise ValueError(
-                f"train_sampling_strategy {strategy!r} does not apply to rows of several items; items of about equal "
-                "length already share a forward pass (batch_tokens)."
-            )
-        if strategy == "sequential" and self.homogeneous_batches:
-            raise ValueError("train_sampling_strategy 'sequential' needs homogeneous_batches: false.")
-
-
-def fast_bf16() -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones here: on a recent GPU, or on a CPU with AMX."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return has_amx()
 
 
 class EmbeddingTrainer(MeteredTrainer):
@@ -196,14 +94,6 @@ class EmbeddingTrainer(MeteredTrainer):
                 f"them so (fusion: joint); the preset {processor.preset!r} would add up two embeddings.",
                 file=sys.stderr,
             )
-
-    def create_optimizer(self, model=None):
-        """As in `Trainer`, or Muon with AdamW."""
-        if self.args.muon and self.optimizer is None:
-            matrices, others = split_parameters(self.model)
-            betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = MuonWithAdamW(matrices, others, self.args.learning_rate, betas, self.args.weight_decay)
-        return super().create_optimizer(model)
 
     @classmethod
     def check_metrics(cls, args, compute_metrics):

@@ -23,21 +23,22 @@ from ..data.schema import Example, Item, content_hash, to_example
 from ..data.sieve import BadItem, Sieve
 from ..items_unime import PreparedItem
 from ..processing_unime import UniMEProcessor
-from ..prompts_unime import LISTWISE_ANSWER
+from ..prompts_unime import LISTWISE_ANSWER, one_of
 from .adapters import adapted
-from .embedding_trainer import EmbeddingConfig
 from .left_out import refuse_empty
 from .metered_trainer import MeteredTrainer
 from .sharding import in_lockstep
 from .stage import read_mined_rows, run_command
+from .stage_config import StageConfig
 
 KINDS = ("yes", "no", "list")  # of training sequences
+OBJECTIVES = {"pairwise": ("yes", "no"), "listwise": ("list",), "both": KINDS}
 IGNORED = -100  # in place of an id: not a part of the answer
 UNLIMITED = 2**31  # tokens
 
 
 @dataclass
-class RerankerConfig(EmbeddingConfig):
+class RerankerConfig(StageConfig):
     """Arguments of [`RerankerTrainer`]; the defaults are the paper's (2510.13515 table 8)."""
 
     learning_rate: float = field(default=2e-5, metadata={"help": "Initial learning rate."})
@@ -45,7 +46,15 @@ class RerankerConfig(EmbeddingConfig):
     vary_length: bool = field(
         default=True, metadata={"help": "Draw the number of negatives of each list from 1 to list_negatives."}
     )
+    objective: str = field(
+        default="both",
+        metadata={"help": "What is trained: pairwise (Yes or No), listwise (the number of the best), or both."},
+    )
     homogeneous_batches: bool = field(default=False, metadata={"help": "Fill each batch from one data set."})
+
+    def __post_init__(self):
+        one_of("objective", self.objective, *OBJECTIVES)
+        super().__post_init__()
 
 
 class Question(NamedTuple):
@@ -205,13 +214,17 @@ class RerankerCollator:
         return fed, []
 
     def _sequences(self, example: Example) -> list[Question]:
-        """The sequences of a row; without a negative there is only the first."""
+        """The sequences of a row that the objective has; without a negative there is only the first."""
         positive = example.positive.as_input()
         negatives = [negative.as_input() for negative in _hardest_first(example)]
+        kinds = OBJECTIVES[self.args.objective]
 
-        questions = [self._question("yes", example, [positive], "Yes")]
-        if negatives:
+        questions = []
+        if "yes" in kinds:
+            questions.append(self._question("yes", example, [positive], "Yes"))
+        if "no" in kinds and negatives:
             questions.append(self._question("no", example, negatives[:1], "No"))
+        if "list" in kinds and negatives:
             questions.append(self._list_question(example, positive, negatives))
         return questions
 

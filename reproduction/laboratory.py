@@ -1,0 +1,279 @@
+"""What the claims share: one world, models that are trained once and kept, and what they answer."""
+
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ..data.readers import read_mmeb_train
+from ..eval.rerank import run_rerank
+from ..eval.runner import evaluate, run_benchmark
+from ..eval.tasks import Task, read_world_tasks
+from ..files.writing import has_json, move_into_place, read_json, write_json
+from ..jobs.embedding import Embedder
+from ..jobs.reranking import Reranker
+from ..miniature.backbone import BackboneConfig, pretrain
+from ..miniature.judge import JudgeConfig, train_judge
+from ..miniature.teacher import train_teacher
+from ..miniature.world import build
+from ..mining.pipeline import Mining, MiningConfig
+from ..trainers import alignment, contrastive, distillation, reranker
+from ..trainers.resuming import last_checkpoint
+from ..trainers.starting import load_model
+from .findings import Hits
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+STAGES = {"distillation": distillation, "contrastive": contrastive, "alignment": alignment, "reranker": reranker}
+
+
+class Laboratory:
+    """Makes what a claim asks for unless it is there: every model and every measurement is a folder or file of `out`.
+
+    Args:
+        out (`Path`): folder of everything.
+        settings (`dict`): sizes, with the keys of [`~unime.reproduction.settings.FULL`].
+        seeds (`int`): how often stages are trained; backbone, judges, teacher and mined rows are the same for all.
+
+    Example:
+
+    ```python
+    laboratory = Laboratory(Path("outputs/reproduction"), FULL, seeds=3)
+    hits = laboratory.hits_of("stage-2", laboratory.stage_2)
+    ```
+    """
+
+    def __init__(self, out: Path, settings: dict, seeds: int):
+        self.out = out
+        self.settings = settings
+        self.seeds = range(seeds)
+        out.mkdir(parents=True, exist_ok=True)
+
+    # the world
+    @cached_property
+    def world(self) -> Path:
+        """The folder of the miniature world."""
+        return build(self.out / "world", show_progress=None, **self.settings["world"])
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """What models are measured on."""
+        return read_world_tasks(self.world)
+
+    @cached_property
+    def by_name(self) -> dict[str, Task]:
+        """The tasks by their names."""
+        return {task.name: task for task in self.tasks}
+
+    def names(self, *kinds: str) -> list[str]:
+        """The names of the tasks of some kinds."""
+        return [task.name for task in self.tasks if task.kind in kinds]
+
+    @property
+    def mmeb(self) -> list[str]:
+        """The tasks of MMEB's four kinds."""
+        return self.names("Classification", "VQA", "Retrieval", "Grounding")
+
+    @property
+    def short_retrieval(self) -> list[str]:
+        """Between pictures and short captions, as Flickr30K and COCO are."""
+        return ["Shapes_t2i", "Shapes_i2t"]
+
+    @property
+    def long_retrieval(self) -> list[str]:
+        """Between pictures and long captions, as ShareGPT4V and Urban1K are."""
+        return ["Shapes_long_t2i", "Shapes_long_i2t"]
+
+    @property
+    def compositional(self) -> list[str]:
+        """True captions against false ones, as in SugarCrepe."""
+        return self.names("Compositional")
+
+    # models that all seeds share
+    @property
+    def backbone(self) -> Path:
+        """A stock VLM, pre-trained on the world."""
+        folder = self.out / "backbone"
+        if not (folder / "model.safetensors").exists():
+            pretrain(self.world, BackboneConfig(output_dir=str(folder), **self.settings["backbone"]))
+        return folder
+
+    @property
+    def teacher(self) -> Path:
+        """A text embedder."""
+        return train_teacher(self.pairs, self.out / "teacher", **self.settings["teacher"])
+
+    @property
+    def pairs(self) -> Path:
+        """The sentence pairs of the world."""
+        return self.world / "nli" / "nli_for_simcse.csv"
+
+    def judge(self, level: str = "best") -> Path:
+        """A judge; its level says how long it was taught.
+
+        Args:
+            level (`str`, defaults to `"best"`): a key of the settings' `judges`.
+        """
+        folder = self.out / "judges" / level
+        if not (folder / "model.safetensors").exists():
+            settings = self.settings["judge"] | self.settings["judges"][level]
+            train_judge(self.backbone, JudgeConfig(output_dir=str(folder), **settings))
+        return folder
+
+    def mined(self, level: str = "best") -> Path:
+        """The rows that a judge chose among what the embedder of both stages, of the first seed, retrieved."""
+        return self._mining(level).out / "judged.json"
+
+    def clusters(self) -> Path:
+        """SaHa's clusters over the same retrieval."""
+        mining = self._mining("best")
+        mining.saha()
+        return mining.out / "saha"
+
+    def _mining(self, level: str) -> Mining:
+        settings = yaml.safe_load((RECIPES / "mining" / "shapes.yaml").read_text(encoding="utf-8"))
+        settings |= {
+            "data": str(self.world / "train"),
+            "image_root": str(self.world),
+            "out": str(self.out / "mined" / level),
+            "embedder": str(self.stages_1_2(0)),
+            "judge": str(self.judge(level)),
+        }
+        mining = Mining(MiningConfig(**settings | self.settings["mining"]))
+        mining.run()
+        return mining
+
+    # models of each seed
+    def stage_1(self, seed: int) -> Path:
+        """The backbone after stage 1 of UniME."""
+        return self._distilled("stage-1", seed)
+
+    def texts_by_contrast(self, seed: int) -> Path:
+        """The backbone after contrastive training on the texts of stage 1."""
+        return self._distilled("texts-by-contrast", seed, baseline=True)
+
+    def _distilled(self, name: str, seed: int, **changes) -> Path:
+        changes |= {
+            "data": self.pairs,
+            "teacher": self.teacher,
+            "teacher_embeddings": self.out / "teacher-embeddings",
+        }
+        return self.train(name, "distillation", "distillation", self.backbone, seed, **changes)
+
+    def stage_2(self, seed: int) -> Path:
+        """The backbone after stage 2 of UniME alone."""
+        return self.on_world("stage-2", self.backbone, seed)
+
+    def stages_1_2(self, seed: int) -> Path:
+        """The backbone after both stages of UniME."""
+        return self.on_world("stages-1-2", self.stage_1(seed), seed)
+
+    def on_world(self, name: str, start: Path, seed: int, **changes) -> Path:
+        """A model after contrastive training on the rows of the world."""
+        changes = {"data": self.world / "train", "image_root": self.world, **changes}
+        return self.train(name, "contrastive", "contrastive", start, seed, **changes)
+
+    def on_mined(self, name: str, stage: str, recipe: str, start: Path, seed: int, level: str = "best", **changes):
+        """A model after a stage on mined rows."""
+        changes = {"data": self.mined(level), "image_root": self.world, **changes}
+        return self.train(name, stage, recipe, start, seed, **changes)
+
+    def train(self, name: str, stage: str, recipe: str, start: Path, seed: int, **changes) -> Path:
+        """Runs a stage's recipe, going on from a checkpoint of an interrupted run, unless the result is there.
+
+        Args:
+            name (`str`): of the result.
+            stage (`str`): a key of `STAGES`.
+            recipe (`str`): a file of `recipes/shapes`, without its ending.
+            start (`Path`): the model that is trained.
+            seed (`int`): of the training.
+            changes: options of the stage in place of the recipe's.
+
+        Returns:
+            `Path`: a folder with a finished model, and its log in `trainer_state.json`.
+        """
+        out = self.out / f"seed-{seed}" / name
+        if out.exists():
+            return out
+
+        work = out.with_name(f"{name}.tmp")
+        changes = {"seed": seed} | changes | self.settings["stages"].get(recipe, {})
+
+        # as a user would call it: unime train ...
+        arguments = ["--config", str(RECIPES / "shapes" / f"{recipe}.yaml"), "--model_name_or_path", str(start)]
+        arguments += ["--output_dir", str(work), "--disable_tqdm", "True"]
+        checkpoint = last_checkpoint(work)
+        if checkpoint:
+            arguments += ["--resume_from_checkpoint", checkpoint]
+        for key, value in changes.items():
+            arguments += [f"--{key}", str(value)]
+        STAGES[stage].main(arguments)
+
+        # the log stays, the checkpoints go; a folder that exists holds a finished model
+        newest = last_checkpoint(work)
+        if newest:
+            shutil.copy(Path(newest) / "trainer_state.json", work / "trainer_state.json")
+        for folder in work.glob("checkpoint-*"):
+            shutil.rmtree(folder)
+        move_into_place(work, out)
+        return out
+
+    def recipe(self, name: str) -> dict:
+        """What a recipe of the miniature world says."""
+        return yaml.safe_load((RECIPES / "shapes" / f"{name}.yaml").read_text(encoding="utf-8"))
+
+    # measurements
+    def hits(self, make) -> Hits:
+        """What the embedders of all seeds answer rightly.
+
+        Args:
+            make (`Callable`): gives the embedder's folder for a seed.
+        """
+        by_seed = [self.measured(make(seed)) for seed in self.seeds]
+        return stacked(by_seed)
+
+    def raw_hits(self, preset: str = "summary") -> Hits:
+        """What the backbone answers rightly without any training; the same for all seeds."""
+        result = self.measured(self.backbone, preset)
+        return stacked([result] * len(self.seeds))
+
+    def measured(self, path: Path, preset: str | None = None) -> dict[str, list[int]]:
+        """The rank of the first right answer to each query, by task, from a file where it was measured before.
+
+        Args:
+            path (`Path`): an embedder, or, with a preset, a stock VLM.
+            preset (`str`, *optional*): how a stock VLM is read.
+        """
+        name = f"{path.name}-{preset}" if preset else path.name
+        file = path.with_name(f"{name}.json")
+        if not has_json(file):
+            results = evaluate(load_model(path, preset), self.tasks, show_progress=False)
+            write_json(file, {task: result["ranks"] for task, result in results.items()})
+        return read_json(file)
+
+    def reranked(self, embedder: Path, ranker: Path, strategy: str, top: int) -> dict[str, dict[str, list[int]]]:
+        """Ranks by task `"before"` and `"after"` an embedder's best candidates are put in a reranker's order."""
+        folder = embedder.with_name(f"{embedder.name}-eval")
+        result = run_benchmark("world", self.tasks, Embedder(embedder), folder, self.world)
+        limit = self.settings["rerank_queries"]
+        path = run_rerank(result, self.tasks, Reranker(ranker, strategy), top, self.world, limit)
+
+        before = {}
+        for task, entry in read_json(result)["tasks"].items():
+            before[task] = entry["ranks"][:limit]
+        after = {task: entry["ranks"] for task, entry in read_json(path)["tasks"].items()}
+        return {"before": before, "after": after}
+
+    def training_rows(self, names: Sequence[str] | None = None):
+        """The training rows of the world, or of some of its tasks."""
+        return read_mmeb_train(self.world / "train", names, image_root=self.world)
+
+
+def stacked(by_seed: list[dict[str, list[int]]]) -> Hits:
+    """Ranks of each seed as hits `[S, Q]` of each task."""
+    hits = {}
+    for task in by_seed[0]:
+        hits[task] = np.array([ranks[task] for ranks in by_seed]) == 1
+    return hits

@@ -1,0 +1,41 @@
+"""How large a reproduction is: the full one, and a smoke run that only shows that everything runs."""
+
+FULL = {
+    "world": {},
+    "backbone": {"layers": 4},
+    "teacher": {"epochs": 8},
+    "judge": {},
+    # in rising quality
+    "judges": {"early": {"max_steps": 200}, "middle": {"max_steps": 600}, "best": {}},
+    "mining": {},
+    # changes of the recipes in recipes/shapes, by their names
+    "stages": {},
+    "curves": {"max_steps": 60},
+    "judge_lessons": 200,
+    "rerank_queries": 60,
+    "rerank_tops": (5, 10),
+    "two_towers": {"steps": 500, "batch": 64},
+    "memory_batches": (8, 16, 32, 64),
+}
+
+QUICK = {
+    "world": {"train_rows": 16, "test_rows": 12, "pretrain_rows": 64},
+    "backbone": {"layers": 2, "max_steps": 2, "warmup_steps": 0, "save_steps": 2, "disable_tqdm": True},
+    "teacher": {"epochs": 0.5},
+    "judge": {"warmup_steps": 0, "save_steps": 2, "per_device_train_batch_size": 3, "disable_tqdm": True},
+    "judges": {"early": {"max_steps": 1}, "middle": {"max_steps": 2}, "best": {"max_steps": 2}},
+    "mining": {"mined_per_subset": 3, "top_k": 4, "delta": "none", "fallback": "judge_lowest"},
+    "stages": {
+        "distillation": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 8, "save_steps": 2},
+        "contrastive": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 8, "save_steps": 2},
+        "contrastive-mined": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 4, "save_steps": 2},
+        "alignment": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 4, "save_steps": 2},
+        "reranker": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 2, "save_steps": 2},
+    },
+    "curves": {"max_steps": 4, "per_device_train_batch_size": 16},
+    "judge_lessons": 4,
+    "rerank_queries": 2,
+    "rerank_tops": (3,),
+    "two_towers": {"steps": 2, "batch": 8},
+    "memory_batches": (2, 4),
+}
