@@ -17,6 +17,7 @@ from threading import Lock
 from huggingface_hub.constants import HF_HOME
 
 from ..data.item_sources import read_items
+from ..files.addresses import make_folder
 from ..files.identity import verify_files
 from ..images_unime import load_frames, open_image
 from ..jobs.embedding import Embedder
@@ -64,7 +65,7 @@ class Photos:
         # one file for each folder and way of embedding
         identity = fingerprint([str(self.folder), json.dumps(by_content(embedder.settings()), sort_keys=True)])
         self.path = Path(cache or CACHE) / f"{self.folder.name[:60]}-{identity}.parquet"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
 
         self.failed = []
         self._listing = None  # of the folder when it was last embedded

@@ -31,7 +31,6 @@ def execute(options):
 def _write_pages(results: list[Result], out: Path) -> list[Path]:
     """Writes the report as Markdown and as HTML."""
     tables = build(results)
-    out.parent.mkdir(parents=True, exist_ok=True)
 
     # not with_suffix, which would take "2.5-VL" for a suffix
     markdown = out.with_name(f"{out.name}.md")

@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from tqdm.auto import tqdm
 
 from ..checkpoints.opening import HUB_ERRORS
+from ..files.addresses import make_folder
 from ..files.writing import move_into_place, write_text
 from ..jobs.faults import is_machine_fault
 from .retrieval_sets import SHAREGPT4V
@@ -212,7 +213,7 @@ def download(url: str, folder: Path) -> Path:
     Raises:
         ValueError: the file is not available, the connection broke off, or what is there belongs to another file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / url.rsplit("/", 1)[1]
     if path.exists():
         return path

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..data.schema import PLACEHOLDER, Item
+from ..files.addresses import make_folder
 from ..files.writing import write_text, write_whole
 from ..images_unime import open_image
 
@@ -28,7 +29,7 @@ COLOURS = ("#0969da", "#bf8700", "#cf222e", "#1a7f37", "#8250df", "#57606a")
 def _save(figure, path, head: list[str], rows: Iterable[list]) -> Path:
     """Writes a figure, and the numbers that it shows as CSV beside it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
 
     # the name of a draft does not end in the kind of picture, which matplotlib would go by
     kind = path.suffix.removeprefix(".").lower() or "png"

@@ -158,9 +158,18 @@ def remove_folder(path):
 
 
 def make_folder(path):
-    """Makes a folder with those above it, if it is not there; stores of objects have none."""
-    if isinstance(path, Path) or path.protocol not in STORES:
+    """Makes a folder with those above it, if it is not there; stores of objects have none.
+
+    Raises:
+        ValueError: there is a file in its place, or in the place of one above it.
+    """
+    if not isinstance(path, Path) and path.protocol in STORES:
+        return
+    try:
         path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        place = next(place for place in (path, *path.parents) if place.exists())
+        raise ValueError(f"{place} is a file where a folder is needed; name another place, or remove it.") from error
 
 
 def fetched(path):

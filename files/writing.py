@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from .addresses import local_copy, send, to_path
+from .addresses import local_copy, make_folder, send, to_path
 
 NOTES = "notes"  # under which a file of arrays says what it is
 
@@ -34,7 +34,7 @@ def write_whole(path, writer: Callable[[Path], object]):
     path = to_path(path)
     if not isinstance(path, Path):
         return send(path, writer)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
 
     # the name is of this process alone, in the same folder: a move within a disk is all or nothing
     draft = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")

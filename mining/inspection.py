@@ -1,8 +1,6 @@
 """`unime mine inspect`: a page, a picture and histograms of what was mined, and of what was not and why."""
 
-import base64
 import html
-import io
 import random
 import textwrap
 from collections import Counter
@@ -12,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.schema import PLACEHOLDER, Item
+from ..data.schema import Item
 from ..files.writing import write_text, write_whole
 from ..images_unime import open_image
+from ..jobs.item_pages import figure_of, page_of, words_of
 from .selection import allowed
 
-SIDE = 112  # pixels of a thumbnail
 SHEET_ROWS = 6  # of the picture
 SHEET_COLUMNS = 8
 
@@ -27,14 +25,6 @@ REFUSED = "left out: judged too close to the positive"
 SPARE = "allowed, not needed"
 COLOURS = {NEGATIVE: "#2b6cb0", REFUSED: "#c53030", SPARE: "#718096"}
 POSITIVE_COLOUR = "#2f855a"
-STYLE = """
-body { font: 14px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 1280px; color: #1a202c }
-section { border-top: 2px solid #cbd5e0; padding: 1em 0 } h2 { font-size: 1em; margin: 0 0 .6em }
-.row { display: flex; flex-wrap: wrap; gap: 8px; margin-bottom: .6em }
-figure { margin: 0; padding: 6px; width: 124px; border: 2px solid #e2e8f0; border-radius: 4px; font-size: 12px }
-figure img { max-width: 112px; max-height: 112px; display: block } figcaption { overflow-wrap: anywhere }
-.wide { width: 260px } .positive { border-color: #2f855a } b { font-variant-numeric: tabular-nums }
-"""
 
 
 @dataclass(frozen=True)
@@ -156,8 +146,7 @@ def _page(title: str, cases: list[Case], fates: Counter, rows: int) -> str:
     for case in cases:
         body += _section(case)
 
-    page = f"<!doctype html><meta charset=utf-8><title>{html.escape(title)}</title><style>{STYLE}</style>"
-    return page + "\n".join(body) + "\n"
+    return page_of(title, body)
 
 
 def _section(case: Case) -> list[str]:
@@ -166,8 +155,8 @@ def _section(case: Case) -> list[str]:
     caption = f"positive: judge {case.positive_score:.3f}, similarity {case.positive_similarity:.3f}"
     lines = [
         f"<section><h2>{html.escape(case.dataset)}{note}</h2><div class=row>",
-        _figure(case.query, "query", "wide"),
-        _figure(case.positive, caption, "wide positive"),
+        figure_of(case.query, "query", "wide"),
+        figure_of(case.positive, caption, "wide positive"),
         "</div>",
     ]
 
@@ -175,7 +164,7 @@ def _section(case: Case) -> list[str]:
         candidates = case.with_fate(name)
         if candidates:
             lines.append(f"<p style='color:{colour}'>{name}</p><div class=row>")
-            lines += [_figure(candidate.item, _caption(candidate), "", colour) for candidate in candidates]
+            lines += [figure_of(candidate.item, _caption(candidate), "", colour) for candidate in candidates]
             lines.append("</div>")
 
     lines.append("</section>")
@@ -184,27 +173,6 @@ def _section(case: Case) -> list[str]:
 
 def _caption(candidate: Candidate) -> str:
     return f"{candidate.rank}. judge {candidate.score:.3f}, similarity {candidate.similarity:.3f}"
-
-
-def _figure(item: Item, caption: str, kind: str, colour: str | None = None) -> str:
-    """An item with its picture and text; `kind` names its CSS classes."""
-    picture = f"<img src='{_thumbnail(item.image)}' alt=''>" if item.image else ""
-    style = f" style='border-color:{colour}'" if colour else ""
-    words = f"<b>{html.escape(caption)}</b><br>{html.escape(_words(item))}"
-    return f"<figure class='{kind}'{style}>{picture}<figcaption>{words}</figcaption></figure>"
-
-
-def _words(item: Item) -> str:
-    return item.text.replace(PLACEHOLDER, "").strip()
-
-
-def _thumbnail(path: str) -> str:
-    """A small copy of an image inside the page, which stays one file."""
-    image = open_image(path)
-    image.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _pyplot():
@@ -264,7 +232,7 @@ def _cell(axis, item: Item, title: str, colour: str):
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=2)
 
-    words = _words(item)
+    words = words_of(item)
     if item.image:
         axis.imshow(open_image(item.image))
         axis.set_xlabel("\n".join(textwrap.wrap(words, 24)[:5]), fontsize=6, parse_math=False)

@@ -24,6 +24,7 @@ from ..files.identity import verify_files
 from ..files.writing import write_json, write_text
 from ..jobs.embedding import checkpoint_fingerprint, embed, item_name
 from ..jobs.engines import RayEngine
+from ..jobs.notices import notice
 from ..jobs.results import JobResults, StoredArray
 from ..jobs.shards import (
     MANIFEST,
@@ -40,12 +41,13 @@ from .pools import Entries, Pair, Pool, numbered
 from .saha import NEIGHBOURS, write_clusters
 from .selection import probabilities, select
 from .settings import MiningConfig
+from .symptoms import comparisons, judge_symptoms, label_symptoms, nothing_kept
 from .writers import write_judged, write_judged_shards
 
 EMBEDDED = ("queries", "candidates")  # folders of the embeddings
 RETRIEVAL_SETTINGS = ("near_copies", "top_k", "pool", "delta", "index", "ivf_lists", "ivf_probes")
 IVFPQ_SETTINGS = ("short_list",)  # which earlier versions did not have
-SELECTION_SETTINGS = ("num_negatives", "margin", "stride", "fallback", "seed")
+SELECTION_SETTINGS = ("num_negatives", "margin", "stride", "repeat", "fallback", "seed")
 CLUSTER_SETTINGS = ("near_copies", "cluster_size", "pool_multiplier", "label_datasets")
 SERVER_SETTINGS = ("answer_format", "top_logprobs", "resolution")  # those that change a score
 SELECTED = 1024  # rows whose negatives are read at once
@@ -111,6 +113,7 @@ class Mining:
         with self.state.main_process_first():
             pool = self.pool
         self.say(f"{len(pool.candidates)} distinct candidates for {len(pool.queries)} distinct queries")
+        self.warn(label_symptoms(pool, config.num_negatives))
 
         for name, role in (("queries", "query"), ("candidates", "document")):
             items = getattr(pool, name)
@@ -185,11 +188,22 @@ class Mining:
 
         results = self._scores
         positives = results["positive_score"][results.present]
-        total, count = 0.0, 0
-        for block in results["scores"].blocks():
+        total, below, count = 0.0, 0.0, 0
+        first = 0
+        for own, block in zip(results["positive_score"].blocks(), results["scores"].blocks()):
+            # rows that failed have no scores
+            present = results.present[first : first + len(own)]
+            first += len(own)
+            own, block = own[present], block[present]
+
             total += np.nansum(block, dtype=np.float64)
             count += np.count_nonzero(~np.isnan(block))
-        self.say(f"scores: positives {positives.mean():.3f} on average, candidates {total / max(count, 1):.3f}")
+            below += comparisons(own, block)
+
+        mean = total / max(count, 1)
+        self.say(f"scores: positives {positives.mean():.3f} on average, candidates {mean:.3f}")
+        if count:
+            self.warn(judge_symptoms(below / count, float(positives.mean()), mean))
         self._write_errors()
 
     def select(self):
@@ -199,20 +213,34 @@ class Mining:
         judged = self.judged
 
         # one process is enough: this takes no model
+        written = 0
         if config.layout == "json":
             path = self.out / f"{config.name}.json"
-            check_manifest(self.out / f"{config.name}.manifest.json", manifest)
+            self._check_selection(self.out / f"{config.name}.manifest.json", manifest)
             if self.state.is_main_process:
                 written = write_judged(path, self._selected(range(len(judged))), self.image_root)
         else:
             path = self.out / config.name
             manifest["shard_size"] = config.select_shard
-            check_manifest(path / MANIFEST, manifest)
+            self._check_selection(path / MANIFEST, manifest)
             if self.state.is_main_process:
                 written = write_judged_shards(path, len(judged), config.select_shard, self._selected, self.image_root)
         if self.state.is_main_process:
             self._report(path, written)
         self.state.wait_for_everyone()
+
+        # a script that goes on to train must stop here
+        if self.state.is_main_process and not written:
+            scores = self._scores["positive_score"][self._scores.present]
+            raise ValueError(nothing_kept(len(judged), config.margin, scores))
+
+    @staticmethod
+    def _check_selection(path: Path, manifest: dict):
+        """Refuses to select by other settings under the same name."""
+        try:
+            check_manifest(path, manifest)
+        except ValueError as error:
+            raise ValueError(f"{error} Another --name writes beside it, from the same scores.") from error
 
     def saha(self):
         """Writes clusters of each data set, from the embeddings, in the layout of the released script."""
@@ -500,6 +528,12 @@ class Mining:
         """Prints a line, once for all processes."""
         if self.state.is_main_process:
             print(text, flush=True)
+
+    def warn(self, lines: list[str]):
+        """Prints lines on stderr, once for all processes; `--quiet` leaves them out."""
+        if self.state.is_main_process:
+            for line in lines:
+                notice(f"unime mine: {line}")
 
     def _write_errors(self) -> Counter:
         """Writes the failed rows of all finished steps to `errors.jsonl`, and counts them by step."""

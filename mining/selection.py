@@ -75,13 +75,15 @@ def select(
     num_negatives: int = 10,
     margin: float | str = 0.01,
     stride: int = 5,
+    repeat: bool = False,
     fallback: str = "drop",
     seed: int = 0,
 ) -> tuple[list[int], list[float]] | None:
     """UniME-V2's choice of hard negatives among the retrieved candidates of one query.
 
-    The allowed candidates, in the order of retrieval, are sampled cyclically; fewer than `num_negatives` are repeated
-    (2510.13515 section 3).
+    The allowed candidates, in the order of retrieval, are sampled cyclically (2510.13515 section 3). Where there are
+    fewer than `num_negatives`, the paper repeats them, so that one may stand in a row eight times and weigh as much as
+    eight; here the row has fewer, unless `repeat` is set.
 
     Args:
         positive_score (`float`): the judge's score of the positive.
@@ -89,13 +91,14 @@ def select(
         num_negatives (`int`, defaults to 10): how many are selected.
         margin (`float` or `"released"`, defaults to 0.01): see [`allowed`].
         stride (`int`, defaults to 5): see [`cyclic_order`].
+        repeat (`bool`, defaults to `False`): repeat the selected ones until there are `num_negatives`.
         fallback (`str`, defaults to `"drop"`): where no candidate is allowed, `"drop"` the row, take those that the
             judge likes least (`"judge_lowest"`), or do as released: a random choice to which the score 1.0 is
             assigned (`"released"`).
         seed (`int`, defaults to 0): of that choice.
 
     Returns:
-        places among the candidates and their scores, `num_negatives` of each; None where the row is dropped.
+        places among the candidates and their scores, at most `num_negatives` of each; None where the row is dropped.
 
     Raises:
         ValueError: `fallback` is none of these.
@@ -103,7 +106,7 @@ def select(
     Example:
 
     ```python
-    select(0.9, [0.95, 0.2, 0.6], num_negatives=3)  # ([1, 2, 1], [0.2, 0.6, 0.2])
+    select(0.9, [0.95, 0.2, 0.6], num_negatives=3)  # ([1, 2], [0.2, 0.6])
     ```
     """
     if fallback not in ("drop", "judge_lowest", "released"):
@@ -122,6 +125,7 @@ def select(
         order = np.random.default_rng(seed).permutation(scored)[:num_negatives]
         scores = np.ones_like(scores)  # what the released file assigns to them
 
-    # fewer than asked for are repeated from the start
-    order = np.resize(order, num_negatives)
+    # the repeats begin again with the first
+    count = num_negatives if repeat else min(len(order), num_negatives)
+    order = np.resize(order, count)
     return order.tolist(), scores[order].tolist()

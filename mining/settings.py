@@ -123,6 +123,10 @@ class MiningConfig(EngineSettings):
     num_negatives: int = field(default=10, metadata={"help": "Hard negatives of each row.", "least": 1})
     margin: str = field(default="0.01", metadata={"help": "beta of s <= s_pos - beta, or released."})
     stride: int = field(default=5, metadata={"help": "Step of the cyclic sampling.", "least": 1})
+    repeat: bool = field(
+        default=False,
+        metadata={"help": "Where fewer candidates are allowed than num_negatives, repeat them, as the paper does."},
+    )
     fallback: str = field(
         default="drop",
         metadata={"help": "Where no candidate is allowed: drop, judge_lowest or released.", "choices": FALLBACKS},

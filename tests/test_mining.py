@@ -12,6 +12,7 @@ from unime.data.schema import Example, Item
 from unime.mining.pools import Pool
 from unime.mining.saha import clusters, is_label_type
 from unime.mining.selection import allowed, cyclic_order, released_margin, select
+from unime.mining.symptoms import comparisons, judge_symptoms, label_symptoms
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "unime_v2_rows.json"
 scores = st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=60)
@@ -27,32 +28,35 @@ def test_cyclic_order_takes_every_place_once_by_strides(count, stride):
 
 @given(st.floats(0, 1), scores, st.integers(1, 12), margins, st.integers(1, 7), st.integers(0, 9))
 def test_selection_keeps_its_rule(positive, found, count, margin, stride, seed):
-    chosen = select(positive, found, count, margin, stride, "drop", seed)
+    chosen, repeated = (select(positive, found, count, margin, stride, how, "drop", seed) for how in (False, True))
     limit = positive - (released_margin(positive) if margin == "released" else margin)
     free = [place for place, score in enumerate(found) if score <= limit]
     assert allowed(positive, np.array(found), margin).nonzero()[0].tolist() == free
     if not free:
-        assert chosen is None
+        assert chosen is repeated is None
         return
     places, own = chosen
-    assert len(places) == len(own) == count and own == [found[place] for place in places]
+    assert len(places) == len(own) == min(count, len(free)) and own == [found[place] for place in places]
     assert all(score <= limit for score in own) and set(places) <= set(free)
     expected = [free[place] for place in cyclic_order(len(free), stride)]
-    assert places == (expected * count)[:count], "in stride order, repeated from the start where there are too few"
+    assert places == expected[:count], "in stride order, each once"
+    assert repeated[0] == (expected * count)[:count], "as in the paper: repeated from the start"
 
 
 @given(st.floats(0, 0.3), scores, st.integers(0, 5))
 def test_fallbacks_where_no_candidate_is_allowed(positive, found, seed):
     found = [score + 0.5 for score in found if not np.isnan(score)]
     assert select(positive, found, 4, fallback="drop") is None
-    lowest, random = (select(positive, found, 4, fallback=name, seed=seed) for name in ("judge_lowest", "released"))
+    lowest, random = (
+        select(positive, found, 4, repeat=True, fallback=name, seed=seed) for name in ("judge_lowest", "released")
+    )
     if not found:
         assert lowest is None and random is None
         return
     kept = sorted(found)[:4]
     assert sorted(set(lowest[1])) == sorted(set(kept)) and len(lowest[0]) == 4
     assert random[1] == [1.0] * 4 and set(random[0]) <= set(range(len(found)))
-    assert random == select(positive, found, 4, fallback="released", seed=seed)
+    assert random == select(positive, found, 4, repeat=True, fallback="released", seed=seed)
     with pytest.raises(ValueError, match="fallback must be"):
         select(positive, found, fallback="none")
 
@@ -73,7 +77,7 @@ def test_the_released_rows_keep_the_released_rule():
         distinct = list(dict.fromkeys(zip(names, own)))
         assert (distinct * 10)[:10] == list(zip(names, own)), f"row {number}: repeats are cyclic"
         assert (row["pos_text"], row["pos_image"]) not in names
-        again, values = select(positive, [score for _, score in distinct], 10, "released", stride=1)
+        again, values = select(positive, [score for _, score in distinct], 10, "released", stride=1, repeat=True)
         assert again == (list(range(len(distinct))) * 10)[:10] and values == own
 
 
@@ -144,3 +148,22 @@ def test_clusters_use_each_row_once_in_the_first_pass_and_cover_all_queries(seed
 def test_label_sets_are_measured():
     assert is_label_type(2, 8_500) and is_label_type(397, 19_900) and is_label_type(1_000, 100_000)
     assert not is_label_type(9_000, 70_000) and not is_label_type(100_000, 100_000)
+
+
+def test_a_judge_that_guesses_is_told():
+    random = np.random.default_rng(0)
+    positive, scores = random.random(50), random.random((50, 20))
+    scores[3, 5:] = np.nan
+    counted = [(p > s) + (p == s) / 2 for p, row in zip(positive, scores) for s in row if not np.isnan(s)]
+    assert comparisons(positive, scores) == pytest.approx(sum(counted))
+    assert comparisons(np.full(3, 0.5), np.full((3, 2), 0.5)) == 3.0, "of equal scores, half count"
+    (line,) = judge_symptoms(0.51, 0.45, 0.445)
+    assert "positives 0.450, candidates 0.445, and 51% of the candidates score below their positive" in line
+    assert judge_symptoms(0.9, 0.8, 0.1) == []
+
+
+def test_label_sets_are_told():
+    rows = [Example(Item(f"q {n}"), Item(f"label {n % 3}"), dataset="digits") for n in range(60)]
+    rows += [Example(Item(f"p {n}"), Item(f"caption {n}"), dataset="captions") for n in range(60)]
+    (line,) = label_symptoms(Pool.of(rows), num_negatives=10)
+    assert line.startswith("digits: 3 distinct positives in 60 pairs are labels, of which 2 can be negatives")

@@ -54,6 +54,24 @@ def mined(world, backbone, tmp_path_factory) -> Mining:
     return Mining(MiningConfig(**settings(world, backbone, out)))
 
 
+def test_mining_that_keeps_nothing_ends_with_an_error_and_advice(mined, world, backbone, tmp_path, capsys):
+    changes = {"margin": "1.1", "fallback": "drop"}
+    options = [f"--{name}={value}" for name, value in settings(world, backbone, mined.out, **changes).items()]
+    options = [option for option in options if not option.startswith(("--subsets", "--rows"))]
+    options += ["--subsets", *SUBSETS, "--rows_per_subset", "8"]
+    with pytest.raises(SystemExit, match="describes another job .* Another --name writes beside it") as end:
+        main(["select", *options])
+    with pytest.raises(SystemExit, match=r"none of 24 pairs .* by the margin of 1\.1.*--fallback judge_lowest") as end:
+        main(["select", *options, "--name", "strict"])
+    assert isinstance(end.value.code, str), "status 1, with the message"
+    assert json.loads((mined.out / "strict.report.json").read_text())["written"] == 0
+
+    # a file in the place of the folder
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="file is a file where a folder is needed; name another place"):
+        main(["embed", *options, f"--out={tmp_path / 'file' / 'mined'}"])
+
+
 def test_rows_come_out_with_scored_negatives(mined, world, embedder, reranker):
     rows = [to_example(row) for row in read_judged(mined.out / "judged.json", world)]
     report = json.loads((mined.out / "judged.report.json").read_text())
@@ -68,7 +86,10 @@ def test_rows_come_out_with_scored_negatives(mined, world, embedder, reranker):
         positives.setdefault(row.query, set()).add(row.positive.identity)
     for row in rows:
         negatives = {negative.identity for negative in row.negatives}
-        assert len(row.negatives) == 4 and not negatives & {row.query.identity, *positives[row.query]}
+        assert 1 <= len(row.negatives) == len(negatives) <= 4 and not negatives & {
+            row.query.identity,
+            *positives[row.query],
+        }
     near = read_job(mined.out / "neighbours")
     pair = mined.pairs[3]
     vectors = embedder.encode([mined.pool.queries[pair.query].as_input(), pair.item.as_input()])
@@ -288,11 +309,24 @@ def test_the_command_takes_a_recipe_and_says_what_is_wrong(mined, world, backbon
 
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump(settings(world, backbone, mined.out)))
-    main(["select", "--config", str(recipe), "--name", "twelve", "--num_negatives", "12", "--judge_options", "{}"])
+    main(["select", "--config", str(recipe), "--name", "twelve", "--num_negatives", "12", "--repeat"])
     assert "twelve.json: " in capsys.readouterr().out
     assert all(len(row["negatives"]) == 12 for row in read_judged(mined.out / "twelve.json", world))
     with pytest.raises(SystemExit, match="unime mine: .* describes another job .settings.stride: 5 there, 2 now"):
-        main(["select", "--config", str(recipe), "--name", "twelve", "--num_negatives", "12", "--stride", "2"])
+        main(
+            [
+                "select",
+                "--config",
+                str(recipe),
+                "--name",
+                "twelve",
+                "--num_negatives",
+                "12",
+                "--repeat",
+                "--stride",
+                "2",
+            ]
+        )
     recipe.write_text("topk: 3")
     with pytest.raises(SystemExit):
         main(["run", "--config", str(recipe)])
