@@ -158,11 +158,15 @@ def _compare_with_floors(tasks: dict[str, dict]):
 
 def execute(asked: Asked):
     """Does what a command line of `unime eval` asks for."""
-    # these two have options of their own
+    # these have options of their own
     if asked.step == "report":
         from .report import execute as report
 
         return report(asked.config)
+    if asked.step == "errors":
+        from .mistakes import execute as show_mistakes
+
+        return show_mistakes(asked.config)
     if asked.step == "figures":
         from .figures import execute as draw
 

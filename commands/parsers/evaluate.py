@@ -15,6 +15,7 @@ from ..options import json_object, setting
 # commands of their own, named here for the help
 PAGES = {
     "report": "results beside the published numbers (options of its own: unime eval report --help)",
+    "errors": "a page of the worst mistakes (options of its own: unime eval errors --help)",
     "figures": "pictures of models, results and trainings (options of its own: unime eval figures --help)",
 }
 
@@ -136,11 +137,15 @@ def read(arguments=None) -> Asked:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
 
-    # these two have options of their own
+    # these have options of their own
     if arguments[:1] == ["report"]:
         from .report import read as read_report
 
         return Asked("report", read_report(arguments[1:]), {})
+    if arguments[:1] == ["errors"]:
+        from .mistakes import read as read_mistakes
+
+        return Asked("errors", read_mistakes(arguments[1:]), {})
     if arguments[:1] == ["figures"]:
         from .figures import read as read_figures
 
