@@ -220,24 +220,44 @@ class ListRanking:
             answers.append(ids[len(prefix) :])
         return answers
 
-    def _order_by_generation(self, query, candidates, reading: dict) -> list[int]:
-        """The candidate that the model names in its answer, then the others in their order."""
+    def pick(
+        self, query, candidates, resolution=None, benchmark: str | None = None, instruction: str | None = None
+    ) -> int | None:
+        """The candidate that the model names in an answer that it writes, the procedure released with UniME-V2.
+
+        Args:
+            query, candidates, resolution, benchmark, instruction: as in [`~UniMERerankerForCausalLM.rank`].
+
+        Returns:
+            `int`: its index, or None where the answer names no candidate.
+        """
+        reading = {"resolution": resolution, "benchmark": benchmark, "instruction": instruction}
+        index, _ = self._picked(query, candidates, reading)
+        return index
+
+    def _picked(self, query, candidates, reading: dict) -> tuple[int | None, str]:
+        """The index of the candidate that a written answer names, or None, and the answer."""
         if self._lists.turn is not None:
             raise ValueError(
                 f"the preset {self.processor.preset!r} writes whole orders, not a number; rank by 'listwise'."
             )
-        order = list(range(len(candidates)))
-        answer = self._generate(self._listwise_prompt(query, candidates, order, reading, suffix=""))
+        everyone = list(range(len(candidates)))
+        answer = self._generate(self._listwise_prompt(query, candidates, everyone, reading, suffix=""))
         number = re.search(r"\((\d+)\)", answer)
-        best = int(number[1]) - 1 if number else -1
+        index = int(number[1]) - 1 if number else -1
+        return (index if index in everyone else None), answer
 
-        if 0 <= best < len(candidates):
-            order.insert(0, order.pop(best))
-        else:
+    def _order_by_generation(self, query, candidates, reading: dict) -> list[int]:
+        """The candidate that the model names in its answer, then the others in their order."""
+        index, answer = self._picked(query, candidates, reading)
+        order = list(range(len(candidates)))
+        if index is None:
             warnings.warn(
                 f"the answer {answer.strip()[:80]!r} names none of {len(candidates)} candidates; their order stays.",
                 stacklevel=3,
             )
+        else:
+            order.insert(0, order.pop(index))
         return order
 
     def _generate(self, entry, new_tokens: int = 128) -> str:

@@ -417,6 +417,7 @@ _RERANKING_HEAD = (
     "gained first place",
     "lost it",
     "right answer not among the candidates",
+    "written answers that name none",
 )
 
 
@@ -453,6 +454,7 @@ def _reranking_row(name: str, entry: dict) -> list[str]:
         str(entry["gained"]),
         str(entry["lost"]),
         str(entry["not among the candidates"]),
+        str(entry.get("unparsed", "-")),  # of the strategy "generate" only
     ]
 
 

@@ -119,11 +119,28 @@ def queries_of(path: Path, tasks: list[Task], top: int, limit: int | None) -> li
 def _score_slice(queries: Sequence[_Query], reranker: Reranker, top: int) -> dict[str, np.ndarray]:
     """The work of the job: a slice of the queries in, the scores of their candidates out."""
     scores = np.zeros((len(queries), top), np.float64)  # a query with fewer candidates keeps zeros at the end
+    unparsed = np.zeros(len(queries), bool)
     for row, query in enumerate(queries):
         item = query.task.queries[query.number].as_input()
         candidates = [query.task.corpus[index].as_input() for index in query.candidates]
+        if reranker.strategy == "generate":
+            picked = reranker.pick(item, candidates, query.task.benchmark)
+            scores[row, : len(candidates)] = _places(picked, len(candidates))
+            unparsed[row] = picked is None
+            continue
         scores[row, : len(candidates)] = reranker.scores(item, candidates, query.similarities, query.task.benchmark)
+
+    if reranker.strategy == "generate":
+        return {"scores": scores, "unparsed": unparsed}
     return {"scores": scores}
+
+
+def _places(picked: int | None, count: int) -> list[int]:
+    """Scores that put the picked candidate first and leave the others in their order; all of them if there is none."""
+    places = list(range(count, 0, -1))
+    if picked is not None:
+        places[picked] = count + 1
+    return places
 
 
 def _loaded(reranker: Reranker) -> Reranker:
@@ -156,7 +173,8 @@ def run_rerank(
 
     Returns:
         path of a results file like the embedder's, with the metrics before, and how often the right answer was gained
-        and lost at the first place, and was not among the candidates at all.
+        and lost at the first place, and was not among the candidates at all; with the strategy `"generate"` also how
+        many written answers named no candidate, whose order then stays.
 
     Raises:
         ValueError: the tasks are not those of the result, or a query failed; the message says which.
@@ -186,8 +204,10 @@ def run_rerank(
 
     state = processes()
     if state.is_main_process:
-        scores = read_job(folder / "scores")["scores"]  # [all queries, top]
-        task_results = _task_results(tasks, queries, scores, before["tasks"])
+        scored = read_job(folder / "scores")
+        task_results = _task_results(tasks, queries, scored["scores"], before["tasks"])  # of [all queries, top]
+        if "unparsed" in scored:
+            _count_unparsed(task_results, queries, scored["unparsed"])
         content = {
             "format": FORMAT,
             "benchmark": before["benchmark"],
@@ -288,6 +308,13 @@ def _task_results(
     for task in tasks:
         results[task.name] = _task_result(task, outcomes[task.name], before[task.name])
     return results
+
+
+def _count_unparsed(task_results: dict[str, dict], queries: list[_Query], unparsed: np.ndarray):
+    """Adds to each task of how many queries `[all queries]` the written answer named no candidate."""
+    for name, result in task_results.items():
+        of_task = [query.task.name == name for query in queries]
+        result["unparsed"] = int(unparsed[of_task].sum())
 
 
 def _task_result(task: Task, outcomes: list[_Outcome], before: dict) -> dict:

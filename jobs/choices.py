@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 LIBRARIES = ("unime", "sentence-transformers")
 DTYPES = ("auto", "bfloat16", "float16", "float32")  # "auto" is the checkpoint's own
 STRATEGIES = ("pointwise", "listwise", "fused")
+MEASURED_STRATEGIES = (*STRATEGIES, "generate")  # a written answer has no scores, but an evaluation can count it
 ENGINES = ("local", "ray")
 
 

@@ -5,7 +5,7 @@ import sys
 from ..checkpoints.opening import open_checkpoint, require_kind
 from ..modeling_unime import UniMERerankerForCausalLM
 from .checks import check_options
-from .choices import STRATEGIES
+from .choices import MEASURED_STRATEGIES
 from .embedding import checkpoint_fingerprint
 from .shards import processes
 
@@ -17,7 +17,7 @@ class Reranker:
 
     Args:
         source (`str` or `Path`): folder or repository of a reranker, or of a stock VLM.
-        strategy (`str`, defaults to `"pointwise"`): `"pointwise"`, `"listwise"` or `"fused"`, as in
+        strategy (`str`, defaults to `"pointwise"`): `"pointwise"`, `"listwise"`, `"fused"` or `"generate"`, as in
             [`UniMERerankerForCausalLM.rank`].
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own, or float32 on a
             CPU that is slower in less.
@@ -38,12 +38,12 @@ class Reranker:
     def __init__(
         self, source, strategy: str = "pointwise", dtype: str = "auto", trust_remote_code: bool = False, **options
     ):
-        if strategy not in STRATEGIES:
-            raise ValueError(f"the strategy must be one of {', '.join(STRATEGIES)}, got {strategy!r}.")
+        if strategy not in MEASURED_STRATEGIES:
+            raise ValueError(f"the strategy must be one of {', '.join(MEASURED_STRATEGIES)}, got {strategy!r}.")
 
         # only what scores one candidate after the other takes the options of `score`
-        methods = [UniMERerankerForCausalLM.rank]
-        if strategy != "listwise":
+        methods = [UniMERerankerForCausalLM.pick if strategy == "generate" else UniMERerankerForCausalLM.rank]
+        if strategy in ("pointwise", "fused"):
             methods.append(UniMERerankerForCausalLM.score)
         check_options(f"the options of `rank` ({strategy})", options, methods, TAKEN)
 
@@ -113,3 +113,11 @@ class Reranker:
         # a ranking has its own order; the only candidate of a list is certain
         scores = {entry["index"]: min(entry["score"], sys.float_info.max) for entry in ranking}
         return [scores[index] for index in range(len(candidates))]
+
+    def pick(self, query, candidates: list, benchmark: str | None = None) -> int | None:
+        """The index of the candidate that the model names in a written answer, or None where it names none.
+
+        Args:
+            query, candidates, benchmark: as in [`Reranker.scores`].
+        """
+        return self.load().pick(query, candidates, **{"benchmark": benchmark, **self.options})

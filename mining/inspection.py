@@ -14,6 +14,7 @@ from ..data.schema import Item
 from ..files.writing import write_text, write_whole
 from ..images_unime import open_image
 from ..jobs.item_pages import figure_of, page_of, words_of
+from .calibration import sentence
 from .selection import allowed
 
 SHEET_ROWS = 6  # of the picture
@@ -79,7 +80,8 @@ def fate(positive_score: float, scores: np.ndarray, selected: Sequence[int], mar
 
 
 def draw(mining, path: Path):
-    """Writes the page, and beside it a PNG of its first rows and one of histograms.
+    """Writes the page, and beside it a PNG of its first rows, one of histograms, and one of the judge's calibration
+    where rows have known answers.
 
     Args:
         mining ([`~unime.mining.pipeline.Mining`]): a folder in which `judge` is finished.
@@ -102,7 +104,8 @@ def draw(mining, path: Path):
     for row in judged:
         fates.update(_fates(mining, row))
 
-    write_text(path, _page(path.stem, cases, fates, len(judged)))
+    calibration = sentence(mining, path.with_suffix(".calibration.png"))
+    write_text(path, _page(path.stem, cases, fates, len(judged), calibration))
     _sheet(cases[:SHEET_ROWS], path.with_suffix(".png"))
     _histograms(judged, config.margin, path.with_suffix(".histograms.png"))
 
@@ -138,11 +141,12 @@ def _case(mining, row: dict) -> Case:
     )
 
 
-def _page(title: str, cases: list[Case], fates: Counter, rows: int) -> str:
-    """The HTML page: a summary, then a section for each row."""
+def _page(title: str, cases: list[Case], fates: Counter, rows: int, calibration: str) -> str:
+    """The HTML page: a summary with the judge's calibration, then a section for each row."""
     total = max(sum(fates.values()), 1)
     counts = ", ".join(f"{fates[name]:,} {name} ({fates[name] / total:.0%})" for name in COLOURS)
     body = [f"<h1>{html.escape(title)}</h1><p>{len(cases)} of {rows:,} rows. Of all candidates: {counts}.</p>"]
+    body.append(f"<p>{html.escape(calibration)}</p>")
     for case in cases:
         body += _section(case)
 

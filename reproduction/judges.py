@@ -7,6 +7,7 @@ import numpy as np
 
 from ..miniature.lessons import make_lesson
 from ..miniature.sources import Digits
+from ..mining.calibration import area_under_curve
 from ..trainers.starting import load_model
 
 LEVEL = 2.7  # of the lessons: seven in ten wrong candidates of what may be near are near misses
@@ -31,11 +32,5 @@ def auc_of(judge: Path, lessons: int) -> float:
         if right.all() or not right.any():
             continue
         log_odds = model.score(lesson.query, lesson.candidates, output="logit").numpy()
-        areas.append(pairs_in_order(log_odds, right))
+        areas.append(area_under_curve(log_odds, right))
     return float(np.mean(areas))
-
-
-def pairs_in_order(scores: np.ndarray, right: np.ndarray) -> float:
-    """The share of pairs of a right and a wrong candidate in which the right one scores higher; ties count half."""
-    differences = scores[right][:, None] - scores[~right][None]  # [R, W]
-    return float((differences > 0).mean() + 0.5 * (differences == 0).mean())

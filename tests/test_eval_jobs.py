@@ -31,7 +31,8 @@ from unime.commands.parsers.evaluate import STEPS, EvalConfig
 from unime.data.schema import Item
 from unime.eval.benchmarks import BENCHMARKS
 from unime.eval.catalogue import read
-from unime.eval.report import load, to_eval_results
+from unime.eval.pages import to_markdown
+from unime.eval.report import build, load, to_eval_results
 from unime.eval.rerank import run_rerank
 from unime.eval.runner import run_benchmark, score_task
 from unime.eval.tasks import Task, read_world_tasks
@@ -353,6 +354,42 @@ def test_reranking_follows_the_rerankers_own_scores(strategy, saved, world, meas
         right = task.options(number)[task.relevant[number][0]]
         places = [place for place, entry in enumerate(order, 1) if best[entry["index"]] == right]
         assert found["ranks"][number] == (places[0] if places else before["ranks"][number])
+
+
+class Writer(Oracle):
+    """Writes the number of the candidate that is right, and of a query without one in the list nothing of use."""
+
+    def __init__(self, right):
+        super().__init__(right)
+        self.strategy = "generate"
+
+    def settings(self):
+        return {"reranker": "writer", "strategy": "generate"}
+
+    def pick(self, query, candidates, benchmark=None):
+        scores = self.scores(query, candidates, None)
+        return scores.index(1.0) if 1.0 in scores else None
+
+
+def test_written_answers_are_evaluated_and_those_that_name_nothing_counted(world, measured):
+    tasks = read_world_tasks(world)
+    right = set()
+    for task in tasks:
+        for number, query in enumerate(task.queries):
+            for place in task.relevant[number]:
+                right.add((repr(query.as_input()), repr(task.corpus[task.options(number)[place]].as_input())))
+    before = content(measured["first"])["tasks"]
+    path = run_rerank(measured["first"], tasks, Writer(right), 5, world)
+    for name, result in content(path)["tasks"].items():
+        absent = sum(rank > 5 for rank in before[name]["ranks"])
+        assert result["unparsed"] == absent == result["not among the candidates"]
+        assert result["precision@1"] * result["queries"] == pytest.approx(result["queries"] - absent)
+
+    # what is not named stays in the embedder's order
+    nothing = content(run_rerank(measured["first"], tasks, Writer(set()), 4, world))["tasks"]
+    for name, result in nothing.items():
+        assert result["ranks"] == before[name]["ranks"] and result["unparsed"] == result["queries"]
+    assert "| written answers that name none |" in to_markdown(build(load([str(path)])))
 
 
 def test_other_data_and_embedders_are_refused_as_rerankers(saved, world, measured):

@@ -299,6 +299,7 @@ def test_the_page_shows_what_was_mined_and_why_not(mined):
     page = (mined.out / "judged.html").read_text()
     row = mined.judged[0]
     assert page.count("<section>") == len(mined.judged) and f"judge {row['positive_score']:.3f}" in page
+    assert "it is not known which candidates are right" in page or "the area under the curve is" in page
     assert "left out: judged too close to the positive" in page and page.count("data:image/png;base64,") > 20
     for name in ("judged.png", "judged.histograms.png"):
         assert min(Image.open(mined.out / name).size) > 300

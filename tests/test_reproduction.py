@@ -11,7 +11,6 @@ from unime.commands.parsers import reproduce as parser
 from unime.reproduction import running
 from unime.reproduction.claims import CLAIMS, Claim
 from unime.reproduction.findings import FAILS, HOLDS, OPEN, Comparison, Finding, compare, compare_values
-from unime.reproduction.judges import pairs_in_order
 from unime.reproduction.memory import Kept
 from unime.reproduction.pages import to_html, to_markdown
 from unime.reproduction.settings import FULL, QUICK
@@ -67,14 +66,6 @@ def test_verdicts(low, high, least, aim, verdict):
 
 def test_paired_values():
     assert compare_values("x", [3, 5, 4], [1, 3, 2]) == Comparison("x", 2, 2, 2, unit="")
-
-
-def test_pairs_in_order_is_the_area_under_the_curve():
-    from sklearn.metrics import roc_auc_score
-
-    rng = np.random.default_rng(0)
-    scores, right = rng.integers(5, size=30).astype(float), rng.random(30) < 0.4
-    assert pairs_in_order(scores, right) == pytest.approx(roc_auc_score(right, scores))
 
 
 def test_kept_bytes_are_those_that_autograd_holds_at_once():

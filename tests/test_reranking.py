@@ -312,3 +312,18 @@ def test_generation_runs_on_every_backbone(judged):
     _, reranker = judged
     ranked = reranker.rank("q", ["a", "b"], strategy="generate")
     assert sorted(entry["index"] for entry in ranked) == [0, 1]
+
+
+@pytest.mark.parametrize("answer, picked", [("Ans: (2)", 1), ("(1) it is", 0), ("Ans: (4)", None), ("none", None)])
+def test_what_a_written_answer_names(judged, monkeypatch, answer, picked):
+    _, reranker = judged
+    monkeypatch.setattr(type(reranker), "_generate", lambda *arguments: answer)
+    assert reranker.pick("q", ["a", "b", "c"]) == picked
+    order = [0, 1, 2]
+    if picked is None:
+        with pytest.warns(UserWarning, match="names none of 3 candidates"):
+            ranked = reranker.rank("q", ["a", "b", "c"], strategy="generate")
+    else:
+        order.insert(0, order.pop(picked))
+        ranked = reranker.rank("q", ["a", "b", "c"], strategy="generate")
+    assert [entry["index"] for entry in ranked] == order

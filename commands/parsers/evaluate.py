@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ...data.choices import SOURCES
 from ...eval.benchmarks import BENCHMARKS
 from ...jobs.checks import check_settings
-from ...jobs.choices import EngineSettings
+from ...jobs.choices import MEASURED_STRATEGIES, EngineSettings
 from ...jobs.settings import given_settings, parse_settings
 from ..options import json_object, setting
 
@@ -62,7 +62,7 @@ class RerankConfig(DataSettings):
 
     results: str | None = field(default=None, metadata={"help": "results.json of the embedder, or a folder with one"})
     reranker: str | None = field(**setting("reranker"))
-    strategy: str = field(**setting("strategy"))
+    strategy: str = field(**setting("strategy", choices=MEASURED_STRATEGIES))
     candidates: int = field(**setting("candidates"))
     rank_options: dict | str | None = field(
         default_factory=dict,
