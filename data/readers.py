@@ -6,6 +6,7 @@ stops at the first bad row, or, given [`Findings`], leaves bad rows out and keep
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from datasets import Dataset
@@ -53,6 +54,7 @@ _MMEB_TRAIN = {  # column -> other spellings of it in public files
 }
 _MMEB_NEGATIVE = {"neg_text": (), "neg_image_path": ("neg_img_path",)}
 _CLUSTERS = "_hard_negatives.json"
+_JUDGED_FILES = "rows-*.parquet"
 _JUDGED = (
     "query_text",
     "query_image",
@@ -75,7 +77,8 @@ def read_rows(
 ) -> Dataset:
     """Reads training rows of any layout, told apart by the file's kind and its columns.
 
-    - a folder of `<subset>/<split>-*.parquet` (MMEB-train) or of `<subset>_hard_negatives.json` (SaHa);
+    - a folder of `<subset>/<split>-*.parquet` (MMEB-train), of `<subset>_hard_negatives.json` (SaHa), or of
+      `rows-<number>.parquet` (UniME-V2's rows, as `unime mine select --layout parquet` writes them);
     - a `.json` list of UniME-V2's rows, or of any that follow here;
     - `.jsonl`, `.parquet` or `.csv` with `sent0, sent1` (SimCSE), with the columns of MMEB-train, or with our own:
       `query` and `positive`, each a text or `{"text", "image"}`, and where they are known `negatives`,
@@ -116,10 +119,12 @@ def read_rows(
 
 
 def _read_folder(path, image_root, subsets, split: str, limit, findings) -> Dataset:
-    """MMEB-train or SaHa's clusters, whichever the folder holds."""
+    """MMEB-train, SaHa's clusters or mined rows, whichever the folder holds."""
     path = local_path(path, _patterns(subsets, f"/{split}-*.parquet", _CLUSTERS))
     if any(path.glob(f"*{_CLUSTERS}")):
         return read_clusters(path, image_root, subsets, limit, findings)
+    if any(path.glob(_JUDGED_FILES)):
+        return read_judged(path, image_root, subsets, limit, findings)
     return read_mmeb_train(path, subsets, split, image_root, limit, findings)
 
 
@@ -412,8 +417,9 @@ def read_judged(
     (`images/<Subset>/Train/...`), of the query first, then of the positive or a negative.
 
     Args:
-        path (`str` or `Path`): the JSON file, or `hf://datasets/<owner>/<name>/<file>`.
-        image_root (`str` or `Path`, *optional*): where image paths start; the file's folder by default.
+        path (`str` or `Path`): the JSON file, `hf://datasets/<owner>/<name>/<file>`, or a folder of
+            `rows-<number>.parquet` with the same columns.
+        image_root (`str` or `Path`, *optional*): where image paths start; the folder that holds `path` by default.
         subsets (`list[str]`, *optional*): take only rows of these data sets.
         limit (`int`, *optional*): at most that many rows of each.
         findings ([`Findings`], *optional*): takes bad rows, which end the reading otherwise.
@@ -432,7 +438,12 @@ def read_judged(
     ```
     """
     path = local_path(path)
-    rows = map(_with_judged_dataset, list_rows(path, findings))
+    if path.is_dir():
+        files = sorted(path.glob(_JUDGED_FILES))
+        rows = chain.from_iterable(table_rows(file, findings) for file in files)
+    else:
+        rows = list_rows(path, findings)
+    rows = map(_with_judged_dataset, rows)
     return _read(path, rows, _parse_judged, image_root or path.parent, subsets, limit, findings)
 
 

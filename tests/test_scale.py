@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from test_pipeline import contents
 
 from unime.data import schema
+from unime.data.readers import read_judged, read_rows
 from unime.data.schema import Example, Item, to_dataset, to_example
 from unime.jobs.embedding import Embedder
 from unime.jobs.results import JobResults, SomeRows
@@ -205,6 +206,27 @@ def test_clusters_from_the_disk_are_those_from_memory(mine, monkeypatch):
     mining = mine("streamed")
     streamed = contents(mining.out / "saha")
     assert streamed == whole and len(whole) == 3 and not (mining.out / "saha-neighbours").exists()
+
+
+def test_selected_rows_in_parquet_are_those_in_json(mine):
+    json_rows = read_judged(mine("json").out / "judged.json")
+    mining = mine("parquet", layout="parquet", select_shard=50)
+    folder = mining.out / "judged"
+    files = sorted(path.name for path in folder.glob("rows-*"))
+    assert files == ["rows-000000000.parquet", "rows-000000050.parquet", "rows-000000100.parquet"]
+    for rows in (read_judged(folder), read_rows(folder)):
+        assert list(map(to_example, rows)) == list(map(to_example, json_rows))
+    assert set(read_judged(folder, subsets=["b"])["dataset"]) == {"b"}
+
+    # a file that is missing is written again, the others are left
+    whole = contents(folder)
+    (folder / files[1]).unlink()
+    before = (folder / files[0]).stat().st_mtime_ns
+    mining.select()
+    assert contents(folder) == whole and (folder / files[0]).stat().st_mtime_ns == before
+    mining.config.margin = "0.5"
+    with pytest.raises(ValueError, match="settings.margin: 0.01 there, 0.5 now"):
+        mining.select()
 
 
 def test_a_corpus_too_small_for_ivfpq_is_searched_exactly_and_that_is_said(mine, capsys):
