@@ -1,6 +1,11 @@
 """Peak memory of one contrastive training step by batch size, at one token budget.
 
     python benchmarks/step_memory.py --batches 64 512
+    python benchmarks/step_memory.py --batches 32 128 --lora --resolution 256 --feature-tokens 1000000
+    python benchmarks/step_memory.py --batches 32 128 --lora --resolution 256 --feature-tokens 2048
+
+With an adapter the vision tower is frozen, and the features of its images are kept between the two passes of the
+gradient cache, up to `--feature-tokens` image tokens.
 
 Every batch size runs in a process of its own; what counts is the peak resident set of the step (CPU) or the peak
 allocation (CUDA), collation included. On the CPU the allocator is told to return freed blocks at once, so that the
@@ -22,9 +27,10 @@ def resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def one_step(batch_size: int, batch_tokens: int) -> dict:
+def one_step(batch_size: int, options: argparse.Namespace) -> dict:
     """Trains a step in this process, and returns the MiB held before it and at its peak."""
     import torch
+    from peft import LoraConfig
 
     from unime import UniMEConfig, UniMEModel
     from unime.data.readers import read_mmeb_train
@@ -45,7 +51,9 @@ def one_step(batch_size: int, batch_tokens: int) -> dict:
             output_dir=folder,
             max_steps=1,
             per_device_train_batch_size=batch_size,
-            batch_tokens=batch_tokens,
+            batch_tokens=options.batch_tokens,
+            feature_tokens=options.feature_tokens,
+            resolution=options.resolution,
             bf16=False,
             save_strategy="no",
             disable_tqdm=True,
@@ -53,16 +61,19 @@ def one_step(batch_size: int, batch_tokens: int) -> dict:
         )
 
         # the world and the model are not what is measured
-        trainer = ContrastiveTrainer(model, args, train_dataset=rows)
+        adapter = None
+        if options.lora:
+            adapter = LoraConfig(r=16, target_modules=r".*language_model.*\.(q_proj|v_proj)")
+        trainer = ContrastiveTrainer(model, args, train_dataset=rows, peft_config=adapter)
         before = resident()
         trainer.train()
         peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else resident()
     return {"batch": batch_size, "before_mib": round(before), "peak_mib": round(peak)}
 
 
-def run_apart(batch_size: int, batch_tokens: int) -> dict:
+def run_apart(batch_size: int) -> dict:
     """The same in a process of its own, which gives freed memory back at once."""
-    command = [sys.executable, __file__, "--one", str(batch_size), "--batch-tokens", str(batch_tokens)]
+    command = [sys.executable, __file__, *sys.argv[1:], "--one", str(batch_size)]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     output = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     return json.loads(output.strip().splitlines()[-1])  # the trainer prints lines before it
@@ -73,15 +84,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 512])
     parser.add_argument("--batch-tokens", type=int, default=2048)
+    parser.add_argument("--lora", action="store_true", help="train an adapter of the language model")
+    parser.add_argument("--resolution", help="policy of the images; native by default")
+    parser.add_argument("--feature-tokens", type=int, default=65_536)
     parser.add_argument("--one", type=int, help="run this batch size here and print JSON")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(one_step(options.one, options.batch_tokens)))
+        print(json.dumps(one_step(options.one, options)))
         return
 
     results = []
     for batch_size in options.batches:
-        results.append(run_apart(batch_size, options.batch_tokens))
+        results.append(run_apart(batch_size))
         print(results[-1], flush=True)
 
     first = results[0]

@@ -174,7 +174,18 @@ def test_dropout_is_replayed(tmp_path, lora):
     assert difference(other, kept) > 1e-3, "dropout was on"
 
 
-def test_frozen_vision_features_are_computed_once(backbone, tmp_path):
+@pytest.mark.parametrize("feature_tokens", [0, 8])
+def test_features_of_a_frozen_tower_that_are_computed_again_change_nothing(tmp_path, feature_tokens):
+    data = rows(tmp_path)
+    dropping = save_backbone(tmp_path / "dropping", dropout=0.4)
+    settings = {"lora": True, "dropout": 0.4}
+    kept = trained(dropping, data, tmp_path, **settings)
+    again = trained(dropping, data, tmp_path, **settings, feature_tokens=feature_tokens)
+    assert difference(again, kept) <= 1e-5
+
+
+@pytest.mark.parametrize("feature_tokens, kept", [(10**6, 1.0), (8, 0.5), (0, 0.0)])
+def test_frozen_vision_features_are_computed_once_where_there_is_room(backbone, tmp_path, feature_tokens, kept):
     data = rows(tmp_path)
     calls = []
     model = load(backbone, True)
@@ -186,6 +197,7 @@ def test_frozen_vision_features_are_computed_once(backbone, tmp_path):
         max_steps=1,
         per_device_train_batch_size=8,
         batch_tokens=60,
+        feature_tokens=feature_tokens,
         save_strategy="no",
         disable_tqdm=True,
         use_cpu=True,
@@ -196,7 +208,12 @@ def test_frozen_vision_features_are_computed_once(backbone, tmp_path):
     with_images = sum("pixel_values" in chunk for chunk in batch.chunks)
     assert with_images > 1
     trainer.train()
-    assert len(calls) == with_images
+    keeps_graph = "pixel_values" in batch.chunks[-1]  # it runs once, whatever is kept
+    again = len(calls) - with_images
+    if kept == 0.5:
+        assert 0 < again < with_images - keeps_graph
+    else:
+        assert again == (1 - kept) * (with_images - keeps_graph)
 
 
 WORKER = """

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO-2 and ZeRO-3 on two ranks against DDP: the same losses, the same weights, saved whole."""
+"""DeepSpeed ZeRO-2 and ZeRO-3, and FSDP2, on two ranks against DDP: the same losses and weights, saved whole."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, save_backbone
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -14,12 +15,18 @@ from safetensors.torch import load_file
 from unime import UniMEModel, UniMERerankerForCausalLM
 
 CASES = {
-    "contrastive": {"stage": "contrastive"},
+    "contrastive": {"stage": "contrastive", "resumes": True},
     "contrastive-lora-accumulated": {"stage": "contrastive", "lora": True, "gradient_accumulation_steps": 2},
+    "contrastive-lora-features": {"stage": "contrastive", "lora": True, "batch_tokens": 60, "feature_tokens": 4},
     "alignment-cached": {"stage": "alignment", "batch_tokens": 60, "graph_tokens": 100},
     "distillation": {"stage": "distillation"},
     "reranker": {"stage": "reranker"},
-    "reranker-lora-accumulated": {"stage": "reranker", "lora": True, "gradient_accumulation_steps": 2},
+    "reranker-lora-accumulated": {
+        "stage": "reranker",
+        "lora": True,
+        "gradient_accumulation_steps": 2,
+        "resumes": True,
+    },
 }
 WORKER = """
 import sys
@@ -41,6 +48,44 @@ def zero(stage: int) -> dict:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
+
+
+def share_out_by_fsdp2():
+    """What `accelerate launch` with our fsdp2.yaml sets up on GPUs: with `cpu=True`, accelerate leaves the plugin out,
+    and would train under plain DDP without a word."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+    content = yaml.safe_load((ROOT / "accelerate_configs" / "fsdp2.yaml").read_text())["fsdp_config"]
+    settings = {name.removeprefix("fsdp_").replace("offload_params", "cpu_offload"): content[name] for name in content}
+    settings["fsdp_version"] = settings.pop("version")
+    settings["auto_wrap_policy"] = settings["auto_wrap_policy"].lower()
+
+    AcceleratorState._reset_state()
+    Accelerator(cpu=True)
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin(**settings)
+
+
+def check_sharing(trainer, mode: str):
+    """That the weights were shared out as the mode says: or DDP would be compared with DDP."""
+    from torch.distributed.tensor import DTensor
+
+    assert (type(trainer.model_wrapped).__name__ == "DeepSpeedEngine") == mode.startswith("zero")
+    if mode == "fsdp2":
+        parameters = list(trainer.model.parameters())
+        assert parameters and all(isinstance(parameter, DTensor) for parameter in parameters)
+        own = sum(parameter.to_local().numel() for parameter in parameters)
+        assert own < 0.6 * sum(parameter.numel() for parameter in parameters)
+
+
+def resumed(trainer_class, model, args, data, peft, extra) -> list[float]:
+    """The losses after step 2 of a training that is begun again from its checkpoint."""
+    trainer = trainer_class(model, args, train_dataset=data, peft_config=peft, **extra)
+    trainer.train(resume_from_checkpoint=f"{args.output_dir}/checkpoint-2")
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][2:]
 
 
 def train_all(folder: Path, mode: str):
@@ -68,8 +113,12 @@ def train_all(folder: Path, mode: str):
         settings = {"batch_tokens": 200, **settings}
         trainer_class, config_class, model_class = stages[settings.pop("stage")]
         lora = settings.pop("lora", False)
+        resumes = settings.pop("resumes", False) and mode == "fsdp2"
         if mode == "ddp":
             settings |= {"use_cpu": True, "ddp_backend": "gloo"}
+        elif mode == "fsdp2":
+            share_out_by_fsdp2()
+            settings |= {"use_cpu": True, "accelerator_config": {"use_configured_state": True}}
         else:
             AcceleratorState._reset_state()
             settings |= {"deepspeed": zero(int(mode[-1])), "accelerator_config": {"use_configured_state": True}}
@@ -80,7 +129,8 @@ def train_all(folder: Path, mode: str):
             lr_scheduler_type="constant",
             warmup_steps=0,
             per_device_train_batch_size=2,
-            save_strategy="no",
+            save_strategy="steps" if resumes else "no",
+            save_steps=2,
             disable_tqdm=True,
             logging_steps=1,
             bf16=False,
@@ -95,12 +145,18 @@ def train_all(folder: Path, mode: str):
         trainer = trainer_class(model, args, train_dataset=data, peft_config=peft, **extra)
         trainer.train()
         assert args.world_size == 2 and trainer.accelerator.num_processes == 2
-        assert (type(trainer.model_wrapped).__name__ == "DeepSpeedEngine") == mode.startswith("zero")
+        check_sharing(trainer, mode)
         source = {"path": folder / "backbone", "preset": None, "reranker": model_class is UniMERerankerForCausalLM}
         save_whole(trainer, source)
+        losses = []
+        if resumes:
+            model = model_class.from_backbone(folder / "backbone")
+            share_out_by_fsdp2()
+            losses = resumed(trainer_class, model, args, data, peft, extra)
         if trainer.is_world_process_zero():
             logs = [entry for entry in trainer.state.log_history if "loss" in entry]
             found = {"loss": [log["loss"] for log in logs], "grad_norm": [log["grad_norm"] for log in logs]}
+            found["resumed"] = losses
             (folder / mode / name / "logs.json").write_text(json.dumps(found))
 
 
@@ -126,6 +182,20 @@ def reference(tmp_path_factory):
 @pytest.mark.parametrize("mode", ["zero2", "zero3"])
 def test_zero_equals_ddp(reference, mode):
     launch(reference, mode)
+    check_equality(reference, mode)
+
+
+def test_fsdp2_equals_ddp_and_resumes(reference):
+    launch(reference, "fsdp2")
+    check_equality(reference, "fsdp2")
+    for name, settings in CASES.items():
+        logs = json.loads((reference / "fsdp2" / name / "logs.json").read_text())
+        if settings.get("resumes"):
+            assert logs["resumed"] == pytest.approx(logs["loss"][2:], abs=1e-5), name
+
+
+def check_equality(reference, mode):
+    """Losses, norms of gradients and saved weights of a mode against those under DDP."""
     for name, settings in CASES.items():
         expected, found = (json.loads((reference / m / name / "logs.json").read_text()) for m in ("ddp", mode))
         assert len(expected["loss"]) == 3

@@ -30,6 +30,8 @@ class EmbeddingConfig(StageConfig):
     Args:
         graph_tokens (`int`, defaults to 0): padded tokens whose graphs are kept instead of being run again; see
             [`~unime.trainers.gradient_cache.cached_loss`].
+        feature_tokens (`int`, defaults to 65,536): image tokens whose features of a frozen vision tower are kept
+            between the two passes; those of further images are computed again.
         matryoshka_dims (`list[int]`, *optional*): widths of the prefixes that are trained too; the full width must be
             among them.
         benchmark (`str`, *optional*, defaults to `"mmeb"`): word the rows as the preset does on this kind of benchmark
@@ -39,6 +41,10 @@ class EmbeddingConfig(StageConfig):
     graph_tokens: int = field(
         default=0,
         metadata={"help": "Padded tokens whose graphs are kept instead of being run again: more memory, less time."},
+    )
+    feature_tokens: int = field(
+        default=65_536,
+        metadata={"help": "Image tokens whose features of a frozen tower are kept: more memory, less time."},
     )
     matryoshka_dims: list[int] | None = field(
         default=None, metadata={"help": "Train these prefixes of the embedding too (the full width must be named)."}
@@ -203,7 +209,7 @@ class EmbeddingTrainer(MeteredTrainer):
             output = self.loss_of(everything, table)
             return LossOutput(output.loss, output.metrics, embeddings.detach(), output.row_losses)
 
-        encoder = ChunkEncoder(model, device, self.accelerator.autocast, lockstep=self.is_deepspeed_enabled)
+        encoder = ChunkEncoder(model, device, self.accelerator.autocast, lockstep=self.in_lockstep)
         output = cached_loss(
             encoder,
             chunks,
@@ -211,6 +217,7 @@ class EmbeddingTrainer(MeteredTrainer):
             gradient_scale=table.world_size,  # DDP averages over ranks, and each has the gradient of its slice only
             graph_tokens=self.args.graph_tokens,
             parameters=list(self.loss.parameters()),
+            feature_tokens=self.args.feature_tokens,
         )
 
         # it is the same on all ranks, so that all of them stop
@@ -227,7 +234,7 @@ class EmbeddingTrainer(MeteredTrainer):
 
     def _chunks(self, batch: Batch) -> tuple[list[dict], torch.Tensor]:
         """The chunks to run, and for each row of them its index in the table, -1 where it counts for nothing."""
-        if not self.is_deepspeed_enabled:
+        if not self.in_lockstep:
             if batch.chunks:
                 return batch.chunks, batch.order
             return [self.spare_inputs(with_image=False)], torch.tensor([-1])  # other ranks wait for a forward

@@ -9,7 +9,7 @@ paper does instead:
 
 The result equals the gradient of the full batch. Two things are not done twice: chunks whose graphs fit into
 `graph_tokens` keep them from step 1 (the last chunk always does), and the features of a frozen vision tower are
-computed once and used again in step 3.
+computed once and used again in step 3, as far as `feature_tokens` reaches.
 """
 
 import inspect
@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 from ..vlm_unime import image_inputs, vision_parameters
@@ -37,7 +38,7 @@ class ChunkEncoder:
         device (`torch.device`): where it runs.
         autocast (`Callable`, defaults to `nullcontext`): makes the mixed-precision context in which `model` runs its
             forward; the vision tower, when it runs by itself, runs in such a context too.
-        lockstep (`bool`, defaults to `False`): all ranks must run as many forwards, as DeepSpeed requires.
+        lockstep (`bool`, defaults to `False`): all ranks must run as many forwards, as DeepSpeed and FSDP require.
     """
 
     model: nn.Module
@@ -64,6 +65,7 @@ def cached_loss(
     gradient_scale: float = 1.0,
     graph_tokens: int = 0,
     parameters: Sequence[nn.Parameter] = (),
+    feature_tokens: int | None = None,
 ) -> LossOutput:
     """The loss over the embeddings of all chunks; its `backward()` runs step 3 of the cache.
 
@@ -75,6 +77,8 @@ def cached_loss(
         graph_tokens (`int`, defaults to 0): padded tokens whose graphs may be kept from step 1; the last chunk's
             always is.
         parameters: of the loss itself, the same on all ranks; they get their gradient as it is, not scaled.
+        feature_tokens (`int`, *optional*): image tokens whose features of a frozen vision tower may be kept from step
+            1 to step 3; those of further chunks are computed again. All are kept by default.
 
     Returns:
         [`LossOutput`]: the metrics, and the loss without the graph of the chunks. `backward()` on it (also through
@@ -91,10 +95,15 @@ def cached_loss(
     ```
     """
     vision = frozen_vision(extract_model_from_parallel(encoder.model))
-    repeatable = [_RepeatableChunk(tensors, encoder, vision) for tensors in chunks]
     if not torch.is_grad_enabled():
-        return loss_of(torch.cat([chunk.encode() for chunk in repeatable]))
+        return loss_of(torch.cat([_RepeatableChunk(tensors, encoder, vision).encode() for tensors in chunks]))
     first_kept = _first_kept_graph(encoder, chunks, graph_tokens)
+
+    # chunks that keep their graphs are not encoded again
+    room = FeatureRoom(encoder, feature_tokens)
+    repeatable = []
+    for number, tensors in enumerate(chunks):
+        repeatable.append(_RepeatableChunk(tensors, encoder, vision, room if number < first_kept else None))
 
     # step 1: encode all chunks, only the last ones with a graph
     outputs = []
@@ -158,13 +167,40 @@ def _first_kept_graph(encoder: ChunkEncoder, chunks: Sequence[dict], graph_token
     return first
 
 
-class _RepeatableChunk:
-    """A chunk that can be encoded twice: on the device while it runs, its frozen vision features computed once."""
+class FeatureRoom:
+    """How many image tokens' features are kept between the two passes.
 
-    def __init__(self, tensors: dict, encoder: ChunkEncoder, vision):
+    Args:
+        encoder (`ChunkEncoder`): on whose device they lie.
+        tokens (`int`, *optional*): most of them; without a limit by default.
+    """
+
+    def __init__(self, encoder: ChunkEncoder, tokens: int | None):
+        self.encoder = encoder
+        self.remaining = float("inf") if tokens is None else tokens
+
+    def takes(self, tokens: int) -> bool:
+        """Whether there is room for the features of another chunk of so many image tokens, which then is theirs."""
+        # ranks in lockstep run the tower again for the same chunks
+        if self.encoder.lockstep and dist.is_initialized():
+            greatest = torch.tensor(tokens, device=self.encoder.device)
+            dist.all_reduce(greatest, dist.ReduceOp.MAX)
+            tokens = int(greatest)
+
+        fits = tokens <= self.remaining
+        if fits:
+            self.remaining -= tokens
+        return fits
+
+
+class _RepeatableChunk:
+    """A chunk that can be encoded twice: on the device while it runs, with the features of a frozen tower if kept."""
+
+    def __init__(self, tensors: dict, encoder: ChunkEncoder, vision, room: FeatureRoom | None = None):
         self.tensors = tensors
         self.encoder = encoder
         self.vision = vision  # the VLM with a frozen tower, or None
+        self.room = room  # None for a chunk that is not encoded again
         self.features = None
         self.random_state = None
 
@@ -172,13 +208,17 @@ class _RepeatableChunk:
         """The embeddings `[N, D]` of the chunk's items."""
         device = self.encoder.device
         inputs = {key: value.to(device, non_blocking=True) for key, value in self.tensors.items()}
+        is_first = self.random_state is None
+        if is_first:
+            self.random_state = RandomState(device)
+
         if self.vision is not None and "pixel_values" in inputs:
-            inputs["mm_encoder_outputs"] = {"image": self._vision_features(inputs)}
+            inputs["mm_encoder_outputs"] = {"image": self._vision_features(inputs, is_first)}
             del inputs["pixel_values"]
 
-        # noted after the tower, which does not run again
-        if self.random_state is None:
-            self.random_state = RandomState(device)
+            # a tower whose features are kept does not run again
+            if is_first and self.features is not None:
+                self.random_state = RandomState(device)
         return self.encoder.model(**inputs).embeddings
 
     def encode_again(self) -> torch.Tensor:
@@ -186,12 +226,41 @@ class _RepeatableChunk:
         with self.random_state.replayed():
             return self.encode()
 
-    def _vision_features(self, inputs: dict):
-        if self.features is None:
-            images = image_inputs(self.vision, inputs)
-            with torch.no_grad(), self.encoder.autocast():
-                self.features = self.vision.get_image_features(**images, return_dict=True)
-        return self.features
+    def _vision_features(self, inputs: dict, is_first: bool):
+        if self.features is not None:
+            return self.features
+
+        images = image_inputs(self.vision, inputs)
+        with torch.no_grad(), self.encoder.autocast():
+            features = image_features_of(self.encoder.model, self.vision)(**images, return_dict=True)
+
+        # the states before the projector are several times as large, and nothing reads them
+        features = type(features)(**{key: value for key, value in features.items() if key != "last_hidden_state"})
+        if is_first and self.room is not None and self.room.takes(_image_tokens(features)):
+            self.features = features
+        return features
+
+
+def _image_tokens(features) -> int:
+    """How many image tokens a VLM's features of images are of."""
+    images = features.pooler_output
+    images = [images] if isinstance(images, torch.Tensor) else images
+    return sum(image.shape[:-1].numel() for image in images)
+
+
+def image_features_of(model: nn.Module, vlm) -> Callable:
+    """The VLM's `get_image_features`, which FSDP must be told of: it gathers weights before a `forward` alone.
+
+    Args:
+        model (`nn.Module`): what is trained, around the VLM.
+        vlm: whose vision tower is frozen.
+    """
+    if not isinstance(model, FSDPModule):
+        return vlm.get_image_features
+    if not hasattr(model, "frozen_image_features"):
+        model.frozen_image_features = vlm.get_image_features
+        register_fsdp_forward_method(model, "frozen_image_features")
+    return model.frozen_image_features
 
 
 class RandomState:

@@ -45,8 +45,8 @@ class MeteredTrainer(Trainer):
         kwargs: further arguments of `Trainer`.
 
     Raises:
-        ValueError: the launch asks for FSDP, one process sees several GPUs, which `Trainer` would use with
-            `DataParallel`, or there is neither a model nor a function that makes one.
+        ValueError: the launch asks for FSDP's first version, one process sees several GPUs, which `Trainer` would use
+            with `DataParallel`, or there is neither a model nor a function that makes one.
     """
 
     paper = "2504.17432"  # arXiv number, for the model card
@@ -97,8 +97,10 @@ class MeteredTrainer(Trainer):
         )
 
         # only `Trainer` knows what the launch asked for
-        if self.is_fsdp_enabled:
-            raise ValueError("FSDP could not be tested and is not supported; DeepSpeed ZeRO-3 shards the weights too.")
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise ValueError("FSDP's first version is not supported; use FSDP2 (accelerate_configs/fsdp2.yaml).")
+        if self.is_fsdp_enabled and getattr(args, "muon", False):
+            raise ValueError("muon does not go with FSDP, which shares out what Muon must see whole.")
 
         # `Trainer` itself would make the first model before there is a processor, and know of no adapter
         if model_init is not None:
@@ -271,6 +273,11 @@ class MeteredTrainer(Trainer):
             tokens (`int`): theirs, without padding.
         """
         self._processed += Counter(items=items, tokens=tokens)
+
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether ranks talk in every forward and backward, and so must run as many: under DeepSpeed and FSDP."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
 
     def adopt_engine(self, model):
         """Under DeepSpeed, makes the engine take many backwards a step."""

@@ -385,7 +385,7 @@ class RerankerTrainer(MeteredTrainer):
 
     def _reducing(self, model, last: bool):
         """A context for a chunk: under DDP, only the backward of the last one reduces the gradients."""
-        if last or self.is_deepspeed_enabled:
+        if last or self.in_lockstep:
             return nullcontext()
         return self.accelerator.no_sync(model)
 
@@ -408,7 +408,7 @@ class RerankerTrainer(MeteredTrainer):
             answers = inputs["input_ids"][:, -1:]  # [1, 1]
             return {"inputs": inputs, "answers": answers, "weights": torch.zeros(1), "kinds": []}
 
-        if not self.is_deepspeed_enabled:
+        if not self.in_lockstep:
             return batch or [spare(with_image=False)]  # other ranks wait for a backward
         return in_lockstep(
             batch, has_images=lambda chunk: "pixel_values" in chunk["inputs"], spare=spare, device=self.args.device

@@ -1,4 +1,4 @@
-"""Steps of many forwards and backwards under wrappers whose ranks talk in each of them: DeepSpeed ZeRO.
+"""Steps of many forwards and backwards under wrappers whose ranks talk in each of them: DeepSpeed ZeRO and FSDP.
 
 Two things go wrong there without help. Ranks that run different numbers of chunks, or an image chunk where another
 rank runs text, wait for each other for ever: [`in_lockstep`] evens them out. And DeepSpeed reduces gradients in every

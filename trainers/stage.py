@@ -106,8 +106,9 @@ def check_quantized(options):
     """
     if not options.use_peft:
         raise ValueError("quantised weights do not train; add an adapter with use_peft: true (QLoRA).")
-    if is_deepspeed_zero3_enabled():
-        raise ValueError("QLoRA does not go with ZeRO-3, which would share out packed bits; use multi_gpu.yaml.")
+    launched_by_fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if is_deepspeed_zero3_enabled() or launched_by_fsdp:
+        raise ValueError("QLoRA goes with neither ZeRO-3 nor FSDP, which share out packed bits; use multi_gpu.yaml.")
     from ..adapters_unime import adapter_folder
 
     if adapter_folder(Path(options.model_name_or_path)) is not None:
