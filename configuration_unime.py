@@ -40,8 +40,12 @@ class _VLMWrapperConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the language model and of the embedding; sentence-transformers and DeepSpeed's "auto" read it."""
-        return self.get_text_config().hidden_size
+        """Width of the language model and of the embedding; sentence-transformers and DeepSpeed's "auto" read it.
+
+        EmbeddingGemma's language model ends in a projection to another width, which is that of the embedding.
+        """
+        text = self.get_text_config()
+        return getattr(text, "embedding_dim", None) or text.hidden_size
 
     @property
     def length_boundary(self) -> int | None:

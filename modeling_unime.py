@@ -382,6 +382,7 @@ class UniMERerankerForCausalLM(ListRanking, VLMGenerationMixin, UniMEPreTrainedM
     @classmethod
     def _load_vlm(cls, path, config, kwargs: dict, preset: str):
         """As in the base class; where the preset's score is a head's, it is loaded in the place of the output head."""
+        require_generating_class(config, path)
         if not _has_head(rules_of(preset)):
             return super()._load_vlm(path, config, kwargs, preset)
 
@@ -766,6 +767,23 @@ class UniMERerankerForCausalLM(ListRanking, VLMGenerationMixin, UniMEPreTrainedM
                 if len(ids) == 1:
                     tokens[ids[0]] = True
         return list(tokens)
+
+
+def require_generating_class(config, source):
+    """Refuses a backbone that has no class with an output head, as an encoder has none.
+
+    Args:
+        config (`PreTrainedConfig`): of the backbone.
+        source: its folder or repository, for the message.
+
+    Raises:
+        ValueError: transformers knows no such class.
+    """
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise ValueError(
+            f"{source} is a {config.model_type}, which transformers knows no generating class for: it can neither "
+            "judge nor be exported."
+        )
 
 
 def _has_head(preset) -> bool:

@@ -21,7 +21,7 @@ _CHOICES = {
     "positions": ("native", "flat"),
     "padding_side": ("left", "right"),
     "anyres_padding": ("even", "legacy"),
-    "instruction.place": ("text", "turn", "system", "none"),
+    "instruction.place": ("text", "turn", "slot", "system", "none"),
     "judging.output": ("probability", "logit"),
 }
 _WORDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -203,7 +203,10 @@ def _check(preset: Preset, presets: Mapping[str, Preset], where: str):
             raise ValueError(f"{where}: {key} must be one of {', '.join(allowed)}, not {value!r}.")
 
     for role in ("query", "document"):
-        _check_prompts(getattr(preset, role), role, where)
+        prompts = getattr(preset, role)
+        _check_prompts(prompts, role, where)
+        if preset.instruction.place == "slot" and role in preset.instruction.roles:
+            _check_slot(prompts, role, where)
     if preset.frame is not None and "{user}" not in preset.frame:
         raise ValueError(f"{where}: frame must hold {{user}}, where the user's turn goes.")
     for key in ("max_length", "num_frames"):
@@ -227,6 +230,14 @@ def _check_prompts(prompts: Prompts, role: str, where: str):
         for mark in marks:
             if prompt is not None and mark not in prompt:
                 raise ValueError(f"{where}: {role}.{kind} must hold {mark}, where it goes.")
+
+
+def _check_slot(prompts: Prompts, role: str, where: str):
+    """Refuses prompts without the place that an instruction is said to have."""
+    for kind in ("text", "image", "both"):
+        prompt = getattr(prompts, kind)
+        if prompt is not None and "{instruction}" not in prompt:
+            raise ValueError(f"{where}: {role}.{kind} must hold {{instruction}}, as instruction.place is slot.")
 
 
 def _nearest(name, names) -> str:

@@ -46,8 +46,8 @@ class Instruction(NamedTuple):
 
     Args:
         place (`str`): `"text"`: before the text, after an image; an image with an instruction is worded as an item of
-            both. `"turn"`: before the whole user turn. `"system"`: it is the system turn. `"none"`: the authors have
-            no place for it, and it is left out.
+            both. `"turn"`: before the whole user turn. `"slot"`: where the turn holds `{instruction}`. `"system"`: it
+            is the system turn. `"none"`: the authors have no place for it, and it is left out.
         form (`str`, *optional*): instruction and text as one, for the places `"text"` and `"turn"`; by default on two
             lines, or on one where the instruction ends in a colon.
         default (`str` or `Prompts`): the instruction where a call gives none, by kind of item if they differ.

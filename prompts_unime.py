@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from .preset_files_unime import is_preset_file, read_preset
 from .preset_unime import BENCHMARKS, Checkpoint, Preset, Prompts
+from .presets_gemma_unime import GEMMA
 from .presets_gme_unime import GME
 from .presets_lamra_unime import LAMRA
 from .presets_llama_unime import LLAMA
@@ -57,7 +58,7 @@ LISTWISE_INSTRUCTION = (
 )
 LISTWISE_ANSWER = "Ans: ("  # the forced answer prefix; the next token begins the number
 
-FAMILIES = (PLAIN, RELEASED, VLM2VEC, GME, QWEN3, LAMRA, LLAMA, PAGES, RERANKERS)
+FAMILIES = (PLAIN, RELEASED, VLM2VEC, GME, QWEN3, LAMRA, LLAMA, PAGES, GEMMA, RERANKERS)
 PRESETS: dict[str, Preset] = {}
 CHECKPOINTS: dict[str, Checkpoint] = {}
 for family in FAMILIES:

@@ -192,7 +192,9 @@ class PromptRenderer(QuestionRenderer):
         if image_count:
             has_text = bool(strip_placeholders(text).strip())
 
-        turn = self._user_turn(text, has_text, image_count, getattr(words, reading.role), words, name, of_video)
+        slot = instruction if place == "slot" else ""
+        prompts = getattr(words, reading.role)
+        turn = self._user_turn(text, has_text, image_count, prompts, words, name, of_video, slot)
         if place == "turn":
             turn = instruct(instruction, turn, words.instruction.form)
 
@@ -228,8 +230,9 @@ class PromptRenderer(QuestionRenderer):
         words: Preset,
         name: str,
         of_video: bool,
+        instruction: str = "",
     ) -> str:
-        """What the user says, with an image token for each image."""
+        """What the user says, with an image token for each image, and the instruction where the prompt has a slot."""
         template = prompts.of(has_text, image_count > 0, of_video)
         if template is None:
             raise ValueError(f"{name} has an image and a text, which the preset {self.preset!r} has no prompt for.")
@@ -238,11 +241,11 @@ class PromptRenderer(QuestionRenderer):
         if has_text and image_count and PLACEHOLDER.search(text):
             if image_count > 1:
                 raise ValueError(f"{name} places one image in its text but has {image_count}.")
-            turn = text if words.verbatim else _fill(_without_image(template), text)
+            turn = text if words.verbatim else _fill(_without_image(template), text, instruction)
             return PLACEHOLDER.sub(lambda _: self._image_in_prompt, turn)
 
         template = template.replace("{image}", self._image_in_prompt * image_count)
-        return _fill(template, text) if text else template
+        return _fill(template, text, instruction)
 
     @property
     def _image_in_prompt(self) -> str:
@@ -405,11 +408,14 @@ def _without_image(template: str) -> str:
     return template.replace("{image}\n", "").replace("{image}", "")
 
 
-def _fill(template: str, text: str) -> str:
-    """Puts the text into a prompt as it is; a prompt that ends in a line break does not end in two."""
+def _fill(template: str, text: str, instruction: str = "") -> str:
+    """Puts text and instruction into a prompt as they are; a prompt that ends in a line break does not end in two."""
     if template.endswith("{text}\n") and text.endswith("\n"):
         template = template.removesuffix("\n")
-    return template.replace("{text}", text)
+
+    # neither is searched for the place of the other
+    pieces = template.split("{instruction}")
+    return instruction.join(piece.replace("{text}", text) for piece in pieces)
 
 
 def _without_leading_breaks(content: list[dict]) -> list[dict]:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from ..adapters_unime import adapter_folder, base_model_of
 from ..files.writing import write_text
 from ..integrity_unime import add_to_manifest, remove_manifest
-from ..modeling_unime import UniMEModel
+from ..modeling_unime import UniMEModel, require_generating_class
 from .exports import write_exports, write_json
 from .opening import (
     UNIME_MODEL_TYPES,
@@ -103,7 +103,8 @@ def export(source, out, head=None, trust_remote_code: bool = False):
         trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
 
     Raises:
-        ValueError: it is not a UniME repository, or the output head is neither tied, nor kept by `convert`, nor given.
+        ValueError: it is not a UniME repository, or no stock class has a head for it, or the output head is neither
+            tied, nor kept by `convert`, nor given.
 
     Example:
 
@@ -118,7 +119,7 @@ def export(source, out, head=None, trust_remote_code: bool = False):
         raise ValueError(f"{source} is not a UniME repository but a {model_type}; there is nothing to export.")
 
     model = open_checkpoint(folder, trust_remote_code=trust_remote_code)
-
+    require_generating_class(model.vlm.config, source)
     if getattr(model.config, "head", None) is not None:
         raise ValueError(
             f"{source} has a ranking head in the place of its output head, for which no stock class has a name; serve "

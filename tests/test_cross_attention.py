@@ -1,5 +1,6 @@
 """Mllama (Llama 3.2 Vision), which looks at images by cross-attention: rows with and without images in one batch."""
 
+import copy
 import json
 
 import pytest
@@ -83,6 +84,38 @@ def test_mme5_writes_a_begin_of_text_of_its_own(mllama):
     assert (model.encode("a cat") - torch.nn.functional.normalize(hidden, dim=-1)).abs().max() <= 1e-6
     apart = torch.stack([model.encode(item) for item in ITEMS])
     assert (model.encode(ITEMS) - apart).abs().max() <= 1e-5
+
+
+def test_mme5_sees_images_as_its_authors_did(mllama):
+    """A stock model that takes the outputs of the layers before, which are the inputs of the right ones."""
+    folder, stock = mllama
+    model = UniMEModel.from_backbone(folder, preset="mme5")
+    earlier = copy.deepcopy(stock)
+    assert earlier.model.vision_model.intermediate_layers_indices == [1, 2]
+    earlier.model.vision_model.intermediate_layers_indices = [0, 1]
+
+    bos = "<|begin_of_text|>"
+    question = "Represent the given image with the following question:"
+    tokenizer = model.processor.tokenizer
+    for image, text in ((picture(0), None), (picture(1, (100, 40)), None), (picture(2, (40, 100)), "where?")):
+        turn = "Represent the given image.\n" if text is None else f"{question} {text}\n"
+        ids = torch.tensor([tokenizer(f"<|image|>{bos}{turn}")["input_ids"]])
+        read = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=4)
+        pixels = dict(read([[image]], return_tensors="pt"))
+        tiles = pixels.pop("num_tiles")[0][0]
+        seen = torch.zeros(1, ids.shape[1], 1, 4, dtype=torch.long)  # which tokens see which tiles
+        first = ids[0].tolist().index(tokenizer.convert_tokens_to_ids("<|image|>"))
+        seen[:, first:, :, :tiles] = 1
+        with torch.no_grad():
+            hidden = earlier.model(input_ids=ids, cross_attention_mask=seen, **pixels).last_hidden_state[0, -1]
+        expected = torch.nn.functional.normalize(hidden, dim=-1)
+        item = {"image": image} if text is None else {"image": image, "text": text}
+        assert (model.encode(item) - expected).abs().max() <= 1e-6
+
+        # as transformers 5.23 has it, it is another embedding
+        with torch.no_grad():
+            hidden = stock.model(input_ids=ids, cross_attention_mask=seen, **pixels).last_hidden_state[0, -1]
+        assert (model.encode(item) - torch.nn.functional.normalize(hidden, dim=-1)).abs().max() > 1e-3
 
 
 def test_the_tower_hands_over_what_goes_into_its_layers(mllama):
