@@ -156,8 +156,9 @@ def _question(files: SavedFiles, model_type: str | None, sign: str) -> ValueErro
     """The error that asks for a preset."""
     return ValueError(
         f"{files.source} was trained with prompts of its own ({sign}), and UniME does not know them; pass `preset=`: "
-        f"a file of your own (preset.yaml), or one of {', '.join(fitting_presets(model_type))}. Where no option takes "
-        "it, `unime convert SOURCE OUT --preset NAME` makes a folder that knows its preset (--reranker for a judge)."
+        f"a file of your own (preset.yaml), or one of {', '.join(fitting_presets(model_type))}. Commands take "
+        "`--preset` and `--reranker-preset`, mining `judge_preset`; `unime convert SOURCE OUT --preset NAME` makes a "
+        "folder that knows its preset (--reranker for a judge)."
     )
 
 

@@ -314,7 +314,9 @@ def _page_of(options):
 
     reranker = None
     if options.reranker:
-        reranker = Reranker(options.reranker, options.strategy, options.dtype, options.trust_remote_code)
+        reranker = Reranker(
+            options.reranker, options.strategy, options.dtype, options.trust_remote_code, options.reranker_preset
+        )
     return page(photos, reranker, options.instruction or "")
 
 

@@ -106,7 +106,12 @@ def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal
         tasks, root = read_benchmark(before["benchmark"], _fetched(source))
 
     reranker = Reranker(
-        config.reranker, config.strategy, config.dtype, config.trust_remote_code, **config.rank_options or {}
+        config.reranker,
+        config.strategy,
+        config.dtype,
+        config.trust_remote_code,
+        config.reranker_preset,
+        **config.rank_options or {},
     )
     if config.rehearses:
         return rehearse_rerank(path, tasks, reranker, config.candidates, config.limit, given)

@@ -90,6 +90,11 @@ OPTIONS = {
     },
     # the reranker
     "reranker": {"help": "the reranker, or a stock VLM that is to judge: a folder, or a repository of the Hub"},
+    "reranker-preset": {
+        "metavar": "PRESET",
+        "type": known_preset,
+        "help": "how the reranker is asked: a name, or a file of your own; by default as saved, or as its name says",
+    },
     "strategy": {
         "default": "pointwise",
         "choices": STRATEGIES,
@@ -154,8 +159,9 @@ def add_embedder(parser: argparse.ArgumentParser):
 
 
 def add_reranker(parser: argparse.ArgumentParser, required: bool = False, strategies: tuple = STRATEGIES):
-    """`--reranker` and `--strategy`."""
+    """`--reranker`, `--reranker-preset` and `--strategy`."""
     add(parser, "reranker", required=required)
+    add(parser, "reranker-preset")
     add(parser, "strategy", choices=strategies)
 
 

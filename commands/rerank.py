@@ -22,7 +22,9 @@ def execute(options):
 
         # every item is a candidate, of a similarity that nobody has measured
         matches = [(position, 0.0) for position in range(len(items))]
-        reranker = Reranker(options.reranker, options.strategy, options.dtype, options.trust_remote_code)
+        reranker = Reranker(
+            options.reranker, options.strategy, options.dtype, options.trust_remote_code, options.reranker_preset
+        )
         rows = rerank(reranker, query, items, matches)
     for row in rows:
         del row["similarity"]

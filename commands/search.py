@@ -214,7 +214,12 @@ def execute(options):
         if options.reranker:
             # it may lift an answer that the embedder has too low to be shown
             matches = searcher.search(query, max(options.top, options.candidates))
-            reranker = Reranker(options.reranker, options.strategy, trust_remote_code=options.trust_remote_code)
+            reranker = Reranker(
+                options.reranker,
+                options.strategy,
+                trust_remote_code=options.trust_remote_code,
+                preset=options.reranker_preset,
+            )
             rows = rerank(reranker, query, index.items, matches)
         else:
             rows = as_rows(searcher.search(query, options.top))

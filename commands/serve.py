@@ -74,7 +74,7 @@ def _served(options) -> tuple[Served | None, Served | None]:
     if options.reranker is None:
         return embedder, None
 
-    model = open_checkpoint(options.reranker, reranker=True, **settings).to(device).eval()
+    model = open_checkpoint(options.reranker, options.reranker_preset, reranker=True, **settings).to(device).eval()
     require_kind(model, options.reranker, reranker=True)
     name = options.reranker_name or _name_of(options.reranker)
     return embedder, Served(name, RerankingEngine(model, options.batch_tokens))

@@ -66,6 +66,8 @@ def rehearse_rerank(path: Path, tasks: list[Task], reranker: Reranker, candidate
 
     questions = list(_questions(queries, reranker.strategy))
     sources = dict.fromkeys(reranker.options, given.get("rank_options", "default"))
+    if "reranker_preset" in given:
+        sources["preset"] = given["reranker_preset"]
     rehearsal.include(rehearse_reranker(reranker, questions, sources, count))
     return rehearsal
 

@@ -45,7 +45,7 @@ _KINDS = (".json", ".jinja", ".model", ".txt", ".py", ".safetensors", ".bin")
 _OTHER = ("README.md", "trainer_state.json", "all_results.json")  # files that do not change what a model computes
 
 
-def _preset_in_words(preset) -> str | dict | None:
+def preset_in_words(preset) -> str | dict | None:
     """A preset as a manifest has it: its name, or all of one that is not in the table."""
     return preset if preset is None or isinstance(preset, str) else preset_content(preset)
 
@@ -218,7 +218,7 @@ class Embedder:
         return {
             "model": self._fingerprint,
             "library": self.library,
-            "preset": _preset_in_words(self.preset),
+            "preset": preset_in_words(self.preset),
             "dtype": self.dtype,
             **self.options,
         }

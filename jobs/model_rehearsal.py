@@ -85,7 +85,9 @@ def rehearse_reranker(reranker: Reranker, questions: Iterable[tuple], given: dic
     """
     source = reranker.source
     options = reranker.options
-    model = open_checkpoint(source, reranker=True, weights=False, trust_remote_code=reranker.trust_remote_code)
+    model = open_checkpoint(
+        source, reranker.preset, reranker=True, weights=False, trust_remote_code=reranker.trust_remote_code
+    )
     require_kind(model, source, reranker=True)
     processor = model.processor
 

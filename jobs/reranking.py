@@ -4,9 +4,10 @@ import sys
 
 from ..checkpoints.opening import open_checkpoint, require_kind
 from ..modeling_unime import UniMERerankerForCausalLM
+from ..prompts_unime import resolve_preset
 from .checks import check_options
 from .choices import MEASURED_STRATEGIES
-from .embedding import checkpoint_fingerprint
+from .embedding import checkpoint_fingerprint, preset_in_words
 from .shards import processes
 
 TAKEN = ("query", "candidates", "strategy", "retrieval_scores", "show_progress", "top_k", "return_documents")
@@ -22,10 +23,12 @@ class Reranker:
         dtype (`str`, defaults to `"auto"`): such as `"bfloat16"`; `"auto"` is the checkpoint's own, or float32 on a
             CPU that is slower in less.
         trust_remote_code (`bool`, defaults to `False`): run the code of the repository.
+        preset (`str`, *optional*): how it is asked, by name or as a file of one's own says; by default as the
+            checkpoint was saved, or as its name or files say.
         options: for the model's `rank`.
 
     Raises:
-        ValueError: the strategy is unknown, or has no such option.
+        ValueError: the strategy or the preset is unknown, or the strategy has no such option.
 
     Example:
 
@@ -36,7 +39,13 @@ class Reranker:
     """
 
     def __init__(
-        self, source, strategy: str = "pointwise", dtype: str = "auto", trust_remote_code: bool = False, **options
+        self,
+        source,
+        strategy: str = "pointwise",
+        dtype: str = "auto",
+        trust_remote_code: bool = False,
+        preset: str | None = None,
+        **options,
     ):
         if strategy not in MEASURED_STRATEGIES:
             raise ValueError(f"the strategy must be one of {', '.join(MEASURED_STRATEGIES)}, got {strategy!r}.")
@@ -51,6 +60,7 @@ class Reranker:
         self.strategy = strategy
         self.dtype = dtype
         self.trust_remote_code = trust_remote_code
+        self.preset = None if preset is None else resolve_preset(preset)
         self.options = options
         self.model = None
 
@@ -60,19 +70,22 @@ class Reranker:
 
     def settings(self) -> dict:
         """What decides an order, as JSON; a job with other settings is another job."""
-        return {
+        settings = {
             "reranker": checkpoint_fingerprint(self.source),
             "strategy": self.strategy,
             "scores": "logit",
             "dtype": self.dtype,
             **self.options,
         }
+        if self.preset is not None:
+            settings["preset"] = preset_in_words(self.preset)
+        return settings
 
     def load(self) -> UniMERerankerForCausalLM:
         """The model, on this process's device."""
         if self.model is None:
             model = open_checkpoint(
-                self.source, reranker=True, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+                self.source, self.preset, reranker=True, dtype=self.dtype, trust_remote_code=self.trust_remote_code
             )
             require_kind(model, self.source, reranker=True)
             self.model = model.to(processes().device).eval()

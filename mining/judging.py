@@ -336,7 +336,11 @@ def open_judge(config) -> Judge:
         return ServerJudge(config.server, config.judge, **config.judge_options, **config.server_options)
 
     model = open_checkpoint(
-        config.judge, reranker=True, dtype=config.judge_dtype, trust_remote_code=config.trust_remote_code
+        config.judge,
+        config.judge_preset,
+        reranker=True,
+        dtype=config.judge_dtype,
+        trust_remote_code=config.trust_remote_code,
     )
     require_kind(model, config.judge, reranker=True)
     return LocalJudge(model.to(processes().device).eval(), **config.judge_options)

@@ -22,7 +22,7 @@ from ..data.schema import Example, Item, content_hash
 from ..files.addresses import fetched, make_folder, remove_folder, to_path
 from ..files.identity import verify_files
 from ..files.writing import write_json, write_text
-from ..jobs.embedding import checkpoint_fingerprint, embed, item_name
+from ..jobs.embedding import checkpoint_fingerprint, embed, item_name, preset_in_words
 from ..jobs.engines import RayEngine
 from ..jobs.notices import notice
 from ..jobs.results import JobResults, StoredArray
@@ -35,6 +35,7 @@ from ..jobs.shards import (
     read_manifest,
     run_job,
 )
+from ..prompts_unime import resolve_preset
 from .judging import Request, judge_requests, open_judge
 from .neighbours import RetrievalWork
 from .pools import Entries, Pair, Pool, numbered
@@ -498,6 +499,8 @@ class Mining:
         else:
             settings["model"] = checkpoint_fingerprint(config.judge)
             settings["dtype"] = config.judge_dtype
+            if config.judge_preset is not None:
+                settings["preset"] = preset_in_words(resolve_preset(config.judge_preset))
         return settings
 
     # what identifies the rows of a job

@@ -106,9 +106,12 @@ def _judge(config, pool: Pool, given: dict[str, str]) -> Rehearsal:
         config.judge,
         dtype=config.judge_dtype,
         trust_remote_code=config.trust_remote_code,
+        preset=config.judge_preset,
         **config.judge_options,
     )
     sources = _options(given, "judge_options", config.judge_options)
+    if "judge_preset" in given:
+        sources["preset"] = given["judge_preset"]
     rehearsal = rehearse_reranker(judge, _questions(pool), sources, count)
     rehearsal.facts["Judge"] = {"options": str(config.judge_options or "none")}
     return rehearsal

@@ -109,6 +109,9 @@ class MiningConfig(EngineSettings):
     judge: str | None = field(
         default=None, metadata={"help": "Folder or repository of the judge, or its name on the server."}
     )
+    judge_preset: str | None = field(
+        default=None, metadata={"help": "Preset by which it is asked; its own by default."}
+    )
     judge_dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own.", "choices": DTYPES})
     judge_options: dict | str | None = field(
         default_factory=dict, metadata={"help": "For score: answer_format, resolution, batch_tokens, ..."}
@@ -176,6 +179,12 @@ class MiningConfig(EngineSettings):
             from ..modeling_unime import UniMEModel
 
             check_options("`embedder_options`", self.embedder_options, [UniMEModel.encode], TAKEN)
+        if self.server and self.judge_preset is not None:
+            raise ValueError("`judge_preset` is for a judge on this machine; a server words what it is asked.")
+        if self.judge_preset is not None:
+            from ..prompts_unime import resolve_preset
+
+            resolve_preset(self.judge_preset)
         if self.server and (self.judge_options or self.server_options):
             from .judging import ServerJudge
 

@@ -14,6 +14,7 @@ from conftest import fresh_process, picture
 from PIL import Image
 from safetensors.numpy import save_file
 
+from unime import UniMERerankerForCausalLM
 from unime.commands.mine import main
 from unime.data.readers import read_clusters, read_judged
 from unime.data.schema import Example, Item, to_example
@@ -469,3 +470,23 @@ def test_a_fingerprint_sees_weights_of_adapters_bases_and_large_files(tmp_path):
 def test_submodules_can_be_imported_first():
     code = "import sys, json\nfrom unime.miniature import backbone\nimport unime\n"
     assert fresh_process(code + "print(json.dumps(unime.UniMEModel.__name__))") == "UniMEModel"
+
+
+def test_a_judge_is_asked_as_its_preset_says(world, backbone, tmp_path):
+    """LamRA-Rank's question, although nothing says that the judge is LamRA-Rank."""
+    changes = {"subsets": ["Shapes_t2i"], "rows_per_subset": 3, "top_k": 2, "num_negatives": 1}
+    mining = Mining(MiningConfig(**settings(world, backbone, tmp_path, judge_preset="lamra-rank", **changes)))
+    mining.run()
+    row, *_ = [to_example(row) for row in read_judged(tmp_path / "judged.json", world)]
+    judge = UniMERerankerForCausalLM.from_backbone(backbone, preset="lamra-rank")
+    items = [item.as_input() for item in (row.positive, *row.negatives)]
+    scores = judge.score(row.query.as_input(), items, show_progress=False)
+    assert np.allclose(scores, [row.positive_score, *row.negative_scores], atol=1e-5)
+
+    # scores of another question are not taken for these
+    with pytest.raises(ValueError, match="preset"):
+        Mining(MiningConfig(**settings(world, backbone, tmp_path, **changes))).judge()
+    with pytest.raises(ValueError, match="unknown preset 'lamra'"):
+        MiningConfig(**settings(world, backbone, tmp_path, judge_preset="lamra"))
+    with pytest.raises(ValueError, match="`judge_preset` is for a judge on this machine"):
+        MiningConfig(**settings(world, backbone, tmp_path, judge_preset="lamra-rank", server="http://x/v1"))

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, Qwen2VLImageProcessorPil
 from unime import UniMEModel, UniMERerankerForCausalLM
 from unime.checkpoints.cards import read_card
 from unime.checkpoints.conversion import export
+from unime.commands.rerank import main as rerank_main
 from unime.data.readers import read_judged
 from unime.data.schema import to_example
 from unime.jobs.reranking import Reranker
@@ -494,3 +495,20 @@ def test_a_head_of_its_own_is_not_exported(jina, tmp_path):
     UniMERerankerForCausalLM.from_backbone(jina[0]).save_pretrained(tmp_path / "saved")
     with pytest.raises(ValueError, match="has a ranking head in the place of its output head"):
         export(tmp_path / "saved", tmp_path / "out")
+
+
+def test_a_reranker_of_another_name_is_asked_as_a_preset_says(tmp_path, capsys):
+    write(tmp_path / "mine-rerank", "qwen2_vl", texts=WORDS)
+    picture(1).save(tmp_path / "one.png")
+    line = [str(tmp_path / "one.png"), "--query", "a star", "--reranker", str(tmp_path / "mine-rerank"), "--json"]
+    with pytest.raises(SystemExit, match="--reranker-preset"):
+        rerank_main(line)
+    rerank_main([*line, "--reranker-preset", "lamra-rank"])
+    row = json.loads(capsys.readouterr().out)
+    model = UniMERerankerForCausalLM.from_backbone(tmp_path / "mine-rerank", preset="lamra-rank")
+    (score,) = model.score("a star", [picture(1)])
+    assert row["score"] == pytest.approx(float(score), abs=1e-5)
+
+    # a job with another preset is another job
+    settings = Reranker(tmp_path / "mine-rerank", preset="lamra-rank").settings()
+    assert settings["preset"] == "lamra-rank" and "preset" not in Reranker(tmp_path / "mine-rerank").settings()

@@ -62,6 +62,7 @@ class RerankConfig(DataSettings):
 
     results: str | None = field(default=None, metadata={"help": "results.json of the embedder, or a folder with one"})
     reranker: str | None = field(**setting("reranker"))
+    reranker_preset: str | None = field(**setting("reranker-preset"))
     strategy: str = field(**setting("strategy", choices=MEASURED_STRATEGIES))
     candidates: int = field(**setting("candidates"))
     rank_options: dict | str | None = field(

@@ -32,6 +32,7 @@ def read(arguments=None):
     parser = CommandParser(prog="unime serve", description=__doc__)
     parser.add_argument("model", help="an embedder, or a reranker alone: a folder, or a repository of the Hub")
     add(parser, "reranker", help="for /rerank beside it: a reranker, or a stock VLM that is to judge")
+    add(parser, "reranker-preset")
     for name in ("preset", "dtype", "trust-remote-code"):
         add(parser, name)
     parser.add_argument("--served-name", help="by which requests ask for the model (default: its folder's name)")
