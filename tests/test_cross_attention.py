@@ -16,10 +16,8 @@ from unime import UniMEModel, UniMERerankerForCausalLM
 ITEMS = ["a cat", picture(0), {"text": "what is it?", "image": picture(1, (100, 40))}, picture(2, (40, 100)), "x"]
 
 
-@pytest.fixture(scope="module")
-def mllama(tmp_path_factory):
-    """A folder with a tiny checkpoint, and the stock model in it."""
-    folder = tmp_path_factory.mktemp("mllama")
+def write_mllama(folder):
+    """Writes a tiny checkpoint, and returns the stock model in it."""
     words = tokenizer(["<|image|>", "<|python_tag|>"])
     rope = {"rope_type": "default", "rope_theta": 1e4}
     text = {**TEXT, "num_hidden_layers": 4, "cross_attention_layers": [1, 3], "rope_parameters": rope}
@@ -42,7 +40,14 @@ def mllama(tmp_path_factory):
         part.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(template("<|image|>"))
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "MllamaProcessor"}))
-    return folder, stock
+    return stock
+
+
+@pytest.fixture(scope="module")
+def mllama(tmp_path_factory):
+    """A folder with a tiny checkpoint, and the stock model in it."""
+    folder = tmp_path_factory.mktemp("mllama")
+    return folder, write_mllama(folder)
 
 
 def test_mixed_batches_equal_one_by_one_and_a_saved_model(mllama, tmp_path):

@@ -17,10 +17,8 @@ ASK = "question answering"
 IMAGE = picture(1, (100, 40))
 
 
-@pytest.fixture(scope="module")
-def gemma(tmp_path_factory):
-    """A folder with a tiny checkpoint, whose embedding is wider than its language model, and the stock model in it."""
-    folder = tmp_path_factory.mktemp("gemma") / "embeddinggemma-2"
+def write_gemma(folder):
+    """Writes a tiny checkpoint, whose embedding is wider than its language model, and returns the parts of it."""
     named = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"}
     named |= {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
     words = tokenizer([*named.values(), "<|video|>"], **named)
@@ -47,7 +45,14 @@ def gemma(tmp_path_factory):
         part.save_pretrained(folder)
     settings = {"processor_class": "EmbeddingGemma2Processor", "image_seq_length": 70}
     (folder / "processor_config.json").write_text(json.dumps(settings))
-    return folder, stock, words, reader
+    return stock, words, reader
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory):
+    """A folder with a tiny checkpoint, and the stock model, tokenizer and image processor in it."""
+    folder = tmp_path_factory.mktemp("gemma") / "embeddinggemma-2"
+    return folder, *write_gemma(folder)
 
 
 def reference(gemma, prompt: str, image=None) -> torch.Tensor:

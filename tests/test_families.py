@@ -361,10 +361,8 @@ def test_a_vector_for_an_image_and_a_text_where_authors_have_no_prompt_for_both(
 # jina-embeddings-v4: the base's weights, and the adapters of three tasks in one file
 
 
-@pytest.fixture(scope="module")
-def jina(tmp_path_factory):
-    """Its folder, and what each of its linear layers adds to its output, by task and the layer's present name."""
-    folder = tmp_path_factory.mktemp("jina") / "jina-embeddings-v4"
+def write_jina(folder: Path) -> tuple:
+    """Writes a tiny one, and returns the stock model in it and what adapters add to weights, by task and layer."""
     stock = write(folder, "qwen2_5_vl")
     weights = load_file(folder / "model.safetensors")
     random = torch.Generator().manual_seed(0)
@@ -392,7 +390,14 @@ def jina(tmp_path_factory):
     save_file(adapters, folder / "adapters/adapter_model.safetensors", metadata={"format": "pt"})
     settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": "(.*(model).*(down_proj|q_proj).*$)"}
     write_json(folder / "adapters/adapter_config.json", **settings)
-    return folder, stock, added
+    return stock, added
+
+
+@pytest.fixture(scope="module")
+def jina(tmp_path_factory):
+    """A folder with a tiny one, the stock model in it, and what its adapters add."""
+    folder = tmp_path_factory.mktemp("jina") / "jina-embeddings-v4"
+    return folder, *write_jina(folder)
 
 
 @pytest.mark.parametrize("task", ["retrieval", "text-matching", "code"])
