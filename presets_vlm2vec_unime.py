@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .preset_unime import CHATML, RAW, Checkpoint, Family, Instruction, Preset, Prompts, same
+from .preset_unime import ASSISTANT, CHATML, RAW, Checkpoint, Family, Instruction, Preset, Prompts, same
 from .presets_plain_unime import HIERARCHICAL_DOCUMENT, HIERARCHICAL_QUERY, SUMMARISE
 
 _QWEN = ("qwen2_vl", "qwen2_5_vl")
@@ -44,6 +44,14 @@ PRESETS = {
         processor="llava-hf/llava-v1.6-mistral-7b-hf",
         model_types=("llava_next",),
     ),
+    # zhibinlan/LLaVE: VLM2Vec's strings in a chat in which the assistant says a line break, as LLaVA-OneVision reads
+    # images; the repositories have the layout of LLaVA-NeXT's own code, and are read once they are converted
+    "llave": replace(
+        _VLM2VEC,
+        frame=CHATML + "\n<|im_end|>\n",
+        system=ASSISTANT,
+        model_types=("llava_onevision",),
+    ),
     # eval_mmeb.py of raghavlite/B3: VLM2Vec's code with MMEB's own strings
     "b3": same(
         Prompts(text="{text}", image="{image}\nRepresent the given image.\n", both="{image}\n{text}"),
@@ -83,6 +91,9 @@ CHECKPOINTS = {
     "TIGER-Lab/VLM2Vec-Full": Checkpoint("vlm2vec-phi3.5-v", "apache-2.0", "microsoft/Phi-3.5-vision-instruct"),
     "TIGER-Lab/VLM2Vec-LoRA": Checkpoint("vlm2vec-phi3.5-v", "apache-2.0", "microsoft/Phi-3.5-vision-instruct"),
     "TIGER-Lab/VLM2Vec-LLaVa-Next": Checkpoint("vlm2vec-llava-1.6", None, "llava-hf/llava-v1.6-mistral-7b-hf"),
+    "zhibinlan/LLaVE-0.5B": Checkpoint("llave"),
+    "zhibinlan/LLaVE-2B": Checkpoint("llave", "apache-2.0"),
+    "zhibinlan/LLaVE-7B": Checkpoint("llave", "apache-2.0"),
     "raghavlite/B3_Qwen2_2B": Checkpoint("b3", None, _QWEN2_VL["2B"]),
     "raghavlite/B3_Qwen2_7B": Checkpoint("b3", None, _QWEN2_VL["7B"]),
     "Y-J-Ju/SaHa-Qwen2-VL-2B-Instruct": Checkpoint("saha-qwen2-vl", None, _QWEN2_VL["2B"]),

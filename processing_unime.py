@@ -30,7 +30,7 @@ from .native_unime import ImageSettings, build_native, load_parts, load_saved_im
 from .preset_files_unime import preset_content, preset_from
 from .prompts_unime import PLACEHOLDER, PRESETS, Preset, instruct, one_of, resolve_preset, rules_of, strip_placeholders
 from .questions_unime import Question
-from .recognition_unime import choose_preset
+from .recognition_unime import choose_preset, refuse_foreign_layout
 from .rendering_unime import PromptRenderer, Reading
 
 # what a preset decides, unless it is given beside it; and what no preset decides
@@ -253,9 +253,10 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         """
         settings = {key: kwargs.pop(key) for key in SETTINGS if key in kwargs}
         kwargs["trust_remote_code"] = bool(kwargs.get("trust_remote_code"))  # None would ask in the terminal
+        files = SavedFiles(path_or_repo, {key: kwargs[key] for key in HUB_KEYS if key in kwargs})
+        refuse_foreign_layout(files)
         config = AutoConfig.from_pretrained(path_or_repo, **kwargs)
-        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-        preset = choose_preset(SavedFiles(path_or_repo, hub), config.model_type, preset)
+        preset = choose_preset(files, config.model_type, preset)
 
         # A folder has its own files; a published repository may lack those that it was trained with.
         if processor is None and rules_of(preset).processor and not os.path.isdir(path_or_repo):

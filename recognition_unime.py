@@ -7,6 +7,7 @@ import os
 import re
 
 import yaml
+from transformers import CONFIG_MAPPING
 from transformers.utils import logging
 
 from .integrity_unime import SavedFiles
@@ -30,6 +31,12 @@ logger = logging.get_logger("transformers.unime")
 _NAMES = re.compile(
     r"unime|embedding|rerank|gme-|nomic-embed|vlm2vec|lamra|e5-v|mme5|rzen|unite-|b3_qwen|saha-|moca-|monoqwen|colqwen|colpali"
 )
+# layouts that no class of transformers reads, by a part of the name of a repository or of its class
+_FOREIGN = {
+    "LlavaQwen": "it has the layout of LLaVA-NeXT's own code; convert it with transformers' script "
+    '(convert_llava_onevision_weights_to_hf.py), and open what that writes, of LLaVE with preset="llave"',
+    "QQMM": "its NaViT tower and its Perceiver are classes of its authors' package alone",
+}
 _TAGS = re.compile(r"embed|rerank|retriev|sentence-(similarity|transformers)|feature-extraction|text-ranking")
 _HEADS = re.compile(r"Embedding|Embedder|Rank|Retriev|SequenceClassification|RewardModel|^Col[A-Z]|^Bi[A-Z]")
 
@@ -79,6 +86,27 @@ def _from_files(files: SavedFiles, model_type: str) -> tuple[str | Preset, str]:
     if sign is not None:
         raise _question(files, model_type, sign)
     return "summary", "for a plain VLM"
+
+
+def refuse_foreign_layout(files: SavedFiles):
+    """Refuses a checkpoint in a layout that no class of transformers reads, and says which one it is.
+
+    Args:
+        files ([`SavedFiles`]): of the checkpoint.
+
+    Raises:
+        ValueError: it has such a layout.
+    """
+    config = files.json("config.json") or {}
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type in CONFIG_MAPPING:
+        return
+
+    architectures = config.get("architectures") or []
+    names = [*possible_names(files.source), *map(str, architectures)]
+    for part, reason in _FOREIGN.items():
+        if any(part in name for name in names):
+            raise ValueError(f"{files.source} is a {model_type}, which transformers does not know: {reason}.")
 
 
 def preset_of_adapter(source) -> str:
@@ -162,4 +190,11 @@ def _question(files: SavedFiles, model_type: str | None, sign: str) -> ValueErro
     )
 
 
-__all__ = ["card_metadata", "card_tags", "choose_preset", "preset_of_adapter", "sign_of_training"]
+__all__ = [
+    "card_metadata",
+    "card_tags",
+    "choose_preset",
+    "preset_of_adapter",
+    "refuse_foreign_layout",
+    "sign_of_training",
+]

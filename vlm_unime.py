@@ -30,7 +30,7 @@ from .integrity_unime import HUB_KEYS, MANIFEST, SavedFiles, remove_manifest, wr
 from .modeling_phi3_v import complete_config
 from .processing_unime import SETTINGS, UniMEProcessor
 from .prompts_unime import published_checkpoint, rules_of, shown
-from .recognition_unime import choose_preset, preset_of_adapter
+from .recognition_unime import choose_preset, preset_of_adapter, refuse_foreign_layout
 
 _FULL_PRECISION = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "multi_modal_projector", "lm_head")
 
@@ -247,6 +247,7 @@ class UniMEPreTrainedModel(PreTrainedModel):
         hub = {key: kwargs[key] for key in (*HUB_KEYS, "trust_remote_code") if key in kwargs}
 
         files = SavedFiles(path_or_repo, {key: kwargs[key] for key in HUB_KEYS if key in kwargs})
+        refuse_foreign_layout(files)
         with files.naming_damaged_json():
             config = AutoConfig.from_pretrained(path_or_repo, **hub)
         if config.model_type in ("unime", "unime_reranker"):

@@ -309,6 +309,34 @@ def test_vlm2vec_on_llava_and_phi(tiny):
     assert wide.length > few.length
 
 
+def test_llave_is_read_once_it_is_converted(tiny, tmp_path):
+    """The assistant says a line break, and the prompt goes on to the line break after it, which is pooled."""
+    path, stock = tiny("llava_onevision")
+    shutil.copytree(path, tmp_path / "LLaVE-2B")
+    model = UniMEModel.from_backbone(tmp_path / "LLaVE-2B")
+    assert model.processor.preset == "llave"
+    for item, turn, instruction in (
+        (TEXT, TEXT, None),
+        (TEXT, f"{ASK} {TEXT}", ASK),
+        (IMAGE, "<image> Represent the given image.", None),
+        (BOTH, f"<image> {QUESTION} {TEXT}", None),
+    ):
+        prompt = CHAT.format(PLAIN, turn) + "\n<|im_end|>\n"
+        image = IMAGE if "<image>" in turn else None
+        expected = llava_reference(path, stock, "llava_onevision", prompt, image)
+        assert (model.encode(item, instruction) - expected).abs().max() <= 2e-6, turn
+
+    # as the repositories hold it, and one that only its authors' package reads
+    for name, model_type, class_name, reason in (
+        ("mine", "llava_qwen", "LlavaQwenForCausalLM", 'convert it with transformers\' script .* preset="llave"'),
+        ("QQMM-embed-v1", "qqmm", "QQMM", "its Perceiver are classes of its authors' package alone"),
+    ):
+        (tmp_path / name).mkdir()
+        write_json(tmp_path / name / "config.json", model_type=model_type, architectures=[class_name])
+        with pytest.raises(ValueError, match=f"is a {model_type}, which transformers does not know: .*{reason}"):
+            UniMEModel.from_backbone(tmp_path / name)
+
+
 def test_a_video_is_asked_about_as_one(tiny):
     frames = [picture(1, (56, 56)), picture(2, (56, 56))]
     for preset, kind, with_text in (

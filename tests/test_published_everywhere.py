@@ -34,6 +34,7 @@ EMBEDDERS = {
     "VLM2Vec-Qwen2VL-2B": "adapter",
     "VLM2Vec-Full": "phi3_v",
     "VLM2Vec-LLaVa-Next": "llava_next",
+    "LLaVE-2B": "llava_onevision",
     "B3_Qwen2_2B": "adapter",
     "SaHa-Qwen2-VL-2B-Instruct": "qwen2_vl",
     "gme-Qwen2-VL-2B-Instruct": "qwen2_vl",
