@@ -19,8 +19,13 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
+
+# how long an example takes is a matter of what else the machine does
+settings.register_profile("unime", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unime")
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [
