@@ -38,6 +38,7 @@ _FOREIGN = {
     "QQMM": "its NaViT tower and its Perceiver are classes of its authors' package alone",
 }
 _TAGS = re.compile(r"embed|rerank|retriev|sentence-(similarity|transformers)|feature-extraction|text-ranking")
+_TOKENS = re.compile(r"<\|?(emb|embed|embedding)(_token)?\|?>")  # WeMM-Embedding pools one
 _HEADS = re.compile(r"Embedding|Embedder|Rank|Retriev|SequenceClassification|RewardModel|^Col[A-Z]|^Bi[A-Z]")
 
 
@@ -152,6 +153,11 @@ def sign_of_training(files: SavedFiles) -> str | None:
     for tag in card_tags(files):
         if _TAGS.search(tag):
             return f"its card has the tag {tag!r}"
+
+    settings = files.json("tokenizer_config.json") or {}
+    for token in (settings.get("added_tokens_decoder") or {}).values():
+        if isinstance(token, dict) and _TOKENS.fullmatch(str(token.get("content"))):
+            return f"its tokenizer has the token {token['content']}"
     return None
 
 

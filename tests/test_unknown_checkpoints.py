@@ -149,6 +149,11 @@ def test_manifests_hold_what_a_file_says(tmp_path, backbone):
         ("My-Embedding-2B", {}, "its name says so"),
         ("plain", {"config.json": {"architectures": ["MyEmbedder"]}}, "config.json names the class MyEmbedder"),
         ("plain", {"1_Pooling/config.json": {}}, "it has 1_Pooling/config.json"),
+        (
+            "plain",
+            {"tokenizer_config.json": {"added_tokens_decoder": {"399": {"content": "<embedding>", "special": True}}}},
+            "its tokenizer has the token <embedding>",
+        ),
         ("plain", {"README.md": "---\ntags: [x, Reranker]\n---\n"}, "its card has the tag 'reranker'"),
         ("plain", {"README.md": "---\npipeline_tag: sentence-similarity\n---\n"}, "the tag 'sentence-similarity'"),
     ],

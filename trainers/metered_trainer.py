@@ -5,6 +5,7 @@ import math
 import time
 from collections import Counter, defaultdict
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -156,6 +157,34 @@ class MeteredTrainer(Trainer):
             return stream
         return HomogeneousStream(stream, args.train_batch_size * args.world_size)
 
+    def hyperparameter_search(self, hp_space=None, compute_objective=None, *args, **kwargs):
+        """As in `Trainer`; by default the objective is the loss of the evaluation.
+
+        `Trainer` would add up all figures of an evaluation, counts of items among them.
+
+        Args:
+            hp_space (`Callable`, *optional*): values of a trial; of settings that `Trainer` itself has.
+            compute_objective (`Callable`, *optional*): a number from the figures of an evaluation.
+            args, kwargs: as in `Trainer`.
+
+        Raises:
+            ValueError: a trial is to change what this trainer has read once, from which every trial would be the same.
+        """
+        read_once = {field.name for field in fields(self.args)} - {field.name for field in fields(TrainingArguments)}
+
+        def checked(trial):
+            space = hp_space(trial)
+            unread = sorted(read_once & space.keys())
+            if unread:
+                raise ValueError(
+                    f"{', '.join(unread)}: loss and batches are made once, and every trial would be the same; search "
+                    "with a trainer for each value."
+                )
+            return space
+
+        objective = compute_objective or evaluation_loss
+        return super().hyperparameter_search(hp_space and checked, objective, *args, **kwargs)
+
     def _get_dataloader(
         self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
     ) -> DataLoader:
@@ -175,6 +204,7 @@ class MeteredTrainer(Trainer):
 
         options = {}
         if is_training:
+            self.remove_callback(ChooseOrder)  # of an earlier training, as a search for hyperparameters has many
             self.add_callback(ChooseOrder(batches))
             options["worker_init_fn"] = partial(
                 seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
@@ -382,6 +412,11 @@ class MeteredTrainer(Trainer):
         """As in `Trainer`; a decay below 1 is a share of all steps."""
         resolve_decay(self.args, num_training_steps)
         return super().create_scheduler(num_training_steps, optimizer)
+
+
+def evaluation_loss(metrics: dict[str, float]) -> float:
+    """The objective of a search for hyperparameters."""
+    return metrics["eval_loss"]
 
 
 class ChooseOrder(TrainerCallback):

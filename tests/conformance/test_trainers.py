@@ -9,7 +9,9 @@ import torch
 from datasets import Dataset
 from huggingface_hub import HfApi
 from peft import LoraConfig
+from transformers.hyperparameter_search import ALL_HYPERPARAMETER_SEARCH_BACKENDS
 from transformers.integrations import TensorBoardCallback, WandbCallback
+from transformers.trainer_utils import HPSearchBackend
 
 from unime import UniMEModel, UniMERerankerForCausalLM
 from unime.data.samplers import HomogeneousStream
@@ -325,3 +327,44 @@ def test_push_to_hub_sends_the_model_with_our_card(embedder, tmp_path, monkeypat
     card = (tmp_path / "out" / "README.md").read_text()
     assert "`contrastive` stage" in card and "temperature" in card
     assert UniMEModel.from_pretrained(tmp_path / "out").processor.preset == embedder.processor.preset
+
+
+# a search for hyperparameters
+class TwoTrials:
+    """A backend that tries two rates of learning, as a library would."""
+
+    def ensure_available(self):
+        """It is there."""
+
+    def default_hp_space(self, trial):
+        return trial
+
+    def run(self, trainer, n_trials, direction, space):
+        objectives = []
+        for values in space:
+            for name, value in trainer.hp_space(values).items():
+                setattr(trainer.args, name, value)
+            trainer.train()
+            objectives.append(trainer.compute_objective(trainer.evaluate()))
+        return objectives
+
+
+def test_a_search_compares_losses_of_models_that_start_alike(embedder, backbone, tmp_path, monkeypatch):
+    monkeypatch.setitem(ALL_HYPERPARAMETER_SEARCH_BACKENDS, HPSearchBackend.RAY, TwoTrials)
+    settings = arguments(tmp_path, learning_rate=1e-3, eval_strategy="no")
+    trainer = ContrastiveTrainer(
+        args=settings,
+        model_init=lambda: UniMEModel.from_backbone(backbone),
+        train_dataset=ROWS,
+        eval_dataset=ROWS,
+    )
+    space = [{"learning_rate": 0.0}, {"learning_rate": 1e-2}, {"learning_rate": 0.0}]
+    still, moved, again = trainer.hyperparameter_search(lambda trial: trial, backend="ray", space=space)
+    assert still == again != moved
+    untrained = ContrastiveTrainer(UniMEModel.from_backbone(backbone), settings, eval_dataset=ROWS)
+    assert still == pytest.approx(untrained.evaluate()["eval_loss"], abs=1e-5)
+    names = [type(callback).__name__ for callback in trainer.callback_handler.callbacks]
+    assert names.count("ChooseOrder") == 1
+
+    with pytest.raises(ValueError, match="temperature: loss and batches are made once"):
+        trainer.hyperparameter_search(lambda trial: trial, backend="ray", space=[{"temperature": 0.5}])
