@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from .items_unime import describe
 from .processing_unime import SETTINGS
-from .st_features_unime import features_of, model_inputs, rows_of_parts, split_parts
+from .st_features_unime import features_of, model_inputs, rows_of, rows_of_parts, sides_of, split_parts
 from .st_inputs_unime import (
     HUB_NAMES,
     as_chat,
@@ -196,21 +196,37 @@ class UniMETransformer(_UniMEModule):
         inputs = model_inputs(features)
         numbers = inputs.pop("part_numbers", None)  # [N, L]
         if numbers is None:
-            outputs = self.model(**inputs)
-            return {
-                **features,
-                "token_embeddings": outputs.last_hidden_state,
-                "sentence_embedding": outputs.embeddings,
-            }
+            embeddings, hidden = self._embed(inputs)
+            return {**features, "token_embeddings": hidden, "sentence_embedding": embeddings}
 
         rows, is_of_part = rows_of_parts(numbers)  # [P], [P, L]
-        outputs = self.model(**split_parts(inputs, rows, is_of_part, self.processor.padding_id))
-        hidden = outputs.last_hidden_state * is_of_part[..., None]  # [P, L, D]
+        embeddings, hidden = self._embed(split_parts(inputs, rows, is_of_part, self.processor.padding_id))
+        hidden = hidden * is_of_part[..., None]  # [P, L, D]
         return {
             **features,
             "token_embeddings": hidden.new_zeros(len(numbers), *hidden.shape[1:]).index_add(0, rows, hidden),
-            "sentence_embedding": self.model.sum_parts(outputs.embeddings, rows),
+            "sentence_embedding": self.model.sum_parts(embeddings, rows),
         }
+
+    def _embed(self, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings `[N, D]` and last hidden states `[N, L, D]` of a batch, none of which depends on the others."""
+        sides = sides_of(inputs["attention_mask"], self.model.config.length_boundary)
+        if len(sides) < 2:
+            outputs = self.model(**inputs)
+            return outputs.embeddings, outputs.last_hidden_state
+
+        # the library puts texts together that our own batches keep apart
+        embeddings = []
+        states = []
+        for rows in sides:
+            taken, columns = rows_of(inputs, rows, self.processor.image_token_id)
+            outputs = self.model(**taken)
+            embeddings.append(outputs.embeddings)
+            hidden = outputs.last_hidden_state  # [n, l, D]
+            wide = hidden.new_zeros(len(rows), len(columns), hidden.shape[-1])
+            states.append(wide.index_copy(1, columns.nonzero().flatten(), hidden))
+        order = torch.cat(sides).argsort()
+        return torch.cat(embeddings)[order], torch.cat(states)[order]
 
 
 class UniMECrossEncoder(_UniMEModule):
@@ -274,7 +290,15 @@ class UniMECrossEncoder(_UniMEModule):
     def forward(self, features: dict, **kwargs) -> dict:
         """Adds `scores` `[N, 1]` to features."""
         inputs = model_inputs(features)
-        last = self.model(**inputs, use_cache=False, **self.model.keep_last_logits).logits[:, -1].float()
+        sides = sides_of(inputs["attention_mask"], self.model.config.length_boundary)
+        logits = []
+        for rows in sides:
+            taken = inputs
+            if len(sides) > 1:
+                taken, _ = rows_of(inputs, rows, self.processor.image_token_id)
+            outputs = self.model(**taken, use_cache=False, **self.model.keep_last_logits)
+            logits.append(outputs.logits[:, -1].float())  # [n, vocabulary]
+        last = torch.cat(logits)[torch.cat(sides).argsort()]
         scores = self.model.log_odds_after(last, inputs["input_ids"])[:, None]  # [N, 1]
 
         # `rank` sorts what the sigmoid makes of these, and that of confident answers is 1.0 in float32

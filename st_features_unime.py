@@ -81,6 +81,51 @@ def split_parts(inputs: dict, rows: torch.Tensor, is_of_part: torch.Tensor, padd
     return split
 
 
+def sides_of(attention_mask: torch.Tensor, boundary: int | None) -> list[torch.Tensor]:
+    """The rows of a batch that may share a forward pass: a longer one would change the rotary factors of the others.
+
+    Args:
+        attention_mask (`LongTensor` `[N, L]`): 0 at padding.
+        boundary (`int`, *optional*): the longest sequence that is read by the factors of short ones.
+
+    Returns:
+        `list[LongTensor]`: the numbers of all rows, or of the short and of the long ones.
+    """
+    is_long = attention_mask.sum(dim=1) > (boundary or float("inf"))  # [N]
+    sides = [is_long.logical_not().nonzero().flatten(), is_long.nonzero().flatten()]
+    return [rows for rows in sides if len(rows)]
+
+
+def rows_of(inputs: dict, rows: torch.Tensor, image_token_id: int) -> tuple[dict, torch.Tensor]:
+    """The model's inputs for some rows, without the columns in which none of them has a token.
+
+    Args:
+        inputs (`dict`): tensors of N rows of tokens, and of their images in the same order.
+        rows (`LongTensor` `[n]`): in ascending order.
+        image_token_id (`int`): by which the images of a row are counted; text stands between any two of them.
+
+    Returns:
+        the inputs, and which of the columns they have `[L]`.
+    """
+    mask = inputs["attention_mask"]
+    columns = mask[rows].any(dim=0)  # [L]
+
+    # an image begins where its tokens do
+    is_image = inputs["input_ids"] == image_token_id  # [N, L]
+    begins = is_image.clone()
+    begins[:, 1:] &= is_image[:, :-1].logical_not()
+    row_of_image = begins.nonzero()[:, 0]  # [images]
+    is_taken = torch.isin(row_of_image, rows)
+
+    taken = {}
+    for name, tensor in inputs.items():
+        if tensor.shape == mask.shape:
+            taken[name] = tensor[rows][:, columns]
+        elif is_taken.any():
+            taken[name] = tensor[is_taken]
+    return taken, columns
+
+
 def model_inputs(features: dict) -> dict:
     """What of the features the model takes.
 
@@ -101,4 +146,4 @@ def model_inputs(features: dict) -> dict:
     return inputs
 
 
-__all__ = ["features_of", "model_inputs", "rows_of_parts", "split_parts"]
+__all__ = ["features_of", "model_inputs", "rows_of", "rows_of_parts", "sides_of", "split_parts"]

@@ -4,6 +4,7 @@ import base64
 import copy
 import json
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 
@@ -245,3 +246,40 @@ def test_its_trainer_trains_on_images_and_its_tools_run(saved, tmp_path):
     pairs = Dataset.from_dict({"query": TEXTS, "answer": ["a circle", "a star", "a question"]})
     mined = mine_hard_negatives(pairs, model, num_negatives=1, verbose=False)
     assert mined.column_names == ["query", "answer", "negative"] and len(mined) == 3
+
+
+def test_long_items_do_not_change_the_rotary_factors_of_short_ones(tiny, tmp_path):
+    """Phi-3's change for a whole batch, where one of its items is long."""
+    folder = tmp_path / "phi"
+    shutil.copytree(tiny("phi3_v")[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "original_max_position_embeddings": 60}))
+
+    long = "a red circle left of a blue star " * 12
+    mixed = ["a star", long, {"text": "a ring"}, long + "x", "a"]
+    model = UniMEModel.from_backbone(folder, preset="unime-phi3.5-v", fusion="joint")
+    assert model.config.length_boundary == 60
+    sentences = SentenceTransformer(modules=[UniMETransformer(model)], device="cpu")
+    together = sentences.encode(mixed, batch_size=8)
+    assert np.abs(together - model.encode(mixed).numpy()).max() <= 1e-5
+    features = sentences.preprocess(["a star", long])
+    states = sentences(features)["token_embeddings"]
+    alone = sentences(sentences.preprocess(["a star"]))["token_embeddings"][0]
+    assert (states[0, -len(alone) :] - alone).abs().max() <= 1e-5
+
+    # images, which are longer than that, stay with their items; and so do parts of sums
+    images = [picture(1), "a star", {"image": picture(2), "text": "a ring"}, "a ring"]
+    for fusion in ("joint", "sum"):
+        model.processor.fusion = fusion
+        assert np.abs(sentences.encode(images, batch_size=8) - model.encode(images).numpy()).max() <= 1e-5
+
+    # a judge's questions are longer, and so is its boundary here
+    pairs = [("a star", "a ring"), ("a star", long), ("a ring", "a star")]
+    processor = UniMERerankerForCausalLM.from_backbone(folder, preset="summary", weights=False).processor
+    (entry,) = processor.prepare([processor.question(*pairs[0])])
+    config["original_max_position_embeddings"] = entry.length + 5
+    (folder / "config.json").write_text(json.dumps(config))
+    judge = UniMERerankerForCausalLM.from_backbone(folder, preset="summary")
+    encoder = CrossEncoder(modules=[UniMECrossEncoder(judge)], device="cpu")
+    expected = [float(judge.score(query, [candidate])) for query, candidate in pairs]
+    assert encoder.predict(pairs, batch_size=8) == pytest.approx(expected, abs=1e-5)
