@@ -200,7 +200,7 @@ def load_adapter(model, path, task: str | None = None, unused=()):
 
 def _of_task(weights: dict, task: str, path) -> dict:
     """The weights of one task, under the names that they would have without the others."""
-    chosen = {}
+    task_weights = {}
     tasks = set()
     for key, weight in weights.items():
         match = re.fullmatch(r"(.+\.lora_[AB])\.([^.]+)\.(weight|bias)", key)
@@ -208,11 +208,11 @@ def _of_task(weights: dict, task: str, path) -> dict:
             raise ValueError(f"the adapter {path}: {key} does not say which task it belongs to.")
         tasks.add(match[2])
         if match[2] == task:
-            chosen[f"{match[1]}.{match[3]}"] = weight
+            task_weights[f"{match[1]}.{match[3]}"] = weight
 
-    if not chosen:
+    if not task_weights:
         raise ValueError(f"the adapter {path} has no task {task!r}; it has {', '.join(sorted(tasks))}.")
-    return chosen
+    return task_weights
 
 
 def _renamed_weights(weights: dict, path, modules: dict, unused=()) -> tuple[dict, set[str]]:

@@ -12,7 +12,7 @@ from ..rendering_unime import PromptRenderer
 from .errors import one_line_errors
 from .parsers.presets import read
 
-_TEXT = "{text}"
+_QUERY, _TEXT = "{query}", "{text}"
 _KINDS = {"text": ["text"], "image": ["image"], "both": ["image", "text"]}
 
 
@@ -41,6 +41,11 @@ class _Sketch(PromptRenderer):
     @staticmethod
     def guard(text: str, places_image: bool = False) -> str:
         """The text itself."""
+        return text
+
+    @staticmethod
+    def _first_tokens(text: str, count: int) -> str:
+        """The whole text, of which nothing is cut."""
         return text
 
     def _template(self, messages, add_generation_prompt: bool = True, image: str | None = None) -> str:
@@ -92,6 +97,39 @@ def prompts_of(preset, model=None, trust_remote_code: bool = False) -> dict[str,
     return prompts
 
 
+def questions_of(preset, model=None, trust_remote_code: bool = False) -> dict[str, str | None]:
+    """What a reranker's preset asks about a candidate of each kind, for a query that is a text.
+
+    Args:
+        preset, model, trust_remote_code: as in [`prompts_of`].
+
+    Returns:
+        `dict`: `"candidate, text"` -> the prompt; `None` where the authors never ask about such candidates.
+    """
+    preset = resolve_preset(preset)
+    rules = rules_of(preset)
+    if model is None:
+        renderer = _Sketch(rules, preset if isinstance(preset, str) else preset.name)
+    else:
+        renderer, _ = open_processor(model, preset, trust_remote_code=trust_remote_code)
+
+    sample = {"text": _TEXT, "image": Image.new("RGB", (56, 56))}
+    prompts = {}
+    for kind, parts in _KINDS.items():
+        prompts[f"candidate, {kind}"] = None
+        if getattr(rules.judging.document, kind) is None:
+            continue
+
+        # some are asked about lists alone, of which two candidates show the form
+        candidate = {part: sample[part] for part in parts}
+        if rules.judging.turn is None and not rules.judging.by_roles:
+            question = renderer.list_question(_QUERY, [candidate] * 2, ["candidate 0", "candidate 1"])
+        else:
+            question = renderer.question(_QUERY, candidate)
+        prompts[f"candidate, {kind}"], _ = renderer.render(question)
+    return prompts
+
+
 def _list(as_json: bool):
     """Prints all presets."""
     entries = rows()
@@ -113,27 +151,41 @@ def _show(preset, model, trust_remote_code: bool, as_json: bool):
     """Prints one preset."""
     preset = resolve_preset(preset)
     prompts = prompts_of(preset, model, trust_remote_code)
+    questions = {}
+    if rules_of(preset).judging is not None:
+        questions = questions_of(preset, model, trust_remote_code)
     settings = preset_content(rules_of(preset))
     for name in ("query", "document"):
         del settings[name]
     if as_json:
-        print(json.dumps({"settings": settings, "prompts": prompts}))
+        print(json.dumps({"settings": settings, "prompts": prompts, "questions": questions}))
         return
 
     for name, value in settings.items():
         print(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+    # a reranker's items are fed in its questions
+    for title, question in questions.items():
+        _print_prompt(title, question, "(refused: its authors ask about no such candidate)")
+    if questions:
+        return
+
+    # where the authors have no prompt for an image with a text
+    missing = "(refused: no such prompt)"
+    if rules_of(preset).fusion == "sum":
+        missing = "(the embeddings of the image and of the text are added up)"
+
     for (title, query), document in zip(list(prompts.items())[:3], list(prompts.values())[3:]):
         kind = title.partition(", ")[2]
         if query == document:
-            _print_prompt(f"query and document, {kind}", query)
+            _print_prompt(f"query and document, {kind}", query, missing)
         else:
-            _print_prompt(title, query)
-            _print_prompt(f"document, {kind}", document)
+            _print_prompt(title, query, missing)
+            _print_prompt(f"document, {kind}", document, missing)
 
 
-def _print_prompt(title: str, prompt: str | None):
-    """Prints one prompt, every line break marked."""
-    shown = "(refused: no such prompt)" if prompt is None else prompt.replace("\n", "⏎\n")
+def _print_prompt(title: str, prompt: str | None, missing: str):
+    """Prints one prompt, every line break marked, or what stands for one that the authors do not have."""
+    shown = missing if prompt is None else prompt.replace("\n", "⏎\n")
     print(f"\n{title}\n{shown}")
 
 

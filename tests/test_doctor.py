@@ -99,6 +99,25 @@ def test_every_preset_is_shown(name, capsys):
         assert prompt is None or ("{text}" in prompt) == (kind != "image"), title
 
 
+def test_a_reranker_s_preset_is_shown_by_its_questions(tiny, capsys):
+    main(["presets", "show", "monoqwen2-vl"])
+    text = capsys.readouterr().out
+    question = (
+        "{image}Assert the relevance of the previous image document to the following query, answer True or False"
+    )
+    assert f"{question}. The query is: {{query}}<|im_end|>" in text
+    assert "candidate, text\n(refused: its authors ask about no such candidate)" in text
+    main(["presets", "show", "lighton-rerank-lw"])
+    assert "[1]: {text}⏎\n[2]: {text}⏎\n⏎\nRanking:" in capsys.readouterr().out
+
+    folder = tiny("qwen2_vl")[0]
+    processor = UniMEProcessor.from_backbone(folder, "lamra-rank")
+    main(["presets", "show", "lamra-rank", "--model", str(folder), "--json"])
+    questions = json.loads(capsys.readouterr().out)["questions"]
+    expected, _ = processor.render(processor.question("{query}", "{text}"))
+    assert questions["candidate, text"] == expected
+
+
 def test_prompts_are_shown_as_a_checkpoint_is_fed(tiny, tmp_path, capsys):
     folder = tiny("qwen2_vl")[0]
     processor = UniMEProcessor.from_backbone(folder, "hierarchical")

@@ -253,6 +253,9 @@ def test_trl_trains_the_reranker(reranker, tmp_path):
     trainer = SFTTrainer(reranker, args, train_dataset=Dataset.from_list([row] * 8), processing_class=tokenizer)
     batch = next(iter(trainer.get_eval_dataloader(trainer.train_dataset)))
     before = reranker.vlm(**batch).loss.item()
+
+    # it trains through a head of its own, which never has all logits
+    assert trainer.model(**batch, fused_lm_head=True).loss.item() == pytest.approx(before, abs=1e-5)
     trainer.train()
     assert reranker.vlm(**batch).loss.item() < before
 
@@ -327,6 +330,14 @@ def test_push_to_hub_sends_the_model_with_our_card(embedder, tmp_path, monkeypat
     card = (tmp_path / "out" / "README.md").read_text()
     assert "`contrastive` stage" in card and "temperature" in card
     assert UniMEModel.from_pretrained(tmp_path / "out").processor.preset == embedder.processor.preset
+
+
+def test_several_devices_of_one_process_are_refused(embedder, tmp_path):
+    """`Trainer` would use them with `DataParallel`, which takes the batch's table of items apart."""
+    settings = arguments(tmp_path)
+    settings._n_gpu = 2  # what transformers finds on a machine with two
+    with pytest.raises(ValueError, match="several GPUs in one process are not supported: start with `accelerate"):
+        ContrastiveTrainer(embedder, settings, train_dataset=ROWS)
 
 
 # a search for hyperparameters
