@@ -2,6 +2,7 @@
 
 from ..jobs.engines import open_engine
 from ..mining.pipeline import Mining
+from ..mining.queries import write_queries
 from ..mining.rehearsal import rehearse
 from .errors import one_line_errors
 from .parsers.mine import Asked, read
@@ -11,6 +12,9 @@ def execute(asked: Asked):
     """Does a step, which is a method of [`~unime.mining.pipeline.Mining`]."""
     config = asked.config
     with one_line_errors("unime mine"):
+        if asked.step == "queries":
+            write_queries(config)
+            return
         if config.rehearse or config.rehearse_json:
             return rehearse(config, asked.step, asked.given).finish(config.rehearse_json)
         with open_engine(config) as engine:

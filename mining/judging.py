@@ -5,7 +5,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -107,7 +107,107 @@ class LocalJudge(Judge):
         return results
 
 
-class ServerJudge(Judge):
+class ChatServer:
+    """A client of an OpenAI-compatible server's chat completions, which asks again where that may help.
+
+    Args:
+        url (`str`): up to and with `/v1`.
+        model (`str`): the name under which the server knows the model.
+        key_variable (`str`, defaults to `"OPENAI_API_KEY"`): the environment variable that holds the key, if the
+            server requires one.
+        concurrency (`int`, defaults to 32): requests in flight.
+        timeout (`float`, defaults to 120): seconds for one request.
+        attempts (`int`, defaults to 6): tries of one request, with 1, 2, 4, ... seconds between them, or what the
+            server asks for.
+        resolution (defaults to `"native"`): policy for the images sent; see [`~unime.images_unime.Resolution`].
+        pause (`float`, defaults to 1): seconds before the second try.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        key_variable: str = "OPENAI_API_KEY",
+        concurrency: int = 32,
+        timeout: float = 120.0,
+        attempts: int = 6,
+        resolution="native",
+        pause: float = 1.0,
+    ):
+        self.url = url.rstrip("/") + "/chat/completions"
+        self.model = model
+        self.concurrency = concurrency
+        self.timeout = timeout
+        self.attempts = attempts
+        self.pause = pause
+        self.resolution = Resolution.parse(resolution)
+
+        # one session for all requests keeps its connections open
+        self.client = requests.Session()
+        key = os.environ.get(key_variable)
+        if key:
+            self.client.headers["Authorization"] = f"Bearer {key}"
+        for scheme in ("http://", "https://"):
+            self.client.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
+
+    def complete(self, messages: list[dict], read: Callable, **body):
+        """What `read` makes of a completion, asked for until it can be read or no attempt remains.
+
+        Args:
+            messages (`list[dict]`): of the chat, whose content is a list of text and image parts.
+            read: maps the answer's JSON to the result; raises `ValueError`, `LookupError` or `TypeError` where it is
+                not usable.
+            body: further fields of the request, such as `max_tokens`.
+
+        Raises:
+            ValueError: the server refused, or did not give a usable answer within `attempts`.
+        """
+        sent = []
+        for message in messages:
+            sent.append({**message, "content": [self._sent(piece) for piece in message["content"]]})
+        body = {"model": self.model, **body, "messages": sent}
+
+        for attempt in range(self.attempts):
+            # spread a little, so that requests that failed together do not return together
+            wait = self.pause * 2**attempt * random.uniform(0.8, 1.2)
+            try:
+                response = self.client.post(self.url, json=body, timeout=self.timeout)
+                if response.ok:
+                    return read(response.json())
+
+                # a request that is itself at fault fails every time
+                reason = f"status {response.status_code}: {response.text[:200]}"
+                if response.status_code not in RETRIED and response.status_code < 500:
+                    raise RefusedError(f"{self.url} refused: {reason}")
+
+                # a busy server may say how long it will be
+                retry_after = response.headers.get("retry-after", "")
+                if retry_after.replace(".", "", 1).isdigit():
+                    wait = float(retry_after)
+            except RefusedError:
+                raise
+            except (requests.RequestException, ValueError, LookupError, TypeError, AttributeError) as error:
+                # no connection, no answer in time, or an answer that is not a completion
+                reason = f"{type(error).__name__}: {error}"
+
+            if attempt + 1 < self.attempts:
+                time.sleep(wait)
+        raise ValueError(f"{self.url} gave no usable answer in {self.attempts} attempts; the last: {reason}")
+
+    def _sent(self, piece: dict) -> dict:
+        """A piece of a message as it is sent: a text without marks, an image in the resolution asked for."""
+        if piece["type"] == "text":
+            return {"type": "text", "text": without_marks(piece["text"])}
+
+        # resized here, as a server does not know our policies
+        image = open_image(piece["image"])
+        size = self.resolution.fit(*image.size, None, TOKEN_SIDE, TOKEN_SIDE**2)
+        if size != image.size:
+            image = image.resize(size)
+        return sent_image(image)
+
+
+class ServerJudge(ChatServer, Judge):
     """A judge behind an OpenAI-compatible server (vLLM, SGLang, ...), which must return log-probabilities.
 
     Each pair is one chat completion of one token; the score is the softmax over the two answers' log-probabilities.
@@ -118,15 +218,8 @@ class ServerJudge(Judge):
         url (`str`): up to and with `/v1`.
         model (`str`): the name under which the server knows the model.
         answer_format (`str`, defaults to `"yes_no"`): `"yes_no"` or `"multiple_choice"`.
-        key_variable (`str`, defaults to `"OPENAI_API_KEY"`): the environment variable that holds the key, if the
-            server requires one.
-        concurrency (`int`, defaults to 32): requests in flight.
-        timeout (`float`, defaults to 120): seconds for one request.
-        attempts (`int`, defaults to 6): tries of one request, with 1, 2, 4, ... seconds between them, or what the
-            server asks for.
         top_logprobs (`int`, defaults to 20): how many the server returns.
-        resolution (defaults to `"native"`): policy for the images sent; see [`~unime.images_unime.Resolution`].
-        pause (`float`, defaults to 1): seconds before the second try.
+        client: further arguments of [`ChatServer`].
 
     Example:
 
@@ -149,23 +242,9 @@ class ServerJudge(Judge):
         resolution="native",
         pause: float = 1.0,
     ):
-        self.url = url.rstrip("/") + "/chat/completions"
-        self.model = model
+        super().__init__(url, model, key_variable, concurrency, timeout, attempts, resolution, pause)
         self.answer_format = one_of("answer_format", answer_format, *POINTWISE)
-        self.concurrency = concurrency
-        self.timeout = timeout
-        self.attempts = attempts
         self.top_logprobs = top_logprobs
-        self.pause = pause
-        self.resolution = Resolution.parse(resolution)
-
-        # one session for all requests keeps its connections open
-        self.client = requests.Session()
-        key = os.environ.get(key_variable)
-        if key:
-            self.client.headers["Authorization"] = f"Bearer {key}"
-        for scheme in ("http://", "https://"):
-            self.client.mount(scheme, HTTPAdapter(pool_maxsize=concurrency))
 
         # the pairs of the last call, and the log-odds of those that were answered
         self.pairs: set[tuple[Item, Item]] = set()
@@ -214,61 +293,15 @@ class ServerJudge(Judge):
         return None
 
     def _ask(self, query: Item, candidate: Item) -> float:
-        """The log-odds of a pair, asked for until there is a usable answer or no attempt remains."""
-        body = {
-            "model": self.model,
-            "max_tokens": 1,
-            "temperature": 0,
-            "logprobs": True,
-            "top_logprobs": self.top_logprobs,
-            "messages": self._messages(query, candidate),
-        }
-
-        for attempt in range(self.attempts):
-            # spread a little, so that requests that failed together do not return together
-            wait = self.pause * 2**attempt * random.uniform(0.8, 1.2)
-            try:
-                response = self.client.post(self.url, json=body, timeout=self.timeout)
-                if response.ok:
-                    return self._log_odds_in(response.json())
-
-                # a request that is itself at fault fails every time
-                reason = f"status {response.status_code}: {response.text[:200]}"
-                if response.status_code not in RETRIED and response.status_code < 500:
-                    raise RefusedError(f"{self.url} refused: {reason}")
-
-                # a busy server may say how long it will be
-                retry_after = response.headers.get("retry-after", "")
-                if retry_after.replace(".", "", 1).isdigit():
-                    wait = float(retry_after)
-            except RefusedError:
-                raise
-            except (requests.RequestException, ValueError, LookupError, TypeError, AttributeError) as error:
-                # no connection, no answer in time, or an answer that is not a completion
-                reason = f"{type(error).__name__}: {error}"
-
-            if attempt + 1 < self.attempts:
-                time.sleep(wait)
-        raise ValueError(f"{self.url} gave no usable answer in {self.attempts} attempts; the last: {reason}")
-
-    def _messages(self, query: Item, candidate: Item) -> list[dict]:
-        """The judge's prompt as messages of the chat completions API."""
-        messages = judge_messages(query.as_input(), [candidate.as_input()], answer_format=self.answer_format)
-        for message in messages:
-            message["content"] = [self._sent(piece) for piece in message["content"]]
-        return messages
-
-    def _sent(self, piece: dict) -> dict:
-        """A piece of a message as it is sent: a text without marks, an image in the resolution asked for."""
-        if piece["type"] == "text":
-            return {"type": "text", "text": without_marks(piece["text"])}
-
-        # resized here, as a server does not know our policies
-        image = open_image(piece["image"])
-        size = self.resolution.fit(*image.size, None, TOKEN_SIDE, TOKEN_SIDE**2)
-        if size != image.size:
-            image = image.resize(size)
-        return sent_image(image)
+        """The log-odds of a pair."""
+        return self.complete(
+            judge_messages(query.as_input(), [candidate.as_input()], answer_format=self.answer_format),
+            self._log_odds_in,
+            max_tokens=1,
+            temperature=0,
+            logprobs=True,
+            top_logprobs=self.top_logprobs,
+        )
 
     def _log_odds_in(self, completion: dict) -> float:
         """The log-odds of the answer yes against the answer no."""

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..data.choices import SPLITS
+from ..data.choices import SOURCES, SPLITS
 from ..files.addresses import is_address
 from ..files.names import file_name
 from ..jobs.checks import check_options, check_settings
@@ -17,6 +17,7 @@ POOLS = ("global", "dataset")
 INDICES = ("exact", "flat", "ivf", "ivfpq")
 LAYOUTS = ("json", "parquet")
 JUDGED = ("query", "candidates", "show_progress")  # arguments of `score` that the judge sets
+QUERY_KINDS = ("caption", "question", "passage", "keywords")
 FALLBACKS = ("drop", "judge_lowest", "released")
 
 
@@ -228,3 +229,48 @@ def _parsed(name: str, text: str) -> dict:
         return json.loads(text)
     except ValueError as error:
         raise ValueError(f"`{name}` is not JSON ({error}); write '{{\"resolution\": 336}}'.") from error
+
+
+@dataclass
+class QueriesConfig:
+    """Settings of `unime mine queries`, which lets an MLLM write queries for a corpus of pictures or texts."""
+
+    data: str | None = field(default=None, metadata={"help": f"The corpus: {SOURCES}."})
+    out: str | None = field(default=None, metadata={"help": "Folder for all results."})
+    model: str | None = field(
+        default=None, metadata={"help": "The VLM that writes: a folder or repository, or its name on the server."}
+    )
+    judge: str | None = field(default=None, metadata={"help": "The VLM that judges; the one that writes by default."})
+    server: str | None = field(
+        default=None, metadata={"help": "An OpenAI-compatible server that writes and judges instead."}
+    )
+    count: int = field(default=3, metadata={"help": "Queries of each kind for each item.", "least": 1})
+    kinds: list[str] | None = field(
+        default=None, metadata={"help": "caption and question (of pictures), passage and keywords (of texts); all."}
+    )
+    threshold: float = field(default=0.5, metadata={"help": "Queries that the judge scores lower are left out."})
+    new_tokens: int = field(default=160, metadata={"help": "Longest answer, in tokens.", "least": 1})
+    dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own.", "choices": DTYPES})
+    judge_options: dict | str | None = field(
+        default_factory=dict, metadata={"help": "For score: answer_format, resolution, ..."}
+    )
+    server_options: dict | str | None = field(
+        default_factory=dict, metadata={"help": "concurrency, timeout, attempts, resolution, key_variable, ..."}
+    )
+    shard: int = field(default=32, metadata={"help": "Items of one shard.", "least": 1})
+    retry_failed: bool = field(default=False, metadata={"help": "Do shards with failed rows once more."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code of the models' repositories; read it first."}
+    )
+
+    def __post_init__(self):
+        for name in ("judge_options", "server_options"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                value = _parsed(name, value)
+            setattr(self, name, {} if value is None else value)
+        check_settings(self)
+
+        unknown = sorted(set(self.kinds or ()) - set(QUERY_KINDS))
+        if unknown:
+            raise ValueError(f"`kinds` has {', '.join(unknown)}; there are {', '.join(QUERY_KINDS)}.")

@@ -1,11 +1,21 @@
 """What `unime mine` takes: a step, and its settings in a recipe or on the command line."""
 
+import sys
 from typing import NamedTuple
 
 from ...jobs.settings import given_settings, parse_settings
-from ...mining.settings import MiningConfig
+from ...mining.settings import MiningConfig, QueriesConfig
 
-STEPS = ("run", "embed", "retrieve", "judge", "select", "saha", "inspect")
+STEPS = {
+    "run": "embed, retrieve, judge and select",
+    "embed": "queries and candidates",
+    "retrieve": "potential hard negatives",
+    "judge": "scores of them",
+    "select": "rows with hard negatives",
+    "saha": "clusters, from the embeddings alone",
+    "inspect": "a page of the result",
+    "queries": "pairs for a corpus that has no queries (options of its own: unime mine queries --help)",
+}
 
 
 class Asked(NamedTuple):
@@ -13,12 +23,12 @@ class Asked(NamedTuple):
 
     Args:
         step (`str`): one of `STEPS`.
-        config ([`~unime.mining.settings.MiningConfig`]): its settings.
+        config ([`~unime.mining.settings.MiningConfig`], or [`~unime.mining.settings.QueriesConfig`]): its settings.
         given (`dict[str, str]`): where each setting was given, for a rehearsal.
     """
 
     step: str
-    config: MiningConfig
+    config: MiningConfig | QueriesConfig
     given: dict[str, str]
 
 
@@ -31,5 +41,11 @@ def read(arguments=None) -> Asked:
     Raises:
         SystemExit: help was asked for, or the line cannot be understood (status 2).
     """
-    step, config = parse_settings("unime mine", MiningConfig, STEPS, arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+
+    # queries need no embedder, and nothing is retrieved
+    config_class = QueriesConfig if "queries" in arguments else MiningConfig
+    step, config = parse_settings("unime mine", config_class, STEPS, arguments)
+    if (step == "queries") != (config_class is QueriesConfig):
+        raise SystemExit("unime mine: the step comes first, before its options.")
     return Asked(step, config, given_settings(arguments))
