@@ -199,7 +199,7 @@ class Laboratory:
             return out
 
         work = out.with_name(f"{name}.tmp")
-        changes = {"seed": seed} | changes | self.settings["stages"].get(recipe, {})
+        changes = {"seed": seed} | self.settings["stages"].get(recipe, {}) | changes
 
         # as a user would call it: unime train ...
         arguments = ["--config", str(RECIPES / "shapes" / f"{recipe}.yaml"), "--model_name_or_path", str(start)]

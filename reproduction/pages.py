@@ -61,6 +61,8 @@ def to_markdown(claims: dict[str, dict], stem: str = "reproduction") -> str:
             lines += ["", *_markdown_table(*_figures(claim))]
         for note in claim["notes"]:
             lines += ["", note]
+        if claim["tried"]:
+            lines += ["", "What was tried:", "", *(f"- {attempt}" for attempt in claim["tried"])]
         for picture in claim["pictures"]:
             lines += ["", f"![{name}: {claim['claim']}]({stem}-{picture})"]
     return "\n".join(lines) + "\n"
@@ -125,6 +127,9 @@ def to_html(claims: dict[str, dict]) -> str:
             parts.append(_html_table(*_figures(claim)))
         for note in claim["notes"]:
             parts.append(f"<p>{html.escape(note)}</p>")
+        if claim["tried"]:
+            attempts = "".join(f"<li>{html.escape(attempt)}</li>" for attempt in claim["tried"])
+            parts.append(f"<p>What was tried:</p><ul>{attempts}</ul>")
         for picture in claim["pictures"]:
             data = base64.b64encode((Path(claim["folder"]) / picture).read_bytes()).decode()
             parts.append(f'<img alt="{name}" src="data:image/png;base64,{data}">')

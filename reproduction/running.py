@@ -75,7 +75,8 @@ def merge(out: Path, others: list[Path] = ()) -> Path:
                 continue
             measured = read_json(folder / f"{name}.json")
             if name not in claims or measured["seeds"] > claims[name]["seeds"]:
-                claims[name] = {"claim": claim.text, "source": claim.source, "folder": str(folder), **measured}
+                described = {"claim": claim.text, "source": claim.source, "tried": claim.tried}
+                claims[name] = {**described, "folder": str(folder), **measured}
 
     content = {"format": FORMAT, "settings": read_json(out / "settings.json")}
     content["claims"] = {name: claims[name] for name in in_order(claims)}

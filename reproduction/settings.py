@@ -4,15 +4,20 @@ FULL = {
     "world": {},
     "backbone": {"layers": 4},
     "teacher": {"epochs": 8},
-    "judge": {},
+    "judge": {"max_steps": 2400},
     # in rising quality
     "judges": {"early": {"max_steps": 200}, "middle": {"max_steps": 600}, "best": {}},
     "mining": {},
-    # changes of the recipes in recipes/shapes, by their names
-    "stages": {},
+    # changes of the recipes in recipes/shapes, by their names: each is trained three times and more
+    "stages": {
+        "contrastive": {"max_steps": 250},
+        "contrastive-mined": {"max_steps": 100},
+        "alignment": {"max_steps": 100},
+        "reranker": {"max_steps": 100},
+    },
     "curves": {"max_steps": 60},
     "judge_lessons": 200,
-    "rerank_queries": 60,
+    "rerank_queries": 30,
     "rerank_tops": (5, 10),
     "two_towers": {"steps": 500, "batch": 64},
     "memory_batches": (8, 16, 32, 64),

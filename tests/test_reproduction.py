@@ -157,6 +157,7 @@ def claim(verdict=HOLDS, **changes):
         "table": {"one": {"x": "1"}, "two": {"y": "2"}},
         "notes": ["A note."],
         "pictures": [],
+        "tried": ["Once."],
         **changes,
     }
 
@@ -168,7 +169,7 @@ def test_every_claim_has_a_row_with_its_verdict():
         and "| F10 | Says <this>. | a paper | cannot be told |" in page
     )
     assert "| a over b | +1.2 points | [+0.5, +2.0] | above 0 | +2 | holds |" in page
-    assert "| one | 1 | - |" in page and "| two | - | 2 |" in page and "A note." in page
+    assert "| one | 1 | - |" in page and "| two | - | 2 |" in page and "A note." in page and "- Once." in page
     assert "Says &lt;this&gt;." in to_html({"F1": claim()})
 
 
