@@ -1,6 +1,9 @@
 """Images and videos: opening them safely, and the resolution policies."""
 
+import base64
+import binascii
 import contextlib
+import io
 import math
 import os
 import re
@@ -11,9 +14,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.video_utils import load_video
+
+from .pages_unime import page_of
+from .urls_unime import URL
 
 MAX_IMAGE_PIXELS = 100_000_000
 
@@ -23,6 +30,7 @@ Image.init()
 FORMATS = [name for name in _SAFE if name in Image.OPEN]
 IMAGES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS))
 
+DATA_URI = re.compile(r"data:[^,]*,")
 _NUMBER = re.compile(r"(\d+)")
 MAX_SIDE = 10_000  # pixels of a side to which images may be resized
 _NAMED_SIDES = {"native": None, "high": 1344, "mid": 672, "mid_336": 336, "low": 128}  # upstream's names of squares
@@ -39,12 +47,14 @@ _TURNS = {  # what makes it upright, by the value of that tag
 }
 
 
-def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Opens an image as a model sees it: upright, in RGB, fully decoded, alpha composed over white.
+def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS, background: str = "white") -> Image.Image:
+    """Opens an image as a model sees it: upright, in RGB, fully decoded, alpha composed over a background.
 
     Args:
-        source (`str`, `os.PathLike`, `PIL.Image.Image` or [`VideoFrame`]): a file, or an image that is open already.
+        source (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image` or [`VideoFrame`]): a file, a page of a PDF
+            (`"report.pdf#page=3"`), the bytes of a file or a data URI of them, or an image that is open already.
         max_pixels (`int`, defaults to 100,000,000): images with more pixels are refused before they are decoded.
+        background (`str`, defaults to `"white"`): a colour as Pillow names it, behind what is transparent.
 
     Returns:
         `PIL.Image.Image` in mode `"RGB"`.
@@ -64,7 +74,8 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
 
     name = _name_of(source)
     with _unreadable_as_value_error(name):
-        image = _header(source)
+        page = page_of(source)
+        image = _header(source) if page is None else page
 
     # from the header, before a small file unfolds to gigabytes
     width, height = image.size
@@ -73,6 +84,10 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
             f"{name} has {width} x {height} = {width * height:,} pixels, above the limit of {max_pixels:,}. "
             "Resize it, or raise `max_image_pixels`."
         )
+
+    if page is not None:
+        with _unreadable_as_value_error(name):
+            return page.render()
 
     with _unreadable_as_value_error(name):
         # a TIFF is turned while it is decoded, and forgets; of others a broken one must not hide behind its EXIF data
@@ -87,7 +102,7 @@ def open_image(source, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
             # opened once more, it would be turned once more
             for name_of_data in _TURNING_DATA:
                 image.info.pop(name_of_data, None)
-        rgb = _to_rgb(image, name)
+        rgb = _to_rgb(image, name, background)
     return source.copy() if rgb is source else rgb
 
 
@@ -96,7 +111,14 @@ def _name_of(source) -> str:
     if isinstance(source, Image.Image):
         width, height = source.size
         return f"image in memory, {width} x {height} in mode {source.mode},"
-    return f"image {os.fspath(source)!r}"
+    if isinstance(source, (bytes, bytearray)):
+        return f"image in memory, of {len(source)} bytes,"
+
+    # a data URI is the whole image
+    name = os.fspath(source)
+    if isinstance(name, str) and DATA_URI.match(name) and len(name) > 80:
+        name = f"{name[:77]}..."
+    return f"image {name!r}"
 
 
 @contextlib.contextmanager
@@ -114,14 +136,46 @@ def _header(source) -> Image.Image:
     """The image, of which nothing but the header has been read; it has a pixel."""
     image = source
     if not isinstance(source, Image.Image):
-        # opening a pipe would wait for ever
-        if not stat.S_ISREG(os.stat(source).st_mode):
-            raise ValueError("it is not a file")
-        image = Image.open(source, formats=FORMATS)
+        image = Image.open(_readable(source), formats=FORMATS)
 
     if 0 in image.size:
         raise ValueError(f"it has {image.size[0]} x {image.size[1]} pixels")
     return image
+
+
+def _readable(source):
+    """What Pillow opens: a path, or bytes in memory."""
+    if isinstance(source, (bytes, bytearray)):
+        return io.BytesIO(source)
+    if isinstance(source, str) and DATA_URI.match(source):
+        return io.BytesIO(read_data_uri(source))
+    if isinstance(source, str) and URL.match(source):
+        raise ValueError("it is an address; allow_urls=True lets it be read, where you trust the data")
+
+    # opening a pipe would wait for ever
+    if not stat.S_ISREG(os.stat(source).st_mode):
+        raise ValueError("it is not a file")
+    return source
+
+
+def read_data_uri(uri: str) -> bytes:
+    """The bytes of a data URI in base64, such as `"data:image/png;base64,iVBORw0..."`.
+
+    Raises:
+        ValueError: it is in no base64.
+    """
+    head, _, content = uri.partition(",")
+    if not head.endswith(";base64"):
+        raise ValueError("a data URI must be in base64: data:image/png;base64,...")
+    try:
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"a data URI is not in base64: {error}") from error
+
+
+def data_uri(content: bytes) -> str:
+    """Bytes of an image as a data URI, which [`open_image`] reads."""
+    return f"data:application/octet-stream;base64,{base64.b64encode(content).decode()}"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -133,11 +187,11 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in range(1, 9) else 1
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Converts an image of any mode to RGB."""
+def _to_rgb(image: Image.Image, name: str, background: str) -> Image.Image:
+    """Converts an image of any mode to RGB, before a background of that colour."""
     transparent = image.info.get("transparency")  # a colour, or in a palette the alpha of each entry
     if image.mode.startswith("I;16"):
-        return _from_16_bits(image, transparent)
+        return _from_16_bits(image, transparent, background)
     if image.mode in ("I", "F"):
         raise ValueError(f"the range of values of mode {image.mode!r} is not known; convert it to 8 bits")
 
@@ -146,18 +200,18 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
     if "A" in image.getbands() or transparent is not None:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
+        opaque = Image.new("RGBA", image.size, background)
+        return Image.alpha_composite(opaque, image).convert("RGB")
     return image.convert("RGB")
 
 
-def _from_16_bits(image: Image.Image, transparent: int | None) -> Image.Image:
+def _from_16_bits(image: Image.Image, transparent: int | None, background: str) -> Image.Image:
     """16-bit greyscale, which convert() would clip to white, as RGB; one grey may be transparent."""
     grey = image.convert("I")
     rgb = grey.point(lambda value: value / 256).convert("L").convert("RGB")
     if transparent is not None:
         mask = Image.fromarray(np.asarray(grey) == transparent)
-        rgb.paste("white", mask=mask)
+        rgb.paste(background, mask=mask)
     return rgb
 
 
@@ -165,7 +219,7 @@ def read_size(image, name: str) -> tuple[int, int]:
     """The size at which an image will stand upright; of a file, only the header is read.
 
     Args:
-        image (`str`, `os.PathLike`, `PIL.Image.Image` or [`VideoFrame`]): a file, or an image that is open already.
+        image: what [`open_image`] takes.
         name (`str`): how an error calls the item.
 
     Returns:
@@ -178,6 +232,9 @@ def read_size(image, name: str) -> tuple[int, int]:
         return image.size
 
     with _unreadable_as_value_error(f"{name}: {_name_of(image)}"):
+        page = page_of(image)
+        if page is not None:
+            return page.size
         header = _header(image)
         width, height = header.size
         orientation = _orientation(header)
@@ -185,6 +242,69 @@ def read_size(image, name: str) -> tuple[int, int]:
         if header is not image:
             header.close()
     return (height, width) if is_turned else (width, height)
+
+
+@dataclass(frozen=True)
+class Media:
+    """How the images and videos of items are got at.
+
+    Args:
+        num_frames (`int`, defaults to 8): frames of a video, at equal distances; or fewer, if it has fewer.
+        fps (`float`, *optional*): take that many frames a second instead, of a file.
+        max_frames (`int`, defaults to 768): most frames of a video that is read by `fps`.
+        allow_urls (`bool`, defaults to `False`): read images by `https://` addresses.
+    """
+
+    num_frames: int = 8
+    fps: float | None = None
+    max_frames: int = 768
+    allow_urls: bool = False
+
+    def count(self, total: int, rate: float | None) -> int:
+        """How many frames are read of a video of `total` frames, of which `rate` were taken in a second."""
+        if self.fps is None or not rate:
+            return min(self.num_frames, total)
+        return max(1, min(round(total / rate * self.fps), self.max_frames, total))
+
+
+def images_of_array(array):
+    """The image of an array `[H, W, 3]`, `[3, H, W]` or `[H, W]`, or the images of one with a dimension more.
+
+    Args:
+        array (`np.ndarray` or `Tensor`): uint8, or floats from 0 to 1; of one, three or four channels.
+
+    Returns:
+        `PIL.Image.Image`, or a list of these.
+
+    Raises:
+        ValueError: it has another shape or type, or floats beyond that range.
+    """
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = array.float() if array.is_floating_point() else array  # NumPy has no bfloat16
+
+    pixels = np.asarray(array)
+    if pixels.dtype.kind == "f" and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+
+    channels = (1, 3, 4)
+    is_image = pixels.ndim == 2
+    if pixels.ndim in (3, 4):
+        is_image = pixels.shape[-1] in channels or pixels.shape[-3] in channels
+    if pixels.dtype != np.uint8 or not is_image:
+        raise ValueError(
+            f"an array of type {pixels.dtype} and shape {list(pixels.shape)} is not an image or a video: its values "
+            "must be uint8, or floats from 0 to 1, in the order [height, width, 3] or [3, height, width], with the "
+            "frames of a video first."
+        )
+    if pixels.ndim == 4:
+        return [images_of_array(frame) for frame in pixels]
+
+    if pixels.ndim == 3 and pixels.shape[2] not in channels:
+        pixels = np.moveaxis(pixels, 0, 2)
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 @dataclass(frozen=True)
@@ -197,6 +317,7 @@ class VideoFrame:
         count (`int`): how many frames are read of the video.
         size (`tuple[int, int]`): (width, height) in pixels.
         stamp (`int`): the file's time of change in nanoseconds; a changed file is decoded anew.
+        seconds (`float`): where in the video it stands.
     """
 
     path: str
@@ -204,20 +325,21 @@ class VideoFrame:
     count: int
     size: tuple[int, int]
     stamp: int
+    seconds: float = 0.0
 
     def read(self) -> Image.Image:
         """Decodes the frame, and with it the others of its video, which are kept for a while."""
         return Image.fromarray(_decode(self.path, self.count, self.stamp)[self.index])
 
 
-def load_frames(video, count: int) -> list:
-    """Frames of a video as images, at equal distances: at most `count`, or all if it has fewer.
+def load_frames(video, media: Media | int) -> list:
+    """Frames of a video as images, at equal distances.
 
     Args:
-        video: a path (its header is read with PyAV, frames are decoded when they are opened), a folder of frames in
-            the order of the numbers in their names, a list of PIL images or arrays, or a uint8 array
-            `[frames, height, width, 3]`.
-        count (`int`): most frames.
+        video: a path (its header is read with PyAV, frames are decoded when they are opened), which may say how it is
+            sampled (`"clip.mp4#fps=2"`, `"clip.mp4#frames=16"`); a folder of frames in the order of the numbers in
+            their names; a list of PIL images or arrays, or a uint8 array `[frames, height, width, 3]`.
+        media ([`Media`] or `int`): how many frames are read; all if it has fewer.
 
     Returns:
         list of [`VideoFrame`] for a file, of paths for a folder (first and last among them), else of PIL images.
@@ -231,11 +353,15 @@ def load_frames(video, count: int) -> list:
     frames = [open_image(frame) for frame in load_frames("clip.mp4", count=8)]
     ```
     """
+    if isinstance(media, int):
+        media = Media(num_frames=media)
     if isinstance(video, (str, os.PathLike)):
         path = os.fspath(video)
+        if not os.path.exists(path):
+            path, media = _sampled(path, media)
         if os.path.isdir(path):
-            return _frames_in_folder(path, count)
-        return _frames_of_file(path, count)
+            return _frames_in_folder(path, media.num_frames)
+        return _frames_of_file(path, media)
 
     frames = []
     with _unreadable_as_value_error("the video, neither a path nor a list of images or arrays,"):
@@ -245,10 +371,26 @@ def load_frames(video, count: int) -> list:
             frames.append(frame)
     if not frames:
         raise ValueError("the video has no frame.")
-    return [frames[index] for index in _spread(len(frames), min(count, len(frames)))]
+    return [frames[index] for index in _spread(len(frames), min(media.num_frames, len(frames)))]
 
 
-def _frames_of_file(path: str, count: int) -> list[VideoFrame]:
+def _sampled(path: str, media: Media) -> tuple[str, Media]:
+    """The path of a video without its sampling, and what this says."""
+    file, mark, fragment = path.partition("#")
+    fields = {}
+    for setting in fragment.split("&") if mark else ():
+        name, _, value = setting.partition("=")
+        if name not in ("fps", "frames") or not re.fullmatch(r"\d+(\.\d+)?", value) or float(value) == 0:
+            return path, media  # a part of a name
+        fields["num_frames" if name == "frames" else "fps"] = int(float(value)) if name == "frames" else float(value)
+
+    # so many frames, whatever the processor would take a second
+    if "num_frames" in fields and "fps" not in fields:
+        fields["fps"] = None
+    return file, replace(media, **fields)
+
+
+def _frames_of_file(path: str, media: Media) -> list[VideoFrame]:
     """Frames of a video file, of which only the header is read."""
     if not os.path.isfile(path):
         raise ValueError(f"video {path!r} cannot be read: there is no such file.")
@@ -258,11 +400,16 @@ def _frames_of_file(path: str, count: int) -> list[VideoFrame]:
     if not header.total_num_frames:
         raise ValueError(f"video {path!r}: its header names no number of frames; pass the frames themselves.")
 
-    count = min(count, header.total_num_frames)
+    count = media.count(header.total_num_frames, header.fps)
     size = (header.width, header.height)
     status = os.stat(path)
     stamp = max(status.st_mtime_ns, status.st_ctime_ns)  # the first of them can be set back
-    return [VideoFrame(path, index, count, size, stamp) for index in range(count)]
+
+    frames = []
+    for index, place in enumerate(_spread(header.total_num_frames, count).tolist()):
+        seconds = place / header.fps if header.fps else 0.0
+        frames.append(VideoFrame(path, index, count, size, stamp, seconds))
+    return frames
 
 
 def _frames_in_folder(folder: str, count: int) -> list[str]:
@@ -482,4 +629,16 @@ def _shrink(width: int, height: int, scale: float) -> tuple[int, int]:
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
-__all__ = ["MAX_IMAGE_PIXELS", "Resolution", "VideoFrame", "load_frames", "open_image", "read_size"]
+__all__ = [
+    "DATA_URI",
+    "MAX_IMAGE_PIXELS",
+    "Media",
+    "Resolution",
+    "VideoFrame",
+    "data_uri",
+    "images_of_array",
+    "load_frames",
+    "open_image",
+    "read_data_uri",
+    "read_size",
+]

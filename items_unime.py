@@ -3,15 +3,18 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from PIL import Image
 
 from .batching_unime import plan_chunks
-from .images_unime import MAX_IMAGE_PIXELS, Resolution, VideoFrame, load_frames, open_image
-from .prompts_unime import LISTWISE_INSTRUCTION, POINTWISE, instruct, strip_placeholders
+from .images_unime import MAX_IMAGE_PIXELS, Media, Resolution, VideoFrame, images_of_array, load_frames, open_image
+from .prompts_unime import LISTWISE_INSTRUCTION, PLACEHOLDER, POINTWISE, instruct, strip_placeholders
+from .urls_unime import URL, fetch
+
+FIELDS = ("text", "image", "images", "video", "instruction", "fps", "num_frames")  # of an item that is a dict
 
 
 class PromptTooLong(ValueError):
@@ -57,27 +60,63 @@ def is_chat(item) -> bool:
 
 
 def is_image(value) -> bool:
-    """Whether a value can stand for an image: a path, a PIL image or a frame of a video."""
-    return isinstance(value, (str, os.PathLike, Image.Image, VideoFrame))
+    """Whether a value can stand for an image: a path, bytes, a PIL image, an array or a frame of a video."""
+    return isinstance(value, (str, os.PathLike, bytes, bytearray, Image.Image, VideoFrame, np.ndarray, torch.Tensor))
 
 
 def is_video(item) -> bool:
     """Whether an item is a video, with or without a text."""
+    if isinstance(item, (np.ndarray, torch.Tensor)):
+        return item.ndim == 4
     return isinstance(item, Mapping) and item.get("video") is not None
 
 
-def split_item(item, name: str = "item", num_frames: int = 8, may_be_empty: bool = False):
+def instruction_of(item) -> str | None:
+    """The instruction that an item brings with it, or None."""
+    instruction = item.get("instruction") if isinstance(item, Mapping) else None
+    if instruction is not None and not isinstance(instruction, str):
+        raise TypeError(f"an instruction must be a string, not {type(instruction).__name__}.")
+    return instruction or None
+
+
+def with_instruction(item, instruction: str | None):
+    """An item with an instruction of its own, unless it has one already or is a chat.
+
+    Args:
+        item: what [`split_item`] takes, or chat messages.
+        instruction (`str`, *optional*): what the item is to be read as.
+
+    Example:
+
+    ```python
+    with_instruction("a ring", "Find the caption:")  # {"text": "a ring", "instruction": "Find the caption:"}
+    ```
+    """
+    if not instruction or is_chat(item) or instruction_of(item):
+        return item
+    return {**item_fields(item), "instruction": instruction}
+
+
+def split_item(item, name: str = "item", media: Media | None = None, may_be_empty: bool = False):
     """Takes an item apart into its text and its images.
 
     Args:
-        item: a string, which is always text; a PIL image or an `os.PathLike`, which is always an image; or a dict of
-            `"text"` with `"image"` or `"video"`, where a path may be a string too, and `"image"` a list of images.
+        item: one of
+
+            - a string, which is always text;
+            - an image: a PIL image, an `os.PathLike`, bytes, or an array `[H, W, 3]` or `[3, H, W]`;
+            - a dict of `"text"` with `"image"` or `"video"`, where a path may be a string too (also a data URI, an
+              `https://` address where `media` allows it, or a page, `"report.pdf#page=3"`), and `"image"` a list of
+              images; `"fps"` or `"num_frames"` say how its video is read;
+            - a list of texts and images in their order: `[{"text": "from"}, {"image": "a.png"}, {"text": "on"}]`.
         name (`str`, defaults to `"item"`): how errors call the item.
-        num_frames (`int`, defaults to 8): most images that a video, a path or its frames, becomes.
+        media ([`~unime.images_unime.Media`], *optional*): how many frames a video becomes, and whether addresses are
+            read.
         may_be_empty (`bool`, defaults to `False`): take an item without text and image, whose text is `None`.
 
     Returns:
-        the text, or `None`, and a tuple of images, which may be empty.
+        the text, or `None`, and a tuple of images, which may be empty. A text that is interleaved with images has a
+        placeholder for each of them.
 
     Raises:
         TypeError: the item, its text or its image is of another type.
@@ -89,27 +128,13 @@ def split_item(item, name: str = "item", num_frames: int = 8, may_be_empty: bool
     split_item({"text": "at night", "image": "photo.png"})  # ("at night", ("photo.png",))
     ```
     """
-    text = None
-    image = None
-    video = None
-    if isinstance(item, str):
-        text = item
-    elif isinstance(item, (Image.Image, os.PathLike)):
-        image = item
-    elif isinstance(item, Mapping):
-        unknown = sorted(item.keys() - {"text", "image", "video"}, key=str)
-        if unknown:
-            raise ValueError(f"{name} has unknown keys {unknown}; an item has 'text', 'image' or 'video'.")
-        text = item.get("text")
-        image = item.get("image")
-        video = item.get("video")
-        if isinstance(image, str) and not image:  # how tables write that there is no image
-            image = None
-    else:
-        raise TypeError(
-            f"{name} is a {type(item).__name__}; expected a string, a PIL image, a path, a dict with 'text', 'image' "
-            "or 'video', or a list of chat messages."
-        )
+    media = media or Media()
+    fields = item_fields(item, name)
+    text = fields.get("text")
+    image = fields.get("image")
+    video = fields.get("video")
+    if isinstance(image, str) and not image:  # how tables write that there is no image
+        image = None
 
     images = tuple(image) if isinstance(image, (list, tuple)) else (image,)
     for entry in images:
@@ -125,10 +150,101 @@ def split_item(item, name: str = "item", num_frames: int = 8, may_be_empty: bool
         raise ValueError(f"{name} is empty: it has neither text nor image.")
 
     if video is not None:
-        return text, read_frames(video, name, num_frames)
+        return text, read_frames(video, name, _media_of(fields, media, name))
     if image is not None:
-        return text, images
+        return text, tuple(read_source(entry, name, media) for entry in images)
     return text, ()
+
+
+def item_fields(item, name: str = "item") -> dict:
+    """An item as a dict of its text, its images or its video."""
+    if isinstance(item, str):
+        return {"text": item}
+    if isinstance(item, (list, tuple)):
+        return _interleaved(item, name)
+    if isinstance(item, (np.ndarray, torch.Tensor)) and item.ndim == 4:
+        return {"video": item}
+    if is_image(item):
+        return {"image": item}
+    if not isinstance(item, Mapping):
+        raise TypeError(
+            f"{name} is a {type(item).__name__}; expected a string, a PIL image, a path, an array, bytes, a dict with "
+            "'text', 'image' or 'video', a list of these, or a list of chat messages."
+        )
+
+    unknown = sorted(item.keys() - set(FIELDS), key=str)
+    if unknown:
+        raise ValueError(f"{name} has unknown keys {unknown}; an item has 'text', 'image' or 'video'.")
+    fields = dict(item)
+    if "images" in fields:
+        if fields.get("image") is not None:
+            raise ValueError(f"{name} has both 'image' and 'images'; give one of them.")
+        images = fields.pop("images")
+        fields["image"] = list(images) if images is not None and len(images) else None
+    return fields
+
+
+def _interleaved(parts, name: str) -> dict:
+    """A list of texts and images as one text, in which placeholders stand for the images."""
+    text = ""
+    images = []
+    for part in parts:
+        fields = item_fields(part, name) if not isinstance(part, (list, tuple)) else {"text": None, "list": part}
+        if fields.keys() - {"text", "image"} or len(fields) != 1:
+            raise TypeError(f"{name} is a list, of which each part must be one text or one image; got {part!r:.80}.")
+
+        if isinstance(fields.get("text"), str):
+            if PLACEHOLDER.search(fields["text"]):
+                raise ValueError(
+                    f"{name} is a list, whose images have their places in it; remove the placeholder from "
+                    f"{fields['text']!r:.80}."
+                )
+            text += fields["text"]
+        elif is_image(fields.get("image")):
+            images.append(fields["image"])
+            text += f"<|image_{len(images)}|>"
+        else:
+            raise TypeError(f"{name} is a list, of which each part must be a text or an image; got {part!r:.80}.")
+
+    # images alone need no places
+    if not strip_placeholders(text).strip():
+        return {"image": images or None}
+    return {"text": text, "image": images} if images else {"text": text}
+
+
+def _media_of(fields: dict, media: Media, name: str) -> Media:
+    """How the video of an item is read, of which it may say something itself."""
+    for key in ("fps", "num_frames"):
+        value = fields.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError(f"{name} has the {key} {value!r}; it must be a positive number.")
+
+        # so many frames, whatever would be taken a second
+        media = replace(media, fps=value) if key == "fps" else replace(media, num_frames=int(value), fps=None)
+    return media
+
+
+def read_source(image, name: str, media: Media):
+    """An image as it is opened later: an array becomes an image, an address the file that it names.
+
+    Args:
+        image: what [`is_image`] takes.
+        name (`str`): how errors call the item.
+        media ([`~unime.images_unime.Media`]): whether addresses are read.
+
+    Raises:
+        ValueError: the array is not an image, or the address cannot be read.
+    """
+    try:
+        if isinstance(image, (np.ndarray, torch.Tensor)):
+            return images_of_array(image)
+        if isinstance(image, str) and URL.match(image):
+            return fetch(image, media.allow_urls)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    return image
 
 
 def require_unicode(text: str, name: str):
@@ -164,6 +280,8 @@ def describe(item) -> str:
     """
     if is_chat(item):
         return f"the chat of {len(item)} messages"
+    if isinstance(item, (list, tuple)):
+        return f"the item of {len(item)} parts"
 
     parts = item
     if isinstance(item, str):
@@ -193,7 +311,7 @@ def judge_messages(
     strategy: str = "pointwise",
     names=None,
     answer_format: str = "yes_no",
-    num_frames: int = 8,
+    media: Media | None = None,
     image_text: str = "",
     instruction: str | None = None,
 ) -> list[dict]:
@@ -208,7 +326,7 @@ def judge_messages(
         strategy (`str`, defaults to `"pointwise"`): `"pointwise"` shows one candidate, `"listwise"` numbers several.
         names (`list[str]`, *optional*): how errors call the candidates.
         answer_format (`str`, defaults to `"yes_no"`): `"yes_no"` or `"multiple_choice"`.
-        num_frames (`int`, defaults to 8): most frames of a video.
+        media ([`~unime.images_unime.Media`], *optional*): how many frames a video becomes.
         image_text (`str`): follows every image without a text.
         instruction (`str`, *optional*): put before the query's text (see [`~unime.prompts_unime.instruct`]).
 
@@ -228,14 +346,14 @@ def judge_messages(
     task = LISTWISE_INSTRUCTION if listwise else POINTWISE[answer_format].instruction
 
     content = [_text_part(task), _text_part("Query:")]
-    content += _item_parts(query, "query", num_frames, image_text, instruction)
+    content += _item_parts(query, "query", media, image_text, instruction_of(query) or instruction)
 
     content.append(_text_part("Candidates:" if listwise else "Candidate:"))
     for index, candidate in enumerate(candidates):
         if listwise:
             content.append(_text_part(f"({index + 1}) "))
         name = names[index] if names else f"candidate {index}"
-        content += _item_parts(candidate, name, num_frames, image_text)
+        content += _item_parts(candidate, name, media, image_text)
     return [{"role": "user", "content": content}]
 
 
@@ -244,11 +362,13 @@ def _text_part(text: str) -> dict:
     return {"type": "text", "text": text}
 
 
-def _item_parts(item, name: str, num_frames: int, image_text: str, instruction: str | None = None) -> list[dict]:
-    """An item as parts of a message, its images first."""
+def _item_parts(item, name: str, media: Media | None, image_text: str, instruction: str | None = None) -> list[dict]:
+    """An item as parts of a message, its images first unless its text says where they stand."""
     if is_chat(item):
         raise TypeError(f"{name} is a chat; the judge reads texts, images, and dicts of both.")
-    text, images = split_item(item, name, num_frames)
+    text, images = split_item(item, name, media)
+    if len(images) > 1 and len(PLACEHOLDER.findall(text or "")) == len(images):
+        return _placed_parts(instruct(instruction, text), images)
 
     parts = [{"type": "image", "image": image} for image in images]
     if images:
@@ -261,14 +381,28 @@ def _item_parts(item, name: str, num_frames: int, image_text: str, instruction: 
     return parts
 
 
-def read_frames(video, name: str, num_frames: int) -> tuple[Image.Image, ...]:
+def _placed_parts(text: str, images: tuple) -> list[dict]:
+    """A text with places for images as parts of a message."""
+    parts = []
+    remaining = iter(images)
+    for number, piece in enumerate(PLACEHOLDER.split(text)):
+        if number > 0:
+            parts.append({"type": "image", "image": next(remaining)})
+        if piece:
+            parts.append(_text_part(piece))
+    return parts
+
+
+def read_frames(video, name: str, media: Media | int) -> tuple[Image.Image, ...]:
     """[`~unime.images_unime.load_frames`] with errors that name the item.
 
     Raises:
         ValueError: the video cannot be decoded, or has no frame.
     """
     try:
-        return tuple(load_frames(video, num_frames))
+        if isinstance(video, torch.Tensor):
+            video = images_of_array(video)
+        return tuple(load_frames(video, media))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -317,6 +451,9 @@ def _feed(digest, value, max_pixels: int, name: str):
         for element in value:
             _feed(digest, element, max_pixels, name)
 
+    elif isinstance(value, (bytes, bytearray)):
+        digest.update(b"B%d:" % len(value) + value)
+
     elif isinstance(value, (str, os.PathLike, int, float, type(None))):
         is_path = isinstance(value, os.PathLike)
         plain = os.fspath(value) if is_path else value
@@ -334,13 +471,17 @@ __all__ = [
     "PreparedItem",
     "PromptTooLong",
     "describe",
+    "instruction_of",
     "is_chat",
     "is_image",
     "is_video",
+    "item_fields",
     "item_key",
     "judge_messages",
     "plan_chunks",
     "read_frames",
+    "read_source",
     "require_unicode",
     "split_item",
+    "with_instruction",
 ]

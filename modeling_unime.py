@@ -11,7 +11,7 @@ from transformers.utils import can_return_tuple
 from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .generation_unime import VLMGenerationMixin
 from .heads_unime import ranking_head, untied, with_ranking_head
-from .items_unime import is_chat, item_key
+from .items_unime import is_chat, item_key, with_instruction
 from .listwise_unime import ListRanking
 from .pooling_unime import UniMEOutput, bidirectional_mask, pool
 from .precision_unime import quantize
@@ -171,7 +171,7 @@ class UniMEModel(UniMEPreTrainedModel):
     def encode(
         self,
         items,
-        instruction: str | None = None,
+        instruction: str | list[str | None] | None = None,
         role: str = "query",
         batch_tokens: int = 8192,
         truncate_dim: int | None = None,
@@ -190,10 +190,14 @@ class UniMEModel(UniMEPreTrainedModel):
         """Embeds items of any kind, each distinct one once, in batches of at most `batch_tokens` padded tokens.
 
         Args:
-            items: one item or a list; an item is a string, a PIL image, an `os.PathLike` to an image,
+            items: one item or a list; an item is a string, an image (PIL, `os.PathLike`, bytes, an array),
                 `{"text": ..., "image": ...}` or `{"text": ..., "video": ...}` (either part may be missing; a video is
-                a path or its frames), or a list of chat messages.
-            instruction (`str`, *optional*): put before the text of every item (see [`~unime.prompts_unime.instruct`]).
+                a path or its frames), a list of texts and images in their order
+                (`[{"text": ...}, {"image": ...}, ...]`), or a list of chat messages; see
+                [`~unime.items_unime.split_item`]. Such a list is an item of a list of items.
+            instruction (`str` or `list[str]`, *optional*): put before the text of every item (see
+                [`~unime.prompts_unime.instruct`]), or a list with one for each; an item may also have its own
+                (`{"text": ..., "instruction": ...}`), which goes before.
             role (`str`, defaults to `"query"`): `"query"` or `"document"`, for presets that word them differently.
             batch_tokens (`int`, defaults to 8192): padded tokens of one forward pass.
             truncate_dim (`int`, *optional*): keep the first dimensions only, normalised again (Matryoshka).
@@ -237,6 +241,11 @@ class UniMEModel(UniMEPreTrainedModel):
 
         is_single = not isinstance(items, (list, tuple)) or is_chat(items)
         items = [items] if is_single else list(items)
+        if isinstance(instruction, (list, tuple)):
+            if len(instruction) != len(items):
+                raise ValueError(f"there are {len(instruction)} instructions for {len(items)} items.")
+            items = [with_instruction(item, own) for item, own in zip(items, instruction)]
+            instruction = None
         reading = Reading(instruction, role, max_length, resolution, fusion, benchmark=benchmark)
 
         # equal items are embedded once

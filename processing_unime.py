@@ -14,7 +14,7 @@ from dataclasses import replace
 from itertools import chain, islice
 
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 from transformers import AutoConfig, AutoProcessor
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ImageInput
@@ -25,7 +25,7 @@ from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .controls_unime import GUARD
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .integrity_unime import HUB_KEYS, SavedFiles
-from .items_unime import PreparedItem, PromptTooLong, is_chat, is_video
+from .items_unime import PreparedItem, PromptTooLong, instruction_of, is_chat, is_video, item_fields
 from .native_unime import ImageSettings, build_native, load_parts, load_saved_images, restore_normalizer
 from .preset_files_unime import preset_content, preset_from
 from .prompts_unime import PLACEHOLDER, PRESETS, Preset, instruct, one_of, resolve_preset, rules_of, strip_placeholders
@@ -44,7 +44,7 @@ _PRESET_SETTINGS = (
     "image_tokens",
     "crops",
 )
-_OTHER_SETTINGS = ("max_image_pixels", "chat_template")
+_OTHER_SETTINGS = ("max_image_pixels", "chat_template", "background")
 SETTINGS = _PRESET_SETTINGS + _OTHER_SETTINGS
 
 _CHARACTERS = 16  # of a token, at most, in nearly every text
@@ -72,6 +72,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         image_tokens (`tuple[int, int]`, *optional*): fewest and most tokens of an image of Qwen-VL; the preset's or
             the image processor's by default.
         crops (`int`, *optional*): most crops of an image of Phi-3-vision; likewise.
+        background (`str`, defaults to `"white"`): the colour behind what is transparent in an image, as Pillow names
+            colours (`"black"`, `"#808080"`).
         backbone (`dict`, *optional*): `processor_class` of the backbone with its settings; Qwen2-VL's by default.
         preset_rules (`dict`, *optional*): of a saved processor: what its preset says, where it is not in the table.
     """
@@ -96,12 +98,15 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         backbone=None,
         benchmarks=None,
         preset_rules=None,
+        background="white",
         **kwargs,
     ):
         if preset_rules is not None:
             preset = preset_from(preset_rules, PRESETS, preset, f"the preset {preset!r}")
         self.backbone = backbone or {"processor_class": "Qwen2VLProcessor"}
         self.max_image_pixels = max_image_pixels
+        ImageColor.getrgb(background)  # raises early
+        self.background = background
         self._take_preset(
             preset,
             image_processor,
@@ -174,8 +179,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         Args:
             preset (`str`): a key of `PRESETS`.
             settings: `max_length`, `resolution`, `fusion`, `anyres_padding`, `benchmarks`, `num_frames`,
-                `image_tokens` and `crops`, where they are to differ from the preset's; and `chat_template` and
-                `max_image_pixels`, which stay otherwise.
+                `image_tokens` and `crops`, where they are to differ from the preset's; and `chat_template`,
+                `max_image_pixels` and `background`, which stay otherwise.
 
         Raises:
             ValueError: the preset or a setting is unknown.
@@ -205,9 +210,13 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         native = self._native
         self._native = None
         try:
-            return super().to_dict()
+            content = super().to_dict()
         finally:
             self._native = native
+
+        # who loads the model decides that anew
+        content.pop("allow_urls", None)
+        return content
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, preset: str | None = None, **kwargs):
@@ -338,7 +347,9 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         """
         reading = _with_settings(reading, settings)
         names = names or _numbered("item", len(items))
-        return self._prepare(items, [reading.instruction] * len(items), reading, names)
+        items = [_without_lists(item, name) for item, name in zip(items, names)]
+        instructions = [instruction_of(item) or reading.instruction for item in items]
+        return self._prepare(items, instructions, reading, names)
 
     def _prepare(self, items, instructions: list, reading: Reading, names: list[str]) -> list[PreparedItem]:
         """Items tokenised and measured, each with an instruction of its own, or None."""
@@ -511,6 +522,10 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             if not beginning.strip():
                 return None
 
+            # images that stand among the words are not cut off with them
+            if len(entry.images) > 1 and _places(beginning) != _places(_text_of(item)):
+                return None
+
             if isinstance(item, Question):
                 prompt, _ = self._render(replace(item, text=beginning), reading, entry.name)
             else:
@@ -543,8 +558,10 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         parts = []
         instructions = []
         for row, item in enumerate(items):
+            item = _without_lists(item, names[row])
             fusion = reading.fusion or self._fusion(item, reading.benchmark)
-            for item_part, instruction in _split_into_parts(item, fusion, reading.instruction if has_slot else None):
+            own = (instruction_of(item) or reading.instruction) if has_slot else None
+            for item_part, instruction in _split_into_parts(item, fusion, own):
                 rows.append(row)
                 parts.append(item_part)
                 instructions.append(instruction)
@@ -565,7 +582,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
     def read_image(self, entry: PreparedItem, index: int) -> Image.Image:
         """An image of a prepared item, decoded and at the size that was planned."""
         try:
-            image = open_image(entry.images[index], self.max_image_pixels)
+            image = open_image(entry.images[index], self.max_image_pixels, self.background)
         except ValueError as error:
             raise ValueError(f"{entry.name}: {error}") from error
 
@@ -685,12 +702,17 @@ def _split_into_parts(item, fusion: str, instruction: str | None) -> list[tuple]
     if isinstance(item, Mapping) and not isinstance(item.get("text") or "", str):
         return whole  # an error that `split_item` names
 
-    # apart from its text, an image needs no place in it
+    # several images with their places among the words are one thing
     text = ""
     picture = {"image": item}
     if isinstance(item, Mapping):
-        text = strip_placeholders(item.get("text") or "")
-        picture = {key: value for key, value in item.items() if key != "text"}
+        text = item.get("text") or ""
+        if _places(text) > 1:
+            return whole
+
+        # apart from its text, an image needs no place in it
+        text = strip_placeholders(text)
+        picture = {key: value for key, value in item.items() if key not in ("text", "instruction")}
     if all(value is None or (isinstance(value, str) and not value) for value in picture.values()):
         return whole
 
@@ -701,6 +723,13 @@ def _split_into_parts(item, fusion: str, instruction: str | None) -> list[tuple]
     return [(picture, None), (spoken, None)]
 
 
+def _without_lists(item, name: str):
+    """An item whose texts and images stand in a list as one text with places for the images; others as they are."""
+    if isinstance(item, (list, tuple)) and not is_chat(item):
+        return item_fields(item, name)
+    return item
+
+
 def _text_of(item) -> str:
     """The text of an item or question that is cut where it is too long; empty if there is none, as of a chat."""
     text = item
@@ -709,6 +738,11 @@ def _text_of(item) -> str:
     elif isinstance(item, Mapping):
         text = item.get("text")
     return text if isinstance(text, str) else ""
+
+
+def _places(text: str) -> int:
+    """How many places for images a text has."""
+    return len(PLACEHOLDER.findall(text))
 
 
 def _with_settings(reading: Reading | None, settings: dict) -> Reading:

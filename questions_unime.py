@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
-from .items_unime import is_chat, is_video, split_item
+from .items_unime import instruction_of, is_chat, is_video, split_item
 from .preset_unime import Prompts
 from .prompts_unime import instruct, strip_placeholders
 
@@ -88,6 +88,7 @@ class QuestionRenderer:
             raise ValueError(f"the preset {self.preset!r} puts lists in order, and asks about no single candidate.")
 
         # both sides as the preset shows them; the text of the document may be cut later
+        instruction = instruction_of(query) or instruction
         shown_query, instruction = self._shown_query(query, judging.query, instruction)
         limit = judging.document_length
         document = self._shown(candidate, name, judging.document, text_limit=limit, has_place=True)
@@ -118,7 +119,7 @@ class QuestionRenderer:
         """
         judging = self.rules.judging
         lists = judging.lists
-        shown_query, _ = self._shown_query(query, judging.query, instruction)
+        shown_query, _ = self._shown_query(query, judging.query, instruction_of(query) or instruction)
 
         # candidates are numbered in the order in which they are shown
         entries = []
@@ -165,7 +166,7 @@ class QuestionRenderer:
         """What stands for an item in a question; `has_place` leaves a place for its text, which may be cut."""
         if is_chat(item):
             raise TypeError(f"{name} is a chat; the judge reads texts, images, and dicts of both.")
-        text, images = split_item(item, name, self.num_frames, may_be_empty=self.rules.empty is not None)
+        text, images = split_item(item, name, self.media, may_be_empty=self.rules.empty is not None)
 
         # the image stands before its text, and a placeholder says nothing more
         text = text or ""

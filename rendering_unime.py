@@ -6,8 +6,18 @@ from itertools import groupby
 from operator import itemgetter
 
 from .controls_unime import GUARD, ControlTokens
-from .images_unime import Resolution
-from .items_unime import is_chat, is_image, is_video, judge_messages, read_frames, require_unicode, split_item
+from .images_unime import Media, Resolution
+from .items_unime import (
+    instruction_of,
+    is_chat,
+    is_image,
+    is_video,
+    judge_messages,
+    read_frames,
+    read_source,
+    require_unicode,
+    split_item,
+)
 from .prompts_unime import (
     BENCHMARKS,
     PLACEHOLDER,
@@ -64,6 +74,7 @@ class PromptRenderer(QuestionRenderer):
     `chat_template`, `num_frames`, `image_token`, `_fenced_image` and `_native`.
     """
 
+    allow_urls = False  # whether images are read by `https://` addresses; this is not saved
     _template_takes_strings = None  # tried out on first use
     _controls = None  # likewise
 
@@ -114,6 +125,11 @@ class PromptRenderer(QuestionRenderer):
         return self._controls
 
     @property
+    def media(self) -> Media:
+        """How images and videos of items are got at."""
+        return Media(self.num_frames, allow_urls=self.allow_urls)
+
+    @property
     def takes_several_images(self) -> bool:
         """Whether a prompt may hold more than one image."""
         return self._native.takes_several_images
@@ -150,7 +166,8 @@ class PromptRenderer(QuestionRenderer):
         prompt, images = processor.render({"text": "at night", "image": "photo.jpg"}, role="document")
         ```
         """
-        prompt, images = self._render(item, Reading(instruction, role, benchmark=benchmark), name, generate)
+        reading = Reading(instruction_of(item) or instruction, role, benchmark=benchmark)
+        prompt, images = self._render(item, reading, name, generate)
         return prompt.replace(GUARD, ""), images
 
     def _render(self, item, reading: Reading, name: str, generate: bool = True) -> tuple[str, tuple]:
@@ -161,7 +178,7 @@ class PromptRenderer(QuestionRenderer):
             prompt, images = self._render_chat(item, name, generate)
         else:
             may_be_empty = self._words(reading.benchmark).empty is not None
-            text, images = split_item(item, name, self.num_frames, may_be_empty)
+            text, images = split_item(item, name, self.media, may_be_empty)
             prompt = self._prompt(text, len(images), reading, name, is_video(item))
 
         if len(images) > 1 and not self.takes_several_images:
@@ -181,8 +198,9 @@ class PromptRenderer(QuestionRenderer):
         instruction = self._instruction(text, image_count, reading, words)
         place = words.instruction.place
         if instruction and place == "text":
-            if image_count:
-                text = strip_placeholders(text)
+            # unless several images have places of their own among the words
+            if image_count == 1 or len(PLACEHOLDER.findall(text)) != image_count:
+                text = strip_placeholders(text) if image_count else text
             text = instruct(instruction, text, words.instruction.form)
         text = self.controls.guard(text, places_image=image_count > 0)
         instruction = self.controls.guard(instruction)
@@ -239,8 +257,9 @@ class PromptRenderer(QuestionRenderer):
 
         # a text that says itself where its image stands
         if has_text and image_count and PLACEHOLDER.search(text):
-            if image_count > 1:
-                raise ValueError(f"{name} places one image in its text but has {image_count}.")
+            places = len(PLACEHOLDER.findall(text))
+            if places != image_count and image_count > 1:
+                raise ValueError(f"{name} places {places or 'no'} images in its text but has {image_count}.")
             turn = text if words.verbatim else _fill(_without_image(template), text, instruction)
             return PLACEHOLDER.sub(lambda _: self._image_in_prompt, turn)
 
@@ -353,9 +372,9 @@ class PromptRenderer(QuestionRenderer):
         """The image, or the frames of the video, in an entry of a message's content; none for a text."""
         kind = entry.get("type") if isinstance(entry, Mapping) else None
         if kind == "image" and is_image(entry.get("image")):
-            return (entry["image"],)
+            return (read_source(entry["image"], name, self.media),)
         if kind == "video" and entry.get("video") is not None:
-            return read_frames(entry["video"], name, self.num_frames)
+            return read_frames(entry["video"], name, self.media)
         if kind == "text" and isinstance(entry.get("text"), str):
             require_unicode(entry["text"], name)
             return ()
@@ -376,9 +395,7 @@ class PromptRenderer(QuestionRenderer):
         if benchmark is not None:
             one_of("benchmark", benchmark, *BENCHMARKS)
         image_text = self.rules.judged_images.get(benchmark, "")
-        return judge_messages(
-            query, candidates, strategy, names, answer_format, self.num_frames, image_text, instruction
-        )
+        return judge_messages(query, candidates, strategy, names, answer_format, self.media, image_text, instruction)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an assistant's turn, up to the token that ends it, as they follow the generation prompt."""

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from transformers.image_utils import load_image
 
+from .images_unime import images_of_array
 from .items_unime import is_chat
 from .processing_unime import SETTINGS
 
@@ -88,18 +89,18 @@ def as_item(value):
     path. Arrays are images and videos.
     """
     if isinstance(value, (np.ndarray, torch.Tensor)):
-        return {"image" if value.ndim == 3 else "video": _pictures(value)}
+        return {"image" if value.ndim == 3 else "video": images_of_array(value)}
     if not isinstance(value, dict):
         return value
     if "array" in value:
-        return {"video": _pictures(value["array"])}
+        return {"video": images_of_array(value["array"])}
 
     item = dict(value)
     for kind in ("image", "video"):
         if isinstance(item.get(kind), dict) and "array" in item[kind]:
             item[kind] = item[kind]["array"]
         if isinstance(item.get(kind), (np.ndarray, torch.Tensor)):
-            item[kind] = _pictures(item[kind])
+            item[kind] = images_of_array(item[kind])
     if "image" in item:
         item["image"] = _opened(item["image"])
     return item
@@ -117,23 +118,6 @@ def _opened(image):
     if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
         return load_image(image, timeout=_TIMEOUT)
     return image
-
-
-def _pictures(array):
-    """An image of an array `[H, W, 3]` or `[3, H, W]`, images of an array with one more dimension."""
-    pixels = np.asarray(array)
-    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
-        raise ValueError(
-            f"an array of type {pixels.dtype} and shape {list(pixels.shape)} is not an image or a video: its values "
-            "must be uint8, in the order [height, width, 3] or [3, height, width], with the frames of a video first."
-        )
-    if pixels.ndim == 4:
-        return [_pictures(frame) for frame in pixels]
-    if pixels.shape[2] not in (1, 3, 4):
-        pixels = np.moveaxis(pixels, 0, 2)
-    if pixels.shape[2] == 1:
-        pixels = pixels[:, :, 0]
-    return Image.fromarray(pixels)
 
 
 def as_pair(value):

@@ -30,7 +30,12 @@ def describe(report: dict) -> str:
     verdict = "none of them bad"
     if bad_rows:
         verdict = f"and {len(bad_rows):,} bad ones that are left out"
-    lines = [f"{report['file']}: {report['rows']:,} rows, {verdict}", ""]
+    lines = [f"{report['file']}: {report['rows']:,} rows, {verdict}"]
+    if report["source"]:
+        lines.append(f"read as: {report['source']}")
+    for layout, columns in report["columns"].items():
+        lines += ["", f"columns, as {layout}", *_column_lines(columns)]
+    lines += ["", "the first rows, as they are read", *_sample_lines(report["samples"]), ""]
 
     lines += _dataset_lines(report["datasets"])
     for title in ("modalities", "mended", "duplicates"):
@@ -43,6 +48,22 @@ def describe(report: dict) -> str:
     if "bad_items" in report:
         lines += ["", *_bad_item_lines(report["bad_items"])]
     return "\n".join(lines)
+
+
+def _column_lines(columns: dict[str, str]) -> list[str]:
+    """What each column is taken for."""
+    width = max(map(len, columns), default=0)
+    return [f"  {name:<{width}}  -> {what}" for name, what in columns.items()]
+
+
+def _sample_lines(samples: list[dict]) -> list[str]:
+    """A few rows, a line for each of their parts."""
+    lines = []
+    for number, sample in enumerate(samples):
+        for name, value in sample.items():
+            start = f"  {number}." if name == "query" else "    "
+            lines.append(f"{start} {name}: {value}")
+    return lines
 
 
 def _dataset_lines(datasets: dict[str, dict]) -> list[str]:
@@ -181,7 +202,15 @@ def _check(options):
                 options.trust_remote_code,
             )
 
-        report = check(options.path, options.image_root, options.split, not options.no_images, reader)
+        report = check(
+            options.path,
+            options.image_root,
+            options.split,
+            not options.no_images,
+            reader,
+            options.columns,
+            options.allow_urls,
+        )
 
         text = json.dumps(report, indent=1, ensure_ascii=False)
         if options.report:

@@ -60,6 +60,7 @@ def encode(
     shard_size: int = 256,
     update: bool = False,
     engine: RayEngine | None = None,
+    **reading,
 ) -> Encoded | None:
     """Writes embeddings of the items of `sources`, going on where it was interrupted.
 
@@ -73,6 +74,7 @@ def encode(
         update (`bool`, defaults to `False`): embed only what the file lacks or what has changed, and drop what is no
             longer there.
         engine ([`~unime.jobs.engines.RayEngine`], *optional*): workers that embed, in place of this process.
+        reading: `image_root`, `column`, `columns` and `allow_urls` of [`~unime.data.item_sources.read_items`].
 
     Returns:
         [`Encoded`] in the main process, `None` in the others.
@@ -95,7 +97,7 @@ def encode(
         raise ValueError(f"{out} is not a file of embeddings that `unime encode` made; name another, or remove it.")
 
     # read: the items, and the index that is to be updated
-    entries = _read(sources)
+    entries = _read(sources, reading)
     about = {"source": str(embedder.source), "role": role, "settings": embedder.settings()}
     old = _updatable(out, about) if update and out.exists() else None
 
@@ -135,9 +137,9 @@ def _parts(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
 
 
-def _read(sources: list[str]) -> list[Entry]:
+def _read(sources: list[str], reading: dict) -> list[Entry]:
     """The items of the sources, of which there must be one."""
-    entries = [Entry(name, item, stamp(item)) for name, item in read_items(sources)]
+    entries = [Entry(name, item, stamp(item)) for name, item in read_items(sources, **reading)]
     if not entries:
         raise ValueError(f"there is nothing to embed in {', '.join(sources)}.")
     return entries
@@ -235,7 +237,16 @@ def execute(options):
         embedder = Embedder.of(options)
         with open_engine(options) as engine:
             encoded = encode(
-                options.sources, embedder, options.out, options.role, update=options.update, engine=engine
+                options.sources,
+                embedder,
+                options.out,
+                options.role,
+                update=options.update,
+                engine=engine,
+                image_root=options.image_root,
+                column=options.column,
+                columns=options.columns,
+                allow_urls=options.allow_urls,
             )
     if encoded is None:  # not the main process
         return

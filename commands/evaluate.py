@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ..eval.catalogue import PAIRS
 from ..eval.catalogue import read as read_benchmark
 from ..eval.means import notes_of, print_metrics, print_table
 from ..eval.rehearsal import rehearse, rehearse_rerank
@@ -64,9 +65,11 @@ def run(
     if step == "pairs":
         from ..eval.floors import floors_of as floors  # with a library that other benchmarks do not need
 
-        source |= {"corpus": config.corpus, "both_ways": config.both_ways}
-    elif config.corpus or config.both_ways:
-        raise ValueError("`corpus` and `both_ways` are settings of `unime eval pairs`.")
+        source |= {name: getattr(config, name) for name in PAIRS}
+    else:
+        given = [name for name in PAIRS if getattr(config, name)]
+        if given:
+            raise ValueError(f"`{'` and `'.join(given)}` are settings of `unime eval pairs`.")
 
     with embedder.state.main_process_first():  # which unpacks what has to be unpacked
         tasks, root = read_benchmark(step, _fetched(source))

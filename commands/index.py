@@ -17,6 +17,7 @@ from ..files.writing import write_whole
 
 SUFFIXES = (".parquet", ".npz")
 _COLUMNS = ("id", "text", "image", "stamp")  # beside the embeddings
+_OPTIONAL = ("more_images", "instruction")  # which few items have
 _KEY = b"unime"  # under which a Parquet file says how its embeddings were made
 
 
@@ -40,12 +41,9 @@ class Index(NamedTuple):
 
 def stamp(item: Item) -> str:
     """What an item's file holds, as [`~unime.files.identity.file_identity`] has it; empty where it has none."""
-    if not item.image:
-        return ""
-
     # a missing file is reported when it is embedded, with its reason
-    identity = file_identity(item.image)
-    return "" if identity == MISSING else identity
+    identities = [file_identity(path) for path in item.images]
+    return "+".join("" if identity == MISSING else identity for identity in identities)
 
 
 def write_index(path: Path, index: Index):
@@ -53,7 +51,8 @@ def write_index(path: Path, index: Index):
 
     Args:
         path (`Path`): a `.parquet` file with the columns `id`, `text`, `image`, `stamp` and `embedding`, or an `.npz`
-            file with arrays of these names.
+            file with arrays of these names; where an item has several images or an instruction, also `more_images`
+            (JSON lists) or `instruction`.
         index ([`Index`]): what to write.
     """
     columns = {
@@ -62,6 +61,12 @@ def write_index(path: Path, index: Index):
         "image": [item.image for item in index.items],
         "stamp": index.stamps,
     }
+
+    # what few items have
+    if any(item.more_images for item in index.items):
+        columns["more_images"] = [json.dumps(item.more_images) for item in index.items]
+    if any(item.instruction for item in index.items):
+        columns["instruction"] = [item.instruction for item in index.items]
     about = json.dumps(index.about)
 
     def write_parquet(draft):
@@ -125,8 +130,8 @@ def read_index(path) -> Index:
 
 def _checked(columns: list[list[str]], embeddings: np.ndarray, about) -> Index:
     """An index of what a file holds, which anybody may have written."""
-    names, texts, images, stamps = columns  # as in _COLUMNS
-    for title, column in zip(_COLUMNS, columns):
+    names, texts, images, stamps, more, instructions = columns  # as in _COLUMNS and _OPTIONAL
+    for title, column in zip((*_COLUMNS, *_OPTIONAL), columns):
         if len(column) != len(embeddings):
             raise ValueError(f"{len(column)} entries in {title!r} for {len(embeddings)} embeddings")
         if not all(isinstance(entry, str) for entry in column):
@@ -143,7 +148,9 @@ def _checked(columns: list[list[str]], embeddings: np.ndarray, about) -> Index:
         if not isinstance(value, str):
             raise ValueError("it does not say how it was made")
 
-    items = [Item(text, image) for text, image in zip(texts, images)]
+    items = []
+    for text, image, others, instruction in zip(texts, images, more, instructions):
+        items.append(Item(text, image, tuple(json.loads(others or "[]")), instruction))
     return Index(names, items, stamps, embeddings, about)
 
 
@@ -156,7 +163,9 @@ def _read_npz(path: Path) -> tuple[list[list[str]], np.ndarray, str]:
     if missing:
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
 
+    nothing = np.full(len(arrays["embedding"]), "")
     columns = [arrays[name].tolist() for name in _COLUMNS]
+    columns += [arrays.get(name, nothing).tolist() for name in _OPTIONAL]
     return columns, arrays["embedding"], str(arrays["about"])
 
 
@@ -171,4 +180,5 @@ def _read_parquet(path: Path) -> tuple[list[list[str]], np.ndarray, bytes]:
     table = pq.read_table(path)
     flat = table["embedding"].combine_chunks().flatten().to_numpy()  # [N * D]
     columns = [table[name].to_pylist() for name in _COLUMNS]
+    columns += [table[name].to_pylist() if name in table.schema.names else [""] * len(table) for name in _OPTIONAL]
     return columns, flat.reshape(len(table), -1), about

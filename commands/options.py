@@ -118,6 +118,16 @@ OPTIONS = {
     # data
     "role": {"choices": ROLES, "help": "as what items are read (default: %(default)s)"},
     "image-root": {"help": "where image paths start; by default the folder of the data"},
+    "columns": {
+        "nargs": "+",
+        "metavar": "WHAT=COLUMN",
+        "help": "which columns to take for what, query=caption positive=image; by default as they are recognised",
+    },
+    "allow-urls": {
+        "action": "store_true",
+        "default": False,
+        "help": "fetch images that rows name by https:// addresses, but none of a private network",
+    },
     "split": {
         "default": "original",
         "choices": SPLITS,

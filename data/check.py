@@ -17,13 +17,14 @@ from datasets import Dataset
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..files.identity import picture_identity
+from ..files.identity import file_of, picture_identity
 from ..images_unime import FORMATS, load_frames, open_image, read_size
 from .readers import Findings, read_rows
 from .schema import Example, Item, to_example
 from .sieve import BadItem
-from .texts import printable
+from .texts import printable, shown
 
+SAMPLES = 3  # rows that are shown
 SHOWN = 20  # bad rows, and bad images, that are printed; the JSON report has all
 IN_HAND = 25_000_000  # pixels that are decoded at a time, of about 15 bytes each; a larger image is alone
 
@@ -36,20 +37,29 @@ class RowReader(Protocol):
 
 
 def check(
-    path, image_root=None, split: str = "original", images: bool = True, reader: RowReader | None = None
+    path,
+    image_root=None,
+    split: str = "original",
+    images: bool = True,
+    reader: RowReader | None = None,
+    columns=None,
+    allow_urls: bool = False,
 ) -> dict:
-    """Examines a data file of any layout that [`~unime.data.readers.read_rows`] reads.
+    """Examines data of any source and layout that [`~unime.data.readers.read_rows`] reads.
 
     Args:
-        path (`str` or `Path`): file, folder, or `hf://datasets/...`.
+        path (`str` or `Path`): file, folder, or data set of the Hub.
         image_root (`str` or `Path`, *optional*): where image paths start; the file's folder by default.
         split (`str`, defaults to `"original"`): for a folder of MMEB-train.
         images (`bool`, defaults to `True`): open every image, rather than only look whether it is there.
         reader (*optional*): reads every row as a training of a model would, and says what it cannot read.
+        columns, allow_urls (*optional*): as in [`~unime.data.readers.read_rows`].
 
     Returns:
-        `dict`: the report, of plain values: `file`, `rows`, `bad_rows`, `datasets`, `modalities`, `mended`,
-        `duplicates`, `scores` and `images`; with a reader also `bad_items`, each with its `item` and `reason`.
+        `dict`: the report, of plain values: `file`, `source` (what it was taken for), `columns` (what each was taken
+        for, by layout), `samples` (the first rows as they are read), `rows`, `bad_rows`, `datasets`, `modalities`,
+        `mended`, `duplicates`, `scores` and `images`; with a reader also `bad_items`, each with its `item` and
+        `reason`.
 
     Raises:
         ValueError: the file cannot be read at all, or has no good row.
@@ -63,7 +73,7 @@ def check(
     """
     # a missing image is counted with the images, once, rather than with every row that names it
     findings = Findings(images_must_exist=False)
-    rows = read_rows(path, image_root, split=split, findings=findings)
+    rows = read_rows(path, image_root, split=split, findings=findings, columns=columns, allow_urls=allow_urls)
 
     # the images first: copies of one are told by their pixels
     images_report, identities = look_at_images(image_paths(rows), images)
@@ -77,6 +87,9 @@ def check(
 
     report = {
         "file": printable(str(path)),
+        "source": findings.source,
+        "columns": findings.layouts,
+        "samples": [_sample(to_example(row)) for row in rows.select(range(min(SAMPLES, len(rows))))],
         "rows": len(rows),
         "bad_rows": [problem._asdict() for problem in findings.problems],
         "datasets": tally.datasets(),
@@ -89,6 +102,33 @@ def check(
     if reader is not None:
         report["bad_items"] = [{"item": item, "reason": reason} for item, reason in bad_items.items()]
     return report
+
+
+def _sample(example: Example) -> dict:
+    """A row as it is read, in words."""
+    sample = {"query": _in_words(example.query), "positive": _in_words(example.positive)}
+    if example.positive_score is not None:
+        sample["positive score"] = example.positive_score
+    if example.other_positives:
+        sample["other positives"] = len(example.other_positives)
+    if example.negatives:
+        sample["negatives"] = len(example.negatives)
+        sample["first negative"] = _in_words(example.negatives[0])
+    if example.weight != 1:
+        sample["weight"] = example.weight
+    sample["data set"] = printable(example.dataset)
+    return sample
+
+
+def _in_words(item: Item) -> str:
+    """An item as a person reads it."""
+    kind = "video" if item.is_video else "image"
+    words = [f"{kind} {Path(path).name}" for path in item.images]
+    if item.text.strip():
+        words.append(shown(item.text))
+    if item.instruction:
+        words.insert(0, f"(instruction: {shown(item.instruction)})")
+    return printable(" ".join(words))
 
 
 class _Tally:
@@ -134,8 +174,7 @@ class _Tally:
 
     def _identity(self, item: Item) -> tuple[str, str]:
         """What makes two candidates one: a copy of a picture under another name is the same candidate."""
-        text, path = item.identity
-        return text, self.identities.get(path, path)
+        return item.with_images(self.identities).identity
 
     def _note_scores(self, row: Example):
         if row.positive_score is None:
@@ -217,6 +256,7 @@ def image_paths(rows: Dataset) -> list[str]:
         if pa.types.is_list(column.type):
             column = column.flatten()
         paths |= dict.fromkeys(pc.unique(column.field("image")).to_pylist())
+        paths |= dict.fromkeys(pc.unique(column.field("more_images").flatten()).to_pylist())
     return [path for path in paths if path]
 
 
@@ -237,7 +277,7 @@ def look_at_images(paths: Iterable[str], thoroughly: bool = True) -> tuple[dict,
     present = []
     missing = []
     for path in paths:
-        if Path(path).exists():
+        if Path(file_of(path)).exists():
             present.append(path)
         else:
             missing.append(path)
@@ -310,7 +350,9 @@ def _look(path: str, budget: _PixelBudget) -> _Look:
         # the header first: its pixels say how long to wait for memory
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            read_size(path, "")  # what is no file is not opened
+            width, height = read_size(path, "")  # what is no file is not opened
+            if file_of(path) != path or path.lower().endswith(".pdf"):
+                return _Look("", ["page of a PDF"], width * height, picture_identity(path))
             with Image.open(path, formats=FORMATS) as file:
                 oddities = _oddities(file)
                 pixels = file.width * file.height

@@ -47,6 +47,9 @@ class Batch:
         query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): indices into the table.
         positive_score (`FloatTensor` `[B]`), negative_scores (`[B, K]`): judge scores, NaN where there are none.
         dataset (`list[str]`): name of the data set of each row.
+        other_positives (`LongTensor` `[B, P]`): content hashes of what is right as well, and so never a negative; 0
+            pads.
+        weight (`FloatTensor` `[B]`): how much each row counts.
         tokens (`int`), padded_tokens (`int`): of all chunks, without and with padding.
         bad_items (`list[BadItem]`): items that could not be read and were left out; B and T may be 0 without them.
     """
@@ -60,6 +63,8 @@ class Batch:
     positive_score: torch.Tensor
     negative_scores: torch.Tensor
     dataset: list[str]
+    other_positives: torch.Tensor
+    weight: torch.Tensor
     tokens: int
     padded_tokens: int
     bad_items: list[BadItem] = field(default_factory=list)
@@ -182,6 +187,8 @@ class EmbeddingCollator:
             positive_score=torch.tensor(positive_score),  # [B]
             negative_scores=_pad(negative_scores, width, float("nan"), torch.float),  # [B, K]
             dataset=dataset,
+            other_positives=_other_hashes(roles, examples),  # [B, P]
+            weight=torch.tensor([example.weight for example in examples]),  # [B]
             tokens=sum(lengths),
             padded_tokens=sum(chunk["input_ids"].numel() for chunk in tensors),
         )
@@ -269,17 +276,23 @@ def _index(table: dict, role: str, item: Item) -> int:
 def _hashes(table: dict) -> torch.Tensor:
     """Content hashes `[T]` of a table, which ranks compare."""
     renamed = named_by_content(item for _, item in table)
+    return torch.tensor([_hash(role, renamed[item]) for role, item in table], dtype=torch.long)
+
+
+def _hash(role: str, item: Item) -> int:
+    """The content hash of an item in a role; a copy of a picture under another name is the same picture."""
+    # one item as a query and as a document has two embeddings, so it has two hashes
+    return item.content_hash ^ 1 if role == "query" else item.content_hash
+
+
+def _other_hashes(roles: list[str], examples: list[Example]) -> torch.Tensor:
+    """Content hashes `[B, P]` of the other positives of each row, which need not be in the table."""
+    renamed = named_by_content(item for example in examples for item in example.other_positives)
 
     hashes = []
-    for role, item in table:
-        # a copy of a picture under another name is the same picture
-        content_hash = renamed[item].content_hash
-
-        # one item as a query and as a document has two embeddings, so it has two hashes
-        if role == "query":
-            content_hash ^= 1
-        hashes.append(content_hash)
-    return torch.tensor(hashes, dtype=torch.long)
+    for role, example in zip(roles, examples):
+        hashes.append([_hash(role, renamed[item]) for item in example.other_positives])
+    return _pad(hashes, max(map(len, hashes), default=0), 0, torch.long)
 
 
 def _or_nan(value: float | None) -> float:

@@ -5,7 +5,6 @@ in size, compression or small details, count only where they are asked for.
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 import numpy as np
 
@@ -27,14 +26,11 @@ def named_by_content(items: Iterable[Item], near: int | None = None) -> dict[Ite
         `dict[Item, Item]`: for each item one with its text, and the identity of its picture in place of the path.
     """
     items = list(items)
-    pictures = picture_identities(item.image for item in items if item.image)
+    pictures = picture_identities(path for item in items for path in item.images)
     if near is not None:
         pictures = _joined(pictures, near)
 
-    renamed = {}
-    for item in items:
-        renamed[item] = replace(item, image=pictures[item.image]) if item.image else item
-    return renamed
+    return {item: item.with_images(pictures) for item in items}
 
 
 def identities_of(items: Iterable[Item], near: int | None = None) -> dict[Item, Identity]:

@@ -11,7 +11,7 @@ MOST = 2**26  # characters of one cell; the csv module's own limit is 131,072
 
 
 def csv_rows(path: Path, findings: Findings | None) -> Iterator[Located]:
-    """Rows of a CSV file whose first row is its header; their data set is the file's name.
+    """Rows of a CSV file, or of one with tabs (`.tsv`), whose first row is its header; their data set is its name.
 
     Args:
         path (`Path`): the file.
@@ -24,7 +24,7 @@ def csv_rows(path: Path, findings: Findings | None) -> Iterator[Located]:
     csv.field_size_limit(max(MOST, csv.field_size_limit()))  # of the whole process; there is no other place for it
     with open_text(path, newline="") as file:
         lines = _Lines(file)
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         header = _header(path, reader, lines)
 
         number = 0
@@ -83,7 +83,7 @@ class _Lines:
                 if is_open:
                     is_open = character != '"'
                 # at the beginning of a cell; one after another is a quote that was doubled
-                elif character == '"' and previous in ',\r\n"':
+                elif character == '"' and previous in ',\t\r\n"':
                     is_open = True
                     if previous != '"':
                         opening = number

@@ -83,7 +83,8 @@ def parquet_rows(
     try:
         with pq.ParquetFile(path) as file:
             columns = _columns(path, file.schema_arrow.names, names)
-            for batch in file.iter_batches(columns=list(columns.values()), batch_size=4096):
+            size = 64 if _holds_files(file.schema_arrow) else 4096
+            for batch in file.iter_batches(columns=list(columns.values()), batch_size=size):
                 for row in _batch_rows(path, batch, number, findings):
                     # a bad row has a number as well
                     if row is not None:
@@ -91,6 +92,11 @@ def parquet_rows(
                     number += 1
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} cannot be read from row {number} on: {error}") from error
+
+
+def _holds_files(schema: pa.Schema) -> bool:
+    """Whether there are bytes in a table, such as those of pictures, of which few fit into memory."""
+    return "binary" in str(schema.types)
 
 
 def parquet_columns(path: Path) -> list[str]:
@@ -152,19 +158,39 @@ def find_columns(present: list[str], names: dict[str, tuple[str, ...]]) -> dict[
 
 
 def table_rows(path: Path, findings: Findings | None) -> Iterator[Located]:
-    """Rows of a CSV, JSON, JSON lines or Parquet file; their data set is the file's name."""
+    """Rows of a CSV, TSV, JSON, JSON lines or Parquet file; their data set is the file's name."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         for number, row in parquet_rows(path, findings=findings):
             yield Located(f"{path}, row {number}", path.stem, row)
     elif suffix == ".jsonl":
         yield from _json_lines(path, findings)
-    elif suffix == ".csv":
+    elif suffix in (".csv", ".tsv"):
         yield from csv_rows(path, findings)
+    elif suffix == ".json" and _begins_with_an_object(path):
+        yield from _json_lines(path, findings)  # many write them under this name
     elif suffix == ".json":
         yield from list_rows(path, findings, path.stem)
     else:
-        raise ValueError(f"{path}: rows are read from .csv, .jsonl, .parquet and .json files, and from folders.")
+        raise ValueError(
+            f"{path}: rows are read from .csv, .tsv, .jsonl, .json, .parquet, .arrow and .tar files, from folders, "
+            "and from data sets of the Hub (owner/name)."
+        )
+
+
+def _begins_with_an_object(path: Path) -> bool:
+    """Whether the first line of a file is a JSON object."""
+    with open_text(path) as file:
+        for line in file:
+            if not line.strip():
+                continue
+            if not line.lstrip().startswith("{"):
+                return False
+            try:
+                return isinstance(parse_json(line), dict)
+            except ValueError:
+                return False
+    return False
 
 
 def _json_lines(path: Path, findings: Findings | None) -> Iterator[Located]:

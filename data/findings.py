@@ -27,6 +27,8 @@ class Findings:
             stays a path that leads nowhere.
         problems (`list[Problem]`): bad rows, which are left out.
         notes (`Counter`): what was mended, such as image placeholders in texts without an image.
+        source (`str`): what the source was taken for.
+        layouts (`dict`): by the names of the layouts that were met, what each column was taken for.
 
     Example:
 
@@ -40,6 +42,8 @@ class Findings:
     images_must_exist: bool = True
     problems: list[Problem] = field(default_factory=list)
     notes: Counter = field(default_factory=Counter)
+    source: str = ""
+    layouts: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class Located(NamedTuple):

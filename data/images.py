@@ -1,10 +1,76 @@
-"""Image paths that data files name: kept inside their root, and checked to exist. Images as servers take them."""
+"""Images of data files: kept inside their root, checked to exist, unpacked where they are bytes; and for servers."""
 
 import base64
 import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from .texts import shown
+from ..files.unpacked import UNPACKED, unpack
+from ..images_unime import DATA_URI, data_uri, read_data_uri
+from ..urls_unime import CACHE as FETCHED
+from ..urls_unime import URL, fetch
+from .texts import require_text, shown
+
+FRAGMENT = re.compile(r"#(?=(?:page|fps|frames)=)")  # after the path: a page of a PDF, how a video is sampled
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Where the images of rows are, and what may be done to get them.
+
+    Args:
+        root (`Path`, *optional*): where relative paths start, and the folder that no image may lie outside of; without
+            one, paths are taken as they are, which is for rows that a program hands over.
+        allow_urls (`bool`, defaults to `False`): fetch images that rows name by `https://` addresses.
+        unpacked (`bool`, defaults to `True`): write images that rows hold as bytes into a folder, once; a stream of
+            rows keeps them in the rows.
+        must_exist (`bool`, defaults to `True`): whether a missing file is an error.
+    """
+
+    root: Path | None
+    allow_urls: bool = False
+    unpacked: bool = True
+    must_exist: bool = True
+
+    def name_of(self, value) -> str:
+        """What an item calls an image: a path, or a data URI where nothing is unpacked; empty if there is none.
+
+        Args:
+            value: a path, an address, a data URI, bytes, or what `datasets` stores of an image or a video.
+
+        Raises:
+            ValueError: it is something else, or cannot be had; the message says why.
+        """
+        # {"bytes", "path"}: bytes that the data set holds, or else the path of a file
+        path = ""
+        if isinstance(value, Mapping) and value.keys() <= {"bytes", "path"}:
+            path = value.get("path") or ""
+            value = value.get("bytes") or path
+
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return self._named(bytes(value), str(path))
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise ValueError(f"a text or an image path must be a string, not {shown(value)}.")
+
+        if DATA_URI.match(value):
+            return self._named(read_data_uri(value))
+        if URL.match(value):
+            return fetch(value, self.allow_urls, "--allow-urls")
+        return self._path(require_text(value))
+
+    def _named(self, content: bytes, name: str = "") -> str:
+        """Bytes as a file, or as a data URI."""
+        return unpack(content, name) if self.unpacked else data_uri(content)
+
+    def _path(self, name: str) -> str:
+        """The path of a file, with what follows it of a page or a sampling."""
+        if self.root is None:
+            return name
+        return resolve_image(self.root, name, self.must_exist)
 
 
 def resolve_image(root: Path, name: str, must_exist: bool = True) -> str:
@@ -12,7 +78,8 @@ def resolve_image(root: Path, name: str, must_exist: bool = True) -> str:
 
     Args:
         root (`Path`): the folder that no image may lie outside of.
-        name (`str`): the path as the data file has it.
+        name (`str`): the path as the data file has it; an absolute one must lie in `root`, or be that of an image that
+            was unpacked from a data set.
         must_exist (`bool`, defaults to `True`): whether a missing file is an error.
 
     Returns:
@@ -26,19 +93,29 @@ def resolve_image(root: Path, name: str, must_exist: bool = True) -> str:
         return ""
 
     # both are resolved first: neither ".." nor a link in the data leads out of the root
+    fragment = ""
     try:
         root = Path(root).resolve()
         path = (root / name).resolve()
         is_present = path.exists()
+
+        # a file whose name looks so is that file
+        file, *rest = FRAGMENT.split(name, maxsplit=1)
+        if rest and not is_present:
+            fragment = f"#{rest[0]}"
+            path = (root / file).resolve()
+            is_present = path.exists()
         str(path).encode()
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"image path {shown(name)} cannot be followed: {_reason(error)}.") from error
 
-    if not path.is_relative_to(root):
+    # what was unpacked or fetched for a row may stand in a file that is made of it
+    folders = (root, UNPACKED.resolve(), FETCHED.resolve())
+    if not any(map(path.is_relative_to, folders)):
         raise ValueError(f"image path {shown(name)} leaves the image root {str(root)!r}.")
     if must_exist and not is_present:
         raise ValueError(f"image {shown(name)} does not exist under {str(root)!r}; is that where image paths start?")
-    return str(path)
+    return f"{path}{fragment}"
 
 
 def _reason(error: Exception) -> str:

@@ -1,61 +1,88 @@
-"""Named items: folders of pictures, JSON lines, texts by line, and the standard input."""
+"""Named items: folders of pictures, PDFs, texts by line, the standard input, and one column of any rows."""
 
 import io
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ..images_unime import IMAGES
-from .readers import item_of
-from .schema import VIDEOS, Item
+from ..pages_unime import count_pages
+from .choices import ROLES
+from .findings import Findings, Located
+from .images import ImageFiles
+from .readers import iterate_examples
+from .row_items import KEYS, item_from
+from .schema import Item
+from .sources import is_picture, open_source
 from .texts import KEEP_BYTES, open_text, parse_json, printable, require_text
 
 
-def read_items(sources: Iterable[str]) -> Iterator[tuple[str, Item]]:
+def read_items(
+    sources: Iterable[str], image_root=None, column: str | None = None, columns=None, allow_urls: bool = False
+) -> Iterator[tuple[str, Item]]:
     """Named items of several sources.
 
     Args:
-        sources: a folder (every image and video below it), an image, `.jsonl` (each line a text, or an object with
-            `text`, `image` and, if wanted, `id`; images are named from the file's folder on), `.txt` (a text a line),
-            or `-` for JSON lines from the standard input, with images named from the working directory on.
+        sources: a folder (every image and video below it), an image, a `.pdf` (each page), `.jsonl` (each line an
+            item, as rows have them, with an `id` if wanted; images are named from the file's folder on), `.txt` (a
+            text a line), `-` for JSON lines from the standard input, with images named from the working directory on,
+            or whatever [`~unime.data.readers.read_rows`] reads.
+        image_root (`str` or `Path`, *optional*): where the image paths of rows start, in place of the file's folder.
+        column (`str`, *optional*): take `"query"`, `"positive"` or `"negatives"` of rows, each distinct item once;
+            rows are items themselves by default.
+        columns, allow_urls (*optional*): as in [`~unime.data.readers.read_rows`].
 
     Returns:
         pairs of a name and an [`~unime.data.schema.Item`]. The name is a path below the folder, the `id` or the
-        number of a JSON line, or file and number of a line of text.
+        number of a row, or file and number of a line of text.
 
     Raises:
         ValueError: a source is missing or not of such a kind, or a row is unusable; the message names file and row.
     """
+    if column is not None and column not in ROLES:
+        raise ValueError(f"--column must be one of {', '.join(ROLES)}, not {column!r}.")
+
     for source in sources:
         path = Path(source)
-        if source == "-":
+        if column is not None:
+            yield from _items_of_pairs(source, image_root, column, columns, allow_urls)
+        elif source == "-":
             # as a file is read: the terminal's own encoding may be another
             lines = io.TextIOWrapper(sys.stdin.buffer, encoding="utf-8-sig", errors=KEEP_BYTES)
-            yield from _json_lines(lines, "standard input", Path.cwd())
-        elif path.is_dir():
+            yield from _json_lines(lines, "standard input", ImageFiles(Path(image_root or Path.cwd()), allow_urls))
+        elif path.is_dir() and _is_of_pictures(path):
             yield from _folder(path)
-        elif not path.exists():
-            raise ValueError(f"{source} does not exist.")
 
-        elif path.suffix == ".jsonl":
+        elif path.suffix == ".jsonl" and path.exists():
             with open_text(path) as lines:
-                yield from _json_lines(lines, source, path.parent)
-        elif path.suffix == ".txt":
+                yield from _json_lines(lines, source, ImageFiles(Path(image_root or path.parent), allow_urls))
+        elif path.suffix == ".txt" and path.exists():
             with open_text(path) as lines:
                 yield from _text_lines(lines, path.name)
-        elif _is_picture(path):
+        elif path.suffix.lower() == ".pdf" and path.exists():
+            yield from _pages(path)
+        elif is_picture(path):
+            if not path.exists():
+                raise ValueError(f"{source} does not exist.")
             yield path.name, _picture(path)
 
         else:
-            raise ValueError(f"{source} is not a folder, an image, a .jsonl or a .txt file.")
+            yield from _rows(source, image_root, allow_urls)
 
 
-def _is_picture(path: Path) -> bool:
-    """Whether a path is by its name an image or a video that is not hidden.
+def _is_of_pictures(folder: Path) -> bool:
+    """Whether a folder holds pictures or pages, or nothing, rather than rows of a data set."""
+    if any(is_picture(path) or _is_pdf(path) for path in folder.rglob("*")):
+        return True
+    try:
+        open_source(folder)
+    except ValueError:
+        return True  # an empty one, of which there is nothing to take
+    return False
 
-    A link that leads nowhere counts: it is reported like any image that cannot be read, rather than passed over.
-    """
-    return path.suffix.lower() in (*IMAGES, *VIDEOS) and not path.name.startswith(".") and not path.is_dir()
+
+def _is_pdf(path: Path) -> bool:
+    """Whether a path is by its name a PDF that is not hidden."""
+    return path.suffix.lower() == ".pdf" and not path.name.startswith(".") and path.is_file()
 
 
 def _picture(path: Path) -> Item:
@@ -75,10 +102,30 @@ def _picture(path: Path) -> Item:
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, Item]]:
-    """Every image and video below a folder, in the order of their paths."""
+    """Every image and video below a folder, and every page of its PDFs, in the order of their paths."""
     for path in sorted(folder.rglob("*")):
-        if _is_picture(path):
+        if is_picture(path):
             yield str(path.relative_to(folder)), _picture(path)
+        elif _is_pdf(path):
+            yield from _pages_in(folder, path)
+
+
+def _pages_in(folder: Path, path: Path) -> Iterator[tuple[str, Item]]:
+    """Every page of a PDF in a folder; one that cannot be opened is an item by itself, which fails when it is read."""
+    name = path.relative_to(folder)
+    try:
+        pages = list(_pages(path))
+    except ValueError:
+        pages = [(path.name, _picture(path))]
+    for page, item in pages:
+        yield str(name.with_name(page)), item
+
+
+def _pages(path: Path) -> Iterator[tuple[str, Item]]:
+    """Every page of a PDF."""
+    for number in range(1, count_pages(path) + 1):
+        page = f"#page={number}"
+        yield f"{path.name}{page}", Item(image=f"{_picture(path).image}{page}")
 
 
 def _text_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, Item]]:
@@ -94,20 +141,70 @@ def _text_lines(lines: Iterable[str], name: str) -> Iterator[tuple[str, Item]]:
         yield f"{name}:{number}", item
 
 
-def _json_lines(lines: Iterable[str], name: str, root: Path) -> Iterator[tuple[str, Item]]:
-    """A text or an object a line, without the empty ones; images are named from `root` on."""
+def _json_lines(lines: Iterable[str], name: str, files: ImageFiles) -> Iterator[tuple[str, Item]]:
+    """A text or an object a line, without the empty ones."""
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
 
         # whatever is wrong with a row, the message says where it is
         try:
-            row = parse_json(line)
-            if isinstance(row, str):
-                row = {"text": row}
-            if not isinstance(row, dict) or row.keys() - {"id", "text", "image"}:
-                raise ValueError("a row is a text, or an object with 'text', 'image' and 'id'.")
-            item = item_of(row.get("text"), row.get("image"), root)
+            item, identity = _item_of_row(parse_json(line), files)
         except ValueError as error:
             raise ValueError(f"{name}, line {number}: {error}") from error
-        yield str(row.get("id", number)), item
+        yield str(number if identity is None else identity), item
+
+
+def _item_of_row(row, files: ImageFiles) -> tuple[Item, object]:
+    """The item that a row is, and its id, if it has one."""
+    identity = None
+    if isinstance(row, dict):
+        identity = row.get("id")
+        row = {key: value for key, value in row.items() if key != "id"}
+        if {"query", "positive", "positives", "anchor"} & row.keys():
+            raise ValueError("is a row of a query and its answer; --column positive, or query, takes these as items.")
+        if row.keys() - set(KEYS):
+            raise ValueError("a row is a text, or an object with 'text', 'image' and 'id'.")
+    elif not isinstance(row, (str, list)):
+        raise ValueError("a row is a text, or an object with 'text', 'image' and 'id'.")
+    return item_from(row, files, Findings()), identity
+
+
+def _rows(source: str, image_root, allow_urls: bool) -> Iterator[tuple[str, Item]]:
+    """Rows of any other source, each an item."""
+    opened = open_source(source)
+    files = ImageFiles(Path(image_root or opened.root or Path.cwd()), allow_urls)
+    for number, located in enumerate(opened.rows()):
+        try:
+            item, identity = _item_of_row(_known_columns(located), files)
+        except ValueError as error:
+            raise ValueError(f"{located.where}: {error}") from error
+        yield str(number if identity is None else identity), item
+
+
+def _known_columns(located: Located) -> dict:
+    """A row without the columns that say nothing of an item, of which tables may have any number."""
+    row = located.row
+    names = {"caption": "text", "title": "text", "_id": "id"}
+    pairs = {"query", "positive", "positives", "anchor"}
+    if pairs & row.keys():
+        return row
+
+    known = {}
+    for name, value in row.items():
+        name = name if name in (*KEYS, "id") else names.get(name)
+        if name is not None and value not in (None, ""):
+            known.setdefault(name, value)
+    return known
+
+
+def _items_of_pairs(source: str, image_root, column: str, columns, allow_urls: bool) -> Iterator[tuple[str, Item]]:
+    """The distinct queries, positives or negatives of rows."""
+    seen = set()
+    rows = iterate_examples(source, image_root, columns=columns, allow_urls=allow_urls, streaming=False)
+    for _, example in rows:
+        items = example.negatives if column == "negatives" else [getattr(example, column)]
+        for item in items:
+            if item not in seen:
+                seen.add(item)
+                yield str(len(seen) - 1), item

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from ..files.names import file_name, text_of_file_name
+from .choices import SPLITS
 from .files import (
     HUB,
     find_columns,
@@ -24,8 +25,13 @@ from .files import (
     table_rows,
 )
 from .findings import Findings, Located, Problem, as_object, refuse
-from .images import resolve_image
-from .schema import PLACEHOLDER, Example, Item, to_dataset
+from .images import ImageFiles
+from .layouts import Layout, layout_of, mapped_layout, read_mapping, with_single_negatives
+from .own_rows import list_of, parse_own, weight_of
+from .row_items import check_scores, item_of, valid_text
+from .schema import FEATURES, PLACEHOLDER, Example, Item, as_row, to_dataset
+from .sources import Source, open_source
+from .tables import dataset_rows
 from .texts import require_text, shown
 
 __all__ = [
@@ -34,6 +40,7 @@ __all__ = [
     "Problem",
     "check_scores",
     "item_of",
+    "iterate_examples",
     "local_path",
     "parquet_files",
     "parquet_rows",
@@ -42,6 +49,8 @@ __all__ = [
     "read_mmeb_train",
     "read_rows",
     "read_text_pairs",
+    "rows_of_dataset",
+    "stream_rows",
 ]
 
 SHOWN = 5  # bad rows that are listed where there is no good one
@@ -64,6 +73,27 @@ _JUDGED = (
     "hard_negatives",
     "hard_negatives_scores",
 )
+_JUDGED_TAKES = {
+    "query_text": "query",
+    "query_image": "query",
+    "pos_text": "positive",
+    "pos_image": "positive",
+    "query_pos_scores": "positive score",
+    "hard_negatives": "negatives",
+    "hard_negatives_scores": "negative scores",
+    "dataset": "dataset",
+}
+_SENTENCE_TAKES = {"sent0": "query", "sent1": "positive", "hard_neg": "negative"}
+OWN = (
+    "query",
+    "positive",
+    "positives",
+    "positive_score",
+    "positive_scores",
+    "other_positives",
+    "dataset",
+    "weight",
+)
 
 
 # any layout
@@ -74,32 +104,43 @@ def read_rows(
     split: str = "original",
     limit: int | None = None,
     findings: Findings | None = None,
+    columns=None,
+    allow_urls: bool = False,
 ) -> Dataset:
-    """Reads training rows of any layout, told apart by the file's kind and its columns.
+    """Reads training rows from wherever they are, in any layout, told apart by their columns.
 
-    - a folder of `<subset>/<split>-*.parquet` (MMEB-train), of `<subset>_hard_negatives.json` (SaHa), or of
-      `rows-<number>.parquet` (UniME-V2's rows, as `unime mine select --layout parquet` writes them);
-    - a `.json` list of UniME-V2's rows, or of any that follow here;
-    - `.jsonl`, `.parquet` or `.csv` with `sent0, sent1` (SimCSE), with the columns of MMEB-train, or with our own:
-      `query` and `positive`, each a text or `{"text", "image"}`, and where they are known `negatives`,
-      `positive_score`, `negative_scores` and `dataset`.
+    The sources are
+
+    - files: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, and WebDataset's `.tar`;
+    - folders: of MMEB-train (`<subset>/<split>-*.parquet`), of SaHa's clusters (`<subset>_hard_negatives.json`), of
+      mined rows (`rows-<number>.parquet`, as `unime mine select --layout parquet` writes them), of pictures with
+      captions (`x.jpg` and `x.txt`, or `metadata.csv`), of tars, of Parquet files, of `datasets.save_to_disk`, and
+      MTEB's corpus, queries and qrels;
+    - data sets of the Hub, `owner/name[:config][:split]`.
+
+    The layouts are our own (`query` and `positive`, each a text or `{"text", "image"}`, and where they are known
+    `positives`, `negatives`, `positive_score`, `negative_scores`, `weight` and `dataset`), those of UniME-V2, SimCSE
+    and MMEB-train, and what [`~unime.data.layouts.layout_of`] recognises.
 
     Args:
-        path (`str` or `Path`): the folder or file, or `hf://datasets/<owner>/<name>[/<file>]`.
+        path (`str` or `Path`): the source, also `hf://datasets/<owner>/<name>[/<file>]`.
         image_root (`str` or `Path`, *optional*): where image paths start; the folder, or the file's folder, by
             default.
         subsets (`list[str]`, *optional*): take only rows of these data sets.
         split (`str`, defaults to `"original"`): for a folder of MMEB-train, `"original"` or `"diverse_instruction"`.
         limit (`int`, *optional*): at most that many rows of each data set.
-        findings ([`Findings`], *optional*): takes bad rows, which end the reading otherwise.
+        findings ([`Findings`], *optional*): takes bad rows, which end the reading otherwise, and what columns were
+            taken for.
+        columns (`list[str]` or `dict`, *optional*): which columns to take for what, `["query=caption",
+            "positive=image"]`; as they are recognised by default.
+        allow_urls (`bool`, defaults to `False`): fetch images that rows name by `https://` addresses.
 
     Returns:
         `datasets.Dataset` with the columns of [`~unime.data.schema.Example`].
 
     Raises:
-        ValueError: the file is of an unknown kind, or there is no row; a data set of `subsets` is not in it; a row
-            lacks a key, or has an empty item, a missing image or a score outside [0, 1]. The message names file and
-            row.
+        ValueError: there is no such source, or it has no row; a data set of `subsets` is not in it; a row lacks a key,
+            or has an empty item, a missing image or a score outside [0, 1]. The message names file and row.
 
     Example:
 
@@ -108,24 +149,134 @@ def read_rows(
     rows = read_rows("pairs.jsonl", image_root="photos")
     ```
     """
-    # folders and lists have readers of their own
-    if is_folder(path):
-        return _read_folder(path, image_root, subsets, split, limit, findings)
+    # folders of MMEB have readers of their own
+    if is_folder(path) and not columns:
+        reader = _folder_reader(path, subsets, split)
+        if reader is not None:
+            return reader(image_root, limit, findings)
 
-    # each row says by its columns which layout it has
-    path = local_path(path)
-    rows = map(_with_dataset, table_rows(path, findings))
-    return _read(path, rows, _parse_any, image_root or path.parent, subsets, limit, findings)
+    source = open_source(path, findings)
+    rows, parse, files = _opened(source, image_root, findings, columns, allow_urls)
+    return _read(source.name, rows, parse, files, subsets, limit, findings)
 
 
-def _read_folder(path, image_root, subsets, split: str, limit, findings) -> Dataset:
-    """MMEB-train, SaHa's clusters or mined rows, whichever the folder holds."""
-    path = local_path(path, _patterns(subsets, f"/{split}-*.parquet", _CLUSTERS))
-    if any(path.glob(f"*{_CLUSTERS}")):
-        return read_clusters(path, image_root, subsets, limit, findings)
-    if any(path.glob(_JUDGED_FILES)):
-        return read_judged(path, image_root, subsets, limit, findings)
-    return read_mmeb_train(path, subsets, split, image_root, limit, findings)
+def iterate_examples(
+    path,
+    image_root=None,
+    findings: Findings | None = None,
+    columns=None,
+    allow_urls: bool = False,
+    streaming: bool = True,
+) -> Iterator[tuple[str, Example]]:
+    """The examples of a source one after the other, with the place of each, while it is read.
+
+    Pictures that rows hold as bytes stay in the items, as data URIs: a stream may be larger than the disk.
+
+    Args:
+        path, image_root, findings, columns, allow_urls: as in [`read_rows`].
+        streaming (`bool`, defaults to `True`): read a data set of the Hub as it is downloaded, and write no picture to
+            the disk.
+
+    Raises:
+        ValueError: as in [`read_rows`]; a source without a row is none.
+
+    Example:
+
+    ```python
+    for where, example in iterate_examples("owner/name"):
+        print(where, example.query)
+    ```
+    """
+    source = open_source(path, findings, streaming)
+    rows, parse, files = _opened(source, image_root, findings, columns, allow_urls, unpacked=not streaming)
+    yield from _located_examples(_with_valid_names(rows, findings), parse, files, findings)
+
+
+def stream_rows(path, image_root=None, columns=None, allow_urls: bool = False) -> IterableDataset:
+    """A source as a stream of rows, of which few are in memory and none is written to the disk.
+
+    Args:
+        path, image_root, columns, allow_urls: as in [`read_rows`].
+
+    Returns:
+        `datasets.IterableDataset` whose rows have the columns of [`~unime.data.schema.Example`].
+
+    Example:
+
+    ```python
+    trainer = ContrastiveTrainer(model, args, train_dataset=stream_rows("owner/name"))
+    ```
+    """
+    options = {"path": path, "image_root": image_root, "columns": columns, "allow_urls": allow_urls}
+    return IterableDataset.from_generator(_streamed, features=FEATURES, gen_kwargs={"options": options})
+
+
+def _streamed(options: dict) -> Iterator[dict]:
+    for _, example in iterate_examples(**options):
+        yield as_row(example)
+
+
+def rows_of_dataset(dataset, name: str = "the data set") -> Dataset | IterableDataset:
+    """Rows of a data set of other columns, such as `Image` ones, as trainers read them.
+
+    Args:
+        dataset (`datasets.Dataset` or `IterableDataset`): in any layout. A stream stays one.
+        name (`str`): how messages call it.
+
+    Example:
+
+    ```python
+    rows = rows_of_dataset(load_dataset("owner/name", split="train"))
+    ```
+    """
+    if isinstance(dataset, IterableDataset):
+        return IterableDataset.from_generator(
+            _streamed_dataset, features=FEATURES, gen_kwargs={"dataset": dataset, "name": name}
+        )
+    examples = _examples_of_dataset(dataset, name, unpacked=True)
+    return to_dataset(example for _, example in examples)
+
+
+def _streamed_dataset(dataset, name: str) -> Iterator[dict]:
+    for _, example in _examples_of_dataset(dataset, name, unpacked=False):
+        yield as_row(example)
+
+
+def _examples_of_dataset(dataset, name: str, unpacked: bool) -> Iterator[tuple[str, Example]]:
+    # a program that hands over rows may name any file
+    files = ImageFiles(None, unpacked=unpacked)
+    rows = map(_with_dataset, dataset_rows(dataset, name, ""))
+    return _located_examples(rows, RowParser(), files, None)
+
+
+def _opened(
+    source: Source, image_root, findings: Findings | None, columns, allow_urls: bool, unpacked: bool = True
+) -> tuple[Iterator[Located], "RowParser", ImageFiles]:
+    """The rows of a source, what makes examples of them, and where their images are."""
+    if findings is not None:
+        findings.source = source.kind
+    must_exist = findings is None or findings.images_must_exist
+
+    # a data set of the Hub has no folder, and its pictures are in it
+    root = image_root or source.root or Path.cwd()
+    files = ImageFiles(Path(root), allow_urls, unpacked, must_exist)
+    return map(_with_dataset, source.rows()), RowParser(read_mapping(columns)), files
+
+
+def _folder_reader(path, subsets: list[str] | None, split: str) -> Callable | None:
+    """What reads a folder of MMEB-train, of SaHa's clusters or of mined rows, or None for any other folder."""
+    files = _patterns(subsets, f"/{split}-*.parquet", _CLUSTERS)
+    folder = local_path(path, files)
+
+    if any(folder.glob(f"*{_CLUSTERS}")):
+        return lambda image_root, limit, findings: read_clusters(path, image_root, subsets, limit, findings)
+    if any(folder.glob(_JUDGED_FILES)):
+        return lambda image_root, limit, findings: read_judged(path, image_root, subsets, limit, findings)
+
+    # with the other split, or none, the reader says what is missing
+    if any(any(folder.glob(f"*/{name}-*.parquet")) for name in SPLITS):
+        return lambda image_root, limit, findings: read_mmeb_train(path, subsets, split, image_root, limit, findings)
+    return None
 
 
 def _patterns(subsets: list[str] | None, *endings: str) -> list[str]:
@@ -150,78 +301,84 @@ def _is_judged(row: dict) -> bool:
     return not keys.isdisjoint(row)
 
 
-def _parse_any(located: Located, root: Path, findings: Findings) -> Example:
-    if "query" in located.row:
-        return _parse_own(located, root, findings)
-    if "sent0" in located.row:
-        return _parse_text_pair(located, root, findings)
-    if _is_judged(located.row):
-        return _parse_judged(located, root, findings)
+class RowParser:
+    """Makes examples of rows of any layout, which each row says by its columns.
 
-    # MMEB-train, whose columns have other names in public copies
+    Args:
+        mapping (`dict[str, str]`, *optional*): the columns that a user names, from
+            [`~unime.data.layouts.read_mapping`].
+    """
+
+    def __init__(self, mapping: dict[str, str] | None = None):
+        self.given = mapped_layout(mapping) if mapping else None
+        self.layouts = {}  # by columns, as rows of a table have the same
+
+    def __call__(self, located: Located, files: ImageFiles, findings: Findings) -> list[Example]:
+        row = located.row
+        if self.given is not None:
+            return self._translated(self.given, located, files, findings)
+
+        # layouts whose columns nobody else has
+        if _is_judged(row):
+            findings.layouts.setdefault("judged rows (UniME-V2)", _JUDGED_TAKES)
+            return [_parse_judged(located, files, findings)]
+        if "sent0" in row:
+            findings.layouts.setdefault("sentence pairs (SimCSE)", _SENTENCE_TAKES)
+            return [_parse_text_pair(located, files, findings)]
+        if "query" in row and not {"positive", "positives"}.isdisjoint(row):
+            findings.layouts.setdefault("our own", {}).update(_own_takes(row))
+            return parse_own(located._replace(row=with_single_negatives(row)), files, findings)
+
+        renamed = _with_mmeb_names(row)
+        if not renamed.keys().isdisjoint(_MMEB_TRAIN):
+            findings.layouts.setdefault("MMEB-train", {}).update(_mmeb_takes(row))
+            return [_parse_mmeb(located._replace(row=renamed), files, findings)]
+
+        layout = self._recognised(row)
+        if layout is None:
+            raise ValueError(
+                f"lacks 'query' and 'positive', or the columns of another layout; it has {shown(list(row))}. "
+                "--columns query=... positive=... says which columns they are."
+            )
+        return self._translated(layout, located, files, findings)
+
+    def _recognised(self, row: dict) -> Layout | None:
+        columns = tuple(row)
+        if columns not in self.layouts:
+            self.layouts[columns] = layout_of(columns)
+        return self.layouts[columns]
+
+    def _translated(self, layout: Layout, located: Located, files: ImageFiles, findings: Findings) -> list[Example]:
+        findings.layouts.setdefault(layout.name, {}).update(layout.takes)
+        rows = layout.translate(located.row)
+        if not rows:
+            findings.notes["rows whose label says that they are not pairs, which are left out"] += 1
+
+        examples = []
+        for row in rows:
+            dataset = row.get("dataset") or located.dataset
+            examples += parse_own(Located(located.where, dataset, row), files, findings)
+        return examples
+
+
+def _with_mmeb_names(row: dict) -> dict:
+    """A row under MMEB-train's names, which its columns do not have in all public copies."""
     spellings = {}
     for name, others in (_MMEB_TRAIN | _MMEB_NEGATIVE).items():
         spellings |= dict.fromkeys(others, name)
-    row = {spellings.get(name, name): value for name, value in located.row.items()}
-
-    if row.keys().isdisjoint(_MMEB_TRAIN):
-        raise ValueError(f"lacks 'query' and 'positive', or the columns of another layout; it has {shown(list(row))}.")
-    return _parse_mmeb(located._replace(row=row), root, findings)
+    return {spellings.get(name, name): value for name, value in row.items()}
 
 
-def _parse_own(located: Located, root: Path, findings: Findings) -> Example:
-    """A row with `query` and `positive`, as our documentation describes it."""
-    row = located.row
-    _require(row, ("query", "positive"))
-
-    negatives = _list(row, "negatives")
-    negative_scores = _list(row, "negative_scores")
-    negative_queries = _list(row, "negative_queries")
-
-    # negatives without scores are fine, some scores for other negatives are not
-    if negative_scores and len(negatives) != len(negative_scores):
-        raise ValueError(f"{len(negatives)} negatives for {len(negative_scores)} scores.")
-    if negative_queries and len(negatives) != len(negative_queries):
-        raise ValueError(f"{len(negatives)} negatives for {len(negative_queries)} queries of negatives.")
-
-    check_scores(negative_scores)
-    positive_score = row.get("positive_score")
-    if positive_score is not None:
-        check_scores([positive_score])
-
-    return Example(
-        query=_own_item(row["query"], root, findings),
-        positive=_own_item(row["positive"], root, findings),
-        negatives=_own_items(negatives, root, findings),
-        positive_score=positive_score,
-        negative_scores=negative_scores,
-        dataset=located.dataset,
-        negative_queries=_own_items(negative_queries, root, findings),
-    )
+def _own_takes(row: dict) -> dict[str, str]:
+    """What columns of a row of our own are taken for: what they are called."""
+    return {name: name.replace("_", " ") for name in row if name in OWN or name.startswith("negative")}
 
 
-def _own_item(value, root: Path, findings: Findings) -> Item:
-    """An item of our own layout: a text, or `{"text", "image"}` with at least one of the two."""
-    if isinstance(value, str):
-        value = {"text": value}
-
-    if not isinstance(value, dict) or value.keys() - {"text", "image"}:
-        raise ValueError(f"an item is a text or has 'text' and 'image', got {shown(value)}.")
-    return item_of(value.get("text"), value.get("image"), root, findings)
-
-
-def _own_items(values: list, root: Path, findings: Findings) -> list[Item]:
-    return [_own_item(value, root, findings) for value in values]
-
-
-def _list(row: dict, name: str) -> list:
-    """A list of a row, empty where there is none."""
-    values = row.get(name)
-    if values is None:
-        return []
-    if not isinstance(values, list):
-        raise ValueError(f"{name!r} must be a list, got {shown(values)}.")
-    return values
+def _mmeb_takes(row: dict) -> dict[str, str]:
+    """What the columns of a row of MMEB-train are taken for."""
+    kinds = {"q": "query", "p": "positive", "t": "positive", "n": "negative"}
+    names = set(_MMEB_TRAIN) | set(_MMEB_NEGATIVE)
+    return {column: kinds[column[0]] for column, name in zip(row, _with_mmeb_names(row)) if name in names}
 
 
 # MMEB
@@ -281,25 +438,25 @@ def _has_negatives(path: Path) -> bool:
     return None not in columns.values()
 
 
-def _parse_mmeb(located: Located, root: Path, findings: Findings) -> Example:
+def _parse_mmeb(located: Located, files: ImageFiles, findings: Findings) -> Example:
     row = located.row
-    text = _valid_text(row.get("neg_text"))
-    image = _valid_text(row.get("neg_image_path"))
+    text = valid_text(row.get("neg_text"))
+    image = valid_text(row.get("neg_image_path"))
 
     # a negative of nothing but a placeholder stands where there is none
     negatives = []
     if image or text.replace(PLACEHOLDER, "").strip():
-        negatives = [item_of(text, image, root, findings)]
+        negatives = [item_of(text, image, files, findings)]
 
-    query, positive = _mmeb_pair(row, root, findings)
+    query, positive = _mmeb_pair(row, files, findings)
     return Example(query, positive, negatives, dataset=located.dataset)
 
 
-def _mmeb_pair(row: dict, root: Path, findings: Findings) -> tuple[Item, Item]:
+def _mmeb_pair(row: dict, files: ImageFiles, findings: Findings) -> tuple[Item, Item]:
     """Query and positive of a row of MMEB-train."""
     _require(row, _MMEB_TRAIN)
-    query = item_of(row["qry"], row["qry_image_path"], root, findings)
-    positive = item_of(row["pos_text"], row["pos_image_path"], root, findings)
+    query = item_of(row["qry"], row["qry_image_path"], files, findings)
+    positive = item_of(row["pos_text"], row["pos_image_path"], files, findings)
     return query, positive
 
 
@@ -351,15 +508,15 @@ def _cluster_rows(paths: dict[str, Path], subsets: list[str], findings: Findings
         yield from list_rows(paths[subset], findings, subset)
 
 
-def _parse_cluster(located: Located, root: Path, findings: Findings) -> Example:
+def _parse_cluster(located: Located, files: ImageFiles, findings: Findings) -> Example:
     row = located.row
-    query, positive = _mmeb_pair(row, root, findings)
+    query, positive = _mmeb_pair(row, files, findings)
 
     # each of the others is a pair too: its positive is our negative
     negatives = []
     negative_queries = []
-    for member in _list(row, "neg_samples"):
-        negative_query, negative = _mmeb_pair(as_object(member), root, findings)
+    for member in list_of(row, "neg_samples"):
+        negative_query, negative = _mmeb_pair(as_object(member), files, findings)
         negative_queries.append(negative_query)
         negatives.append(negative)
     return Example(query, positive, negatives, dataset=located.dataset, negative_queries=negative_queries)
@@ -393,17 +550,17 @@ def read_text_pairs(path, limit: int | None = None, findings: Findings | None = 
     return _read(path, table_rows(path, findings), _parse_text_pair, path.parent, None, limit, findings)
 
 
-def _parse_text_pair(located: Located, root: Path, findings: Findings) -> Example:
+def _parse_text_pair(located: Located, files: ImageFiles, findings: Findings) -> Example:
     row = located.row
     missing = _missing(row, ("sent0", "sent1"))
     if missing:
         raise ValueError(f"lacks the columns {missing}; it has {shown(list(row))}.")
 
     negatives = []
-    if _valid_text(row.get("hard_neg")):
+    if valid_text(row.get("hard_neg")):
         negatives = [Item(row["hard_neg"])]
-    query = Item(_valid_text(row["sent0"]))
-    positive = Item(_valid_text(row["sent1"]))
+    query = Item(valid_text(row["sent0"]))
+    positive = Item(valid_text(row["sent1"]))
     return Example(query, positive, negatives, dataset=located.dataset)
 
 
@@ -473,13 +630,13 @@ def _judged_dataset(row: dict) -> str:
     return ""
 
 
-def _parse_judged(located: Located, root: Path, findings: Findings) -> Example:
+def _parse_judged(located: Located, files: ImageFiles, findings: Findings) -> Example:
     row = located.row
     _require(row, _JUDGED)
 
     # the file has one score for the positive, and one for each negative
-    pairs = _list(row, "hard_negatives")
-    scores = _list(row, "hard_negatives_scores")
+    pairs = list_of(row, "hard_negatives")
+    scores = list_of(row, "hard_negatives_scores")
     if len(pairs) != len(scores):
         raise ValueError(f"{len(pairs)} negatives for {len(scores)} scores.")
     check_scores([row["query_pos_scores"], *scores])
@@ -488,25 +645,40 @@ def _parse_judged(located: Located, root: Path, findings: Findings) -> Example:
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"a negative must be a pair of text and image, not {shown(pair)}.")
 
-    query = item_of(row["query_text"], row["query_image"], root, findings)
-    positive = item_of(row["pos_text"], row["pos_image"], root, findings)
-    negatives = [item_of(text, image, root, findings) for text, image in pairs]
-    return Example(query, positive, negatives, row["query_pos_scores"], scores, located.dataset)
+    # the last ones are of files of our own
+    query = item_of(row["query_text"], row["query_image"], files, findings, row.get("query_instruction"))
+    positive = item_of(row["pos_text"], row["pos_image"], files, findings)
+    negatives = [item_of(text, image, files, findings) for text, image in pairs]
+    others = [item_of(text, image, files, findings) for text, image in list_of(row, "other_positives")]
+    return Example(
+        query=query,
+        positive=positive,
+        negatives=negatives,
+        positive_score=row["query_pos_scores"],
+        negative_scores=scores,
+        dataset=located.dataset,
+        other_positives=others,
+        weight=weight_of(row),
+    )
 
 
 # what all of them do
 def _read(
-    source: Path,
+    source,
     rows: Iterable[Located],
-    parse: Callable[[Located, Path, Findings], Example],
+    parse: Callable[[Located, ImageFiles, Findings], Example | list[Example]],
     root,
     subsets: list[str] | None,
     limit: int | None,
     findings: Findings | None,
 ) -> Dataset:
     """The examples of raw rows, of which there must be one."""
-    rows = _of_subsets(source, _with_valid_names(rows, findings), subsets)
-    examples = to_dataset(_examples(_limited(rows, limit), parse, Path(root), findings))
+    files = root
+    if not isinstance(root, ImageFiles):
+        files = ImageFiles(Path(root), must_exist=findings is None or findings.images_must_exist)
+
+    rows = _limited(_of_subsets(source, _with_valid_names(rows, findings), subsets), limit)
+    examples = to_dataset(example for _, example in _located_examples(rows, parse, files, findings))
     if len(examples):
         return examples
 
@@ -559,21 +731,23 @@ def _limited(rows: Iterable[Located], limit: int | None) -> Iterator[Located]:
             yield located
 
 
-def _examples(
+def _located_examples(
     rows: Iterable[Located],
-    parse: Callable[[Located, Path, Findings], Example],
-    root: Path,
+    parse: Callable[[Located, ImageFiles, Findings], Example | list[Example]],
+    files: ImageFiles,
     findings: Findings | None,
-) -> Iterator[Example]:
-    """The examples of raw rows."""
+) -> Iterator[tuple[str, Example]]:
+    """The examples of raw rows, each with the place of its row."""
     notes = findings or Findings()  # a parser notes what it mends, whether anybody reads it or not
     for located in rows:
         try:
-            example = parse(located, root, notes)
+            examples = parse(located, files, notes)
         except ValueError as error:
             refuse(located.where, error, findings)
-        else:
-            yield example
+            continue
+
+        for example in examples if isinstance(examples, list) else [examples]:
+            yield located.where, example
 
 
 def _require(row: dict, names: Iterable[str]):
@@ -584,40 +758,3 @@ def _require(row: dict, names: Iterable[str]):
 
 def _missing(row: dict, names: Iterable[str]) -> list[str]:
     return [name for name in names if name not in row]
-
-
-def item_of(text: str | None, image: str | None, root: Path, findings: Findings | None = None) -> Item:
-    """An item of a data file; a placeholder without an image is a known oddity of MMEB and is dropped.
-
-    Args:
-        text (`str`, *optional*): the text; `None` and an empty one are the same.
-        image (`str`, *optional*): path of an image below `root`; `None` and an empty one are the same.
-        root (`Path`): where image paths start.
-        findings ([`Findings`], *optional*): says whether the image must exist, and takes notes of what was mended.
-
-    Raises:
-        ValueError: there is neither text nor image, one of them is not a string or not valid Unicode, or the image is
-            missing or outside `root`.
-    """
-    findings = findings or Findings()
-    text = _valid_text(text)
-    image = resolve_image(root, _valid_text(image), must_exist=findings.images_must_exist)
-
-    if not image and PLACEHOLDER in text:
-        text = text.replace(PLACEHOLDER + "\n", "").replace(PLACEHOLDER, "")
-        findings.notes["image placeholders dropped from texts without an image"] += 1
-    return Item(text, image)
-
-
-def _valid_text(value: str | None) -> str:
-    """A text or an image path of a data file, empty if there is none."""
-    if not isinstance(value, (str, type(None))):
-        raise ValueError(f"a text or an image path must be a string, not {shown(value)}.")
-    return require_text(value or "")
-
-
-def check_scores(scores: Iterable):
-    """Raises `ValueError` unless all judge scores are numbers in [0, 1]."""
-    for score in scores:
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score <= 1:
-            raise ValueError(f"the judge score {shown(score)} is not a number in [0, 1].")

@@ -4,8 +4,8 @@ import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 import pyarrow as pa
@@ -16,15 +16,19 @@ IN_MEMORY = 2**26  # bytes of rows that are held
 VIDEOS = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Item:
-    """A text, an image path, or both. Items are equal, and hash alike, when both parts are equal.
+    """A text, an image path, or both. Items are equal, and hash alike, when all parts are equal.
 
-    In the place of an image there may be a video: a file, or a folder of its frames.
+    In the place of an image there may be a video: a file, or a folder of its frames. A page of a PDF is
+    `report.pdf#page=3`, and a video may say how it is sampled: `clip.mp4#fps=2`.
 
     Args:
-        text (`str`): the text; empty if there is none.
+        text (`str`): the text; empty if there is none. With as many placeholders (`<|image_1|>`) as there are images,
+            it says where each of them stands.
         image (`str`): path of an image or a video; empty if there is none.
+        more_images (`tuple[str, ...]`): the other images of an item that has several.
+        instruction (`str`): of this item alone, in the place of the one that is given for all.
 
     Raises:
         ValueError: there is neither a text nor an image.
@@ -39,21 +43,52 @@ class Item:
 
     text: str = ""
     image: str = ""
+    more_images: tuple[str, ...] = ()
+    instruction: str = ""
 
     def __post_init__(self):
         if not self.text.strip() and not self.image:
             raise ValueError("an item needs a text, an image, or both.")
 
+    def __repr__(self) -> str:
+        parts = [f"text={self.text!r}", f"image={self.image!r}"]
+        if self.more_images:
+            parts.append(f"more_images={self.more_images!r}")
+        if self.instruction:
+            parts.append(f"instruction={self.instruction!r}")
+        return f"Item({', '.join(parts)})"
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """All its images, or its video; empty for a text."""
+        return (self.image, *self.more_images) if self.image else ()
+
+    def with_images(self, names: Mapping[str, str]) -> "Item":
+        """The item with other names for its images; what `names` lacks stays.
+
+        Args:
+            names (`Mapping[str, str]`): new names by present ones.
+        """
+        if not self.image:
+            return self
+        image, *others = (names.get(path, path) for path in self.images)
+        return replace(self, image=image, more_images=tuple(others))
+
     @property
     def content_hash(self) -> int:
         """A signed 64-bit hash of the content, the same in every process; ranks compare items by it."""
         # the length keeps text and image apart: ("a", "b") is not ("ab", "")
-        return content_hash(f"{len(self.text)}:{self.text}{self.image}")
+        content = f"{len(self.text)}:{self.text}{self.image}"
+
+        # most items have neither
+        if self.more_images or self.instruction:
+            content += "\0" + "\0".join((*self.more_images, self.instruction))
+        return content_hash(content)
 
     @property
     def identity(self) -> tuple[str, str]:
         """What makes two candidates one: equal images, and texts equal but for case, spacing and placeholders."""
-        return " ".join(self.text.replace(PLACEHOLDER, " ").split()).casefold(), self.image
+        return " ".join(self.text.replace(PLACEHOLDER, " ").split()).casefold(), "\0".join(self.images)
 
     def as_input(self) -> dict:
         """The form that `UniMEModel.encode` and `UniMEProcessor.prepare` take."""
@@ -62,7 +97,9 @@ class Item:
             fields["text"] = self.text
         if self.image:
             kind = "video" if self.is_video else "image"
-            fields[kind] = self.image
+            fields[kind] = list(self.images) if self.more_images else self.image
+        if self.instruction:
+            fields["instruction"] = self.instruction
 
         return fields
 
@@ -79,7 +116,13 @@ class Item:
     @property
     def is_video(self) -> bool:
         """Whether the path is that of a video."""
-        return self.image.lower().endswith(VIDEOS) or os.path.isdir(self.image)
+        return is_video_path(self.image)
+
+
+def is_video_path(path: str) -> bool:
+    """Whether a path is that of a video: a file, with or without its sampling, or a folder of frames."""
+    file, _, _ = path.partition("#")
+    return path.lower().endswith(VIDEOS) or file.lower().endswith(VIDEOS) or os.path.isdir(path)
 
 
 @dataclass
@@ -95,6 +138,9 @@ class Example:
         dataset (`str`): name of the data set that the row is from.
         negative_queries (`list[Item]`): for SaHa's clusters, where the negatives are the positives of other queries,
             these queries, one for each negative: every member of the cluster is then an anchor of its own.
+        other_positives (`list[Item]`): further right answers, which are never taken for negatives of the query; each
+            is the positive of a row of its own.
+        weight (`float`, defaults to 1): how much the row counts in a loss, beside the others of its batch.
 
     Example:
 
@@ -111,6 +157,8 @@ class Example:
     negative_scores: list[float] = field(default_factory=list)
     dataset: str = ""
     negative_queries: list[Item] = field(default_factory=list)
+    other_positives: list[Item] = field(default_factory=list)
+    weight: float = 1.0
 
     def members(self) -> list["Example"]:
         """The anchors of this row: itself, or every member of its cluster.
@@ -138,7 +186,12 @@ def content_hash(text: str) -> int:
     )
 
 
-_ITEM = {"text": Value("string"), "image": Value("string")}
+_ITEM = {
+    "text": Value("string"),
+    "image": Value("string"),
+    "more_images": List(Value("string")),
+    "instruction": Value("string"),
+}
 FEATURES = Features(
     {
         "query": _ITEM,
@@ -148,6 +201,8 @@ FEATURES = Features(
         "negative_scores": List(Value("float64")),
         "dataset": Value("string"),
         "negative_queries": List(_ITEM),
+        "other_positives": List(_ITEM),
+        "weight": Value("float64"),
     }
 )
 
@@ -192,10 +247,11 @@ def _blocks(examples: Iterable[Example], size: int) -> Iterator[list[dict]]:
     """The examples as dicts, so many at a time."""
     iterator = iter(examples)
     while block := list(islice(iterator, size)):
-        yield list(map(_as_row, block))
+        yield list(map(as_row, block))
 
 
-def _as_row(example: Example) -> dict:
+def as_row(example: Example) -> dict:
+    """An example as a row of such a data set."""
     return {
         "query": _as_columns(example.query),
         "positive": _as_columns(example.positive),
@@ -204,11 +260,18 @@ def _as_row(example: Example) -> dict:
         "negative_scores": example.negative_scores,
         "dataset": example.dataset,
         "negative_queries": list(map(_as_columns, example.negative_queries)),
+        "other_positives": list(map(_as_columns, example.other_positives)),
+        "weight": example.weight,
     }
 
 
 def _as_columns(item: Item) -> dict:
-    return {"text": item.text, "image": item.image}
+    return {
+        "text": item.text,
+        "image": item.image,
+        "more_images": list(item.more_images),
+        "instruction": item.instruction,
+    }
 
 
 def to_example(row) -> Example:
@@ -234,7 +297,9 @@ def to_example(row) -> Example:
         positive_score=row.get("positive_score"),
         negative_scores=row.get("negative_scores") or [],
         dataset=row.get("dataset") or "",
-        negative_queries=_items(row, "negative_queries"),  # a column that older data sets lack
+        negative_queries=_items(row, "negative_queries"),  # columns that older data sets lack
+        other_positives=_items(row, "other_positives"),
+        weight=1.0 if row.get("weight") is None else row["weight"],
     )
 
 
@@ -252,9 +317,10 @@ def to_item(value) -> Item:
     # a data set has None where a row lacks a text or an image
     fields = {}
     if isinstance(value, dict):
-        fields = {name: text for name, text in value.items() if text is not None}
+        fields = {name: part for name, part in value.items() if part is not None}
 
-    is_item = isinstance(value, dict) and fields.keys() <= {"text", "image"}
-    if not is_item or not all(isinstance(text, str) for text in fields.values()):
+    others = fields.pop("more_images", [])
+    is_item = isinstance(value, dict) and fields.keys() <= {"text", "image", "instruction"}
+    if not is_item or not all(isinstance(part, str) for part in (*fields.values(), *others)):
         raise ValueError(f"an item is a text, or has 'text' and 'image', the path of a file; got {value!r:.80}.")
-    return Item(**fields)
+    return Item(**fields, more_images=tuple(others))

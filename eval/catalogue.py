@@ -9,6 +9,7 @@ from .retrieval_sets import read_retrieval
 from .tasks import Task, read_mmeb, read_sugarcrepe, read_world_tasks
 
 SOURCE = ("data", "image_root", "tasks", "partial", "cache")  # what has to be known of how a benchmark is read
+PAIRS = ("corpus", "both_ways", "columns", "allow_urls")  # likewise, for pairs
 
 
 def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
@@ -18,7 +19,7 @@ def read(benchmark: str, source: dict) -> tuple[list[Task], object]:
         benchmark (`str`): one of `BENCHMARKS`.
         source (`dict`): `data` (its folder), `image_root` (where image paths start, or None), `tasks` (names, or None
             for all), `partial` (leave out missing tasks) and `cache` (where images are unpacked, or None); for pairs
-            also `corpus` and `both_ways` (see [`~unime.eval.pairs.read_pairs`]), if they were given.
+            also those of `PAIRS` (see [`~unime.eval.pairs.read_pairs`]) that were given.
 
     Returns:
         `(tasks, image_root)`: and the folder, or folders, that image paths start from.
@@ -61,7 +62,8 @@ def _read(benchmark: str, source: dict) -> tuple[list[Task], object]:
         return read_retrieval(data, names, cache, image_root), tuple(roots)
 
     if benchmark == "pairs":
-        tasks = read_pairs(data, names, image_root, source.get("corpus"), source.get("both_ways", False))
+        options = {name: source[name] for name in PAIRS if name in source}
+        tasks = read_pairs(data, names, image_root, **options)
         return tasks, image_root or _folder_of(data)
 
     # these read all of their tasks, which is quick

@@ -41,7 +41,13 @@ class Pool:
 
 
 def read_pairs(
-    data, names: list[str] | None = None, image_root=None, corpus=None, both_ways: bool = False
+    data,
+    names: list[str] | None = None,
+    image_root=None,
+    corpus=None,
+    both_ways: bool = False,
+    columns=None,
+    allow_urls: bool = False,
 ) -> list[Task]:
     """Reads rows of queries and positives as retrieval tasks, one for each `dataset`.
 
@@ -55,6 +61,7 @@ def read_pairs(
         corpus (`str` or `Path`, *optional*): the candidates of every query, as
             [`~unime.data.item_sources.read_items`] takes them; by default the positives of the data set.
         both_ways (`bool`, defaults to `False`): also look for the queries, given the answers.
+        columns, allow_urls (*optional*): as in [`~unime.data.readers.read_rows`].
 
     Returns:
         `list[Task]`: whose kind says what is looked for with what, such as `"text to image"`.
@@ -68,7 +75,8 @@ def read_pairs(
     tasks = read_pairs("held-out.jsonl", both_ways=True)
     ```
     """
-    examples = [to_example(row) for row in read_rows(data, image_root, subsets=names)]
+    rows = read_rows(data, image_root, subsets=names, columns=columns, allow_urls=allow_urls)
+    examples = list(map(to_example, rows))
     documents = []
     if corpus is not None:
         documents = [item for _, item in read_items([str(corpus)])]

@@ -8,6 +8,7 @@ although its size and its time are the old ones, and a folder that was moved is 
 import atexit
 import hashlib
 import os
+import re
 import sqlite3
 import stat
 import threading
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..images_unime import open_image
+from ..images_unime import DATA_URI, open_image
 from .addresses import CACHE
 
 FRESH = 2 * 10**9  # nanoseconds for which a file may be written again without a new time of change
@@ -29,9 +30,17 @@ NOISE = 4  # levels of colour that a lossy format adds to what is flat
 MISSING = "missing"
 SPECIAL = "not a file"  # a pipe or a device, which are never waited for
 UNREADABLE = "unreadable"
+_FRAGMENT = re.compile(r".*#(page|fps|frames)=[^#/]*", re.DOTALL)
 
 
 # identities
+def file_of(path) -> str:
+    """The path of the file itself, without a page of it or how it is sampled: `report.pdf` of `report.pdf#page=3`."""
+    path = os.fspath(path)
+    file, mark, _ = path.rpartition("#")
+    return file if mark and _FRAGMENT.fullmatch(path) and not os.path.exists(path) else path
+
+
 def file_identity(path) -> str:
     """What tells a file apart from every other: a digest of its bytes; of a folder, of the names and bytes in it.
 
@@ -47,6 +56,13 @@ def file_identity(path) -> str:
     file_identity("photos/1.png") == file_identity("copies/1.png")
     ```
     """
+    # a page, or a video that is sampled in a way of its own
+    fragment = os.fspath(path)[len(file_of(path)) :]
+    if fragment:
+        identity = file_identity(file_of(path))
+        is_there = identity not in (MISSING, SPECIAL, UNREADABLE)
+        return digest_of(f"{identity}{fragment}".encode()) if is_there else identity
+
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -72,6 +88,9 @@ def picture_identity(path, image: Image.Image | None = None) -> str:
     Returns:
         `str`: of an image that cannot be decoded, its [`file_identity`].
     """
+    if DATA_URI.match(os.fspath(path)):
+        return _digest_of_pixels(path, digest_of(os.fspath(path).encode()), image)
+
     identity = file_identity(path)
     if identity in (MISSING, SPECIAL, UNREADABLE) or os.path.isdir(path):
         return f"{identity}:{path}"  # of files that cannot be looked at, each is its own

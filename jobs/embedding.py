@@ -397,18 +397,30 @@ def item_name(item: Item, image_root=None) -> str:
 
     Of a video's folder, the names and contents of its frames.
     """
-    if not item.image:
-        return item.text
-
     # a file that was replaced by another of the same name is another item
-    return f"{item.text}\x00{image_name(item, image_root)}\x00{file_identity(item.image)}"
+    name = item.text
+    for path in item.images:
+        name += f"\x00{path_name(path, image_root)}\x00{file_identity(path)}"
+    return f"{name}\x00\x00{item.instruction}" if item.instruction else name
 
 
-def image_name(item: Item, image_root=None) -> str:
-    """The image's path below `image_root`, as data files write it.
+def image_name(item: Item, image_root=None) -> str | list[str]:
+    """The image's path below `image_root`, as data files write it; of several images, a list of these.
 
     Args:
         item ([`~unime.data.schema.Item`]): without an image, its name is empty.
+        image_root (*optional*): as in [`path_name`].
+    """
+    if item.more_images:
+        return [path_name(path, image_root) for path in item.images]
+    return path_name(item.image, image_root)
+
+
+def path_name(path: str, image_root=None) -> str:
+    """A path below `image_root`, as data files write it.
+
+    Args:
+        path (`str`): of an image.
         image_root (`str`, `Path` or a tuple of these, *optional*): the first of several folders that holds the image
             counts; an image outside of them keeps its whole path.
     """
@@ -420,9 +432,9 @@ def image_name(item: Item, image_root=None) -> str:
 
     for root in roots:
         start = f"{_resolved(str(root))}{os.sep}"
-        if item.image.startswith(start):
-            return item.image[len(start) :]
-    return item.image
+        if path.startswith(start):
+            return path[len(start) :]
+    return path
 
 
 @cache

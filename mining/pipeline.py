@@ -281,7 +281,14 @@ class Mining:
         findings = Findings()
         image_root = config.image_root and self.image_root
         rows = read_rows(
-            fetched(config.data), image_root, config.subsets, config.split, config.rows_per_subset, findings
+            fetched(config.data),
+            image_root,
+            config.subsets,
+            config.split,
+            config.rows_per_subset,
+            findings,
+            config.columns,
+            config.allow_urls,
         )
         pool = Pool(rows, config.near_copies)
         problems = findings.problems

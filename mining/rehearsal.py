@@ -32,7 +32,16 @@ def rehearse(config, step: str, given: dict[str, str]) -> Rehearsal:
 
     # with findings, rows that cannot be read are collected: a rehearsal names all of them
     findings = Findings()
-    rows = read_rows(config.data, config.image_root, config.subsets, config.split, config.rows_per_subset, findings)
+    rows = read_rows(
+        config.data,
+        config.image_root,
+        config.subsets,
+        config.split,
+        config.rows_per_subset,
+        findings,
+        config.columns,
+        config.allow_urls,
+    )
     pool = Pool(rows)
 
     rehearsal = Rehearsal(f"unime mine {step}")

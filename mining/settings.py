@@ -25,10 +25,17 @@ FALLBACKS = ("drop", "judge_lowest", "released")
 class MiningConfig(EngineSettings):
     """Settings of `unime mine`; the defaults are UniME-V2's (2510.13515 section 3)."""
 
-    data: str | None = field(default=None, metadata={"help": "Rows of any layout of unime.data.readers.read_rows."})
+    data: str | None = field(default=None, metadata={"help": "Rows: a file, a folder, or a data set of the Hub."})
     out: str | None = field(default=None, metadata={"help": "Folder for all results."})
     image_root: str | None = field(
         default=None, metadata={"help": "Where image paths start; by default the data's folder."}
+    )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Which columns to take for what (query=caption positive=image); recognised by default."},
+    )
+    allow_urls: bool = field(
+        default=False, metadata={"help": "Fetch images that rows name by https:// addresses (public ones)."}
     )
     subsets: list[str] | None = field(default=None, metadata={"help": "Data sets to take; all by default."})
     split: str = field(

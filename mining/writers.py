@@ -26,6 +26,7 @@ JUDGED_SCHEMA = pa.schema(
         "hard_negatives": pa.list_(pa.list_(pa.string())),
         "hard_negatives_scores": pa.list_(pa.float64()),
         "dataset": pa.string(),
+        "query_instruction": pa.string(),  # a key of our own, of few rows
     }
 )
 
@@ -105,7 +106,7 @@ def _write_parquet(draft: Path, examples: Iterable[Example], image_root):
 def _judged_row(example: Example, image_root) -> dict:
     """A row under the released file's names."""
     negatives = [[item.text, image_name(item, image_root)] for item in example.negatives]
-    return {
+    row = {
         "query_text": example.query.text,
         "query_image": image_name(example.query, image_root),
         "pos_text": example.positive.text,
@@ -115,3 +116,12 @@ def _judged_row(example: Example, image_root) -> dict:
         "hard_negatives_scores": example.negative_scores,
         "dataset": example.dataset,
     }
+
+    # keys of our own, only where they say something
+    if example.query.instruction:
+        row["query_instruction"] = example.query.instruction
+    if example.other_positives:
+        row["other_positives"] = [[item.text, image_name(item, image_root)] for item in example.other_positives]
+    if example.weight != 1:
+        row["weight"] = example.weight
+    return row

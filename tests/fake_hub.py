@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -30,6 +30,14 @@ class FakeHub(ThreadingHTTPServer):
     def __exit__(self, *error):
         self.shutdown()
         self.server_close()
+
+
+def listed(path, files):
+    """How the Hub lists a file or a folder; None where there is neither."""
+    if path in files:
+        return {"type": "file", "path": path, "size": len(files[path]), "oid": hashlib.sha1(files[path]).hexdigest()}
+    is_folder = any(name.startswith(path + "/") for name in files)
+    return {"type": "directory", "path": path, "oid": "0" * 40} if is_folder else None
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -90,6 +98,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(content, headers=[("ETag", f'"{hashlib.sha1(content).hexdigest()}"')])
         return self.missing("EntryNotFound")
 
+    def level(self, files, inside):
+        start = inside + "/" if inside else ""
+        names = dict.fromkeys(
+            start + path.removeprefix(start).split("/")[0] for path in files if path.startswith(start)
+        )
+        return self.answer([listed(name, files) for name in names]) if names else self.missing("EntryNotFound")
+
     def model(self, repo, rest, body):
         files = self.server.repos.get(repo)
         if files is None:
@@ -109,8 +124,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self.answer(
                 {"success": True, "commitOid": COMMIT, "commitUrl": f"{self.server.url}/{repo}/commit/{COMMIT}"}
             )
+        if rest[:1] == ["paths-info"]:
+            wanted = parse_qs(body.decode())["paths"]
+            return self.answer([listed(path, files) for path in wanted if listed(path, files)])
         if rest[:1] == ["tree"]:
             inside = "/".join(rest[2:])
+            if "recursive=false" in urlparse(self.path).query.lower():
+                return self.level(files, inside)
             found = {path: c for path, c in files.items() if not inside or path.startswith(inside + "/")}
             listed = [
                 {"type": "file", "path": p, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}

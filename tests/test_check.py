@@ -52,7 +52,7 @@ def test_every_layout_and_spelling_gives_the_same_rows(tmp_path, world):
     (tmp_path / "scored.jsonl").write_text(json.dumps({**own, "negatives": ["x", "y"], "negative_scores": [0.1]}))
     with pytest.raises(ValueError, match=r"scored.jsonl, row 0 \(line 1\): 2 negatives for 1 scores"):
         read_rows(tmp_path / "scored.jsonl")
-    with pytest.raises(ValueError, match="does not exist; a data set on the Hub is named hf://"):
+    with pytest.raises(ValueError, match="TIGER-Lab/MMEB-train does not exist here, and as a data set of the Hub"):
         read_rows("TIGER-Lab/MMEB-train")
 
 
@@ -61,7 +61,7 @@ import json, sys
 from unime.data.readers import read_rows
 whole = read_rows("hf://datasets/owner/mmeb", sys.argv[1], ["Shapes_vqa"], limit=2)
 one = read_rows("hf://datasets/owner/mmeb/judged.json", sys.argv[1])
-print(json.dumps([list(whole["dataset"]), list(one["positive"])]))
+print(json.dumps([list(whole["dataset"]), [positive["text"] for positive in one["positive"]]]))
 """
 
 
@@ -81,7 +81,7 @@ def test_rows_are_read_from_the_hub(tmp_path, world):
         hub.repos["datasets/owner/mmeb"] = {**files, "judged.json": json.dumps([judged]).encode()}
         online = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         names, positives = fresh_process(FROM_HUB, world, HF_HOME=str(tmp_path), **online)
-    assert names == ["Shapes_vqa"] * 2 and positives == [{"text": "p", "image": ""}]
+    assert names == ["Shapes_vqa"] * 2 and positives == ["p"]
     fetched = {path.parent.name for path in tmp_path.rglob("original-*.parquet")}
     assert fetched == {"Shapes_vqa"}, "only what was asked for"
 
@@ -136,7 +136,7 @@ def test_sentences_and_negatives_of_mmeb_are_checked_like_other_texts(tmp_path):
 
     row = {"qry": "q", "qry_image_path": "", "pos_text": "p", "pos_image_path": "", "neg_text": "n"}
     (tmp_path / "mmeb.jsonl").write_text(json.dumps(row))  # without a column for the negative's image
-    assert read_rows(tmp_path / "mmeb.jsonl")[0]["negatives"] == [{"text": "n", "image": ""}]
+    assert to_example(read_rows(tmp_path / "mmeb.jsonl")[0]).negatives == [Item("n")]
 
 
 def odd_images(folder):

@@ -76,6 +76,53 @@ def test_the_other_positive_of_an_equal_query_is_no_negative():
     assert float(HardNegativeInfoNCE(0.05)(table, torch.tensor([0, 0]), torch.tensor([1, 2])).loss) == 0.0
 
 
+def test_what_is_right_as_well_is_no_negative_in_either_direction():
+    # 0 and 1 are queries, 2 and 3 their positives; 3 is right for 0 as well
+    table = unit(0.0, 0.4, 0.1, 0.3)
+    query, positive = torch.tensor([0, 1]), torch.tensor([2, 3])
+    also_positive = torch.zeros(2, 4, dtype=torch.bool)
+    also_positive[0, 3] = True
+
+    # against what stays: of query 1 the candidate 2, and of positive 2 the query 1
+    def alone(of, right, wrong):
+        logits = torch.tensor([math.cos(of - right), math.cos(of - wrong)], dtype=torch.float64) / 0.05
+        return -float(logits.log_softmax(0)[0])
+
+    forward = HardNegativeInfoNCE(0.05, None, None)
+    assert float(forward(table, query, positive, also_positive=also_positive).loss) == pytest.approx(
+        alone(0.4, 0.3, 0.1) / 2, rel=1e-5
+    )
+    both = HardNegativeInfoNCE(0.05, None, None, symmetric=True)
+    backwards = alone(0.1, 0.0, 0.4) / 2
+    assert float(both(table, query, positive, also_positive=also_positive).loss) == pytest.approx(
+        (alone(0.4, 0.3, 0.1) / 2 + backwards) / 2, rel=1e-5
+    )
+
+
+def test_rows_have_weights():
+    torch.manual_seed(0)
+    table = F.normalize(torch.randn(6, 8, dtype=torch.float64), dim=1)
+    query, positive = torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
+    loss = HardNegativeInfoNCE(0.5, None, None)
+    rows = []
+    for row in range(3):
+        weight = torch.zeros(3).index_fill_(0, torch.tensor([row]), 1.0)
+        rows.append(float(loss(table, query, positive, weight=weight).loss))
+    assert float(loss(table, query, positive).loss) == pytest.approx(sum(rows) / 3)
+    weighted = loss(table, query, positive, weight=torch.tensor([3.0, 1.0, 0.0])).loss
+    assert float(weighted) == pytest.approx((3 * rows[0] + rows[1]) / 4)
+    nothing = loss(table.requires_grad_(), query, positive, weight=torch.zeros(3)).loss
+    nothing.backward()
+    assert nothing.item() == 0 and not table.grad.any()
+
+    # the judge's distribution likewise
+    scores = torch.tensor([0.9, 0.8]), torch.tensor([[0.1], [0.3]])
+    arguments = (table.detach(), torch.tensor([0, 1]), torch.tensor([2, 3]), torch.tensor([[4], [5]]), *scores)
+    align = JudgeAlignment(0.5)
+    first, second = (float(align(*arguments, weight=torch.tensor(w)).loss) for w in ([1.0, 0.0], [0.0, 1.0]))
+    assert float(align(*arguments, weight=torch.tensor([1.0, 3.0])).loss) == pytest.approx((first + 3 * second) / 4)
+
+
 def test_filtered_candidates_never_come_back_when_too_few_survive():
     table = unit(0.0, 1.0, 0.1, 0.2)  # the negatives 2 and 3 are far more similar than the positive 1
     query, positive, negatives = torch.tensor([0]), torch.tensor([1]), torch.tensor([[2, 3]])

@@ -261,7 +261,7 @@ def test_names_that_are_no_utf_8_are_errors_that_can_be_printed(tmp_path, capsys
 
 
 def test_a_file_without_a_good_row_says_why(tmp_path):
-    path = csv_file(tmp_path, "question,answer", *(f"q{number},a" for number in range(7)))
+    path = csv_file(tmp_path, "asked,told", *(f"q{number},a" for number in range(7)))
     with pytest.raises(SystemExit) as ended:
         main(["check", str(path)])
     message = str(ended.value)

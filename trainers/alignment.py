@@ -73,7 +73,14 @@ class AlignmentTrainer(EmbeddingTrainer):
     def loss_of(self, embeddings, table):
         """The loss of each row against its own negatives and their judge scores."""
         return self.loss(
-            embeddings, table.query, table.positive, table.negatives, table.positive_score, table.negative_scores
+            embeddings,
+            table.query,
+            table.positive,
+            table.negatives,
+            table.positive_score,
+            table.negative_scores,
+            table.also_positive,
+            table.weight,
         )
 
 

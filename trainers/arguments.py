@@ -10,9 +10,21 @@ from ..jobs.settings import check_recipe_value
 class StageArguments:
     """What to train on, beside the recipe's training arguments and TRL's model arguments."""
 
-    data: str = field(metadata={"help": "Training rows: a folder, or a .jsonl, .json, .parquet or .csv file."})
+    data: str = field(
+        metadata={"help": "Training rows: a file, a folder, or a data set of the Hub (owner/name[:config][:split])."}
+    )
     image_root: str | None = field(
         default=None, metadata={"help": "Where image paths start; the data folder by default."}
+    )
+    columns: list[str] | None = field(
+        default=None,
+        metadata={"help": "Which columns to take for what (query=caption positive=image); recognised by default."},
+    )
+    allow_urls: bool = field(
+        default=False, metadata={"help": "Fetch images that rows name by https:// addresses (public ones)."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read rows as they are needed, and write no picture to the disk (max_steps)."}
     )
     subsets: list[str] | None = field(default=None, metadata={"help": "Subsets to use; all by default."})
     split: str = field(default="original", metadata={"help": "MMEB-train: original or diverse_instruction."})

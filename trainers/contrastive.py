@@ -109,7 +109,16 @@ class ContrastiveTrainer(EmbeddingTrainer):
         if self.args.learn_temperatures:
             temperature = self.loss.temperatures(table.dataset)  # [B]
         seed = int(table.hashes.sum())  # of random selection, the same on all ranks
-        return self.loss(embeddings, table.query, table.positive, table.negatives, temperature, seed)
+        return self.loss(
+            embeddings,
+            table.query,
+            table.positive,
+            table.negatives,
+            temperature,
+            seed,
+            also_positive=table.also_positive,
+            weight=table.weight,
+        )
 
     def log(self, logs, start_time=None):
         """As in [`~unime.trainers.metered_trainer.MeteredTrainer`], with the learnt temperatures."""

@@ -25,6 +25,9 @@ class GatheredTable:
         hashes (`LongTensor` `[T]`): of the items and their roles.
         is_query (`LongTensor` `[T]`): 1 where an item is in the role of a query.
         dataset (`LongTensor` `[B]`): hash of the name of each row's data set.
+        also_positive (`BoolTensor` `[B, T]`, *optional*): where an item is right for a row, although it is not its
+            positive; None where no row has any.
+        weight (`Tensor` `[B]`, *optional*): how much each row counts; None where all count alike.
         world_size, rank (`int`): how many ranks there are, and which of them this one is.
 
     Example:
@@ -65,6 +68,20 @@ class GatheredTable:
         self.dataset = torch.cat(self._gather(names))
         self.positive_score = torch.cat(self._gather(batch.positive_score.to(device)))
         self.negative_scores = _stack(self._gather(batch.negative_scores.to(device)), float("nan"))
+        self.also_positive = self._also_positive(batch.other_positives.to(device))
+
+        weight = torch.cat(self._gather(batch.weight.to(device)))  # [B]
+        self.weight = None if (weight == 1).all() else weight
+
+    def _also_positive(self, others: torch.Tensor) -> torch.Tensor | None:
+        """Where `[B, T]` an item of the table is among the other positives `[b, P]` of a row."""
+        hashes = _stack(self._gather(others), 0)  # [B, P]
+        if hashes.shape[1] == 0:
+            return None
+
+        # a row at a time: [B, P, T] might not fit
+        rows = [torch.isin(self.hashes, row[row != 0]) for row in hashes]
+        return torch.stack(rows) if rows else None
 
     def gather(self, embeddings: torch.Tensor) -> torch.Tensor:
         """The embeddings `[T, D]` of all ranks, from the `[t, D]` of this one; only its own slice carries a graph."""

@@ -52,8 +52,8 @@ class HardNegativeInfoNCE(nn.Module):
 
     The candidates of every query are all distinct positives and explicit negatives of the whole batch. For each query:
 
-    1. candidates that are its own positive, a copy of it, or the positive of an equal query are masked (the released
-       code takes copies of the positive for negatives);
+    1. candidates that are its own positive, a copy of it, the positive of an equal query, or right as well are masked
+       (the released code takes copies of the positive for negatives);
     2. candidates more similar than `cos(query, positive) + false_negative_margin` are dropped as false negatives;
     3. the `num_hard_negatives` most similar survivors stay;
     4. `loss = -log exp(s+ / t) / (exp(s+ / t) + sum_j exp(s_j / t))`, mean over queries. A query without a surviving
@@ -104,7 +104,17 @@ class HardNegativeInfoNCE(nn.Module):
         self.symmetric = symmetric
         self.hardness = hardness
 
-    def forward(self, embeddings, query, positive, negatives=None, temperature=None, seed: int = 0) -> LossOutput:
+    def forward(
+        self,
+        embeddings,
+        query,
+        positive,
+        negatives=None,
+        temperature=None,
+        seed: int = 0,
+        also_positive=None,
+        weight=None,
+    ) -> LossOutput:
         """Computes the loss.
 
         Args:
@@ -112,19 +122,27 @@ class HardNegativeInfoNCE(nn.Module):
             query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): rows of the table.
             temperature (`Tensor` `[B]`, *optional*): one for each row, in place of the one for all.
             seed (`int`): of `"random"` selection; what all ranks know of the batch, such as the sum of its hashes.
+            also_positive (`BoolTensor` `[B, T]`, *optional*): further items of the table that are right for a row.
+            weight (`Tensor` `[B]`, *optional*): of each row in the mean over queries; all alike by default.
         """
         embeddings = at_least_float32(embeddings)
         forward = self._released if self.shortage == "released" else self._direction
         temperature = self.temperature if temperature is None else temperature[:, None]  # a number, or [B, 1]
-        output = forward(embeddings, query, positive, negatives, temperature, seed)
+        output = forward(embeddings, query, positive, negatives, temperature, seed, also_positive, weight)
 
         if self.symmetric:
-            reverse = forward(embeddings, positive, query, None, temperature, seed)
+            if also_positive is not None:
+                # where a query has the row's positive among its others
+                matches = also_positive[:, positive].T.to(embeddings.dtype)  # [B, B]
+                also_positive = torch.zeros_like(also_positive, dtype=matches.dtype).index_add_(1, query, matches) > 0
+            reverse = forward(embeddings, positive, query, None, temperature, seed, also_positive, weight)
             output.loss = (output.loss + reverse.loss) / 2
             output.row_losses = (output.row_losses + reverse.row_losses) / 2
         return output
 
-    def _direction(self, embeddings, query, positive, negatives, temperature, seed) -> LossOutput:
+    def _direction(
+        self, embeddings, query, positive, negatives, temperature, seed, also_positive, weight
+    ) -> LossOutput:
         """The loss from queries to candidates: steps 1 to 4 of the class."""
         # equal candidates are one: [C] of them, and the place of each row's positive among these
         pool = positive
@@ -141,6 +159,8 @@ class HardNegativeInfoNCE(nn.Module):
             same_query = query[:, None] == query[None, :]  # [B, B]
             counts = torch.zeros_like(scores).index_add_(1, positive_places, same_query.to(scores.dtype))
             is_positive = counts > 0  # [B, C]
+            if also_positive is not None:
+                is_positive |= also_positive[:, candidates]
 
             # 2. what is so similar that it is probably right
             false_negative = self._too_similar(scores, positive_scores) & ~is_positive  # [B, C]
@@ -150,7 +170,7 @@ class HardNegativeInfoNCE(nn.Module):
 
         # 4. the loss
         negative_scores = scores.gather(1, selected).masked_fill(missing, float("-inf"))  # [B, k]
-        output = self._cross_entropy(positive_scores, negative_scores, temperature)
+        output = self._cross_entropy(positive_scores, negative_scores, temperature, weight)
 
         # masked without being the row's own positive: positives of equal queries, and copies of the positive
         others = (is_positive.sum(1) - 1).float().mean()
@@ -175,7 +195,9 @@ class HardNegativeInfoNCE(nn.Module):
             missing = (survivors == 0).expand_as(missing)
         return selected, missing
 
-    def _released(self, embeddings, query, positive, negatives, temperature, seed) -> LossOutput:
+    def _released(
+        self, embeddings, query, positive, negatives, temperature, seed, also_positive, weight
+    ) -> LossOutput:
         """The arithmetic of UniME's `loss.py`: only the diagonal is masked, and where too few candidates are left,
         `topk` takes masked ones, with their scores."""
         scores = embeddings[query] @ embeddings[positive].T  # [B, B]
@@ -187,7 +209,7 @@ class HardNegativeInfoNCE(nn.Module):
             candidates = scores.masked_fill(diagonal | false_negative, float("-inf"))
             selected = candidates.topk(self._number_of_negatives(len(scores)), dim=1).indices  # [B, k]
 
-        output = self._cross_entropy(positive_scores, scores.gather(1, selected), temperature)
+        output = self._cross_entropy(positive_scores, scores.gather(1, selected), temperature, weight)
         output.metrics["filtered_share"] = false_negative.sum() / (~diagonal).sum().clamp(min=1)
         output.metrics["duplicates_masked"] = 0.0
         return output
@@ -210,7 +232,7 @@ class HardNegativeInfoNCE(nn.Module):
             return torch.rand(scores.shape, generator=generator).to(scores)
         return -scores if self.selection == "easy" else scores
 
-    def _cross_entropy(self, positive_scores, negative_scores, temperature) -> LossOutput:
+    def _cross_entropy(self, positive_scores, negative_scores, temperature, weight) -> LossOutput:
         """The loss from scores `[B, 1]` and `[B, k]`; a negative at minus infinity does not count."""
         missing = negative_scores.isinf()  # [B, k]
         finite = negative_scores.masked_fill(missing, 0)  # infinity over a learnable temperature has no gradient
@@ -226,7 +248,8 @@ class HardNegativeInfoNCE(nn.Module):
             "positive_similarity": positive_scores.detach().mean(),
             "hardest_negative_similarity": hardest.masked_fill(hardest.isinf(), float("nan")).nanmean(),
         }
-        return LossOutput(row_losses.mean(), metrics, row_losses=row_losses.detach())
+        loss = row_losses.mean() if weight is None else weighted_mean(row_losses, weight)
+        return LossOutput(loss, metrics, row_losses=row_losses.detach())
 
 
 class MatryoshkaLoss(nn.Module):
@@ -394,13 +417,24 @@ class JudgeAlignment(nn.Module):
         self.in_batch_weight = in_batch_weight
         self.in_batch = HardNegativeInfoNCE(temperature, num_hard_negatives=None, false_negative_margin=None)
 
-    def forward(self, embeddings, query, positive, negatives, positive_score, negative_scores) -> LossOutput:
+    def forward(
+        self,
+        embeddings,
+        query,
+        positive,
+        negatives,
+        positive_score,
+        negative_scores,
+        also_positive=None,
+        weight=None,
+    ) -> LossOutput:
         """Computes the loss.
 
         Args:
             embeddings (`Tensor` `[T, D]`): unit-norm table of distinct items.
             query, positive (`LongTensor` `[B]`), negatives (`LongTensor` `[B, K]`, -1 pads): rows of the table.
             positive_score (`Tensor` `[B]`), negative_scores (`Tensor` `[B, K]`): in [0, 1]; NaN where there is none.
+            also_positive, weight (*optional*): as in [`HardNegativeInfoNCE`]; the first is for the in-batch part.
         """
         embeddings = at_least_float32(embeddings)
         negatives, negative_scores = self._first_negatives(negatives, negative_scores)  # [B, k], [B, k]
@@ -420,9 +454,14 @@ class JudgeAlignment(nn.Module):
         log_q = masked_log_softmax(judged / self.judge_temperature, mask)
 
         # without a usable row there is still a gradient, of zero
-        loss = self._divergence(log_p, log_q, mask).mean() if len(candidates) else embeddings.sum() * 0
+        loss = embeddings.sum() * 0
+        if len(candidates) and weight is None:
+            loss = self._divergence(log_p, log_q, mask).mean()
+        elif len(candidates):
+            loss = weighted_mean(self._divergence(log_p, log_q, mask), weight[usable])
         if self.in_batch_weight:
-            loss = loss + self.in_batch_weight * self.in_batch(embeddings, query, positive).loss
+            in_batch = self.in_batch(embeddings, query, positive, also_positive=also_positive, weight=weight)
+            loss = loss + self.in_batch_weight * in_batch.loss
 
         hardest = scores[:, 1:].masked_fill(mask[:, 1:], float("-inf"))  # [b, k]
         metrics = {
@@ -468,6 +507,12 @@ class JudgeAlignment(nn.Module):
         floored_p = (log_p.exp() + 1e-8).log()
         floored_q = (log_q.exp() + 1e-8).log()
         return (kl(log_q, floored_p, mask) + kl(log_p, floored_q, mask)) / 2
+
+
+def weighted_mean(losses: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """The mean of losses `[N]` with weights `[N]`; zero, with a gradient, where all weights are zero."""
+    weight = weight.to(losses)
+    return (losses * weight).sum() / weight.sum().clamp(min=torch.finfo(losses.dtype).tiny)
 
 
 def masked_log_softmax(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

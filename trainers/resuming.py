@@ -106,7 +106,9 @@ def record_of(stage, args: TrainingArguments, options, rows: Dataset) -> dict:
         stage ([`~unime.trainers.stage.StageArguments`]), args, options (`trl.ModelConfig`): the settings.
         rows (`Dataset`): that are trained on.
     """
-    record = {"rows": digest_of(rows), "model_name_or_path": options.model_name_or_path, "preset": stage.preset}
+    # of a stream only its source is known
+    content = stage.data if stage.streaming else digest_of(rows)
+    record = {"rows": content, "model_name_or_path": options.model_name_or_path, "preset": stage.preset}
     names = {setting.name for setting in fields(args)} - {setting.name for setting in fields(TrainingArguments)}
     for name in sorted(names - set(_INDIFFERENT)) + list(_DECISIVE):
         record[name] = _plain(getattr(args, name))

@@ -14,7 +14,7 @@ from huggingface_hub import upload_folder
 from transformers import EarlyStoppingCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
-from ..data.readers import read_rows
+from ..data.readers import read_rows, stream_rows
 from ..jobs.faults import one_line_disk_faults
 from ..jobs.notices import is_quiet, silence_alarms, without_quiet
 from ..jobs.settings import given_settings
@@ -31,8 +31,23 @@ from .symptoms import Symptoms, symptoms_of_rows
 
 
 def read_training_rows(stage: StageArguments, args) -> Dataset:
-    """Rows of any layout that [`~unime.data.readers.read_rows`] knows."""
-    return read_rows(stage.data, stage.image_root, stage.subsets, stage.split, stage.rows_per_subset)
+    """Rows of any source and layout that [`~unime.data.readers.read_rows`] knows, or a stream of them."""
+    if not stage.streaming:
+        return read_rows(
+            stage.data,
+            stage.image_root,
+            stage.subsets,
+            stage.split,
+            stage.rows_per_subset,
+            columns=stage.columns,
+            allow_urls=stage.allow_urls,
+        )
+
+    # what needs all rows beforehand does not go with a stream
+    for name in ("subsets", "rows_per_subset", "holdout", "rehearse", "rehearse_json"):
+        if getattr(stage, name):
+            raise ValueError(f"{name} must know all rows beforehand; leave out streaming, or {name}.")
+    return stream_rows(stage.data, stage.image_root, stage.columns, stage.allow_urls)
 
 
 def read_mined_rows(stage: StageArguments, args) -> Dataset:
@@ -42,6 +57,8 @@ def read_mined_rows(stage: StageArguments, args) -> Dataset:
         ValueError: no row has any.
     """
     rows = read_training_rows(stage, args)
+    if stage.streaming:
+        return rows  # what it holds is known when it was read
     if not any(rows["negative_scores"]):
         raise ValueError(f"no row of {stage.data} has negatives with judge scores; `unime mine run` makes such rows.")
     return rows
@@ -205,7 +222,8 @@ def _parted(
     # an embedder is measured on pairs, whether or not a judge has scored negatives of them
     if read_rows is read_mined_rows and not reranker:
         read_rows = read_training_rows
-    return rows, read_rows(replace(stage, data=stage.eval_data, rows_per_subset=None), args)
+    stage = replace(stage, data=stage.eval_data, rows_per_subset=None, streaming=False)
+    return rows, read_rows(stage, args)
 
 
 def _watch(trainer, stage: StageArguments, rows: Dataset):
@@ -216,7 +234,9 @@ def _watch(trainer, stage: StageArguments, rows: Dataset):
     args = trainer.args
     batch = args.train_batch_size * args.world_size
     temperature = args.temperature if trainer.tells_rows_apart else None
-    lines = symptoms_of_rows(RowCounts.of(rows), batch, temperature, args.homogeneous_batches)
+    lines = []
+    if not stage.streaming:  # of a stream nothing is known beforehand
+        lines = symptoms_of_rows(RowCounts.of(rows), batch, temperature, args.homogeneous_batches)
     trainer.add_callback(Symptoms(lines))
 
 

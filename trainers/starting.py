@@ -5,12 +5,15 @@ from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 
+import datasets
 import torch
 from datasets import Dataset
 from torch.utils.data import IterableDataset
 from transformers import set_seed
 
+from ..data.readers import rows_of_dataset
 from ..data.schema import to_dataset, to_example
+from ..data.tables import has_files
 from .adapters import without_adapter
 
 
@@ -100,7 +103,8 @@ def as_rows(rows, name: str):
     """Rows as trainers read them: a `Dataset`, a stream, or a `dict` of these.
 
     Args:
-        rows: a `Dataset`; an `IterableDataset`, which is read as it comes; a list of
+        rows: a `Dataset`, of the columns of [`~unime.data.schema.Example`] or of any layout that
+            [`~unime.data.readers.rows_of_dataset`] reads; an `IterableDataset`, which is read as it comes; a list of
             [`~unime.data.schema.Example`]s or of dicts with `query` and `positive` (see
             [`~unime.data.schema.to_example`]); a dict of these, for evaluation; or `None`.
         name (`str`): of the argument, for errors.
@@ -109,7 +113,13 @@ def as_rows(rows, name: str):
         ValueError: a row of a list cannot be read; the message has its number.
         TypeError: it is something else.
     """
-    if rows is None or isinstance(rows, (Dataset, IterableDataset)):
+    if rows is None:
+        return None
+
+    # of other columns, such as those of pictures
+    if isinstance(rows, (Dataset, datasets.IterableDataset)) and not _is_ours(rows):
+        return rows_of_dataset(rows, name)
+    if isinstance(rows, (Dataset, IterableDataset)):
         return rows
     if isinstance(rows, dict):
         return {key: as_rows(value, f"{name}[{key!r}]") for key, value in rows.items()}
@@ -123,6 +133,13 @@ def as_rows(rows, name: str):
         except ValueError as error:
             raise ValueError(f"{name}, row {number}: {error}") from error
     return to_dataset(examples)
+
+
+def _is_ours(rows) -> bool:
+    """Whether a data set has our own columns, whose images are paths."""
+    features = rows.features or {}
+    is_item = "query" in features and not has_files(features)
+    return not features or (is_item and "positive" in features)
 
 
 def dataset_names(rows) -> list[str]:

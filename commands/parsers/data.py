@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ...data.choices import KINDS
 from ...jobs.settings import CommandParser
 from ..options import add, add_output, positive
 
@@ -23,8 +24,10 @@ def read(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
 
     command = commands.add_parser("check", help="report on a data file", description="Report on a data file.")
-    command.add_argument("path", help="file or folder of any layout, or hf://datasets/<owner>/<name>[/<file>]")
+    command.add_argument("path", help=f"{KINDS}; or hf://datasets/<owner>/<name>[/<file>]")
     add(command, "image-root")
+    add(command, "columns")
+    add(command, "allow-urls")
     add(command, "split")
     command.add_argument("--no-images", action="store_true", help="only look whether images are there")
     add(command, "model", help="read every row as a training of this model would, and list what it cannot read")

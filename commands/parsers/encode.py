@@ -3,7 +3,7 @@
 unime encode photos/ captions.jsonl --model outputs/quickstart/model --out index.parquet
 """
 
-from ...data.choices import SOURCES
+from ...data.choices import ROLES, SOURCES
 from ...jobs.settings import CommandParser
 from ..options import add, add_embedder, add_engine, add_output
 
@@ -23,6 +23,10 @@ def read(arguments=None):
     parser.add_argument("--out", required=True, help=".parquet or .npz file to write")
     add(parser, "trust-remote-code")
     add(parser, "role", default="document")
+    add(parser, "image-root")
+    parser.add_argument("--column", choices=ROLES, help="take this of rows of queries and positives, as items")
+    add(parser, "columns")
+    add(parser, "allow-urls")
     parser.add_argument("--update", action="store_true", help="embed only what the file lacks or what has changed")
     add(parser, "verify")
     add_engine(parser)

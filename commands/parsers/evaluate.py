@@ -94,6 +94,12 @@ class BenchmarkConfig(DataSettings):
         metadata={"help": f"pairs: the candidates, instead of the rows' positives: {SOURCES}"},
     )
     both_ways: bool = field(default=False, metadata={"help": "pairs: also look for the queries, given the answers"})
+    columns: list[str] | None = field(
+        default=None, metadata={"help": "pairs: which columns to take for what (query=caption positive=image)"}
+    )
+    allow_urls: bool = field(
+        default=False, metadata={"help": "pairs: fetch images that rows name by https:// addresses"}
+    )
     out: str = field(default="outputs/eval", metadata={"help": "folder of all results"})
     shard: int = field(
         default=1024, metadata={"help": "items of one shard: what is lost at most, if interrupted", "least": 1}
