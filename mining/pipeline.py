@@ -51,6 +51,16 @@ IVFPQ_SETTINGS = ("short_list",)  # which earlier versions did not have
 SELECTION_SETTINGS = ("num_negatives", "margin", "stride", "repeat", "fallback", "seed")
 CLUSTER_SETTINGS = ("near_copies", "cluster_size", "pool_multiplier", "label_datasets")
 SERVER_SETTINGS = ("answer_format", "top_logprobs", "resolution")  # those that change a score
+RESULTS = (
+    "_embeddings",
+    "pair_numbers",
+    "mined",
+    "_pairs_digest",
+    "_neighbours",
+    "_judged_digest",
+    "_scores",
+    "judged",
+)
 SELECTED = 1024  # rows whose negatives are read at once
 REMEMBERED = 2**16  # items whose names are remembered
 
@@ -131,6 +141,7 @@ class Mining:
             )
             self.say(f"{name}: {count} of {len(items)} embedded")
 
+        self._forget_results()
         self._write_errors()
 
     def retrieve(self):
@@ -464,6 +475,12 @@ class Mining:
             **options,
         )
         self.state.wait_for_everyone()
+        self._forget_results()
+
+    def _forget_results(self):
+        """Lets go of what was read of results, when there are others."""
+        for name in RESULTS:
+            self.__dict__.pop(name, None)
 
     def _finished(self, name: str, command: str, rows: int, digest: str) -> JobResults:
         """The results of a job, which must be finished and have been made from these rows."""

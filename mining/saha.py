@@ -188,14 +188,15 @@ def write_clusters(mining, embeddings: dict[str, StoredArray], folder: Path):
         folder (`Path`): where `<data set>_hard_negatives.json` is written, the name made safe by
             [`~unime.files.names.file_name`].
     """
-    dataset_of = mining.pool.dataset_of[mining.pair_numbers]
+    numbers = mining.pair_numbers
+    dataset_of = mining.pool.dataset_of[numbers]
     for place, number in enumerate(dict.fromkeys(dataset_of.tolist())):
         name = mining.pool.datasets[number]
         path = folder / f"{file_name(name)}_hard_negatives.json"
         if has_json(path, list):
             continue
 
-        part = _DataSet.of(mining, mining.pair_numbers[dataset_of == number], embeddings)
+        part = _DataSet.of(mining, numbers[dataset_of == number], embeddings)
         neighbours = _neighbours(mining, part, name)
         if place % mining.state.num_processes == mining.state.process_index:
             _write_clusters(mining, name, part, neighbours, path)
