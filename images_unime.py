@@ -253,12 +253,15 @@ class Media:
         fps (`float`, *optional*): take that many frames a second instead, of a file.
         max_frames (`int`, defaults to 768): most frames of a video that is read by `fps`.
         allow_urls (`bool`, defaults to `False`): read images by `https://` addresses.
+        as_clips (`bool`, defaults to `False`): leave a video whole, for a backbone that reads videos, rather than
+            take its frames for images.
     """
 
     num_frames: int = 8
     fps: float | None = None
     max_frames: int = 768
     allow_urls: bool = False
+    as_clips: bool = False
 
     def count(self, total: int, rate: float | None) -> int:
         """How many frames are read of a video of `total` frames, of which `rate` were taken in a second."""
@@ -318,6 +321,7 @@ class VideoFrame:
         size (`tuple[int, int]`): (width, height) in pixels.
         stamp (`int`): the file's time of change in nanoseconds; a changed file is decoded anew.
         seconds (`float`): where in the video it stands.
+        interval (`float`): seconds from one of the `count` frames to the next.
     """
 
     path: str
@@ -326,6 +330,7 @@ class VideoFrame:
     size: tuple[int, int]
     stamp: int
     seconds: float = 0.0
+    interval: float = 0.0
 
     def read(self) -> Image.Image:
         """Decodes the frame, and with it the others of its video, which are kept for a while."""
@@ -406,9 +411,10 @@ def _frames_of_file(path: str, media: Media) -> list[VideoFrame]:
     stamp = max(status.st_mtime_ns, status.st_ctime_ns)  # the first of them can be set back
 
     frames = []
+    rate = header.fps or math.inf
+    interval = header.total_num_frames / rate / count
     for index, place in enumerate(_spread(header.total_num_frames, count).tolist()):
-        seconds = place / header.fps if header.fps else 0.0
-        frames.append(VideoFrame(path, index, count, size, stamp, seconds))
+        frames.append(VideoFrame(path, index, count, size, stamp, place / rate, interval))
     return frames
 
 

@@ -13,6 +13,7 @@ from .batching_unime import plan_chunks
 from .images_unime import MAX_IMAGE_PIXELS, Media, Resolution, VideoFrame, images_of_array, load_frames, open_image
 from .prompts_unime import LISTWISE_INSTRUCTION, PLACEHOLDER, POINTWISE, instruct, strip_placeholders
 from .urls_unime import URL, fetch
+from .videos_unime import Clip, load_clip, without_clips
 
 FIELDS = ("text", "image", "images", "video", "instruction", "fps", "num_frames")  # of an item that is a dict
 
@@ -29,7 +30,8 @@ class PreparedItem:
         name (`str`): how an error calls the item.
         prompt (`str`): the text that was tokenised.
         input_ids (`list[int]`): its tokens, with one placeholder for each image.
-        images (`tuple`): paths, PIL images or [`~unime.images_unime.VideoFrame`]s, in the order of their placeholders.
+        images (`tuple`): paths, PIL images, [`~unime.images_unime.VideoFrame`]s or [`~unime.videos_unime.Clip`]s, in
+            the order of their placeholders.
         sizes (`tuple`): (width, height) at which each image will be read, in pixels.
         image_tokens (`tuple[int]`): tokens that each image takes.
         resolution (`Resolution`): the policy from which the sizes follow.
@@ -366,7 +368,7 @@ def _item_parts(item, name: str, media: Media | None, image_text: str, instructi
     """An item as parts of a message, its images first unless its text says where they stand."""
     if is_chat(item):
         raise TypeError(f"{name} is a chat; the judge reads texts, images, and dicts of both.")
-    text, images = split_item(item, name, media)
+    text, images = split_item(item, name, without_clips(media or Media()))
     if len(images) > 1 and len(PLACEHOLDER.findall(text or "")) == len(images):
         return _placed_parts(instruct(instruction, text), images)
 
@@ -393,8 +395,8 @@ def _placed_parts(text: str, images: tuple) -> list[dict]:
     return parts
 
 
-def read_frames(video, name: str, media: Media | int) -> tuple[Image.Image, ...]:
-    """[`~unime.images_unime.load_frames`] with errors that name the item.
+def read_frames(video, name: str, media: Media) -> tuple[Image.Image | Clip, ...]:
+    """The frames of a video, or the video itself for a backbone that reads videos, with errors that name the item.
 
     Raises:
         ValueError: the video cannot be decoded, or has no frame.
@@ -402,6 +404,8 @@ def read_frames(video, name: str, media: Media | int) -> tuple[Image.Image, ...]
     try:
         if isinstance(video, torch.Tensor):
             video = images_of_array(video)
+        if media.as_clips:
+            return (load_clip(video, media),)
         return tuple(load_frames(video, media))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error

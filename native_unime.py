@@ -28,6 +28,7 @@ from .processing_phi3_v import (
     load_phi3_v_images,
     run_length,
 )
+from .videos_unime import clip_reader
 
 _FILE_OPTIONS = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download", "proxies")
 _PARTS = ("image_processor", "tokenizer")  # of a processor class of transformers, those that read images and texts
@@ -42,11 +43,15 @@ class ImageSettings(NamedTuple):
         legacy_padding (`bool`): read LLaVA's tiles as transformers 4.4x padded them.
         tokens (`tuple[int, int]`, *optional*): fewest and most tokens of an image, if tokens are squares of it.
         crops (`int`, *optional*): most crops of an image, of Phi-3-vision.
+        frame_pixels (`tuple[int, int]`, *optional*): fewest and most pixels of a frame of a video.
+        video_pixels (`int`): most pixels of a video.
     """
 
     legacy_padding: bool = False
     tokens: tuple[int, int] | None = None
     crops: int | None = None
+    frame_pixels: tuple[int, int] | None = None
+    video_pixels: int = 90_316_800
 
 
 def build_native(image_processor, tokenizer, settings: dict, images: ImageSettings):
@@ -78,6 +83,8 @@ class NativeProcessor:
         image_token_id (`int`), image_token_ids (`list[int]`): ids of the tokens that an image becomes.
         types_name (`str`): what the model calls the tensor that tells image tokens from others.
         takes_several_images (`bool`): whether a prompt may hold more than one image.
+        videos ([`~unime.videos_unime.ClipReader`], *optional*): what reads videos, where the backbone has tokens of
+            their own for them.
 
     Raises:
         ValueError: the class does not follow the common interface; the message says what is missing.
@@ -114,6 +121,8 @@ class NativeProcessor:
         self.placeholder_id = tokenizer.convert_tokens_to_ids(self.image_token)
         if self.placeholder_id in (None, tokenizer.unk_token_id):
             raise ValueError(f"the tokenizer has no image token {self.image_token!r}, which {self.name} needs.")
+
+        self.videos = clip_reader(self.processor, tokenizer, images.frame_pixels, images.video_pixels)
 
         # M-RoPE asks for the types of tokens by one name, Gemma's attention by another.
         outputs = self.processor(text=["a"], return_mm_token_type_ids=True)
@@ -172,8 +181,16 @@ class NativeProcessor:
         return tensors, strings
 
     def run_length(self, string: str) -> int | None:
-        """How many image tokens a string consists of; None if it holds anything else."""
-        return run_length(string, self.image_token)
+        """How many tokens of an image, or of a video, a string consists of; None if it holds anything else."""
+        length = run_length(string, self.image_token)
+        if length is None and self.videos is not None:
+            length = run_length(string, self.videos.token)
+        return length
+
+    @property
+    def placeholder_ids(self) -> set[int]:
+        """Ids of the tokens that stand for an image or a video in a prompt."""
+        return {self.placeholder_id} | ({self.videos.token_id} if self.videos is not None else set())
 
     def complete(self, batch: dict) -> dict:
         """The tensors of a batch, with those that only the whole batch decides."""

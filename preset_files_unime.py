@@ -21,6 +21,7 @@ _CHOICES = {
     "positions": ("native", "flat"),
     "padding_side": ("left", "right"),
     "anyres_padding": ("even", "legacy"),
+    "video": ("tokens", "frames"),
     "instruction.place": ("text", "turn", "slot", "system", "none"),
     "judging.output": ("probability", "logit"),
 }
@@ -209,7 +210,7 @@ def _check(preset: Preset, presets: Mapping[str, Preset], where: str):
             _check_slot(prompts, role, where)
     if preset.frame is not None and "{user}" not in preset.frame:
         raise ValueError(f"{where}: frame must hold {{user}}, where the user's turn goes.")
-    for key in ("max_length", "num_frames"):
+    for key in ("max_length", "num_frames", "max_frames", "video_pixels"):
         if getattr(preset, key) < 1:
             raise ValueError(f"{where}: {key} must be at least 1, not {getattr(preset, key)}.")
 

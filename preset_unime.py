@@ -158,7 +158,13 @@ class Preset:
         image_tokens (`tuple[int, int]`, *optional*): fewest and most tokens of an image to which that processor then
             resizes it (Qwen-VL); the checkpoint's own limits by default.
         crops (`int`, *optional*): most crops of an image (Phi-3-vision); the checkpoint's own by default.
-        num_frames (`int`): frames read of a video, as images.
+        video (`str`): `"tokens"`, or `"frames"`: read a video as a row of images, also where the backbone has tokens
+            of its own for videos.
+        num_frames (`int`): frames read of a video.
+        fps (`float`, *optional*): frames read of a second, in the place of so many in all.
+        max_frames (`int`): most frames that are read so.
+        frame_pixels (`tuple[int, int]`, *optional*): fewest and most pixels of a frame; by default as an image.
+        video_pixels (`int`): most pixels of a video's frames, of which two are one, together; Qwen2-VL's by default.
         anyres_padding (`str`): `"even"`, or `"legacy"`: the canvas of LLaVA's tiles comes out a pixel short when its
             padding is odd, as transformers 4.4x did.
         own_normalizer (`bool`): take the tokenizer's normalizer from its file, where transformers makes another one.
@@ -200,7 +206,12 @@ class Preset:
     resolution: str | int = "native"
     image_tokens: tuple[int, int] | None = None
     crops: int | None = None
+    video: str = "tokens"
     num_frames: int = 8
+    fps: float | None = None
+    max_frames: int = 768
+    frame_pixels: tuple[int, int] | None = None
+    video_pixels: int = 90_316_800
     anyres_padding: str = "even"
     own_normalizer: bool = False
     widths: tuple[int, ...] = ()

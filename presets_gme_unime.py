@@ -22,6 +22,7 @@ PRESETS = {
         padding_side="right",
         resolution="tokens:4-16384",
         max_length=1800,
+        video="frames",
         **_SETTINGS,
     ),
     # rzen_embed_inference.py of 360CVGroup/RzenEmbed: the instruction stands directly before the text, after an image
@@ -32,10 +33,11 @@ PRESETS = {
         padding_side="right",
         resolution="tokens:4-16384",
         max_length=2000,
+        video="frames",
         **_SETTINGS,
     ),
     # ops_mm_embedding_v1.py of the card: the only one of the four that calls the whole model, and so has M-RoPE
-    "ops-mm": same(_PLAIN, instruction=Instruction("system", default=ASSISTANT), **_SETTINGS),
+    "ops-mm": same(_PLAIN, instruction=Instruction("system", default=ASSISTANT), video="frames", **_SETTINGS),
     # inference/ of friedrichor/UNITE: what is asked for is part of the turn, an instruction part of the text
     "unite": same(
         Prompts(
@@ -48,6 +50,9 @@ PRESETS = {
         positions="flat",
         resolution="tokens:4-16384",
         num_frames=32,
+        fps=1.0,
+        max_frames=32,
+        frame_pixels=(128 * 28 * 28, 360 * 420),
         **_SETTINGS,
     ),
 }

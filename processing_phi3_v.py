@@ -125,11 +125,13 @@ class Phi3VProcessor:
     takes_several_images = True
     grain = None  # its tokens are not squares of a fixed size
     types_name = "mm_token_type_ids"
+    videos = None  # it reads their frames as images
     image_token = "<|image_1|>"
     tag = _TAG.pattern
     image_token_id = IMAGE_TOKEN_ID
     image_token_ids = [IMAGE_TOKEN_ID]
     placeholder_id = IMAGE_TOKEN_ID
+    placeholder_ids = frozenset([IMAGE_TOKEN_ID])
 
     def __init__(self, image_processor, tokenizer):
         self.name = type(self).__name__

@@ -8,6 +8,7 @@ processors of most backbones do.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from .prompts_unime import PLACEHOLDER, PRESETS, Preset, instruct, one_of, resol
 from .questions_unime import Question
 from .recognition_unime import choose_preset, refuse_foreign_layout
 from .rendering_unime import PromptRenderer, Reading
+from .videos_unime import Clip
 
 # what a preset decides, unless it is given beside it; and what no preset decides
 _PRESET_SETTINGS = (
@@ -40,7 +42,12 @@ _PRESET_SETTINGS = (
     "fusion",
     "anyres_padding",
     "benchmarks",
+    "video",
     "num_frames",
+    "fps",
+    "max_frames",
+    "frame_pixels",
+    "video_pixels",
     "image_tokens",
     "crops",
 )
@@ -68,7 +75,15 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         anyres_padding (`str`, *optional*): `"even"` or `"legacy"`; the preset's by default.
         benchmarks (`list[str]`, *optional*): the kinds of benchmark that are worded in the way that the preset has for
             them; all by default. A model that was trained with the preset's usual prompts alone has none.
+        video (`str`, *optional*): `"tokens"` reads a video as the backbone does, where it has tokens for videos
+            (Qwen-VL), and `"frames"` as a row of images; the preset's by default.
         num_frames (`int`, *optional*): frames read of a video; the preset's by default.
+        fps (`float`, *optional*): frames read of a second of a video file, at most `max_frames`, in the place of
+            `num_frames`; likewise.
+        max_frames (`int`, *optional*): see `fps`.
+        frame_pixels (`tuple[int, int]`, *optional*): fewest and most pixels of a frame of a video that is read as
+            tokens of its own.
+        video_pixels (`int`, *optional*): most pixels of the frames of such a video, of which two are one, together.
         image_tokens (`tuple[int, int]`, *optional*): fewest and most tokens of an image of Qwen-VL; the preset's or
             the image processor's by default.
         crops (`int`, *optional*): most crops of an image of Phi-3-vision; likewise.
@@ -92,7 +107,12 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         resolution=None,
         fusion=None,
         anyres_padding=None,
+        video=None,
         num_frames=None,
+        fps=None,
+        max_frames=None,
+        frame_pixels=None,
+        video_pixels=None,
         image_tokens=None,
         crops=None,
         backbone=None,
@@ -116,7 +136,12 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             fusion=fusion,
             anyres_padding=anyres_padding,
             benchmarks=benchmarks,
+            video=video,
             num_frames=num_frames,
+            fps=fps,
+            max_frames=max_frames,
+            frame_pixels=frame_pixels,
+            video_pixels=video_pixels,
             image_tokens=image_tokens,
             crops=crops,
         )
@@ -143,7 +168,12 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         fusion=None,
         anyres_padding=None,
         benchmarks=None,
+        video=None,
         num_frames=None,
+        fps=None,
+        max_frames=None,
+        frame_pixels=None,
+        video_pixels=None,
         image_tokens=None,
         crops=None,
     ):
@@ -162,13 +192,20 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         self.fusion = one_of("fusion", fusion or defaults.fusion, "joint", "sum")
         self.anyres_padding = one_of("anyres_padding", anyres_padding or defaults.anyres_padding, "even", "legacy")
         self.benchmarks = list(defaults.benchmarks if benchmarks is None else benchmarks)
+        self.video = one_of("video", video or defaults.video, "tokens", "frames")
         self.num_frames = num_frames or defaults.num_frames
+        self.fps = fps or defaults.fps
+        self.max_frames = max_frames or defaults.max_frames
+        self.frame_pixels = frame_pixels or defaults.frame_pixels
+        self.video_pixels = video_pixels or defaults.video_pixels
         self.image_tokens = image_tokens or defaults.image_tokens
         self.crops = crops or defaults.crops
         Resolution.parse(self.resolution)  # raises early
 
         # tiles and limits are a matter of the backbone's processor, so there is another one for each preset
-        images = ImageSettings(self.anyres_padding == "legacy", self.image_tokens, self.crops)
+        images = ImageSettings(
+            self.anyres_padding == "legacy", self.image_tokens, self.crops, self.frame_pixels, self.video_pixels
+        )
         self._native = build_native(image_processor, tokenizer, self.backbone, images)
 
     def use_preset(self, preset: str, **settings):
@@ -178,9 +215,10 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
 
         Args:
             preset (`str`): a key of `PRESETS`.
-            settings: `max_length`, `resolution`, `fusion`, `anyres_padding`, `benchmarks`, `num_frames`,
-                `image_tokens` and `crops`, where they are to differ from the preset's; and `chat_template`,
-                `max_image_pixels` and `background`, which stay otherwise.
+            settings: `max_length`, `resolution`, `fusion`, `anyres_padding`, `benchmarks`, `video`, `num_frames`,
+                `fps`, `max_frames`, `frame_pixels`, `video_pixels`, `image_tokens` and `crops`, where they are to
+                differ from the preset's; and `chat_template`, `max_image_pixels` and `background`, which stay
+                otherwise.
 
         Raises:
             ValueError: the preset or a setting is unknown.
@@ -435,7 +473,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         `counts` holds the tokens by sizes: transformers checks all its settings for each count, which takes longer
         than reading a small image.
         """
-        placed = ids.count(self._native.placeholder_id)
+        placed = sum(map(ids.count, self._native.placeholder_ids))
         if placed != len(images):
             raise ValueError(
                 f"{name} holds {placed} image tokens for {len(images)} images; remove {self.image_token!r} from "
@@ -448,12 +486,30 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             sizes.append(self._fit(image, resolution, image_name))
         sizes = tuple(sizes)
 
-        if sizes not in counts:
-            counts[sizes] = self._count_tokens(sizes, name)
-        return PreparedItem(name, prompt, ids, images, sizes, counts[sizes], resolution)
+        if any(isinstance(image, Clip) for image in images):
+            image_tokens = self._count_with_videos(images, sizes, name)
+        else:
+            if sizes not in counts:
+                counts[sizes] = self._count_tokens(sizes, name)
+            image_tokens = counts[sizes]
+        return PreparedItem(name, prompt, ids, images, sizes, image_tokens, resolution)
+
+    def _count_with_videos(self, images: tuple, sizes: tuple[tuple[int, int], ...], name: str) -> tuple[int, ...]:
+        """Tokens of each image and video of a prompt."""
+        is_clip = [isinstance(image, Clip) for image in images]
+        of_images = iter(self._count_tokens([size for size, clip in zip(sizes, is_clip) if not clip], name))
+
+        counts = []
+        for image, size, clip in zip(images, sizes, is_clip):
+            counts.append(self._native.videos.count_tokens(image, size) if clip else next(of_images))
+        return tuple(counts)
 
     def _fit(self, image, resolution: Resolution, name: str) -> tuple[int, int]:
-        """(width, height) at which an image is read."""
+        """(width, height) at which an image, or a frame of a video, is read."""
+        if isinstance(image, Clip):
+            size = self._fit(image.frames[0], resolution, name)
+            return self._native.videos.fit(len(image.frames), *size)
+
         size = read_size(image, name)
         if resolution == Resolution():
             return size
@@ -530,6 +586,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
                 prompt, _ = self._render(replace(item, text=beginning), reading, entry.name)
             else:
                 prompt = self._prompt(beginning, len(entry.images), reading, entry.name, is_video(item))
+                prompt = self._with_videos(prompt, entry.images)
             prompt += reading.suffix
             (ids,) = self._tokenize([prompt])
             if len(ids) <= target:
@@ -581,15 +638,19 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
 
     def read_image(self, entry: PreparedItem, index: int) -> Image.Image:
         """An image of a prepared item, decoded and at the size that was planned."""
+        return self._read_at(entry.images[index], entry, entry.sizes[index])
+
+    def _read_at(self, source, entry: PreparedItem, planned: tuple[int, int]) -> Image.Image:
+        """An image, or a frame of a video, decoded and at a size (width, height)."""
         try:
-            image = open_image(entry.images[index], self.max_image_pixels, self.background)
+            image = open_image(source, self.max_image_pixels, self.background)
         except ValueError as error:
             raise ValueError(f"{entry.name}: {error}") from error
 
         # Upstream resizes twice, first to a square where the policy has one.
         side = entry.resolution.side
         first_size = (side, side) if side else image.size
-        for size in (first_size, entry.sizes[index]):
+        for size in (first_size, planned):
             if image.size != size:
                 image = image.resize(size, entry.resolution.resampling)
         return image
@@ -601,18 +662,29 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             The vision tower's inputs, all images in order, and for each item the strings its image tokens become.
         """
         groups = []
+        clips = []
         for entry in prepared:
-            images = [self.read_image(entry, i) for i in range(len(entry.images))]
+            images = []
+            for index, image in enumerate(entry.images):
+                if isinstance(image, Clip):
+                    frames = [self._read_at(frame, entry, entry.sizes[index]) for frame in image.frames]
+                    clips.append((image, frames))
+                else:
+                    images.append(self.read_image(entry, index))
             if images:
                 groups.append(images)
 
-        # the strings come back in one list; each item takes as many as it has images
         inputs, strings = self._native.read_images(groups) if groups else ({}, [])
-        remaining = iter(strings)
+        videos, video_strings = self._native.videos.read(clips) if clips else ({}, [])
+
+        # the strings come back in one list of each kind; each item takes as many as it has images and videos
+        of_images = iter(strings)
+        of_videos = iter(video_strings)
         strings_by_item = []
         for entry in prepared:
-            strings_by_item.append(list(islice(remaining, len(entry.images))))
-        return inputs, strings_by_item
+            kinds = [of_videos if isinstance(image, Clip) else of_images for image in entry.images]
+            strings_by_item.append(list(map(next, kinds)))
+        return {**inputs, **videos}, strings_by_item
 
     def read_loose_images(self, places, alone: bool) -> tuple[dict, list[str]]:
         """As `read_images`, for single images `(entry, index)` out of prompts in which each is alone, or none is."""
@@ -640,7 +712,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
 
         # Some backbones put other tokens between the image tokens; the unfolded prompt is then tokenised again.
         if None in counts:
-            pieces = entry.prompt.split(self.image_token)
+            pieces = re.split("|".join(map(re.escape, self._media_tokens)), entry.prompt)
             prompt = "".join(chain.from_iterable(zip(pieces, [*strings, ""])))
             ids = self.tokenizer(prompt)["input_ids"]
             if GUARD in prompt:
@@ -654,9 +726,10 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
 
         # the placeholder of an image is one token, and becomes a run of it
         remaining = iter(counts)
+        placeholder_ids = self._native.placeholder_ids
         ids = []
         for token in entry.input_ids:
-            repeats = next(remaining) if token == self._native.placeholder_id else 1
+            repeats = next(remaining) if token in placeholder_ids else 1
             ids.extend([token] * repeats)
         return [*ids, *entry.written]
 
@@ -675,8 +748,21 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             input_ids[row, columns] = torch.tensor(ids)
             attention_mask[row, columns] = 1
 
-        is_image = torch.isin(input_ids, torch.tensor(self._native.image_token_ids)) & attention_mask.bool()
-        return {"input_ids": input_ids, "attention_mask": attention_mask, self._native.types_name: is_image.int()}
+        # 1 for images, 2 for videos
+        types = torch.isin(input_ids, torch.tensor(self._native.image_token_ids)).int()
+        if self._native.videos is not None:
+            types = types.masked_fill(input_ids == self._native.videos.token_id, 2)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            self._native.types_name: types * attention_mask.int(),
+        }
+
+    @property
+    def _media_tokens(self) -> list[str]:
+        """The tokens that stand for images and videos in a prompt."""
+        videos = self._native.videos
+        return [self.image_token] if videos is None else [self.image_token, videos.token]
 
     def collate(self, prepared: Sequence[PreparedItem], padding_side: str | None = None) -> BatchFeature:
         """Decodes the images of prepared items and pads everything.

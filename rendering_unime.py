@@ -30,6 +30,7 @@ from .prompts_unime import (
     worded,
 )
 from .questions_unime import Question, QuestionRenderer
+from .videos_unime import Clip
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class PromptRenderer(QuestionRenderer):
     """The half of a processor that words items; the other half makes tensors of prompts.
 
     It reads these attributes of the processor: `preset`, `rules` (what the preset says), `benchmarks`, `tokenizer`,
-    `chat_template`, `num_frames`, `image_token`, `_fenced_image` and `_native`.
+    `chat_template`, `num_frames`, `fps`, `max_frames`, `video`, `image_token`, `_fenced_image` and `_native`.
     """
 
     allow_urls = False  # whether images are read by `https://` addresses; this is not saved
@@ -127,7 +128,8 @@ class PromptRenderer(QuestionRenderer):
     @property
     def media(self) -> Media:
         """How images and videos of items are got at."""
-        return Media(self.num_frames, allow_urls=self.allow_urls)
+        as_clips = self.video == "tokens" and self._native.videos is not None
+        return Media(self.num_frames, self.fps, self.max_frames, self.allow_urls, as_clips)
 
     @property
     def takes_several_images(self) -> bool:
@@ -183,7 +185,18 @@ class PromptRenderer(QuestionRenderer):
 
         if len(images) > 1 and not self.takes_several_images:
             raise ValueError(f"{name} has {len(images)} images, but {self._native.name} takes one image at a time.")
-        return prompt, images
+        return self._with_videos(prompt, images), images
+
+    def _with_videos(self, prompt: str, images: tuple) -> str:
+        """A prompt with the token of a video in the place of an image's, where a video stands."""
+        pieces = prompt.split(self.image_token)
+        if len(pieces) != len(images) + 1:
+            return prompt  # which is refused when it is tokenised
+
+        marked = pieces[0]
+        for image, piece in zip(images, pieces[1:]):
+            marked += (self._native.videos.token if isinstance(image, Clip) else self.image_token) + piece
+        return marked
 
     def _prompt(self, text: str | None, image_count: int, reading: Reading, name: str, of_video: bool = False) -> str:
         """The preset's prompt for a text (or None) and a number of images, with the controls of the text guarded."""

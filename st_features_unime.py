@@ -24,17 +24,26 @@ def features_of(processor, rows, prepared, padding_side: str | None = None) -> d
     if not len(rows):
         return features
 
-    # the library cuts the tensors of all images by these numbers
-    image_counts = torch.tensor([len(entry.images) for entry in prepared])  # [P]
-    image_counts = torch.zeros(int(rows[-1]) + 1, dtype=torch.long).index_add(0, rows, image_counts)  # [N]
+    # the library cuts the tensors of all images, and of all videos, by these numbers
+    # (not by their class, which a processor of another copy of this code has made)
+    is_clip = [[hasattr(image, "frames") for image in entry.images] for entry in prepared]
+    image_counts = _counts([len(clips) - sum(clips) for clips in is_clip], rows)  # [N]
+    video_counts = _counts([sum(clips) for clips in is_clip], rows)  # [N]
     if image_counts.any():
         features["num_images_per_sample"] = image_counts
+    if video_counts.any():
+        features["num_videos_per_sample"] = video_counts
     if "batch_num_images" in features:  # LLaVA-OneVision's, of the items that have images
         features["batch_num_images"] = image_counts
 
     if len(image_counts) == len(rows):
         return features
     return {**features, **_side_by_side(features, rows)}
+
+
+def _counts(parts: list[int], rows: torch.Tensor) -> torch.Tensor:
+    """Numbers `[N]` of items from those of their parts `[P]`."""
+    return torch.zeros(int(rows[-1]) + 1, dtype=torch.long).index_add(0, rows, torch.tensor(parts))
 
 
 def _side_by_side(features: dict, rows: torch.Tensor) -> dict:
@@ -134,6 +143,7 @@ def model_inputs(features: dict) -> dict:
     """
     inputs = {name: value for name, value in features.items() if name not in _BOOKKEEPING}
     image_counts = inputs.pop("num_images_per_sample", None)
+    inputs.pop("num_videos_per_sample", None)
     images = inputs.get("image_grid_thw", inputs.get("pixel_values"))
 
     # tensors of images have as many rows as there are images, or as there are items that have any

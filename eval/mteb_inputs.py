@@ -59,14 +59,11 @@ def _read(loader: Iterable[dict], most_images: int) -> Iterator[dict]:
                 if not _is_empty(value):
                     item[modality] = value
 
-            # several images in one prompt are read as the frames of a video are, of which some may be left out
-            if isinstance(item.get("image"), (list, tuple)):
-                item["video"] = item.pop("image")
-                if len(item["video"]) > most_images:
-                    raise ValueError(
-                        f"an item has {len(item['video'])} images, and the model reads {most_images} in one prompt; "
-                        "set `num_frames`."
-                    )
+            if isinstance(item.get("image"), (list, tuple)) and len(item["image"]) > most_images:
+                raise ValueError(
+                    f"an item has {len(item['image'])} images, and the model reads {most_images} in one prompt; "
+                    "set `num_frames`."
+                )
             yield as_item(item)
 
 
@@ -96,7 +93,8 @@ def _file_of(video: Mapping, file: Path) -> str:
 
 def _pixels(item: dict) -> int:
     """Pixels of the images of an item that are in memory."""
-    images = [item.get("image")]
-    if isinstance(item.get("video"), (list, tuple)):
-        images += item["video"]
+    images = []
+    for kind in ("image", "video"):
+        value = item.get(kind)
+        images += value if isinstance(value, (list, tuple)) else [value]
     return sum(image.width * image.height for image in images if isinstance(image, Image.Image))

@@ -271,8 +271,8 @@ def test_videos_are_read_from_their_public_layouts(tmp_path, embedder):
     assert [item.image.rsplit("/", 1)[-1] for item in seeker] == ["", "query_q.jpg", "a_p"]
     video = right("DiDeMo")[0]
     assert video.is_video and set(video.as_input()) == {"text", "video"}
-    _, images = embedder.processor.render(video.as_input())
-    assert [name.rsplit("_", 1)[1] for name in images] == ["1.jpg", "2.jpg", "10.jpg"], "by number, not by letter"
+    _, (clip,) = embedder.processor.render(video.as_input())
+    assert [name.rsplit("_", 1)[1] for name in clip.frames] == ["1.jpg", "2.jpg", "10.jpg"], "by number, not by letter"
     frames = embedder.encode({"text": video.text, "video": video.image})
     assert torch.isfinite(frames).all()
 

@@ -156,7 +156,7 @@ def test_several_images_are_read_in_one_prompt(embedder):
     model = UniMEEncoder(embedder)
     (found,) = model.encode([{"text": ["pages"], "image": [pages]}], **OPTIONS)
     assert torch.allclose(
-        found, embedder.encode_query({"text": "pages", "video": pages}, instruction="Find the caption."), atol=1e-5
+        found, embedder.encode_query({"text": "pages", "image": pages}, instruction="Find the caption."), atol=1e-5
     )
     with pytest.raises(ValueError, match="an item has 9 images, and the model reads 8 in one prompt"):
         model.encode([{"image": [pages * 3]}], **OPTIONS)

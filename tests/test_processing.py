@@ -347,6 +347,7 @@ def test_videos_become_frames_at_equal_distances(tmp_path, embedder):
     arrays = np.stack([np.asarray(frame) for frame in frames])
     processor = embedder.processor
     processor.num_frames = 4
+    processor.video = "frames"
     prompt, images = processor.render({"video": path, "text": "What happens?"})
     assert prompt.count(processor.image_token) == len(images) == 4
     of_path, of_frames, of_array = (embedder.encode({"video": video, "text": "x"}) for video in (path, frames, arrays))
@@ -366,8 +367,9 @@ def test_processors_travel_to_worker_processes(tiny):
 def test_frames_of_files_are_decoded_late(tmp_path, embedder):
     path = write_video(tmp_path / "v.mp4")
     (entry,) = embedder.processor.prepare([{"video": path}])
-    assert len(entry.images) == 8 and all(isinstance(image, VideoFrame) for image in entry.images)
-    assert entry.sizes == ((64, 48),) * 8
+    (clip,) = entry.images
+    assert len(clip.frames) == 8 and all(isinstance(frame, VideoFrame) for frame in clip.frames)
+    assert entry.sizes == ((64, 48),)
     changed = embedder.encode({"video": path})
     write_video(path, frames=30)
     assert not torch.equal(embedder.encode({"video": path}), changed), "the file has changed"

@@ -178,7 +178,7 @@ def test_arrays_are_images_and_videos(saved):
     same = [frames, {"array": frames, "video_metadata": {}}, {"video": {"array": frames, "video_metadata": {}}}]
     assert np.abs(model.encode(same) - model.encode({"video": list(map(picture, range(3)))})).max() < 1e-5
     with pytest.raises(ValueError, match="its values must be uint8"):
-        model.encode([pixels / 255])
+        model.encode([pixels / 100])
 
 
 def test_chats_and_prompts_of_a_judge(saved):

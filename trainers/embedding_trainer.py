@@ -244,7 +244,7 @@ class EmbeddingTrainer(MeteredTrainer):
         chunks = list(zip(batch.chunks, batch.order.split(sizes)))
         chunks = in_lockstep(
             chunks,
-            has_images=lambda chunk: "pixel_values" in chunk[0],
+            has_images=lambda chunk: not {"pixel_values", "pixel_values_videos"}.isdisjoint(chunk[0]),
             spare=lambda with_image: (self.spare_inputs(with_image), torch.tensor([-1])),
             device=self.args.device,
         )

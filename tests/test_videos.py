@@ -1,0 +1,167 @@
+"""Videos as the video tokens of a backbone: the ids of the stock processor, patches of pairs of frames, limits."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.video_utils import VideoMetadata
+
+from unime import UniMEModel
+from unime.images_unime import open_image
+from unime.videos_unime import ClipReader
+
+KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.fixture(params=KINDS)
+def model(request, tiny):
+    return UniMEModel.from_backbone(tiny(request.param)[0], preset="joint")
+
+
+def write_video(path, frames=12):
+    from test_processing import write_video
+
+    return write_video(path, frames)  # four frames a second
+
+
+class StockVideos:
+    """In the place of a stock video processor, which needs torchvision: what it would return of a video."""
+
+    model_input_names = ["pixel_values_videos", "video_grid_thw"]
+
+    def __init__(self, images, grid, indices, total, fps):
+        self.merge_size = images.merge_size
+        self.temporal_patch_size = images.temporal_patch_size
+        self.outputs = BatchFeature(
+            {
+                "pixel_values_videos": torch.zeros(math.prod(grid), 1),
+                "video_grid_thw": torch.tensor([grid]),
+                "video_metadata": [VideoMetadata(total_num_frames=total, fps=fps, frames_indices=indices)],
+            }
+        )
+
+    def __call__(self, videos, **kwargs):
+        return BatchFeature(dict(self.outputs))
+
+
+def test_ids_are_those_of_the_stock_processor(tmp_path, model):
+    path = write_video(tmp_path / "v.mp4")
+    processor = model.processor
+    item = {"video": path, "text": "What happens?", "fps": 2}
+    (entry,) = processor.prepare([item])
+    batch = processor.collate([entry])
+    assert entry.length == batch["input_ids"].shape[1]
+
+    # its own class, over the same prompt
+    native = processor._native.processor
+    grid = batch["video_grid_thw"][0].tolist()
+    assert grid[0] == 3, "six frames"
+    ours = native.video_processor
+    native.video_processor = StockVideos(processor.image_processor, grid, list(range(0, 12, 2)), 12, 4.0)
+    try:
+        video = np.zeros((6, 48, 64, 3), np.uint8)
+        stock = native(text=[entry.prompt], videos=[video], return_tensors="pt", return_mm_token_type_ids=True)
+    finally:
+        native.video_processor = ours
+    assert batch["input_ids"].tolist() == stock["input_ids"].tolist()
+    assert batch["mm_token_type_ids"].tolist() == stock["mm_token_type_ids"].tolist()
+    if "second_per_grid_ts" in stock:
+        intervals = torch.as_tensor(stock["second_per_grid_ts"]).tolist()
+        assert batch["second_per_grid_ts"].tolist() == pytest.approx(intervals)
+
+
+def test_patches_hold_pairs_of_frames(model):
+    frames = [picture(seed) for seed in range(3)]
+    processor = model.processor
+    (entry,) = processor.prepare([{"video": frames}])
+    batch = processor.collate([entry])
+    images = processor.image_processor
+    width, height = entry.sizes[0]
+
+    # by the definition in transformers' video processors; of three frames the last is there twice
+    pixels = []
+    for frame in [*frames, frames[-1]]:
+        array = np.asarray(open_image(frame).resize((width, height), 3), np.float64) / 255  # 3 is bicubic
+        pixels.append(((array - images.image_mean) / images.image_std).transpose(2, 0, 1))
+    side, merge = images.patch_size, images.merge_size
+    shape = (2, 2, 3, height // side // merge, merge, side, width // side // merge, merge, side)
+    expected = np.stack(pixels).reshape(shape).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    expected = expected.reshape(len(batch["pixel_values_videos"]), -1)
+    assert np.abs(batch["pixel_values_videos"].numpy() - expected).max() < 1e-5
+    assert batch["video_grid_thw"].tolist() == [[2, height // side, width // side]]
+
+
+def test_a_still_video_is_embedded_like_its_image(tiny):
+    model = UniMEModel.from_backbone(tiny("qwen2_vl")[0], preset="joint")
+    image = picture(0)
+    still, moving, single = model.encode([{"video": [image, image]}, {"video": [image, picture(1)]}, image])
+    assert torch.allclose(still, single, atol=1e-5) and (still - moving).abs().max() > 1e-4
+
+
+def test_videos_and_images_share_a_batch(tmp_path, model):
+    path = write_video(tmp_path / "v.mp4")
+    chat = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": picture(0)},
+                {"type": "video", "video": str(path)},
+                {"type": "text", "text": "Which?"},
+            ],
+        }
+    ]
+    items = [{"video": path, "text": "x"}, {"image": picture(1)}, "a text", {"video": f"{path}#frames=2"}]
+    together = model.encode(items)
+    for item, row in zip(items, together):
+        assert torch.allclose(model.encode([item])[0], row, atol=1e-4)
+    assert model.encode([chat]).isfinite().all()
+
+
+def test_rows_of_images_where_that_is_asked_for(tmp_path, tiny):
+    path = write_video(tmp_path / "v.mp4")
+    model = UniMEModel.from_backbone(tiny("qwen2_vl")[0], preset="joint", video="frames", num_frames=3)
+    assert len(model.processor.render({"video": path})[1]) == 3
+    model.save_pretrained(tmp_path / "saved")
+    again = UniMEModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.encode({"video": path}), model.encode({"video": path}))
+    frames = [open_image(frame) for frame in model.processor.render({"video": path})[1]]
+    assert torch.equal(model.encode({"image": frames}), model.encode({"video": path}))
+
+    # other backbones have no tokens for videos
+    other = UniMEModel.from_backbone(tiny("llava_next")[0]).processor
+    assert other._native.videos is None and not other.media.as_clips
+    with pytest.raises(ValueError, match="video must be one of tokens, frames"):
+        UniMEModel.from_backbone(tiny("qwen2_vl")[0], video="pixels")
+
+
+def test_settings_of_a_processor_say_how_many_frames_and_pixels_are_read(tmp_path, tiny):
+    path = write_video(tmp_path / "v.mp4")
+    settings = {"fps": 2.0, "max_frames": 4, "frame_pixels": (28 * 28 * 4, 28 * 28 * 6)}
+    model = UniMEModel.from_backbone(tiny("qwen2_vl")[0], preset="joint", **settings)
+    (clip,) = model.processor.render({"video": path})[1]
+    assert len(clip.frames) == 4 and clip.seconds == (0, 0.75, 1.5, 2.25)
+    (entry,) = model.processor.prepare([{"video": path}])
+    width, height = entry.sizes[0]
+    assert 4 <= width * height // 28**2 <= 6
+
+
+@pytest.mark.parametrize("frames", [2, 8, 64, 768])
+def test_limits_of_pixels_are_those_of_the_reference(frames):
+    # qwen-vl-utils' rule for videos, written out: a frame's share of the whole, above its floor
+    fewest, most, total = 128 * 28 * 28, 768 * 28 * 28, 24_576 * 28 * 28
+    images = SimpleNamespace(
+        patch_size=14,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": fewest, "longest_edge": most},
+    )
+    processor = SimpleNamespace(image_processor=images, video_token="<|video_pad|>")
+    tokenizer = SimpleNamespace(convert_tokens_to_ids=lambda token: 1)
+    width, height = ClipReader(processor, tokenizer, None, total).fit(frames, 1920, 1080)
+    limit = max(min(most, total * 2 / frames), fewest * 1.05)
+    assert width % 28 == height % 28 == 0 and width * height <= limit
+    assert width * height > 0.8 * limit or width * height >= 0.8 * most
