@@ -13,7 +13,7 @@ from ..trainers.starting import load_model
 from .findings import Comparison, Finding
 from .laboratory import Laboratory
 
-CHUNK = 512  # padded tokens
+CHUNK = 256  # padded tokens: a fraction of the smallest batch
 FLAT = 1.1  # times the memory of the smallest batch
 CLOSE = 1e-4  # relative difference of gradients, in float32
 

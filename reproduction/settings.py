@@ -20,7 +20,7 @@ FULL = {
     "rerank_queries": 30,
     "rerank_tops": (5, 10),
     "two_towers": {"steps": 500, "batch": 64},
-    "memory_batches": (8, 16, 32, 64),
+    "memory_batches": (32, 64, 128, 256),
 }
 
 QUICK = {

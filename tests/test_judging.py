@@ -209,3 +209,12 @@ def test_the_local_judge_gives_the_rerankers_scores_in_any_order(reranker, tmp_p
     mine.score([two])
     again = mine.score([one, two])
     assert (again[0] == first).all() and (again[1] == second).all(), "bytes do not depend on what was judged before"
+
+    # an instruction of one's own is the judge's as it is the reranker's
+    instruction = "Find the colour that is named."
+    (instructed,) = LocalJudge(reranker, instruction=instruction).log_odds([one])
+    candidates = [item.as_input() for item in one[1]]
+    expected = reranker.score(one[0].as_input(), candidates, output="logit", instruction=instruction)
+    assert np.allclose(instructed, expected.numpy(), atol=1e-5) and not np.allclose(
+        instructed, mine.log_odds([one])[0]
+    )
