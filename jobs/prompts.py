@@ -8,6 +8,7 @@ from ..data.collators import Fed
 from ..items_unime import PreparedItem
 from ..preset_unime import RAW
 from ..prompts_unime import worded
+from ..videos_unime import Clip
 
 OF_PROCESSOR = ("resolution", "fusion", "max_length", "anyres_padding")
 NO_LIMIT = 10**9  # tokens; tokenizers write a very large number where they have no limit
@@ -15,19 +16,23 @@ EXAMPLES = 3  # prompts of each kind
 
 
 def shown_prompt(prepared: PreparedItem, processor) -> str:
-    """The ids of a sequence as text: special tokens are visible, and each image is its token times its count."""
+    """The ids of a sequence as text: special tokens are visible, each image is its token times its count."""
     native = processor._native
+    media = {native.placeholder_id: processor.image_token}
+    if native.videos is not None:
+        media[native.videos.token_id] = native.videos.token
+
     counts = iter(prepared.image_tokens)
     pieces = []
     text_ids = []
     for token in [*prepared.input_ids, *prepared.written]:
-        if token != native.placeholder_id:
+        if token not in media:
             text_ids.append(token)
             continue
 
         # the text before the image is decoded as a whole, as a letter may be several tokens
         pieces.append(processor.tokenizer.decode(text_ids))
-        pieces.append(f"{processor.image_token} x {next(counts)}")
+        pieces.append(f"{media[token]} x {next(counts)}")
         text_ids = []
 
     pieces.append(processor.tokenizer.decode(text_ids))
@@ -35,7 +40,7 @@ def shown_prompt(prepared: PreparedItem, processor) -> str:
 
 
 def shown_images(prepared: PreparedItem, original_size) -> list[str]:
-    """A line for each image: its file's size and the size at which it is read, both in pixels, and its tokens.
+    """A line for each image or video: its size and the size at which it is read, both in pixels, and its tokens.
 
     Args:
         prepared ([`~unime.items_unime.PreparedItem`]): the sequence.
@@ -43,9 +48,13 @@ def shown_images(prepared: PreparedItem, original_size) -> list[str]:
     """
     lines = []
     for image, size, tokens in zip(prepared.images, prepared.sizes, prepared.image_tokens):
+        what = "image"
+        if isinstance(image, Clip):
+            what = f"video of {len(image.frames)} frames"
+            image = image.frames[0]
         before = " x ".join(map(str, original_size(image)))
         after = " x ".join(map(str, size))
-        lines.append(f"image of {before} pixels, read at {after}: {tokens} tokens")
+        lines.append(f"{what} of {before} pixels, read at {after}: {tokens} tokens")
     return lines
 
 

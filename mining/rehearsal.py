@@ -166,7 +166,7 @@ def _server(config, pool: Pool, count: int) -> Rehearsal:
 
 def _selection(config, pool: Pool) -> Rehearsal:
     """How negatives are selected, and where there are too few candidates for that."""
-    names = ("pool", "delta", "top_k", "num_negatives", "margin", "stride", "fallback", "seed")
+    names = ("pool", "delta", "top_k", "num_negatives", "margin", "stride", "repeat", "fallback", "seed")
     rehearsal = Rehearsal("", {"Selection": {name: getattr(config, name) for name in names}})
 
     # what a query can choose from

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import layouts
 import torch
@@ -294,12 +295,16 @@ def command_of(recipe: Path) -> list[str]:
 
 
 def rehearsed(recipe: Path, world: Path) -> tuple[str, int]:
-    """What the rehearsal of a recipe prints in the folder of [`write_world`], and its exit status."""
+    """What the rehearsal of a recipe prints in the folder of [`write_world`], and its exit status.
+
+    It is that of a CPU with AMX, whichever this one is: on others the default precision is another.
+    """
     from unime import cli
 
     status = 0
     output = io.StringIO()
-    with contextlib.chdir(world), contextlib.redirect_stdout(output):
+    with_amx = mock.patch("torch.cpu.get_capabilities", return_value={"amx_bf16": True})
+    with contextlib.chdir(world), contextlib.redirect_stdout(output), with_amx:
         try:
             cli.main(command_of(recipe))
         except SystemExit as stop:
