@@ -21,7 +21,7 @@ class Comparison:
     Args:
         name (`str`): what is compared with what, on which tasks.
         ours (`float`): the difference that was measured.
-        low, high (`float`): its 95 % interval.
+        low, high (`float`): its 95 % interval; None where a single number was measured, which has none.
         paper (`str`): the paper's figure, as it prints it; empty where it prints none.
         least (`float`, defaults to 0): the bound; below 0 it says "no worse than by so much".
         aim (`float`, defaults to 0): what the difference itself must reach.
@@ -30,8 +30,8 @@ class Comparison:
 
     name: str
     ours: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     paper: str = ""
     least: float = 0.0
     aim: float = 0.0
@@ -43,6 +43,8 @@ class Comparison:
 
         A difference that is surely above the bound and too small does not hold either.
         """
+        if self.low is None:
+            return OPEN
         if self.high < self.least:
             return FAILS
         if self.low <= self.least:
@@ -136,6 +138,9 @@ def compare_values(
 ) -> Comparison:
     """The mean difference of paired numbers, such as one of each seed or picture, with a bootstrap over the pairs."""
     differences = np.asarray(better, np.float64) - np.asarray(worse, np.float64)  # [N]
+    if len(differences) == 1:
+        return Comparison(name, float(differences[0]), None, None, paper, least, unit=unit)
+
     rng = np.random.default_rng(0)
     picked = rng.integers(len(differences), size=(DRAWS, len(differences)))  # [draws, N]
     low, high = interval(differences[picked].mean(axis=1))

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from ..files.writing import read_json, write_text
+from .claims import CLAIMS, in_order
 
 INTRODUCTION = (
     "What the three papers claim, re-enacted on the [miniature world](architecture.md) by `unime reproduce`: small "
@@ -53,6 +54,9 @@ def to_markdown(claims: dict[str, dict], stem: str = "reproduction") -> str:
     for name, claim in claims.items():
         lines.append(f"| {name} | {claim['claim']} | {claim['source']} | {claim['verdict']} |")
 
+    if missing := _missing(claims):
+        lines += ["", missing]
+
     for name, claim in claims.items():
         lines += ["", f"## {name}: {claim['claim']}", ""]
         lines += [f"*{claim['source']}.* {claim['measured']} Seeds: {claim['seeds']}.", ""]
@@ -66,6 +70,12 @@ def to_markdown(claims: dict[str, dict], stem: str = "reproduction") -> str:
         for picture in claim["pictures"]:
             lines += ["", f"![{name}: {claim['claim']}]({stem}-{picture})"]
     return "\n".join(lines) + "\n"
+
+
+def _missing(claims: dict[str, dict]) -> str:
+    """Which claims have not been measured, if there are any."""
+    missing = [name for name in in_order(CLAIMS) if name not in claims]
+    return f"Not measured yet: {', '.join(missing)}." if missing else ""
 
 
 def _markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -82,7 +92,9 @@ def _comparisons(claim: dict) -> tuple[list[str], list[list[str]]]:
     for comparison in claim["comparisons"]:
         digits = 1 if comparison["unit"] == "points" else 4
         ours = f"{comparison['ours']:+.{digits}f} {comparison['unit']}".strip()
-        interval = f"[{comparison['low']:+.{digits}f}, {comparison['high']:+.{digits}f}]"
+        interval = "none, of one seed"
+        if comparison["low"] is not None:
+            interval = f"[{comparison['low']:+.{digits}f}, {comparison['high']:+.{digits}f}]"
         asked = f"above {comparison['least']:g}"
         if comparison["aim"]:
             asked += f", at least {comparison['aim']:g}"
@@ -117,6 +129,7 @@ def to_html(claims: dict[str, dict]) -> str:
     for name, claim in claims.items():
         rows.append([name, claim["claim"], claim["source"], claim["verdict"]])
     parts.append(_html_table(["claim", "what it says", "source", "verdict"], rows))
+    parts.append(f"<p>{_missing(claims)}</p>")
 
     for name, claim in claims.items():
         parts.append(f"<h2>{name}: {html.escape(claim['claim'])}</h2>")

@@ -1,10 +1,12 @@
 """Claims of the papers: intervals and verdicts, parts that are put together, the page, and all of them on few rows."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from unime.commands import reproduce as command
 from unime.commands.parsers import reproduce as parser
@@ -66,6 +68,8 @@ def test_verdicts(low, high, least, aim, verdict):
 
 def test_paired_values():
     assert compare_values("x", [3, 5, 4], [1, 3, 2]) == Comparison("x", 2, 2, 2, unit="")
+    alone = compare_values("x", [3], [1])
+    assert alone.ours == 2 and alone.low is None and alone.verdict == OPEN, "one number has no interval"
 
 
 def test_kept_bytes_are_those_that_autograd_holds_at_once():
@@ -168,8 +172,13 @@ def test_every_claim_has_a_row_with_its_verdict():
         "| F1 | Says <this>. | a paper | holds |" in page
         and "| F10 | Says <this>. | a paper | cannot be told |" in page
     )
+    alone = claim()
+    alone["comparisons"][0] |= {"low": None, "high": None}
+    assert "| none, of one seed |" in to_markdown({"F1": alone})
     assert "| a over b | +1.2 points | [+0.5, +2.0] | above 0 | +2 | holds |" in page
     assert "| one | 1 | - |" in page and "| two | - | 2 |" in page and "A note." in page and "- Once." in page
+    assert "Not measured yet: F2, F3," in page
+    assert "Not measured" not in to_markdown({name: claim() for name in CLAIMS})
     assert "Says &lt;this&gt;." in to_html({"F1": claim()})
 
 
@@ -177,6 +186,12 @@ def test_the_claims_are_those_of_the_issue_and_the_sizes_fit_together():
     assert sorted(CLAIMS, key=lambda name: int(name[1:])) == list(parser.CLAIMS)
     assert FULL.keys() == QUICK.keys() and FULL["judges"].keys() == QUICK["judges"].keys()
     assert list(FULL["judges"])[-1] == "best"
+
+
+def test_the_page_in_the_documentation_has_a_verdict_for_each_of_its_claims():
+    page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (F\d+) \| .* \| (holds|does not hold|cannot be told) \|$", page, re.MULTILINE)
+    assert rows and {name for name, _ in rows} <= set(CLAIMS)
 
 
 def test_a_smoke_run_measures_every_claim(tmp_path):
