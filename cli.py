@@ -138,14 +138,14 @@ def _run(name: str, module: str, function: str, options):
 
 def _usage() -> str:
     """What `unime --help` prints: every command under the heading of its group, within 24 lines."""
-    # 18 commands, 4 headings, and 3 lines around them
-    lines = ["usage: unime COMMAND ... [--quiet]      (COMMAND --help says more)", ""]
+    # 17 commands, 4 headings, and 2 lines around them: the prompt that follows is the 24th
+    lines = ["usage: unime COMMAND ... [--quiet]      (COMMAND --help says more)"]
     for heading, commands in GROUPS.items():
         lines.append(heading)
         for name, command in commands.items():
             lines.append(f"  {name:<12}{command.summary}")
 
-    lines += ["--quiet leaves out progress and notices; --version prints the version."]
+    lines.append("--quiet leaves out progress and notices; --version prints the version.")
     return "\n".join(lines)
 
 

@@ -22,11 +22,13 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
+from transformers.utils import logging
 
 # how long an example takes is a matter of what else the machine does
 settings.register_profile("unime", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unime")
 
+VERBOSITY = logging.get_verbosity()  # of transformers
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [
     "user assistant system Summary above image and sentence in one word: Query: Candidate: Candidates: Ans: ( Yes No",
@@ -43,9 +45,11 @@ def one_seed():
 
 @pytest.fixture(autouse=True)
 def same_environment():
-    """`--quiet` and other options of commands set variables for the rest of their process, which goes on here."""
+    """`--quiet` and other options of commands act on the rest of their process, which goes on here."""
     before = dict(os.environ)
+    logging.set_verbosity(VERBOSITY)  # a fixture of the module may have run a command too
     yield
+    logging.set_verbosity(VERBOSITY)
     os.environ.clear()
     os.environ.update(before)
 
