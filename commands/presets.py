@@ -5,6 +5,7 @@ import json
 from PIL import Image
 
 from ..checkpoints.opening import open_processor
+from ..images_unime import Media
 from ..preset_files_unime import preset_content
 from ..preset_unime import Preset
 from ..prompts_unime import CHECKPOINTS, PRESETS, resolve_preset, rules_of
@@ -32,6 +33,11 @@ class _Sketch(PromptRenderer):
         self.rules = rules
         self.preset = name
         self.num_frames = rules.num_frames
+
+    @property
+    def media(self) -> Media:
+        """Frames of videos are images, as nothing is known of a backbone's tokens."""
+        return Media(self.num_frames)
 
     @property
     def controls(self):
