@@ -205,7 +205,7 @@ def contact(options) -> Path:
     for name in ("data", "image_root"):
         if getattr(options, name):
             source[name] = getattr(options, name)
-    tasks, _ = read(content["benchmark"], source)
+    tasks, _ = read_benchmark(content["benchmark"], source)
     tasks = _by_name(tasks)
     name = options.task or next(iter(tasks))
     task = _named(tasks, name)
