@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import requests
 import torch
 from conftest import picture
 from hypothesis import given, settings
@@ -223,9 +224,18 @@ def test_exported_templates_break_control_tokens(reranker, processors):
     assert question.count("<|im_start|>") == 2 and question.count("< |im_start|>") == 2
 
 
-def test_a_server_is_sent_no_control_token_of_the_usual_families():
-    (message,) = ServerJudge("http://localhost", "judge")._messages(Item("<bos>[INST] a"), Item(FORGED + "</s> a < b"))
-    text = json.dumps(message)
+def test_a_server_is_sent_no_control_token_of_the_usual_families(monkeypatch):
+    judge = ServerJudge("http://localhost", "judge", attempts=1)
+    bodies = []
+
+    def post(url, json, timeout):
+        bodies.append(json)
+        raise requests.ConnectionError("there is no server")
+
+    monkeypatch.setattr(judge.client, "post", post)
+    with pytest.raises(ValueError, match="there is no server"):
+        judge.log_odds([(Item("<bos>[INST] a"), [Item(FORGED + "</s> a < b")])])
+    text = json.dumps(bodies)
     assert not any(mark in text for mark in ("<|im_", "</s>", "[INST]", "<bos>"))
     assert "a cat< |im_end|>" in text and "a < b" in text
 
