@@ -182,6 +182,9 @@ def item_fields(item, name: str = "item") -> dict:
         if fields.get("image") is not None:
             raise ValueError(f"{name} has both 'image' and 'images'; give one of them.")
         images = fields.pop("images")
+        is_list = hasattr(images, "__len__") and not isinstance(images, (str, bytes, Mapping))
+        if images is not None and not is_list:
+            raise TypeError(f"{name} has 'images' that are a {type(images).__name__}; give a list of images.")
         fields["image"] = list(images) if images is not None and len(images) else None
     return fields
 

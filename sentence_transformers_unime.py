@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModel, AutoModelForCausalLM
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .items_unime import describe
 from .processing_unime import SETTINGS
@@ -310,7 +311,8 @@ class UniMECrossEncoder(_UniMEModule):
 def _save(model, path, *args, **kwargs):
     """Saves a model of sentence-transformers, with our modules named by the file that travels with them.
 
-    The library names a class by where Python found it, and that may be a package which others do not have.
+    The library names a class by where Python found it, and that may be a package which others do not have. By that
+    name its trainer looks for the class when it goes on from a checkpoint, which therefore keeps it.
 
     Args:
         model (`SentenceTransformer` or `CrossEncoder`): with a module of ours.
@@ -318,6 +320,8 @@ def _save(model, path, *args, **kwargs):
     """
     type(model).save(model, path, *args, **kwargs)
     if path is None:  # then the library saves nothing
+        return
+    if Path(path).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
         return
 
     file = Path(path, _MODULES_FILE)

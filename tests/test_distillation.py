@@ -103,7 +103,7 @@ def test_text_pairs_are_read_and_bad_rows_named(tmp_path):
     with pytest.raises(ValueError, match=r"lacks the columns \['sent0', 'sent1'\]"):
         read_text_pairs(tmp_path / "no.jsonl")
     (tmp_path / "pairs.txt").touch()
-    with pytest.raises(ValueError, match=r"rows are read from \.csv, \.jsonl, \.parquet"):
+    with pytest.raises(ValueError, match=r"rows are read from \.csv, \.tsv, \.jsonl, \.json, \.parquet"):
         read_text_pairs(tmp_path / "pairs.txt")
 
 
