@@ -318,16 +318,16 @@ class RowParser:
         if self.given is not None:
             return self._translated(self.given, located, files, findings)
 
-        # layouts whose columns nobody else has
+        # ours first, then those whose columns nobody else has
+        if "query" in row and not {"positive", "positives"}.isdisjoint(row):
+            findings.layouts.setdefault("our own", {}).update(_own_takes(row))
+            return parse_own(located._replace(row=with_single_negatives(row)), files, findings)
         if _is_judged(row):
             findings.layouts.setdefault("judged rows (UniME-V2)", _JUDGED_TAKES)
             return [_parse_judged(located, files, findings)]
         if "sent0" in row:
             findings.layouts.setdefault("sentence pairs (SimCSE)", _SENTENCE_TAKES)
             return [_parse_text_pair(located, files, findings)]
-        if "query" in row and not {"positive", "positives"}.isdisjoint(row):
-            findings.layouts.setdefault("our own", {}).update(_own_takes(row))
-            return parse_own(located._replace(row=with_single_negatives(row)), files, findings)
 
         renamed = _with_mmeb_names(row)
         if not renamed.keys().isdisjoint(_MMEB_TRAIN):

@@ -65,7 +65,17 @@ for kind in kinds:
 
 
 def run(folder, world, name, kill_at, *kinds):
-    command = [sys.executable, "-c", RUN, str(folder), str(world), name, json.dumps(SETTINGS), str(kill_at), *kinds]
+    command = [
+        sys.executable,
+        "-c",
+        RUN,
+        str(folder),
+        str(world),
+        name,
+        json.dumps(SETTINGS | {"save_total_limit": 10}),
+        str(kill_at),
+        *kinds,
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment, check=False)
 

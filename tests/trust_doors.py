@@ -32,7 +32,8 @@ from unime.data.schema import Item  # noqa: E402
 from unime.eval.mteb_models import UniMECrossEncoder, UniMEEncoder  # noqa: E402
 from unime.jobs.embedding import Embedder  # noqa: E402
 from unime.jobs.reranking import Reranker  # noqa: E402
-from unime.mining.pipeline import Mining, MiningConfig  # noqa: E402
+from unime.mining import judging  # noqa: E402
+from unime.mining.settings import MiningConfig  # noqa: E402
 from unime.trainers import contrastive, distillation  # noqa: E402
 
 embedder = str(home / variant / "embedder")
@@ -60,11 +61,12 @@ def mine_with(library: str, *options):
 
 
 def open_judge():
-    Mining(MiningConfig(data=rows, out=str(out / "judged"), judge=reranker, **said))._open_judge()
+    judging.open_judge(MiningConfig(data=rows, out=str(out / "judged"), judge=reranker, **said))
 
 
 def train(stage, model: str, data: str, *options):
-    arguments = ["--model_name_or_path", model, "--data", data, "--output_dir", str(out / "trained")]
+    folder = str(out / stage.__name__)
+    arguments = ["--model_name_or_path", model, "--data", data, "--output_dir", folder]
     arguments += ["--max_steps", "1", "--per_device_train_batch_size", "2"]
     arguments += ["--use_cpu", "true", "--bf16", "false", "--report_to", "none"]
     stage.main([*arguments, *options])
