@@ -135,7 +135,7 @@ def test_what_cannot_be_embedded_is_left_out_and_named(saved, photos, capsys):
     [
         (["encode", "{}/nowhere", "--model", "{}", "--out", "x.npz"], "nowhere does not exist"),
         (["encode", "{}/rows.jsonl", "--model", "{}", "--out", "x.csv"], "x.csv is neither .parquet nor .npz"),
-        (["encode", "{}/bad.jsonl", "--model", "m", "--out", "x.npz"], "bad.jsonl, line 2: a row is a text"),
+        (["encode", "{}/bad.jsonl", "--model", "m", "--out", "x.npz"], "bad.jsonl, line 2: an item is a text or has"),
         (["search", "{}/nothing.npz", "a"], "nothing.npz does not exist; `unime encode` makes it"),
         (["search", "{}/foreign.parquet", "a"], "does not say how it was made"),
         (["search", "{}/foreign.parquet"], "an item needs a text, an image, or both"),
