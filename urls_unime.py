@@ -19,13 +19,29 @@ URL = re.compile(r"https?://", re.IGNORECASE)
 TIMEOUT = 20  # seconds for a connection, and for each piece that is read
 MOST_BYTES = 100_000_000
 MOST_REDIRECTIONS = 5
+_GLOBAL_V6 = ipaddress.ip_network("2000::/3")  # outside it, some networks stand for those of IPv4
 _HF_HOME = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
 CACHE = Path(os.environ.get("UNIME_CACHE") or Path(_HF_HOME, "unime")).expanduser() / "fetched"
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public Internet, rather than of this machine or its network."""
+    """Whether an IP address is one of the open internet, and none of a private network, of this machine or a link.
+
+    Args:
+        address (`str`): IPv4 or IPv6.
+
+    Example:
+
+    ```python
+    is_public("10.0.0.1")  # False
+    ```
+    """
     ip = ipaddress.ip_address(address)
+    if ip.version == 6:
+        # those that lead to an IPv4 address, which may be any
+        leads_elsewhere = ip.ipv4_mapped or ip.sixtofour or ip.teredo
+        if leads_elsewhere or ip not in _GLOBAL_V6:
+            return False
     return ip.is_global and not ip.is_multicast
 
 

@@ -3,7 +3,6 @@
 import base64
 import binascii
 import io
-import ipaddress
 import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -12,30 +11,8 @@ import urllib3
 from PIL import Image
 
 from ..images_unime import FORMATS, open_image
+from ..urls_unime import is_public
 from .errors import Refusal
-
-_GLOBAL_V6 = ipaddress.ip_network("2000::/3")  # outside it, some networks stand for those of IPv4
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet, and none of a private network, of this machine or a link.
-
-    Args:
-        address (`str`): IPv4 or IPv6.
-
-    Example:
-
-    ```python
-    is_public("10.0.0.1")  # False
-    ```
-    """
-    ip = ipaddress.ip_address(address)
-    if ip.version == 6:
-        # those that lead to an IPv4 address, which may be any
-        leads_elsewhere = ip.ipv4_mapped or ip.sixtofour or ip.teredo
-        if leads_elsewhere or ip not in _GLOBAL_V6:
-            return False
-    return ip.is_global and not ip.is_multicast
 
 
 class Fetcher:

@@ -373,7 +373,19 @@ def only_version_4(look_up):
 
 
 @pytest.mark.parametrize(
-    "address", ["224.0.0.1", "127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "::1", "fd00::1"]
+    "address",
+    [
+        "224.0.0.1",
+        "127.0.0.1",
+        "10.1.2.3",
+        "192.168.0.1",
+        "169.254.169.254",
+        "::1",
+        "fd00::1",
+        "::ffff:10.0.0.1",  # the others lead to an address of version 4
+        "64:ff9b::a00:1",
+        "2002:a00:1::",
+    ],
 )
 def test_private_addresses_are_known(address):
     assert not urls_unime.is_public(address) and urls_unime.is_public("8.8.8.8")
