@@ -85,13 +85,7 @@ def prompts_of(preset, model=None, trust_remote_code: bool = False) -> dict[str,
     Raises:
         ValueError: the preset is unknown, or not for the checkpoint.
     """
-    preset = resolve_preset(preset)
-    rules = rules_of(preset)
-    if model is None:
-        renderer = _Sketch(rules, preset if isinstance(preset, str) else preset.name)
-    else:
-        renderer, _ = open_processor(model, preset, trust_remote_code=trust_remote_code)
-
+    rules, renderer = _renderer(preset, model, trust_remote_code)
     sample = {"text": _TEXT, "image": Image.new("RGB", (56, 56))}
     prompts = {}
     for role in ("query", "document"):
@@ -103,6 +97,17 @@ def prompts_of(preset, model=None, trust_remote_code: bool = False) -> dict[str,
     return prompts
 
 
+def _renderer(preset, model, trust_remote_code: bool):
+    """What a preset says, and what words items by it: a checkpoint's processor, or a sketch of one."""
+    preset = resolve_preset(preset)
+    rules = rules_of(preset)
+    if model is None:
+        return rules, _Sketch(rules, preset if isinstance(preset, str) else preset.name)
+
+    processor, _ = open_processor(model, preset, trust_remote_code=trust_remote_code)
+    return rules, processor
+
+
 def questions_of(preset, model=None, trust_remote_code: bool = False) -> dict[str, str | None]:
     """What a reranker's preset asks about a candidate of each kind, for a query that is a text.
 
@@ -112,13 +117,7 @@ def questions_of(preset, model=None, trust_remote_code: bool = False) -> dict[st
     Returns:
         `dict`: `"candidate, text"` -> the prompt; `None` where the authors never ask about such candidates.
     """
-    preset = resolve_preset(preset)
-    rules = rules_of(preset)
-    if model is None:
-        renderer = _Sketch(rules, preset if isinstance(preset, str) else preset.name)
-    else:
-        renderer, _ = open_processor(model, preset, trust_remote_code=trust_remote_code)
-
+    rules, renderer = _renderer(preset, model, trust_remote_code)
     sample = {"text": _TEXT, "image": Image.new("RGB", (56, 56))}
     prompts = {}
     for kind, parts in _KINDS.items():
