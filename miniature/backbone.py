@@ -25,7 +25,7 @@ from ..modeling_unime import UniMERerankerForCausalLM
 from ..processing_unime import UniMEProcessor
 from ..prompts_unime import LISTWISE_INSTRUCTION, POINTWISE_INSTRUCTION
 from ..trainers.metered_trainer import resolve_decay
-from ..trainers.muon import MuonWithAdamW, split_parameters
+from ..trainers.muon import MuonWithAdamW
 from ..trainers.progress import TrainingBar
 from ..trainers.resuming import last_checkpoint
 from ..trainers.stage_config import fast_bf16
@@ -238,9 +238,7 @@ class BackboneTrainer(GenerativeTrainer):
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            matrices, others = split_parameters(self.model)
-            betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = MuonWithAdamW(matrices, others, self.args.learning_rate, betas, self.args.weight_decay)
+            self.optimizer = MuonWithAdamW.of(self.model, self.args)
         return self.optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):

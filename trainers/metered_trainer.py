@@ -21,7 +21,7 @@ from ..data.samplers import HomogeneousSampler, HomogeneousStream, StepBatches
 from ..data.sieve import BadItem
 from .cards import write_card
 from .left_out import BAD_ITEMS, LeftOut
-from .muon import MuonWithAdamW, split_parameters
+from .muon import MuonWithAdamW
 from .sharding import OneReduction
 from .starting import as_rows, call_model_init, default_output, first_model
 
@@ -245,9 +245,7 @@ class MeteredTrainer(Trainer):
     def create_optimizer(self, model=None):
         """As in `Trainer`, or Muon with AdamW."""
         if self.args.muon and self.optimizer is None:
-            matrices, others = split_parameters(self.model)
-            betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = MuonWithAdamW(matrices, others, self.args.learning_rate, betas, self.args.weight_decay)
+            self.optimizer = MuonWithAdamW.of(self.model, self.args)
         return super().create_optimizer(model)
 
     def training_step(self, model, inputs, num_items_in_batch=None):

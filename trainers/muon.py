@@ -130,6 +130,17 @@ class MuonWithAdamW(Optimizer):
         super().__init__([*matrices, *others], {"lr": lr})
         self._share_groups()
 
+    @classmethod
+    def of(cls, model: nn.Module, args) -> "MuonWithAdamW":
+        """The optimizer of a model's trainable parameters, with the rates of a training.
+
+        Args:
+            model (`nn.Module`): a VLM, or a wrapper of one.
+            args (`TrainingArguments`): `learning_rate`, AdamW's betas and `weight_decay` are taken.
+        """
+        matrices, others = split_parameters(model)
+        return cls(matrices, others, args.learning_rate, (args.adam_beta1, args.adam_beta2), args.weight_decay)
+
     def _share_groups(self):
         """Lets schedulers, which write into the groups, reach those of both optimizers."""
         self.param_groups = []
