@@ -27,12 +27,12 @@ from ..jobs.embedding import Embedder
 from ..jobs.notices import silence_alarms
 from ..jobs.reranking import Reranker
 from ..miniature.judge import JudgeConfig, train_judge
+from ..miniature.recipes import run_recipe
 from ..miniature.teacher import train_teacher
 from ..miniature.world import build
 from ..modeling_unime import UniMEModel
 from ..trainers import alignment, contrastive, distillation, reranker
-from ..trainers.resuming import last_checkpoint
-from .common import RECIPES, is_trained, load_for_cpu_or_gpu, pretrain_once
+from .common import is_trained, load_for_cpu_or_gpu, pretrain_once
 from .mining import false_negatives, mine, print_shares
 
 KINDS = ("Classification", "VQA", "Retrieval", "Grounding", "Compositional", "mean")
@@ -168,15 +168,7 @@ def train(stage, name: str, start: Path, out: Path, **changes) -> Path:
 
     work = out.with_name(f"{out.name}.tmp")
 
-    # as a user would call it: unime train ...
-    arguments = ["--config", str(RECIPES / "shapes" / f"{name}.yaml"), "--model_name_or_path", str(start)]
-    arguments += ["--output_dir", str(work), "--disable_tqdm", "True"]
-    checkpoint = last_checkpoint(work)
-    if checkpoint:
-        arguments += ["--resume_from_checkpoint", checkpoint]
-    for key, value in changes.items():
-        arguments += [f"--{key}", str(value)]
-    stage.main(arguments)
+    run_recipe(stage, name, start, work, changes)
 
     # moved into place at the end: a folder that exists holds a finished model
     for folder in work.glob("checkpoint-*"):

@@ -8,12 +8,11 @@ from transformers import HfArgumentParser
 
 from ..data.readers import read_mmeb_train
 from ..miniature.backbone import BackboneConfig, pretrain
+from ..miniature.recipes import RECIPES
 from ..modeling_unime import UniMEModel
 from ..trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from ..trainers.progress import TrainingBar
 from ..trainers.starting import plain_attention
-
-RECIPES = Path(__file__).parent.parent / "recipes"
 
 
 def is_trained(folder: Path) -> bool:

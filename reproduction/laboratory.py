@@ -17,6 +17,7 @@ from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
 from ..miniature.backbone import BackboneConfig, pretrain
 from ..miniature.judge import JudgeConfig, train_judge
+from ..miniature.recipes import RECIPES, run_recipe
 from ..miniature.teacher import train_teacher
 from ..miniature.world import build
 from ..mining.pipeline import Mining, MiningConfig
@@ -25,7 +26,6 @@ from ..trainers.resuming import last_checkpoint
 from ..trainers.starting import load_model
 from .findings import Hits
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 STAGES = {"distillation": distillation, "contrastive": contrastive, "alignment": alignment, "reranker": reranker}
 
 
@@ -201,15 +201,7 @@ class Laboratory:
         work = out.with_name(f"{name}.tmp")
         changes = {"seed": seed} | self.settings["stages"].get(recipe, {}) | changes
 
-        # as a user would call it: unime train ...
-        arguments = ["--config", str(RECIPES / "shapes" / f"{recipe}.yaml"), "--model_name_or_path", str(start)]
-        arguments += ["--output_dir", str(work), "--disable_tqdm", "True"]
-        checkpoint = last_checkpoint(work)
-        if checkpoint:
-            arguments += ["--resume_from_checkpoint", checkpoint]
-        for key, value in changes.items():
-            arguments += [f"--{key}", str(value)]
-        STAGES[stage].main(arguments)
+        run_recipe(STAGES[stage], recipe, start, work, changes)
 
         # the log stays, the checkpoints go; a folder that exists holds a finished model
         newest = last_checkpoint(work)
