@@ -5,9 +5,12 @@ A wrong preset gives no error, only worse embeddings, and so nothing is guessed:
 
 import os
 import re
+from pathlib import Path
 
+import transformers
 import yaml
 from transformers import CONFIG_MAPPING
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging
 
 from .integrity_unime import SavedFiles
@@ -40,6 +43,8 @@ _FOREIGN = {
 _TAGS = re.compile(r"embed|rerank|retriev|sentence-(similarity|transformers)|feature-extraction|text-ranking")
 _TOKENS = re.compile(r"<\|?(emb|embed|embedding)(_token)?\|?>")  # WeMM-Embedding pools one
 _HEADS = re.compile(r"Embedding|Embedder|Rank|Retriev|SequenceClassification|RewardModel|^Col[A-Z]|^Bi[A-Z]")
+_SCRIPTS = re.compile(r"embed|rerank|retriev|gme")  # authors' inference beside their weights
+_PUBLISHED_PIXELS = {"qwen3_vl": 1_310_720}  # of an image in Qwen3-VL-Embedding and -Reranker; Qwen3-VL has more
 
 
 def choose_preset(files: SavedFiles, model_type: str, preset=None) -> str | Preset:
@@ -144,20 +149,72 @@ def sign_of_training(files: SavedFiles) -> str | None:
     if files.file("1_Pooling/config.json"):
         return "it has 1_Pooling/config.json"
 
+    for sign in (_sign_in_configuration, _sign_in_card, _sign_in_files):
+        reason = sign(files)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _sign_in_configuration(files: SavedFiles) -> str | None:
+    """A class of embedders or one that is the authors' own, or a base that is an embedder."""
     config = files.json("config.json") or {}
-    classes = [*(config.get("architectures") or ()), *(config.get("auto_map") or {}).values()]
+    auto_map = config.get("auto_map") or {}
+    classes = [*(config.get("architectures") or ()), *auto_map.values()]
     for name in classes:
         if isinstance(name, str) and _HEADS.search(name.rpartition(".")[2]):
             return f"config.json names the class {name}"
 
+    # whoever trains a backbone of transformers with a class of another name trains it for something else
+    if config.get("model_type") in CONFIG_MAPPING_NAMES:
+        for name in config.get("architectures") or ():
+            if isinstance(name, str) and not hasattr(transformers, name):
+                return f"config.json names the class {name}, which transformers does not have"
+
+    base = config.get("_name_or_path")
+    return f"config.json says that it was made from {base}" if _is_trained(base) else None
+
+
+def _sign_in_card(files: SavedFiles) -> str | None:
+    """A tag of embedders in the head of its README.md, or a base that is one."""
+    metadata = card_metadata(files)
     for tag in card_tags(files):
         if _TAGS.search(tag):
             return f"its card has the tag {tag!r}"
 
+    bases = metadata.get("base_model") or []
+    for base in bases if isinstance(bases, list) else [bases]:
+        if _is_trained(base):
+            return f"its card says that it was made from {base}"
+    return None
+
+
+def _is_trained(name) -> bool:
+    """Whether a model that another was made from is an embedder or a reranker by its name."""
+    if not isinstance(name, str):
+        return False
+    return published_preset(name) is not None or _NAMES.search(" ".join(possible_names(name)).lower()) is not None
+
+
+def _sign_in_files(files: SavedFiles) -> str | None:
+    """A token that is pooled, limits of images that no plain VLM has, or a script that embeds."""
     settings = files.json("tokenizer_config.json") or {}
     for token in (settings.get("added_tokens_decoder") or {}).values():
         if isinstance(token, dict) and _TOKENS.fullmatch(str(token.get("content"))):
             return f"its tokenizer has the token {token['content']}"
+
+    model_type = (files.json("config.json") or {}).get("model_type")
+    size = (files.json("preprocessor_config.json") or {}).get("size")
+    pixels = size.get("longest_edge") if isinstance(size, dict) else None
+    if pixels is not None and pixels == _PUBLISHED_PIXELS.get(model_type):
+        return f"its images have at most {pixels:,} pixels, as those of Qwen3-VL-Embedding and -Reranker have"
+
+    # of a repository, files cannot be listed without asking the Hub
+    if os.path.isdir(files.source):
+        folder = Path(files.source)
+        for script in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
+            if _SCRIPTS.search(script.name.lower()):
+                return f"it has {script.relative_to(folder)}"
     return None
 
 

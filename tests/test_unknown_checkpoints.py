@@ -156,6 +156,14 @@ def test_manifests_hold_what_a_file_says(tmp_path, backbone):
         ),
         ("plain", {"README.md": "---\ntags: [x, Reranker]\n---\n"}, "its card has the tag 'reranker'"),
         ("plain", {"README.md": "---\npipeline_tag: sentence-similarity\n---\n"}, "the tag 'sentence-similarity'"),
+        (
+            "plain",
+            {"config.json": {"architectures": ["Qwen2VLRetForConditionalGeneration"]}},
+            "the class Qwen2VLRetForConditionalGeneration, which transformers does not have",
+        ),
+        ("plain", {"config.json": {"_name_or_path": "x/gme-Qwen2-VL-2B-Instruct"}}, "made from x/gme-Qwen2-VL-2B"),
+        ("plain", {"README.md": "---\nbase_model: [code-kunkun/LamRA-Ret]\n---\n"}, "made from code-kunkun/LamRA-Ret"),
+        ("plain", {"scripts/gme_inference.py": "import torch"}, "it has scripts/gme_inference.py"),
     ],
 )
 def test_embedders_and_rerankers_that_are_not_known_ask(copy, name, change, reason, model_class):
@@ -169,6 +177,17 @@ def test_embedders_and_rerankers_that_are_not_known_ask(copy, name, change, reas
     with pytest.raises(ValueError, match=f"was trained with prompts of its own .*{reason}.*pass `preset=`.*joint"):
         model_class.from_backbone(folder)
     assert model_class.from_backbone(folder, preset="joint").processor.preset == "joint"
+
+
+def test_a_renamed_qwen3_vl_embedding_is_known_by_the_limits_of_its_images(tiny, tmp_path):
+    folder = shutil.copytree(tiny("qwen3_vl")[0], tmp_path / "plain")
+    assert UniMEModel.from_backbone(folder, weights=False).processor.preset == "summary"
+
+    file = folder / "preprocessor_config.json"
+    size = {"shortest_edge": 4096, "longest_edge": 1_310_720}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"size": size}))
+    with pytest.raises(ValueError, match="at most 1,310,720 pixels.*qwen3-vl-embedding"):
+        UniMEModel.from_backbone(folder)
 
 
 def test_a_plain_vlm_and_a_known_name_say_what_they_got(copy, caplog):
