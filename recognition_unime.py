@@ -212,8 +212,8 @@ def _sign_in_files(files: SavedFiles) -> str | None:
     # of a repository, files cannot be listed without asking the Hub
     if os.path.isdir(files.source):
         folder = Path(files.source)
-        for script in sorted([*folder.glob("*.py"), *folder.glob("*/*.py")]):
-            if _SCRIPTS.search(script.name.lower()):
+        for script in sorted([*folder.glob("*.py"), *folder.glob("scripts/*.py")]):
+            if _SCRIPTS.search(script.name.lower()) and not script.name.endswith("_unime.py"):
                 return f"it has {script.relative_to(folder)}"
     return None
 
