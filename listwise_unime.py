@@ -68,7 +68,7 @@ class ListRanking:
         # errors call a candidate by the number that the caller knows
         shown = [candidates[i] for i in indices]
         names = [f"candidate {i}" for i in indices]
-        question = self.processor.list_question(query, shown, names, reading["instruction"])
+        question = self.processor.list_question(query, shown, names, reading["instruction"], reading["benchmark"])
         (entry,) = self.processor.prepare([question], names=["query and candidates"], resolution=reading["resolution"])
 
         answer = self._generate(entry, self._lists.new_tokens)

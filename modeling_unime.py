@@ -197,7 +197,8 @@ class UniMEModel(UniMEPreTrainedModel):
                 [`~unime.items_unime.split_item`]. Such a list is an item of a list of items.
             instruction (`str` or `list[str]`, *optional*): put before the text of every item (see
                 [`~unime.prompts_unime.instruct`]), or a list with one for each; an item may also have its own
-                (`{"text": ..., "instruction": ...}`), which goes before.
+                (`{"text": ..., "instruction": ...}`), which goes before. By default the one that was saved with the
+                model (`model.processor.instructions`), except on a benchmark; `""` for none.
             role (`str`, defaults to `"query"`): `"query"` or `"document"`, for presets that word them differently.
             batch_tokens (`int`, defaults to 8192): padded tokens of one forward pass.
             truncate_dim (`int`, *optional*): keep the first dimensions only, normalised again (Matryoshka).
@@ -490,7 +491,8 @@ class UniMERerankerForCausalLM(ListRanking, VLMGenerationMixin, UniMEPreTrainedM
             benchmark (`str`, *optional*): `"mmeb"`, `"retrieval"` or `"sugarcrepe"`: show items as the preset does on
                 this kind of benchmark.
             instruction (`str`, *optional*): what the query is to be read as. It stands where the preset has a place
-                for it, else before the query's text.
+                for it, else before the query's text. By default the one that was saved with the model, except on a
+                benchmark; `""` for none.
 
         Returns:
             float32 tensor `[len(candidates)]`: probabilities in [0, 1], or log-odds. A preset that only puts lists in

@@ -26,12 +26,12 @@ from .configuration_unime import UniMEConfig, UniMERerankerConfig
 from .controls_unime import GUARD
 from .images_unime import MAX_IMAGE_PIXELS, Resolution, open_image, read_size
 from .integrity_unime import HUB_KEYS, SavedFiles
-from .items_unime import PreparedItem, PromptTooLong, instruction_of, is_chat, is_video, item_fields
+from .items_unime import PreparedItem, PromptTooLong, is_chat, is_video, item_fields
 from .native_unime import ImageSettings, build_native, load_parts, load_saved_images, restore_normalizer
 from .preset_files_unime import preset_content, preset_from
 from .prompts_unime import PLACEHOLDER, PRESETS, Preset, instruct, one_of, resolve_preset, rules_of, strip_placeholders
 from .questions_unime import Question
-from .recognition_unime import choose_preset, refuse_foreign_layout
+from .recognition_unime import choose_preset, exported_instructions, refuse_foreign_layout
 from .rendering_unime import PromptRenderer, Reading
 from .videos_unime import Clip
 
@@ -51,7 +51,7 @@ _PRESET_SETTINGS = (
     "image_tokens",
     "crops",
 )
-_OTHER_SETTINGS = ("max_image_pixels", "chat_template", "background")
+_OTHER_SETTINGS = ("max_image_pixels", "chat_template", "background", "instructions")
 SETTINGS = _PRESET_SETTINGS + _OTHER_SETTINGS
 
 _CHARACTERS = 16  # of a token, at most, in nearly every text
@@ -89,6 +89,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         crops (`int`, *optional*): most crops of an image of Phi-3-vision; likewise.
         background (`str`, defaults to `"white"`): the colour behind what is transparent in an image, as Pillow names
             colours (`"black"`, `"#808080"`).
+        instructions (`str` or `dict`, *optional*): the instruction of items that come without one, or one for each
+            role (`{"query": ..., "document": ...}`, either may be missing). On a benchmark it is left out.
         backbone (`dict`, *optional*): `processor_class` of the backbone with its settings; Qwen2-VL's by default.
         preset_rules (`dict`, *optional*): of a saved processor: what its preset says, where it is not in the table.
     """
@@ -119,6 +121,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         benchmarks=None,
         preset_rules=None,
         background="white",
+        instructions=None,
         **kwargs,
     ):
         if preset_rules is not None:
@@ -127,6 +130,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         self.max_image_pixels = max_image_pixels
         ImageColor.getrgb(background)  # raises early
         self.background = background
+        self.instructions = _checked_instructions(instructions)
         self._take_preset(
             preset,
             image_processor,
@@ -217,8 +221,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             preset (`str`): a key of `PRESETS`.
             settings: `max_length`, `resolution`, `fusion`, `anyres_padding`, `benchmarks`, `video`, `num_frames`,
                 `fps`, `max_frames`, `frame_pixels`, `video_pixels`, `image_tokens` and `crops`, where they are to
-                differ from the preset's; and `chat_template`, `max_image_pixels` and `background`, which stay
-                otherwise.
+                differ from the preset's; and `chat_template`, `max_image_pixels`, `background` and `instructions`,
+                which stay otherwise.
 
         Raises:
             ValueError: the preset or a setting is unknown.
@@ -316,6 +320,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         if rules_of(preset).own_normalizer:
             restore_normalizer(tokenizer, source, kwargs)
         settings.setdefault("chat_template", template)
+        settings.setdefault("instructions", exported_instructions(files))
         return cls(image_processor, tokenizer, preset=preset, backbone=backbone, **settings)
 
     # transformers' own path: processor(text=..., images=...), apply_chat_template(...)
@@ -386,7 +391,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         reading = _with_settings(reading, settings)
         names = names or _numbered("item", len(items))
         items = [_without_lists(item, name) for item, name in zip(items, names)]
-        instructions = [instruction_of(item) or reading.instruction for item in items]
+        instructions = [self._instruction_of(item, reading) for item in items]
         return self._prepare(items, instructions, reading, names)
 
     def _prepare(self, items, instructions: list, reading: Reading, names: list[str]) -> list[PreparedItem]:
@@ -617,15 +622,19 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         for row, item in enumerate(items):
             item = _without_lists(item, names[row])
             fusion = reading.fusion or self._fusion(item, reading.benchmark)
-            own = (instruction_of(item) or reading.instruction) if has_slot else None
-            for item_part, instruction in _split_into_parts(item, fusion, own):
+            instruction = self._instruction_of(item, reading) if has_slot else None
+            for item_part, instruction_of_part in _split_into_parts(item, fusion, instruction):
                 rows.append(row)
                 parts.append(item_part)
-                instructions.append(instruction)
+                instructions.append(instruction_of_part)
 
         # errors call a part by the name of its item
         part_names = [names[row] for row in rows]
         return rows, self._prepare(parts, instructions, reading, part_names)
+
+    def _instruction_of(self, item, reading: Reading) -> str | None:
+        """What an item is read as."""
+        return self.instruction_for(item, reading.instruction, reading.role, reading.benchmark)
 
     def _fusion(self, item, benchmark: str | None) -> str:
         """How an item is embedded, if it has both image and text, where the call does not say it."""
@@ -829,6 +838,17 @@ def _text_of(item) -> str:
 def _places(text: str) -> int:
     """How many places for images a text has."""
     return len(PLACEHOLDER.findall(text))
+
+
+def _checked_instructions(instructions: str | Mapping | None) -> str | dict | None:
+    """Default instructions, which are one text or one for each role."""
+    if instructions is None or isinstance(instructions, str):
+        return instructions
+
+    is_by_role = isinstance(instructions, Mapping) and instructions.keys() <= {"query", "document"}
+    if not is_by_role or not all(isinstance(text, str) for text in instructions.values()):
+        raise ValueError(f"instructions must be a text, or texts under 'query' and 'document', not {instructions!r}.")
+    return dict(instructions)
 
 
 def _with_settings(reading: Reading | None, settings: dict) -> Reading:

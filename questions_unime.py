@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
-from .items_unime import instruction_of, is_chat, is_video, split_item
+from .items_unime import is_chat, is_video, split_item
 from .preset_unime import Prompts
 from .prompts_unime import instruct, strip_placeholders
 from .videos_unime import without_clips
@@ -62,7 +62,7 @@ class QuestionRenderer:
             name (`str`): what errors call the candidate.
             answer_format (`str`): `"yes_no"`; of UniME-V2's question also `"multiple_choice"`.
             benchmark (`str`, *optional*): the kind of benchmark whose wording UniME-V2's question is to have.
-            instruction (`str`, *optional*): what the query is to be read as; the preset's own by default.
+            instruction (`str`, *optional*): what the query is to be read as; by default the model's, or the preset's.
 
         Returns:
             what [`~UniMEProcessor.prepare`] takes: chat messages, or a [`Question`].
@@ -71,15 +71,23 @@ class QuestionRenderer:
             return self.rerank_messages(query, [candidate], "pointwise", [name], answer_format, benchmark, instruction)
         if answer_format != "yes_no":
             raise ValueError(f"the preset {self.preset!r} has a question of its own, and no other answer format.")
-        return self.pair_question(query, candidate, name, instruction)
+        return self.pair_question(query, candidate, name, instruction, benchmark)
 
-    def pair_question(self, query, candidate, name: str = "candidate 0", instruction: str | None = None) -> Question:
+    def pair_question(
+        self,
+        query,
+        candidate,
+        name: str = "candidate 0",
+        instruction: str | None = None,
+        benchmark: str | None = None,
+    ) -> Question:
         """What the preset asks about one candidate.
 
         Args:
             query, candidate: items.
             name (`str`): what errors call the candidate.
-            instruction (`str`, *optional*): what the query is to be read as; the preset's own by default.
+            instruction (`str`, *optional*): what the query is to be read as; by default the model's, or the preset's.
+            benchmark (`str`, *optional*): a kind of benchmark, on which the model's is left out.
 
         Raises:
             ValueError: the preset has no prompt for such a query or candidate, or ranks lists only.
@@ -89,7 +97,7 @@ class QuestionRenderer:
             raise ValueError(f"the preset {self.preset!r} puts lists in order, and asks about no single candidate.")
 
         # both sides as the preset shows them; the text of the document may be cut later
-        instruction = instruction_of(query) or instruction
+        instruction = self.instruction_for(query, instruction, benchmark=benchmark)
         shown_query, instruction = self._shown_query(query, judging.query, instruction)
         limit = judging.document_length
         document = self._shown(candidate, name, judging.document, text_limit=limit, has_place=True)
@@ -107,20 +115,28 @@ class QuestionRenderer:
             images = document.images + shown_query.images
         return _cut_at_place(prompt, document.text, images)
 
-    def list_question(self, query, candidates: list, names: list[str], instruction: str | None = None) -> Question:
+    def list_question(
+        self,
+        query,
+        candidates: list,
+        names: list[str],
+        instruction: str | None = None,
+        benchmark: str | None = None,
+    ) -> Question:
         """What the preset asks about several candidates at once.
 
         Args:
             query, candidates: items.
             names (`list[str]`): what errors call the candidates.
-            instruction (`str`, *optional*): what the query is to be read as; the preset's own by default.
+            instruction, benchmark (`str`, *optional*): as in [`~QuestionRenderer.pair_question`].
 
         Raises:
             ValueError: the preset has no prompt for such a query or candidate.
         """
         judging = self.rules.judging
         lists = judging.lists
-        shown_query, _ = self._shown_query(query, judging.query, instruction_of(query) or instruction)
+        instruction = self.instruction_for(query, instruction, benchmark=benchmark)
+        shown_query, _ = self._shown_query(query, judging.query, instruction)
 
         # candidates are numbered in the order in which they are shown
         entries = []

@@ -28,6 +28,7 @@ from .prompts_unime import (
 from .sentence_files_unime import Unreadable, sentence_preset
 
 EXPORTED = "unime_preset.json"  # what `unime export` writes beside a stock checkpoint
+INSTRUCTIONS = "instructions"  # the default ones, which stand there beside the preset
 logger = logging.get_logger("transformers.unime")
 
 # parts of the names of embedders and rerankers, which were trained with prompts of their own
@@ -78,6 +79,7 @@ def _from_files(files: SavedFiles, model_type: str) -> tuple[str | Preset, str]:
     """A preset, and what it was taken from."""
     exported = files.json(EXPORTED)
     if exported is not None:
+        exported.pop(INSTRUCTIONS, None)
         name = exported.get("extends")
         if exported == {"extends": name} and isinstance(name, str) and name in PRESETS:
             return name, "as it was exported"
@@ -92,6 +94,11 @@ def _from_files(files: SavedFiles, model_type: str) -> tuple[str | Preset, str]:
     if sign is not None:
         raise _question(files, model_type, sign)
     return "summary", "for a plain VLM"
+
+
+def exported_instructions(files: SavedFiles) -> str | dict | None:
+    """The default instructions that `unime export` wrote beside a stock checkpoint."""
+    return (files.json(EXPORTED) or {}).get(INSTRUCTIONS)
 
 
 def refuse_foreign_layout(files: SavedFiles):
@@ -257,6 +264,7 @@ __all__ = [
     "card_metadata",
     "card_tags",
     "choose_preset",
+    "exported_instructions",
     "preset_of_adapter",
     "refuse_foreign_layout",
     "sign_of_training",

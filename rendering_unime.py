@@ -38,7 +38,8 @@ class Reading:
     """How items are read: everything beside an item that decides its prompt and its pixels.
 
     Args:
-        instruction (`str`, *optional*): put before the text of every item (see [`~unime.prompts_unime.instruct`]).
+        instruction (`str`, *optional*): put before the text of every item (see [`~unime.prompts_unime.instruct`]); by
+            default the model's own for the role, except on a benchmark, and `""` for none.
         role (`str`, defaults to `"query"`): `"query"` or `"document"`, for presets that word them differently.
         max_length (`int`, *optional*): limit in tokens above which texts are cut; the processor's by default.
         resolution (*optional*): a policy that [`~unime.images_unime.Resolution`] reads; the processor's by default.
@@ -72,7 +73,8 @@ class PromptRenderer(QuestionRenderer):
     """The half of a processor that words items; the other half makes tensors of prompts.
 
     It reads these attributes of the processor: `preset`, `rules` (what the preset says), `benchmarks`, `tokenizer`,
-    `chat_template`, `num_frames`, `fps`, `max_frames`, `video`, `image_token`, `_fenced_image` and `_native`.
+    `chat_template`, `num_frames`, `fps`, `max_frames`, `video`, `instructions`, `image_token`, `_fenced_image` and
+    `_native`.
     """
 
     allow_urls = False  # whether images are read by `https://` addresses; this is not saved
@@ -99,15 +101,41 @@ class PromptRenderer(QuestionRenderer):
         ```
         """
         words = self._words(benchmark)
-        if words is self.rules:
-            benchmark = None
-
-        # equal prompts under one role: their items are embedded once
         if role == "document":
             role = self.document_role(dataset)
-        if words.query == words.document:
+
+        # on a benchmark, default instructions are left out
+        defaults = (self.default_instruction("query"), self.default_instruction("document"))
+        if words is self.rules and not any(defaults):
+            benchmark = None
+        if benchmark is not None:
+            defaults = ("", "")
+
+        # equal prompts under one role: their items are embedded once
+        if words.query == words.document and defaults[0] == defaults[1]:
             role = "query"
         return role, benchmark
+
+    def default_instruction(self, role: str) -> str | None:
+        """The instruction of items that come without one, as it was saved with the model."""
+        if isinstance(self.instructions, Mapping):
+            return self.instructions.get(role)
+        return self.instructions
+
+    def instruction_for(
+        self, item, instruction: str | None = None, role: str = "query", benchmark: str | None = None
+    ) -> str | None:
+        """What an item is read as: its own instruction, that of the call, or the default of its role.
+
+        Args:
+            item: an item of any kind.
+            instruction (`str`, *optional*): of the call; `""` for none, not even the default.
+            role (`str`, defaults to `"query"`): `"query"` or `"document"`.
+            benchmark (`str`, *optional*): its items come with instructions of their own, so that there is no default.
+        """
+        if instruction is None and benchmark is None:
+            instruction = self.default_instruction(role)
+        return instruction_of(item) or instruction
 
     def _words(self, benchmark: str | None) -> Preset:
         """The preset whose prompts are used on a kind of benchmark, or elsewhere."""
@@ -156,7 +184,8 @@ class PromptRenderer(QuestionRenderer):
         Args:
             item: a string, PIL image, path, `{"text", "image"}` or `{"text", "video"}` dict, chat messages (which
                 bypass the preset), or a [`~unime.questions_unime.Question`].
-            instruction (`str`, *optional*): put before the text, on a line of its own or after a colon.
+            instruction (`str`, *optional*): put before the text, on a line of its own or after a colon; the model's
+                default as in [`Reading`].
             role (`str`): `"query"` or `"document"`; presets may word them differently.
             name (`str`): what errors call the item.
             generate (`bool`): end chat messages with the beginning of an answer.
@@ -168,7 +197,7 @@ class PromptRenderer(QuestionRenderer):
         prompt, images = processor.render({"text": "at night", "image": "photo.jpg"}, role="document")
         ```
         """
-        reading = Reading(instruction_of(item) or instruction, role, benchmark=benchmark)
+        reading = Reading(self.instruction_for(item, instruction, role, benchmark), role, benchmark=benchmark)
         prompt, images = self._render(item, reading, name, generate)
         return prompt.replace(GUARD, ""), images
 
@@ -408,6 +437,7 @@ class PromptRenderer(QuestionRenderer):
         if benchmark is not None:
             one_of("benchmark", benchmark, *BENCHMARKS)
         image_text = self.rules.judged_images.get(benchmark, "")
+        instruction = self.instruction_for(query, instruction, benchmark=benchmark)
         return judge_messages(query, candidates, strategy, names, answer_format, self.media, image_text, instruction)
 
     def answer_ids(self, answer: str) -> list[int]:

@@ -33,6 +33,7 @@ except ModuleNotFoundError as error:
     # this file travels with every model, and models are saved without sentence-transformers, too
     InputModule = torch.nn.Module
 
+ROLES = ("query", "document")
 MODALITIES = ("text", "image", "video", ("image", "text"), ("text", "video"), "message")
 
 _CODE = Path(__file__).stem  # this file, as it is called beside every saved model
@@ -98,7 +99,15 @@ class _UniMEModule(InputModule):
         return cls(model)
 
     def on_model_ready(self, model):
-        """Lets the library's model, once it is complete, be saved for whoever has no package of ours."""
+        """Lets the library's model, once it is complete, be saved for whoever has no package of ours.
+
+        Its prompts of queries and documents are the default instructions of ours, unless it has some already.
+        """
+        for role, instruction in default_instructions(self.model).items():
+            model.prompts[role] = model.prompts.get(role) or instruction
+        if model.prompts["query"] and model.default_prompt_name is None:
+            model.default_prompt_name = "query"
+
         # it follows its model through deepcopy and pickle, which a bound method does not
         model.save = partial(_save, model)
 
@@ -169,7 +178,7 @@ class UniMETransformer(_UniMEModule):
 
         Args:
             inputs (`list`): `N` items.
-            prompt (`str`, *optional*): the instruction.
+            prompt (`str`, *optional*): the instruction; the library itself finds the default one among its prompts.
             task (`str`, *optional*): what `encode_query` and `encode_document` set, from which the role follows.
             processing_kwargs (`dict`, *optional*): `text.max_length`, `image.max_pixels` and `image.resolution`.
             max_length (`int`, *optional*): the same limit, as the trainer sets it.
@@ -188,7 +197,7 @@ class UniMETransformer(_UniMEModule):
         # the caller's order is not known here, where texts come sorted by length
         names = list(map(describe, items))
         rows, prepared = self.processor.prepare_parts(
-            items, instruction=prompt or None, role=role, names=names, **reading
+            items, instruction=prompt or "", role=role, names=names, **reading
         )
         return features_of(self.processor, rows, prepared)
 
@@ -261,7 +270,7 @@ class UniMECrossEncoder(_UniMEModule):
             inputs (`list`): `N` pairs of a query and a candidate, or chats. A chat of the roles `query` and `document`
                 is a pair, whose system message, if it has one, is its prompt; any other is put to the model as it is.
                 A single item, which the library counts tokens of, is a chat with that item.
-            prompt (`str`, *optional*): the instruction.
+            prompt (`str`, *optional*): as in [`UniMETransformer.preprocess`].
             processing_kwargs, max_length: as in [`UniMETransformer.preprocess`].
 
         Returns:
@@ -281,7 +290,8 @@ class UniMECrossEncoder(_UniMEModule):
             query, candidate = map(as_item, pair)
             name = f"the pair of {describe(query)} and {describe(candidate)}"
             names.append(name)
-            questions.append(self.processor.question(query, candidate, name, instruction=instruction or prompt))
+            instruction = instruction or prompt or ""
+            questions.append(self.processor.question(query, candidate, name, instruction=instruction))
 
         prepared = self.processor.prepare(questions, names=names, **reading_of(processing_kwargs, max_length))
 
@@ -318,6 +328,8 @@ def _save(model, path, *args, **kwargs):
         model (`SentenceTransformer` or `CrossEncoder`): with a module of ours.
         path, args, kwargs: of its `save`.
     """
+    # its prompts may have changed since it was loaded
+    model[0].processor.instructions = {role: model.prompts.get(role, "") for role in ROLES}
     type(model).save(model, path, *args, **kwargs)
     if path is None:  # then the library saves nothing
         return
@@ -333,17 +345,20 @@ def _save(model, path, *args, **kwargs):
     _write_json(file, modules)
 
 
+def default_instructions(model) -> dict[str, str]:
+    """The default instruction of each role, which the library calls a prompt; `""` where there is none."""
+    if not model.has_processor:
+        return dict.fromkeys(ROLES, "")
+    return {role: model.processor.default_instruction(role) or "" for role in ROLES}
+
+
 def write_modules(model, folder):
     """Writes the small files by which sentence-transformers finds its way in a saved model's folder."""
     folder = Path(folder)
     if model.config.model_type == "unime":
         name = "UniMETransformer"
         output = "embeddings"
-        settings = {
-            "model_type": "SentenceTransformer",
-            "prompts": {"query": "", "document": ""},
-            "similarity_fn_name": "cosine",
-        }
+        settings = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"}
     else:
         name = "UniMECrossEncoder"
         output = "logits"
@@ -351,6 +366,10 @@ def write_modules(model, folder):
         reports_log_odds = model.has_processor and model.default_output == "logit"
         activation = "linear.Identity" if reports_log_odds else "activation.Sigmoid"
         settings = {"model_type": "CrossEncoder", "activation_fn": f"torch.nn.modules.{activation}"}
+
+    settings["prompts"] = default_instructions(model)
+    if settings["prompts"]["query"]:
+        settings["default_prompt_name"] = "query"
 
     # the class by the name of this file, which is saved with every model
     modules = [{"idx": 0, "name": "0", "path": "", "type": f"{_CODE}.{name}"}]

@@ -93,6 +93,7 @@ class Card:
         preset (`str` or `Preset`, *optional*): its prompts; a preset itself where it is not in the table.
         fusion (`str`, *optional*): `"joint"` or `"sum"`, how it reads image and text; the preset's by default.
         resolution (*optional*): at which it reads images.
+        instructions (`str` or `dict`, *optional*): default instructions, as the processor has them.
         adapter (`bool`, defaults to `False`): whether the repository has only an adapter.
         origin (`str`): a sentence on how it was made.
         training, evaluation (`str`): sections, in Markdown.
@@ -113,6 +114,7 @@ class Card:
     preset: str | Preset | None = None
     fusion: str | None = None
     resolution: str | int = "native"
+    instructions: str | dict | None = None
     adapter: bool = False
     origin: str = ""
     training: str = ""
@@ -144,6 +146,7 @@ class Card:
         if self.preset and self.kind == "unime":
             fusion = self.fusion or rules_of(self.preset).fusion
             sections += ["## Prompts", _prompts(self.preset, fusion)]
+        sections += _default_instructions(self.instructions)
 
         if self.training:
             sections += ["## Training", self.training]
@@ -225,6 +228,19 @@ def _prompts(preset: str | Preset, fusion: str) -> str:
     return f"{' '.join(sentences)}\n\n{table}"
 
 
+def _default_instructions(instructions: str | dict | None) -> list[str]:
+    """A sentence for each default instruction."""
+    if isinstance(instructions, str):
+        instructions = dict.fromkeys(("query", "document"), instructions)
+
+    sentences = []
+    for role, text in (instructions or {}).items():
+        if text:
+            shown = json.dumps(text, ensure_ascii=False)[1:-1]
+            sentences.append(f"Instruction of a {role} that comes without one, except on a benchmark: `{shown}`")
+    return sentences
+
+
 def _prompt_rows(prompts: Prompts, role: str = "") -> list[str]:
     """A row of the table for each kind of item, line breaks written as `\\n`."""
     rows = []
@@ -272,6 +288,7 @@ def read_card(folder) -> Card:
         preset=preset,
         fusion=processor.get("fusion"),
         resolution=processor.get("resolution", "native"),
+        instructions=processor.get("instructions"),
         adapter=(folder / "adapter_config.json").exists(),
     )
 

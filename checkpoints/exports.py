@@ -10,7 +10,7 @@ from PIL import Image
 from ..files.writing import write_text
 from ..images_unime import Resolution
 from ..modeling_unime import UniMEModel
-from ..recognition_unime import EXPORTED
+from ..recognition_unime import EXPORTED, INSTRUCTIONS
 
 _MACROS = Path(__file__).with_name("chat_template.jinja")  # what all templates share
 
@@ -65,6 +65,8 @@ def _preset_of(processor) -> dict:
         value = getattr(processor, name)
         if value != getattr(processor.rules, name):
             content[name] = value
+    if processor.instructions:
+        content[INSTRUCTIONS] = processor.instructions
     return content
 
 
@@ -114,7 +116,8 @@ def _differences(model) -> list[str]:
         differences.append("limits of images")
     if (model.config.pooling, model.config.attention) != ("last", "native"):
         differences.append("pooling or attention")
-    if preset.query != preset.document:
+    defaults = (processor.default_instruction("query"), processor.default_instruction("document"))
+    if preset.query != preset.document or defaults[0] != defaults[1]:
         differences.append("prompts that differ by role")
     if model.config.vlm_config.model_type == "phi3_v":
         differences.append("a backbone it does not know")

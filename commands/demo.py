@@ -237,6 +237,7 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
 
     # before the page is shown, so that the first visitor does not wait
     photos.refresh()
+    placeholder = photos.embedder.default_instruction() or "put before the text"
 
     lifetimes = (PICTURE_LIFETIME, PICTURE_LIFETIME)  # seconds between two clearings, and of a picture
     with gradio.Blocks(title="UniME", analytics_enabled=False, delete_cache=lifetimes) as blocks:
@@ -247,7 +248,7 @@ def page(photos: Photos, reranker: Reranker | None = None, instruction: str = ""
                 image = gradio.Image(label="Image", sources=["upload", "clipboard"], height=220)
                 image.preprocess = lambda file: file.path if file else None  # as it came, to refuse it in our words
                 image.async_move_resource_to_block_cache = _uploads_only(image)
-                instruction_box = gradio.Textbox(instruction, label="Instruction", placeholder="put before the text")
+                instruction_box = gradio.Textbox(instruction, label="Instruction", placeholder=placeholder)
                 top = gradio.Slider(1, 48, value=12, step=1, label="Answers")
                 reranked = gradio.Checkbox(label="Rerank", visible=reranker is not None)
                 button = gradio.Button("Search", variant="primary")

@@ -252,8 +252,10 @@ class EmbeddingCollator:
                     inputs.append(item.as_input())
                     names.append(str(item))  # for messages
 
+            # as in use, also where the rows are worded as on a benchmark
             entries = self.processor.prepare(
                 inputs,
+                instruction=self.processor.default_instruction(role),
                 role=role,
                 max_length=self.max_length,
                 names=names,

@@ -259,6 +259,15 @@ class Embedder:
         check_options(f"the options of {self.source}, a dual encoder", self.options, [DualEncoder.encode], TAKEN)
         return model
 
+    def default_instruction(self) -> str:
+        """What the model puts before a query that comes without an instruction; empty if nothing. Loads the model."""
+        model = self.load()
+        if isinstance(model, DualEncoder):
+            return ""
+        if self.library == "unime":
+            return model.processor.default_instruction("query") or ""
+        return model.prompts.get("query") or ""
+
     def wording(self, role: str, task) -> tuple[str, str | None]:
         """The role and the kind of benchmark to embed a task's items with, equal where prompts are; loads the model.
 

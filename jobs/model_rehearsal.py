@@ -126,7 +126,7 @@ def _question(model, query, candidates: list, strategy: str, benchmark: str | No
 
     if model.gives_places:
         names = [f"candidate {number}" for number in range(len(candidates))]
-        return processor.list_question(query, candidates, names, instruction)
+        return processor.list_question(query, candidates, names, instruction, benchmark)
     if strategy == "listwise":
         return processor.rerank_messages(query, candidates, strategy, benchmark=benchmark, instruction=instruction)
     answer_format = options.get("answer_format", "yes_no")

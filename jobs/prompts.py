@@ -132,6 +132,12 @@ def reading(model, given: dict[str, str], settings: dict) -> list[dict]:
     rows.append(_row("turns", _frame_in_words(words.frame), "preset"))
     rows.append(_row("image tokens", "between the backbone's markers" if words.fenced else "bare", "preset"))
 
+    for role in ("query", "document"):
+        instruction = processor.default_instruction(role)
+        if instruction:
+            source = given.get(f"{role}_instruction", "checkpoint")
+            rows.append(_row(f"default instruction of a {role}", instruction, source))
+
     # of the preset's kinds of benchmark, a model may have been trained without some
     apart = [f"{kind} as {preset.benchmarks[kind]}" for kind in processor.benchmarks if kind in preset.benchmarks]
     rows.append(_row("worded apart", ", ".join(apart) or "nothing", "preset"))

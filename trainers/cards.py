@@ -31,7 +31,8 @@ _SHARED = (
     "activation_checkpointing",
     "seed",
 )
-_OMITTED = ("teacher_embeddings", "token_budget")  # a path of this machine; the earlier name of batch_tokens
+# a path of this machine; the earlier name of batch_tokens; what the card shows with the prompts
+_OMITTED = ("teacher_embeddings", "token_budget", "query_instruction", "document_instruction")
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets")
 # parts of the names of figures that say nothing about the model
 _UNINTERESTING = ("epoch", "step", "total_flos", "learning_rate", "train_", "_runtime", "per_second")
@@ -54,6 +55,7 @@ def write_card(trainer, folder):
         preset=trainer.processing_class.shown_preset,
         fusion=trainer.processing_class.fusion,
         resolution=trainer.processing_class.resolution,
+        instructions=trainer.processing_class.instructions,
         adapter=(folder / "adapter_config.json").exists(),
         origin=(
             f"'s `{stage}` stage ([{trainer.paper}](https://arxiv.org/abs/{trainer.paper})), at step "

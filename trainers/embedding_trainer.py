@@ -28,6 +28,7 @@ class EmbeddingConfig(StageConfig):
     """Arguments of every embedding stage, beside those of [`~unime.trainers.stage_config.StageConfig`].
 
     Args:
+        document_instruction (`str`, *optional*): as `query_instruction`, of positives and negatives.
         graph_tokens (`int`, defaults to 0): padded tokens whose graphs are kept instead of being run again; see
             [`~unime.trainers.gradient_cache.cached_loss`].
         feature_tokens (`int`, defaults to 65,536): image tokens whose features of a frozen vision tower are kept
@@ -38,6 +39,10 @@ class EmbeddingConfig(StageConfig):
             (`"mmeb"`, `"retrieval"` or `"sugarcrepe"`); with None, as `encode` does.
     """
 
+    document_instruction: str | None = field(
+        default=None,
+        metadata={"help": "Put before candidates that come without an instruction, and saved with the model."},
+    )
     graph_tokens: int = field(
         default=0,
         metadata={"help": "Padded tokens whose graphs are kept instead of being run again: more memory, less time."},

@@ -86,6 +86,7 @@ class MeteredTrainer(Trainer):
         processor = processing_class or model.processor
         self.check_reading(processor)
         keep_resolution(processor, args.resolution)
+        keep_instructions(processor, args)
         adapter = copy.deepcopy(peft_config)  # PEFT writes into the one that it uses
         super().__init__(
             model=self.made_trainable(model, args, peft_config),
@@ -446,6 +447,20 @@ def keep_resolution(processor, resolution):
     """
     if resolution is not None and processor.rules.evaluates_as_trained:
         processor.resolution = resolution
+
+
+def keep_instructions(processor, args):
+    """Takes over the default instructions that a training names, which are saved with the model.
+
+    Args:
+        processor ([`~unime.processing_unime.UniMEProcessor`]): of the model.
+        args: of the training.
+    """
+    instructions = {}
+    for role in ("query", "document"):
+        named = getattr(args, f"{role}_instruction", None)  # a reranker's documents have none
+        instructions[role] = processor.default_instruction(role) if named is None else named
+    processor.instructions = {role: text for role, text in instructions.items() if text}
 
 
 def _is_evaluation(logs: dict) -> bool:

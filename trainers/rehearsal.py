@@ -16,7 +16,7 @@ from ..jobs.prompts import changes, examples, reading
 from ..jobs.rehearsal import Rehearsal
 from .adapters import vlm_of, without_adapter
 from .embedding_trainer import EmbeddingTrainer
-from .metered_trainer import resolve_decay
+from .metered_trainer import keep_instructions, resolve_decay
 from .row_counts import RowCounts
 
 SAMPLE = 256  # rows that are read beside those of the batch: some of every data set
@@ -77,6 +77,7 @@ def rehearse(
 
     # the stages that embed run a gradient cache, and change how the model reads
     cached = issubclass(trainer_class, EmbeddingTrainer)
+    keep_instructions(processor, args)
     if cached:
         trainer_class.keep_reading(args, processor)
     settings = {name: getattr(args, name, None) for name in ("resolution", "max_length", "benchmark")}

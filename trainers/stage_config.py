@@ -25,6 +25,8 @@ class StageConfig(TrainingArguments):
         batch_tokens (`int`, defaults to 8192): most padded tokens of one chunk, which bound the memory of a step.
         max_length (`int`, *optional*): cut texts so that items have at most that many tokens.
         resolution (`str`, *optional*): resolution policy of training images; the processor's by default.
+        query_instruction (`str`, *optional*): instruction of queries that come without one, in training and, as it is
+            saved with the model, in use; the model's by default, `""` for none.
         homogeneous_batches (`bool`, defaults to `True`): fill each batch from one data set.
         bad_items (`str`, defaults to `"leave_out"`): what to do with items that cannot be read: `"leave_out"` goes on
             without them and lists them at the end, `"stop"` stops all ranks at the first.
@@ -46,6 +48,10 @@ class StageConfig(TrainingArguments):
     )
     resolution: str | None = field(
         default=None, metadata={"help": "Resolution policy of training images; the processor's by default."}
+    )
+    query_instruction: str | None = field(
+        default=None,
+        metadata={"help": "Put before queries that come without an instruction, and saved with the model."},
     )
     homogeneous_batches: bool = field(default=True, metadata={"help": "Fill each batch from one data set."})
     bad_items: str = field(
