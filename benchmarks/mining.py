@@ -122,7 +122,6 @@ def do_step(step: str, options):
         embed_shard=8192,
         retrieve_shard=options.retrieve_shard,
         judge_shard=8192,
-        layout="parquet",
     )
     getattr(pipeline.Mining(config), step)()
 

@@ -113,7 +113,7 @@ def read_rows(
 
     - files: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, and WebDataset's `.tar`;
     - folders: of MMEB-train (`<subset>/<split>-*.parquet`), of SaHa's clusters (`<subset>_hard_negatives.json`), of
-      mined rows (`rows-<number>.parquet`, as `unime mine select --layout parquet` writes them), of pictures with
+      mined rows (`rows-<number>.parquet`, as `unime mine select` writes them), of pictures with
       captions (`x.jpg` and `x.txt`, or `metadata.csv`), of tars, of Parquet files, of `datasets.save_to_disk`, and
       MTEB's corpus, queries and qrels;
     - data sets of the Hub, `owner/name[:config][:split]`.
@@ -568,14 +568,14 @@ def _parse_text_pair(located: Located, files: ImageFiles, findings: Findings) ->
 def read_judged(
     path, image_root=None, subsets: list[str] | None = None, limit: int | None = None, findings: Findings | None = None
 ) -> Dataset:
-    """Reads UniME-V2's training layout: a JSON list of rows with mined negatives and judge scores.
+    """Reads UniME-V2's training layout: rows with mined negatives and judge scores, in JSON or Parquet.
 
     The data set of a row is what its key `dataset` says, which our own files have; else the folder of its images
     (`images/<Subset>/Train/...`), of the query first, then of the positive or a negative.
 
     Args:
-        path (`str` or `Path`): the JSON file, `hf://datasets/<owner>/<name>/<file>`, or a folder of
-            `rows-<number>.parquet` with the same columns.
+        path (`str` or `Path`): a folder of `rows-<number>.parquet`, a file with a JSON list of rows, or
+            `hf://datasets/<owner>/<name>/<file>`.
         image_root (`str` or `Path`, *optional*): where image paths start; the folder that holds `path` by default.
         subsets (`list[str]`, *optional*): take only rows of these data sets.
         limit (`int`, *optional*): at most that many rows of each.
@@ -591,7 +591,7 @@ def read_judged(
     Example:
 
     ```python
-    rows = read_judged("outputs/mined/judged.json", image_root="images", subsets=["MSCOCO_i2t"])
+    rows = read_judged("outputs/mined/judged", image_root="images", subsets=["MSCOCO_i2t"])
     ```
     """
     path = local_path(path)
@@ -618,8 +618,8 @@ def _judged_dataset(row: dict) -> str:
     negatives = row.get("hard_negatives")
     if isinstance(negatives, list):
         for pair in negatives:
-            if isinstance(pair, list) and pair:
-                images.append(pair[-1])
+            if isinstance(pair, list) and len(pair) > 1:
+                images.append(pair[1])
 
     # images/<Subset>/Train/..., of the first image that lies in such a folder
     for image in images:
@@ -641,15 +641,13 @@ def _parse_judged(located: Located, files: ImageFiles, findings: Findings) -> Ex
         raise ValueError(f"{len(pairs)} negatives for {len(scores)} scores.")
     check_scores([row["query_pos_scores"], *scores])
 
-    for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"a negative must be a pair of text and image, not {shown(pair)}.")
-
-    # the last ones are of files of our own
-    query = item_of(row["query_text"], row["query_image"], files, findings, row.get("query_instruction"))
-    positive = item_of(row["pos_text"], row["pos_image"], files, findings)
-    negatives = [item_of(text, image, files, findings) for text, image in pairs]
-    others = [item_of(text, image, files, findings) for text, image in list_of(row, "other_positives")]
+    # instructions, further images, other positives and weights are of rows of our own
+    query_images = _with_more(row["query_image"], list_of(row, "query_more_images"))
+    positive_images = _with_more(row["pos_image"], list_of(row, "pos_more_images"))
+    query = item_of(row["query_text"], query_images, files, findings, row.get("query_instruction"))
+    positive = item_of(row["pos_text"], positive_images, files, findings)
+    negatives = [_judged_item(pair, files, findings) for pair in pairs]
+    others = [_judged_item(pair, files, findings) for pair in list_of(row, "other_positives")]
     return Example(
         query=query,
         positive=positive,
@@ -660,6 +658,19 @@ def _parse_judged(located: Located, files: ImageFiles, findings: Findings) -> Ex
         other_positives=others,
         weight=weight_of(row),
     )
+
+
+def _judged_item(pair, files: ImageFiles, findings: Findings) -> Item:
+    """A negative as such rows have it: a text and an image, and in rows of our own further images."""
+    if not isinstance(pair, list) or len(pair) < 2:
+        raise ValueError(f"a negative must be a pair of text and image, not {shown(pair)}.")
+    text, image, *more = pair
+    return item_of(text, _with_more(image, more), files, findings)
+
+
+def _with_more(image, more: list):
+    """An item's image, or all of its images."""
+    return [image, *more] if more else image
 
 
 # what all of them do

@@ -90,7 +90,7 @@ def run(out: Path, seeds: int, settings: dict):
             mining = mine(start.world, both, start.judge, folder / "mined", **settings["mining"])
             write_json(folder / "false_negatives.json", false_negatives(start.world, mining))
 
-        mined = {"data": folder / "mined" / "judged.json", "image_root": start.world, "seed": seed}
+        mined = {"data": folder / "mined" / "judged", "image_root": start.world, "seed": seed}
         embedders = train_on_mined(both, seed_folder, mined | settings["steps"]["mined"])
         for title, path in embedders.items():
             lines.setdefault(title, []).append(measure_saved(path, start.tasks))

@@ -136,7 +136,7 @@ class Chooser:
 
     def judged(self) -> Iterator[Choice]:
         """What mining wrote, with a judge's help."""
-        rows = read_judged(self.mining.out / f"{self.mining.config.name}.json", self.mining.image_root)
+        rows = read_judged(self.mining.selected_path, self.mining.image_root)
         for example in map(to_example, rows):
             yield Choice(example.dataset, example.positive, example.negatives[: self.count])
 

@@ -38,7 +38,7 @@ def to_path(path):
     Example:
 
     ```python
-    to_path("s3://bucket/mined") / "judged.json"
+    to_path("s3://bucket/mined") / "judged"
     ```
     """
     if isinstance(path, Path):

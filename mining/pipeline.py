@@ -80,7 +80,7 @@ class Mining:
     ```python
     config = MiningConfig(data="pairs.jsonl", out="mined", embedder="outputs/own", judge="Qwen/Qwen2.5-VL-7B-Instruct")
     mining = Mining(config)
-    mining.run()  # writes mined/judged.json
+    mining.run()  # writes mined/judged
     mining.inspect()
     ```
     """
@@ -225,14 +225,13 @@ class Mining:
         judged = self.judged
 
         # one process is enough: this takes no model
+        path = self.selected_path
         written = 0
         if config.layout == "json":
-            path = self.out / f"{config.name}.json"
             self._check_selection(self.out / f"{config.name}.manifest.json", manifest)
             if self.state.is_main_process:
                 written = write_judged(path, self._selected(range(len(judged))), self.image_root)
         else:
-            path = self.out / config.name
             manifest["shard_size"] = config.select_shard
             self._check_selection(path / MANIFEST, manifest)
             if self.state.is_main_process:
@@ -245,6 +244,13 @@ class Mining:
         if self.state.is_main_process and not written:
             scores = self._scores["positive_score"][self._scores.present]
             raise ValueError(nothing_kept(len(judged), config.margin, scores))
+
+    @property
+    def selected_path(self) -> Path:
+        """What `select` writes: a folder of Parquet files, or a file of JSON."""
+        if self.config.layout == "json":
+            return self.out / f"{self.config.name}.json"
+        return self.out / self.config.name
 
     @staticmethod
     def _check_selection(path: Path, manifest: dict):

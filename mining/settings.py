@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 POOLS = ("global", "dataset")
 INDICES = ("exact", "flat", "ivf", "ivfpq")
-LAYOUTS = ("json", "parquet")
+LAYOUTS = ("parquet", "json")
 JUDGED = ("query", "candidates", "show_progress")  # arguments of `score` that the judge sets
 QUERY_KINDS = ("caption", "question", "passage", "keywords")
 FALLBACKS = ("drop", "judge_lowest", "released")
@@ -143,10 +143,10 @@ class MiningConfig(EngineSettings):
         metadata={"help": "Where no candidate is allowed: drop, judge_lowest or released.", "choices": FALLBACKS},
     )
     seed: int = field(default=0, metadata={"help": "Of random choices."})
-    name: str = field(default="judged", metadata={"help": "Name of the file of selected rows, and of the page."})
+    name: str = field(default="judged", metadata={"help": "Name of the selected rows, and of the page."})
     layout: str = field(
-        default="json",
-        metadata={"help": "One file of JSON, or a folder of Parquet files for millions of rows.", "choices": LAYOUTS},
+        default="parquet",
+        metadata={"help": "A folder of Parquet files, or one file of JSON as UniME-V2 has.", "choices": LAYOUTS},
     )
     select_shard: int = field(default=65_536, metadata={"help": "parquet: judged pairs of one file.", "least": 1})
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from ..data.schema import Example
+from ..data.schema import Example, Item
 from ..files.addresses import local_copy
 from ..files.writing import write_whole
-from ..jobs.embedding import image_name
+from ..jobs.embedding import path_name
 
 BLOCK = 4096  # rows that are Python objects at a time
 JUDGED_SCHEMA = pa.schema(
@@ -26,7 +26,12 @@ JUDGED_SCHEMA = pa.schema(
         "hard_negatives": pa.list_(pa.list_(pa.string())),
         "hard_negatives_scores": pa.list_(pa.float64()),
         "dataset": pa.string(),
-        "query_instruction": pa.string(),  # a key of our own, of few rows
+        # keys of our own, of few rows
+        "query_instruction": pa.string(),
+        "query_more_images": pa.list_(pa.string()),
+        "pos_more_images": pa.list_(pa.string()),
+        "other_positives": pa.list_(pa.list_(pa.string())),
+        "weight": pa.float64(),
     }
 )
 
@@ -105,14 +110,15 @@ def _write_parquet(draft: Path, examples: Iterable[Example], image_root):
 
 def _judged_row(example: Example, image_root) -> dict:
     """A row under the released file's names."""
-    negatives = [[item.text, image_name(item, image_root)] for item in example.negatives]
+    query = _names(example.query, image_root)
+    positive = _names(example.positive, image_root)
     row = {
-        "query_text": example.query.text,
-        "query_image": image_name(example.query, image_root),
-        "pos_text": example.positive.text,
-        "pos_image": image_name(example.positive, image_root),
+        "query_text": query[0],
+        "query_image": query[1],
+        "pos_text": positive[0],
+        "pos_image": positive[1],
         "query_pos_scores": example.positive_score,
-        "hard_negatives": negatives,
+        "hard_negatives": [_names(item, image_root) for item in example.negatives],
         "hard_negatives_scores": example.negative_scores,
         "dataset": example.dataset,
     }
@@ -120,8 +126,18 @@ def _judged_row(example: Example, image_root) -> dict:
     # keys of our own, only where they say something
     if example.query.instruction:
         row["query_instruction"] = example.query.instruction
+    if len(query) > 2:
+        row["query_more_images"] = query[2:]
+    if len(positive) > 2:
+        row["pos_more_images"] = positive[2:]
     if example.other_positives:
-        row["other_positives"] = [[item.text, image_name(item, image_root)] for item in example.other_positives]
+        row["other_positives"] = [_names(item, image_root) for item in example.other_positives]
     if example.weight != 1:
         row["weight"] = example.weight
     return row
+
+
+def _names(item: Item, image_root) -> list[str]:
+    """An item as the released file has it: its text and its image's path, and the paths of further images."""
+    images = [path_name(path, image_root) for path in item.images]
+    return [item.text, *(images or [""])]

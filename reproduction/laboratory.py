@@ -124,7 +124,7 @@ class Laboratory:
 
     def mined(self, level: str = "best") -> Path:
         """The rows that a judge chose among what the embedder of both stages, of the first seed, retrieved."""
-        return self._mining(level).out / "judged.json"
+        return self._mining(level).selected_path
 
     def clusters(self) -> Path:
         """SaHa's clusters over the same retrieval."""

@@ -9,6 +9,8 @@ from pathlib import Path
 from unittest import mock
 
 import layouts
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from real_geometry import write_checkpoint, write_unime
@@ -186,8 +188,8 @@ def write_miniature(root: Path, world: Path):
             images = [side["image"].removeprefix(f"{world}/") for side in sides]
             entries.append((sides[0]["text"], images[0], sides[1]["text"], images[1]))
         mined += [{**row, "dataset": name} for row in judged_rows(entries, 8)]
-    (root / "mined").mkdir()
-    (root / "mined" / "judged.json").write_text(json.dumps(mined))
+    (root / "mined" / "judged").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(mined), root / "mined" / "judged" / "rows-000000000.parquet")
 
 
 def write_benchmarks(root: Path):

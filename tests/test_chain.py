@@ -2,6 +2,7 @@
 
 import json
 
+from unime.data.readers import read_judged
 from unime.examples import chain
 from unime.examples.mining import METHODS
 
@@ -41,7 +42,7 @@ def test_the_chain_runs_every_stage_and_does_nothing_twice(tmp_path, capsys, mon
         assert title in first
     table = json.loads((tmp_path / "chain" / "table.json").read_text())
     assert set(table["stage 1"][0]) >= {"Retrieval", "VQA", "Compositional"}
-    assert len(json.loads((tmp_path / "chain" / "mined" / "judged.json").read_text())) == 11 * 3
+    assert len(read_judged(tmp_path / "chain" / "mined" / "judged", tmp_path / "world")) == 11 * 3
     shares = json.loads((tmp_path / "chain" / "false_negatives.json").read_text())
     assert set(shares) == set(METHODS) and all(
         0 <= share <= 1 for found in shares.values() for share in found.values()

@@ -180,7 +180,7 @@ def test_the_commands_give_the_bytes_of_local(cluster, world, backbone, tmp_path
             cli.main([*line, *options])
 
     local, ray = contents(tmp_path / "local"), contents(tmp_path / "ray")
-    assert "mined/judged.json" in local and len(local) > 20
+    assert "mined/judged/rows-000000000.parquet" in local and len(local) > 20
     assert {name for name in local if local[name] != ray.get(name)} <= {"index.npz"}
     first, second = (np.load(tmp_path / name / "index.npz")["embedding"] for name in ("local", "ray"))
     assert (first == second).all(), "an npz file keeps the time at which it was made"

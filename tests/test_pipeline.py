@@ -22,7 +22,7 @@ from unime.jobs.embedding import Embedder, checkpoint_fingerprint
 from unime.jobs.shards import read_errors, read_job, run_job
 from unime.mining import judging, retrieval
 from unime.mining.pipeline import Mining, MiningConfig
-from unime.mining.writers import write_judged
+from unime.mining.writers import write_judged, write_judged_shards
 
 SUBSETS = ["Shapes_vqa", "Shapes_t2i", "Shapes_same"]
 
@@ -74,7 +74,7 @@ def test_mining_that_keeps_nothing_ends_with_an_error_and_advice(mined, world, b
 
 
 def test_rows_come_out_with_scored_negatives(mined, world, embedder, reranker):
-    rows = [to_example(row) for row in read_judged(mined.out / "judged.json", world)]
+    rows = [to_example(row) for row in read_judged(mined.out / "judged", world)]
     report = json.loads((mined.out / "judged.report.json").read_text())
     assert len(rows) == report["written"] == len(mined.pool.pairs) and report["failed"] == {}
     assert Counter(row.dataset for row in rows).keys() == set(SUBSETS)
@@ -99,10 +99,10 @@ def test_rows_come_out_with_scored_negatives(mined, world, embedder, reranker):
 
 def test_a_finished_folder_is_read_again_without_any_model(mined, monkeypatch):
     monkeypatch.setattr(judging, "open_checkpoint", lambda *a, **k: pytest.fail("the judge was loaded"))
-    before = (mined.out / "judged.json").read_bytes()
+    before = contents(mined.out / "judged")
     again = Mining(mined.config)
     again.run()
-    assert (mined.out / "judged.json").read_bytes() == before
+    assert contents(mined.out / "judged") == before and before
 
 
 def test_rules_of_retrieval(mined, world, backbone, tmp_path):
@@ -224,7 +224,13 @@ def test_killed_at_twenty_moments_it_gives_the_same_bytes(world, backbone, tmp_p
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.strip().splitlines()[-1])
     whole = contents(tmp_path / "whole")
-    assert {"judged.json", "judged.report.json", "errors.jsonl", "saha/Shapes_vqa_hard_negatives.json"} <= whole.keys()
+    names = {
+        "judged/rows-000000000.parquet",
+        "judged.report.json",
+        "errors.jsonl",
+        "saha/Shapes_vqa_hard_negatives.json",
+    }
+    assert names <= whole.keys()
     for number in range(1, found["runs"] + 1):
         assert contents(tmp_path / f"run-{number}") == whole, f"run {number} of {found}"
     assert len(set(found["places"])) >= 5, f"the kills fell into many moments, by the files there were: {found}"
@@ -312,8 +318,8 @@ def test_the_command_takes_a_recipe_and_says_what_is_wrong(mined, world, backbon
     recipe = tmp_path / "r.yaml"
     recipe.write_text(yaml.safe_dump(settings(world, backbone, mined.out)))
     main(["select", "--config", str(recipe), "--name", "twelve", "--num_negatives", "12", "--repeat"])
-    assert "twelve.json: " in capsys.readouterr().out
-    assert all(len(row["negatives"]) == 12 for row in read_judged(mined.out / "twelve.json", world))
+    assert "twelve: " in capsys.readouterr().out
+    assert all(len(row["negatives"]) == 12 for row in read_judged(mined.out / "twelve", world))
     with pytest.raises(SystemExit, match="unime mine: .* describes another job .settings.stride: 5 there, 2 now"):
         main(
             [
@@ -336,14 +342,24 @@ def test_the_command_takes_a_recipe_and_says_what_is_wrong(mined, world, backbon
 
 
 def test_judged_rows_come_back_as_they_were_written(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    image = str(tmp_path.resolve() / "a.png")
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    image, *others = (str(tmp_path.resolve() / name) for name in ("a.png", "b.png", "c.png"))
+    several = Item("", image, tuple(others))
     rows = [
         Example(Item("<|image_1|>\nWas ist das?\n", image), Item('"o"'), [Item("", image)], 0.75, [0.125], "X"),
         Example(Item("q"), Item("p", image), [Item("n"), Item("m")], 0.5, [0.25, 0.0], ""),
+        Example(Item("q", instruction="Find."), several, [Item("n", image, (others[0],)), several], 0.5, [0.25, 0.0]),
+        Example(several, Item("p"), [Item("n")], 0.5, [0.0], other_positives=[Item("o"), several], weight=0.5),
     ]
     write_judged(tmp_path / "rows.json", iter(rows), tmp_path)
     assert [to_example(row) for row in read_judged(tmp_path / "rows.json")] == rows
+
+    # and from Parquet, whose columns every row has
+    (tmp_path / "rows").mkdir()
+    write_judged_shards(tmp_path / "rows", len(rows), 3, lambda places: (rows[place] for place in places), tmp_path)
+    assert [to_example(row) for row in read_judged(tmp_path / "rows")] == rows
+
     first = json.loads((tmp_path / "rows.json").read_text())[0]
     assert list(first)[:7] == [
         "query_text",
@@ -477,7 +493,7 @@ def test_a_judge_is_asked_as_its_preset_says(world, backbone, tmp_path):
     changes = {"subsets": ["Shapes_t2i"], "rows_per_subset": 3, "top_k": 2, "num_negatives": 1}
     mining = Mining(MiningConfig(**settings(world, backbone, tmp_path, judge_preset="lamra-rank", **changes)))
     mining.run()
-    row, *_ = [to_example(row) for row in read_judged(tmp_path / "judged.json", world)]
+    row, *_ = [to_example(row) for row in read_judged(tmp_path / "judged", world)]
     judge = UniMERerankerForCausalLM.from_backbone(backbone, preset="lamra-rank")
     items = [item.as_input() for item in (row.positive, *row.negatives)]
     scores = judge.score(row.query.as_input(), items, show_progress=False)

@@ -232,7 +232,7 @@ def test_vlm2vec_finds_negatives_that_lamra_judges(published, world, tmp_path):
     assert report["written"] == len(mining.pool.pairs) > 0 and report["failed"] == {}
 
     # in LamRA's words
-    row, *_ = (to_example(entry) for entry in read_judged(tmp_path / "judged.json", world))
+    row, *_ = (to_example(entry) for entry in read_judged(tmp_path / "judged", world))
     judge = UniMERerankerForCausalLM.from_backbone(published("LamRA-Rank"))
     scores = judge.score(row.query.as_input(), [item.as_input() for item in (row.positive, *row.negatives)])
     assert (scores - torch.tensor([row.positive_score, *row.negative_scores])).abs().max() <= 1e-5

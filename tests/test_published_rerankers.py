@@ -475,7 +475,7 @@ def test_vlm2vec_mines_and_lamra_judges(world, tmp_path):
     mining = Mining(MiningConfig(**settings(world, tmp_path / "LamRA-Rank", tmp_path / "mined", **changes)))
     mining.run()
 
-    rows = [to_example(row) for row in read_judged(mining.out / "judged.json", world)]
+    rows = [to_example(row) for row in read_judged(mining.out / "judged", world)]
     judge = UniMERerankerForCausalLM.from_backbone(tmp_path / "LamRA-Rank")
     assert judge.processor.preset == "lamra-rank" and rows
     for row in rows:
