@@ -4,9 +4,10 @@ import html
 import random
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ..images_unime import open_image
 from ..jobs.item_pages import figure_of, page_of, words_of
 from .calibration import sentence
 from .selection import allowed
+from .symptoms import TELLS, comparisons
 
 SHEET_ROWS = 6  # of the picture
 SHEET_COLUMNS = 8
@@ -41,7 +43,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Case:
-    """A judged row as the page shows it; it is dropped where no candidate became a negative."""
+    """A judged row as the page shows it; it is dropped where no candidate became a negative.
+
+    `doubt` says why its positive is likely not right, and is empty where there is no sign of it.
+    """
 
     dataset: str
     query: Item
@@ -50,6 +55,7 @@ class Case:
     positive_similarity: float
     dropped: bool
     candidates: list[Candidate]
+    doubt: str = ""
 
     def with_fate(self, fate: str) -> list[Candidate]:
         """The candidates of one fate, nearest first."""
@@ -79,6 +85,32 @@ def fate(positive_score: float, scores: np.ndarray, selected: Sequence[int], mar
     return fates
 
 
+def likely_errors(judged: Iterable[dict]) -> dict[int, str]:
+    """The rows whose positive is likely not right, by their places, and why.
+
+    The judge is as sure of a candidate as it is, on average, of positives that score highest, and more than half of
+    the candidates score above the positive. Of a judge that cannot tell right from wrong, nothing is learnt.
+
+    Args:
+        judged (`Iterable[dict]`): rows with `positive_score` and the `scores` of their candidates.
+    """
+    rows = [(row["positive_score"], row["scores"]) for row in judged if len(row["scores"])]
+    count = sum(len(scores) for _, scores in rows)
+    below = sum(comparisons(np.array([positive]), scores[None]) for positive, scores in rows)
+    sure = [positive for positive, scores in rows if positive > scores.max()]
+    if not sure or below / count < TELLS:
+        return {}
+
+    threshold = fmean(sure)
+    errors = {}
+    for place, row in enumerate(judged):
+        scores = row["scores"]
+        above = int((scores > row["positive_score"]).sum())
+        if above > len(scores) / 2 and scores.max() >= threshold:
+            errors[place] = f"the judge puts {above} of {len(scores)} candidates above it, one at {scores.max():.3f}"
+    return errors
+
+
 def draw(mining, path: Path):
     """Writes the page, and beside it a PNG of its first rows, one of histograms, and one of the judge's calibration
     where rows have known answers.
@@ -95,9 +127,12 @@ def draw(mining, path: Path):
     if not len(judged):
         raise ValueError(f"{mining.out} has no judged row: there was no pair to mine.")
 
-    # a sample of the rows, in their order
-    places = random.Random(config.seed).sample(range(len(judged)), min(config.count, len(judged)))
-    cases = [_case(mining, judged[place]) for place in sorted(places)]
+    # what is doubted stands first, on half of the page at most; then a sample of the rows, in their order
+    errors = likely_errors(judged)
+    doubted = list(errors)[: config.count // 2]
+    others = [place for place in range(len(judged)) if place not in errors]
+    places = random.Random(config.seed).sample(others, min(config.count - len(doubted), len(others)))
+    cases = [_case(mining, judged[place], errors.get(place, "")) for place in [*doubted, *sorted(places)]]
 
     # what became of all candidates, not only of those shown
     fates = Counter()
@@ -105,7 +140,7 @@ def draw(mining, path: Path):
         fates.update(_fates(mining, row))
 
     calibration = sentence(mining, path.with_suffix(".calibration.png"))
-    write_text(path, _page(path.stem, cases, fates, len(judged), calibration))
+    write_text(path, _page(path.stem, cases, fates, len(judged), len(errors), calibration))
     _sheet(cases[:SHEET_ROWS], path.with_suffix(".png"))
     _histograms(judged, config.margin, path.with_suffix(".histograms.png"))
 
@@ -121,7 +156,7 @@ def _fates(mining, row: dict) -> list[str]:
     return fate(row["positive_score"], row["scores"], _selected(mining, row), mining.config.margin)
 
 
-def _case(mining, row: dict) -> Case:
+def _case(mining, row: dict, doubt: str) -> Case:
     """One row as the page shows it."""
     candidates = []
     columns = zip(row["candidates"], _fates(mining, row), row["scores"], row["similarities"])
@@ -138,15 +173,16 @@ def _case(mining, row: dict) -> Case:
         positive_similarity=row["positive_similarity"],
         dropped=not _selected(mining, row),
         candidates=candidates,
+        doubt=doubt,
     )
 
 
-def _page(title: str, cases: list[Case], fates: Counter, rows: int, calibration: str) -> str:
+def _page(title: str, cases: list[Case], fates: Counter, rows: int, errors: int, calibration: str) -> str:
     """The HTML page: a summary with the judge's calibration, then a section for each row."""
     total = max(sum(fates.values()), 1)
     counts = ", ".join(f"{fates[name]:,} {name} ({fates[name] / total:.0%})" for name in COLOURS)
     body = [f"<h1>{html.escape(title)}</h1><p>{len(cases)} of {rows:,} rows. Of all candidates: {counts}.</p>"]
-    body.append(f"<p>{html.escape(calibration)}</p>")
+    body.append(f"<p>{errors:,} positives are likely label errors. {html.escape(calibration)}</p>")
     for case in cases:
         body += _section(case)
 
@@ -156,6 +192,8 @@ def _page(title: str, cases: list[Case], fates: Counter, rows: int, calibration:
 def _section(case: Case) -> list[str]:
     """Lines of a row: query and positive, then its candidates by what became of them."""
     note = " · <b>row dropped: no candidate is allowed</b>" if case.dropped else ""
+    if case.doubt:
+        note += f" · <b>likely label error: {html.escape(case.doubt)}</b>"
     caption = f"positive: judge {case.positive_score:.3f}, similarity {case.positive_similarity:.3f}"
     lines = [
         f"<section><h2>{html.escape(case.dataset)}{note}</h2><div class=row>",

@@ -438,7 +438,16 @@ class Mining:
                     continue
                 pair = row["pair"]
                 own, negatives = negatives[: len(choice[0])], negatives[len(choice[0]) :]
-                yield Example(pair.query_item, pair.item, own, row["positive_score"], choice[1], pair.dataset)
+                yield Example(
+                    pair.query_item,
+                    pair.item,
+                    own,
+                    row["positive_score"],
+                    choice[1],
+                    pair.dataset,
+                    other_positives=pair.others,
+                    weight=pair.weight,
+                )
 
     # what the work of a step is given
 

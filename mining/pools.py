@@ -16,13 +16,23 @@ BLOCK = 8192  # rows that are Python objects at a time
 
 
 class Pair(NamedTuple):
-    """A query and a candidate of a pool by their numbers, the data set, and both as their own row spells them."""
+    """A query and a candidate of a pool by their numbers, the data set, and what their own row says of them.
+
+    Args:
+        query, positive (`int`): their numbers.
+        dataset (`str`): of the row.
+        item, query_item (`Item`): the candidate and the query as the row spells them.
+        others (`list[Item]`): what is right as well.
+        weight (`float`): how much the row counts.
+    """
 
     query: int
     positive: int
     dataset: str
     item: Item
     query_item: Item
+    others: list[Item]
+    weight: float
 
 
 class Entries(Sequence):
@@ -142,10 +152,13 @@ class Pool:
         positives = self.first_copies[self.query_of] * count + self.positive_of
         return np.unique(np.concatenate([own, positives]))
 
+    def _values(self, name: str, rows: np.ndarray) -> list:
+        """One column of some rows."""
+        return self.rows.data.column(name).take(pa.array(rows)).to_pylist()
+
     def _items(self, side: str, rows: np.ndarray) -> list[Item]:
         """The items of one column of some rows."""
-        column = self.rows.data.column(side).take(pa.array(rows))
-        return list(map(to_item, column.to_pylist()))
+        return list(map(to_item, self._values(side, rows)))
 
     def _pairs(self, numbers: np.ndarray) -> list[Pair]:
         rows = self.pair_rows[numbers]
@@ -155,6 +168,8 @@ class Pool:
             [self.datasets[number] for number in self.dataset_of[numbers]],
             self._items("positive", rows),
             self._items("query", rows),
+            [list(map(to_item, others)) for others in self._values("other_positives", rows)],
+            self._values("weight", rows),
         )
         return list(map(Pair, *columns))
 

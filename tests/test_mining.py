@@ -5,14 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unime.data.schema import Example, Item
+from unime.data.readers import read_rows
+from unime.data.schema import Example, Item, to_example
+from unime.mining.inspection import likely_errors
+from unime.mining.pipeline import Mining
 from unime.mining.pools import Pool
 from unime.mining.saha import clusters, is_label_type
 from unime.mining.selection import allowed, cyclic_order, released_margin, select
+from unime.mining.settings import MiningConfig
 from unime.mining.symptoms import comparisons, judge_symptoms, label_symptoms
+from unime.mining.writers import write_judged, write_judged_shards
 
 SAMPLE = Path(__file__).resolve().parents[2] / "shared" / "data" / "unime_v2_rows.json"
 scores = st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), max_size=60)
@@ -167,3 +173,65 @@ def test_label_sets_are_told():
     rows += [Example(Item(f"p {n}"), Item(f"caption {n}"), dataset="captions") for n in range(60)]
     (line,) = label_symptoms(Pool.of(rows), num_negatives=10)
     assert line.startswith("digits: 3 distinct positives in 60 pairs are labels, of which 2 can be negatives")
+
+
+@pytest.mark.parametrize("layout", ["json", "parquet"])
+def test_all_that_a_row_says_goes_through_the_files_of_mining(layout, tmp_path):
+    names = [f"{number}.png" for number in range(8)]
+    for number, name in enumerate(names):
+        picture(number).save(tmp_path / name)
+    paths = [str(tmp_path / name) for name in names]
+    example = Example(
+        query=Item("like <|image_1|> and <|image_2|>", paths[0], (paths[1],), "Find it."),
+        positive=Item("", paths[2], (paths[3], paths[4])),
+        negatives=[Item("a text"), Item("", paths[5], (paths[6],))],
+        positive_score=0.75,
+        negative_scores=[0.5, 0.25],
+        dataset="several",
+        other_positives=[Item("right, too"), Item("", paths[7], (paths[0],))],
+        weight=2.5,
+    )
+    plain = Example(Item("a query"), Item("an answer"), [Item("no")], 1.0, [0.0], "plain")
+
+    # what a pair of the pool knows of its row
+    (pair, _) = Pool.of([example, plain]).pairs
+    assert (pair.others, pair.weight) == (example.other_positives, 2.5)
+
+    path = tmp_path / "judged.json"
+    if layout == "json":
+        write_judged(path, [example, plain], tmp_path)
+    else:
+        path = tmp_path / "judged"
+        write_judged_shards(path, 2, 2, lambda numbers: [[example, plain][number] for number in numbers], tmp_path)
+    assert list(map(to_example, read_rows(path, tmp_path))) == [example, plain]
+
+
+def test_mined_rows_keep_weights_and_other_positives(backbone, tmp_path):
+    lines = []
+    for number in range(12):
+        positives = [{"text": f"thing {number}"}, {"text": f"object {number}"}]
+        lines.append(json.dumps({"query": f"what is {number}", "positives": positives, "weight": 1 + number}))
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+
+    settings = {"embedder": str(backbone), "judge": str(backbone), "fallback": "judge_lowest", "top_k": 4}
+    mining = Mining(MiningConfig(data=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "mined"), **settings))
+    mining.run()
+    rows = list(map(to_example, read_rows(tmp_path / "mined" / "judged", tmp_path)))
+    assert len(rows) == 24
+    for row in rows:
+        number = row.query.text.split()[-1]
+        assert row.weight == 1 + int(number) and row.negatives
+        assert {item.text for item in (row.positive, *row.other_positives)} == {f"thing {number}", f"object {number}"}
+
+
+def test_a_positive_that_the_judge_doubts_is_a_likely_label_error():
+    def row(positive, *scores):
+        return {"positive_score": positive, "scores": np.array(scores)}
+
+    # the fourth: most candidates are above it, and one is as sure as what is right; the fifth has a near miss only
+    rows = [row(0.9, 0.1, 0.2), row(0.8, 0.3, 0.1), row(0.7, 0.2), row(0.2, 0.9, 0.5, 0.1), row(0.6, 0.65, 0.1)]
+    assert likely_errors(rows) == {3: "the judge puts 2 of 3 candidates above it, one at 0.900"}
+    assert likely_errors([*rows, row(0.4)]) == likely_errors(rows), "a row without candidates says nothing"
+
+    # a judge that guesses knows no error
+    assert likely_errors([row(0.5, 0.6, 0.4), row(0.2, 0.9, 0.5, 0.1), row(0.9, 0.8)]) == {}
