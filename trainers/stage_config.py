@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import TrainingArguments
 
-from ..devices_unime import has_amx
+from ..devices_unime import fast_bfloat16
 from ..prompts_unime import one_of
 
 SAVE_SHARE = 0.1  # of all steps, after which a checkpoint is saved: a short run reaches it, too
@@ -117,7 +117,7 @@ class StageConfig(TrainingArguments):
 
 
 def fast_bf16() -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones here: on a recent GPU, or on a CPU with AMX."""
+    """Whether bfloat16 matrix products are faster than float32 ones here: on a recent GPU, and on some CPUs."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return has_amx()
+    return fast_bfloat16()
