@@ -21,7 +21,7 @@ from ..items_unime import PreparedItem
 from ..jobs.notices import silence_alarms
 from ..modeling_unime import UniMERerankerForCausalLM
 from ..prompts_unime import LISTWISE_ANSWER, POINTWISE
-from .backbone import BackboneConfig, BackboneTrainer, train_and_save
+from .backbone import IGNORED, BackboneConfig, BackboneTrainer, train_and_save
 from .lessons import Lesson, make_lesson, make_list
 from .sources import Digits
 
@@ -30,8 +30,10 @@ NEAR_FROM = 0.4  # share of the lessons from which there are near misses
 SLOPE = 2.5  # how the level grows with the share after that
 HARDEST = 2.9  # and how far
 LISTS = 0.25  # share of lessons that are lists, once there are near misses
+LONG = 0.18  # share of batches with captions of several sentences: among short ones these would mostly see padding
 LONGEST_LIST = 9  # whose numbers are one token
 DESCRIBE = 0.3  # weight of saying right texts word by word: without it, what the backbone can describe is forgotten
+SO_FAR = 1.0  # weight of saying at each token of a text whether it is right so far: an error is told where it stands
 HIDDEN = torch.finfo(torch.float32).min  # added to the attention's score of a token that is not seen
 
 
@@ -42,12 +44,14 @@ class Lessons(Dataset):
         count (`int`): number of lessons.
         candidates (`int`): of each lesson.
         seed (`int`): everything random follows from it.
+        batch (`int`): lessons of a batch, which are about short captions or about long ones.
     """
 
-    def __init__(self, count: int, candidates: int, seed: int):
+    def __init__(self, count: int, candidates: int, seed: int, batch: int):
         self.count = count
         self.candidates = candidates
         self.seed = seed
+        self.batch = batch
         self.digits = Digits()
 
     def __len__(self) -> int:
@@ -56,9 +60,10 @@ class Lessons(Dataset):
     def __getitem__(self, number: int) -> Lesson:
         rng = random.Random(f"{self.seed}:{number}")
         level = self._level(number)
+        long = random.Random(f"{self.seed}:batch:{number // self.batch}").random() < LONG
         if level > 1.5 and rng.random() < LISTS:
-            return make_list(rng, self.digits, level, rng.randint(2, LONGEST_LIST))
-        return make_lesson(rng, self.digits, level, self.candidates)
+            return make_list(rng, self.digits, level, rng.randint(2, LONGEST_LIST), long)
+        return make_lesson(rng, self.digits, level, self.candidates, long)
 
     def _level(self, number: int) -> float:
         """How hard a lesson is, as [`~unime.miniature.lessons.make_lesson`] takes it."""
@@ -88,6 +93,7 @@ class _Sequence:
     mask: torch.Tensor  # [l, l]
     positions: torch.Tensor  # [3, l]
     words: torch.Tensor  # [l]
+    so_far: torch.Tensor  # [l]
     ends: list[int]
     order: list[int]
 
@@ -101,7 +107,8 @@ class _Sequence:
             ids=F.pad(self.ids, (0, added)),
             mask=mask,
             positions=F.pad(self.positions, (0, added)),
-            words=F.pad(self.words, (0, added), value=-100),
+            words=F.pad(self.words, (0, added), value=IGNORED),
+            so_far=F.pad(self.so_far, (0, added), value=IGNORED),
         )
 
 
@@ -109,10 +116,12 @@ class Packed:
     """Lessons -> one sequence each: the query's prompt up to where candidates differ, then every candidate's rest.
 
     Gives `input_ids` `[B, L]`, `attention_mask` `[B, 1, L, L]` (added to the attention's scores), `position_ids`
-    `[3, B, L]`, `words` `[B, L]` (the next token of candidates that are right and have no image, else -100), `ends`
-    `[C, 2]` (row and place where each answer is due), `answers` `[C]`, `weights` `[C]` (each lesson's add up to one
-    B-th), `images` (their pixels and grids), and `order`: which image stands at each place. A listwise lesson is its
-    one prompt, with one answer.
+    `[3, B, L]`, `words` `[B, L]` (the next token of candidates that are right and have no image, else -100), `so_far`
+    `[B, L]` (1 where a candidate's prompt is up to that token the beginning of a right one's, 0 where it is not, -100
+    outside of candidates that are texts), `ends` `[C, 2]` (row and place where each answer is due), `answers` `[C]`,
+    `weights` `[C]` (each lesson's add up to one B-th), `verdicts` `[2]` (the tokens of No and Yes), `images` (their
+    pixels and grids), and `order`: which image stands at each place. A listwise lesson is its one prompt, with one
+    answer.
 
     Args:
         model ([`~unime.modeling_unime.UniMERerankerForCausalLM`]): its processor reads the lessons, and it says which
@@ -149,16 +158,25 @@ class Packed:
         # every lesson counts as much, however many answers it asks for
         answers = [self._answers(lesson) for lesson in lessons]
         weights = [torch.full((len(part),), 1 / len(part) / len(lessons)) for part in answers]
-        batch = {"answers": torch.cat(answers), "weights": torch.cat(weights), "images": dict(pixels)}
+        batch = {
+            "answers": torch.cat(answers),
+            "weights": torch.cat(weights),
+            "verdicts": torch.tensor(self.answers),
+            "images": dict(pixels),
+        }
         return {**self._pad(sequences), **batch}
 
     def _prepare(self, lesson: Lesson) -> list[PreparedItem]:
-        """The tokenised prompt of each candidate, as the judge would read it alone; of a list, the only one."""
+        """The tokenised prompts of all candidates, as the judge would read each alone, and of all right texts.
+
+        Of a list, the only one.
+        """
         if lesson.listwise:
             turn = self.processor.rerank_messages(lesson.query, lesson.candidates, "listwise")
             return self.processor.prepare([turn], suffix=LISTWISE_ANSWER)
 
-        turns = [self.processor.rerank_messages(lesson.query, [item], "pointwise") for item in lesson.candidates]
+        items = lesson.candidates + lesson.phrasings
+        turns = [self.processor.rerank_messages(lesson.query, [item], "pointwise") for item in items]
         return self.processor.prepare(turns)
 
     def _answers(self, lesson: Lesson) -> torch.Tensor:
@@ -186,25 +204,31 @@ class Packed:
 
     def _pack(self, lesson: Lesson, prompts: list[_Prompt]) -> _Sequence:
         """One lesson in one sequence: the beginning that its prompts share, and the rest of each."""
+        # behind the candidates' prompts are those of right texts, which are not read but compared with
+        count = 1 if lesson.listwise else len(lesson.candidates)
+        prompts, right_prompts = prompts[:count], prompts[count:]
+
         # images that all prompts have are the query's, and come first
         query_images = len(set.intersection(*(set(prompt.images) for prompt in prompts)))
         shared = self._shared_length(prompts, query_images)
 
         ids = [prompts[0].ids[:shared]]
         positions = [prompts[0].positions[:, :shared]]
-        words = [torch.full((shared,), -100)]
+        words = [torch.full((shared,), IGNORED)]
+        so_far = [torch.full((shared,), IGNORED)]
         order = prompts[0].images[:query_images]
         for prompt, right in zip(prompts, lesson.right):
             rest = prompt.ids[shared:]
 
             # what the picture shows is learnt from texts that are right
-            next_words = torch.full_like(rest, -100)
+            next_words = torch.full_like(rest, IGNORED)
             if right and len(prompt.images) == query_images:
                 next_words[:-1] = rest[1:]
 
             ids.append(rest)
             positions.append(prompt.positions[:, shared:])
             words.append(next_words)
+            so_far.append(_right_so_far(prompt, right_prompts)[shared:])
             order = order + prompt.images[query_images:]
 
         # a token sees the shared beginning and the tokens of its own candidate, up to itself
@@ -214,7 +238,15 @@ class Packed:
         mask = torch.where(sees.tril(), 0.0, HIDDEN)
 
         ends = lengths.cumsum(0)[1:] - 1  # [C]
-        return _Sequence(torch.cat(ids), mask, torch.cat(positions, 1), torch.cat(words), ends.tolist(), order)
+        return _Sequence(
+            ids=torch.cat(ids),
+            mask=mask,
+            positions=torch.cat(positions, dim=1),
+            words=torch.cat(words),
+            so_far=torch.cat(so_far),
+            ends=ends.tolist(),
+            order=order,
+        )
 
     def _shared_length(self, prompts: list[_Prompt], query_images: int) -> int:
         """How many tokens all prompts of a lesson begin with."""
@@ -244,9 +276,23 @@ class Packed:
             "attention_mask": torch.stack([row.mask for row in rows])[:, None],
             "position_ids": torch.stack([row.positions for row in rows], dim=1),
             "words": torch.stack([row.words for row in rows]),
+            "so_far": torch.stack([row.so_far for row in rows]),
             "ends": torch.tensor(ends),
             "order": order,
         }
+
+
+def _right_so_far(prompt: _Prompt, right_prompts: list[_Prompt]) -> torch.Tensor:
+    """For each token, whether the prompt up to it is the beginning of a right one, `[p]`; -100 where none is known."""
+    if not right_prompts:
+        return torch.full_like(prompt.ids, IGNORED)
+
+    so_far = torch.zeros_like(prompt.ids)
+    for other in right_prompts:
+        length = min(len(prompt.ids), len(other.ids))
+        equal = prompt.ids[:length] == other.ids[:length]
+        so_far[:length] |= equal.long().cumprod(dim=0)
+    return so_far
 
 
 def _common(rows: list[list[int]]) -> int:
@@ -288,10 +334,16 @@ class JudgeTrainer(BackboneTrainer):
         losses = F.cross_entropy(logits.float(), inputs["answers"], reduction="none")  # [C]
         loss = (losses * inputs["weights"]).sum()
 
-        described = inputs["words"] != -100  # [B, L]
+        described = inputs["words"] != IGNORED  # [B, L]
         if model.training and described.any():
             logits = vlm.lm_head(hidden[described])  # [W, V]
             loss = loss + DESCRIBE * F.cross_entropy(logits.float(), inputs["words"][described])
+
+        # of all words only No and Yes, in this order, are compared, so that what comes next is not disturbed
+        decided = inputs["so_far"] != IGNORED  # [B, L]
+        if model.training and decided.any():
+            logits = hidden[decided] @ vlm.lm_head.weight[inputs["verdicts"]].T  # [T, 2]
+            loss = loss + SO_FAR * F.cross_entropy(logits.float(), inputs["so_far"][decided])
         return loss
 
 
@@ -324,7 +376,8 @@ def train_judge(backbone, args: JudgeConfig) -> Path:
     ```
     """
     model = UniMERerankerForCausalLM.from_backbone(backbone)
-    lessons = Lessons(args.max_steps * args.per_device_train_batch_size, args.candidates, args.seed)
+    batch = args.per_device_train_batch_size
+    lessons = Lessons(args.max_steps * batch, args.candidates, args.seed, batch)
     trainer = JudgeTrainer(model=model, args=args, train_dataset=lessons, data_collator=Packed(model))
     train_and_save(trainer, model.processor)
     return Path(args.output_dir)

@@ -28,13 +28,11 @@ from .instructions import (
 )
 from .sources import Digits, digit_words
 
-# weights of the tasks: with one thing in a picture, and with whole scenes
+# weights of the tasks: with one thing in a picture, with whole scenes, and with captions of several sentences
 SINGLE = {"i2t": 2, "t2i": 3, "same": 3, "label": 1, "question": 1, "digit": 2, "crop": 1}
 WHOLE = {
     "i2t": 3,
     "t2i": 3,
-    "long_i2t": 2,
-    "long_t2i": 2,
     "same": 2,
     "change": 3,
     "crop": 2,
@@ -43,6 +41,7 @@ WHOLE = {
     "digit": 1,
     "digits": 1,
 }
+LONG = {"long_i2t": 1, "long_t2i": 1}
 
 
 @dataclass
@@ -50,16 +49,18 @@ class Lesson:
     """A query with candidates, as items with PIL images; `right` says which candidates meet the query.
 
     Each candidate is judged by itself, or, in a `listwise` lesson, the one that is right is picked from the list.
+    `phrasings` are all texts that are right, where candidates are texts.
     """
 
     task: str
     query: dict
+    phrasings: list[dict]
     candidates: list[dict]
     right: list[bool]
     listwise: bool = False
 
 
-def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8) -> Lesson:
+def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8, long: bool = False) -> Lesson:
     """A lesson from the training split; contents of the test split never occur.
 
     Args:
@@ -67,6 +68,7 @@ def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8
         digits ([`~unime.miniature.sources.Digits`]): scans for the tasks with digits.
         level (`float`): how hard it is, from 0 to 3.
         count (`int`, defaults to 8): number of candidates.
+        long (`bool`, defaults to `False`): whether it is about captions of several sentences; not below level 1.
 
     Example:
 
@@ -75,7 +77,7 @@ def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8
     print(lesson.query["text"], lesson.right)
     ```
     """
-    lesson, make_candidate = _begin(rng, digits, level)
+    lesson, make_candidate = _begin(rng, digits, level, long)
 
     # four ninths are right; with the level, far candidates give way to near ones
     near = _share_of_near(level)
@@ -88,14 +90,14 @@ def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8
     return lesson
 
 
-def make_list(rng: random.Random, digits: Digits, level: float, count: int = 8) -> Lesson:
+def make_list(rng: random.Random, digits: Digits, level: float, count: int = 8, long: bool = False) -> Lesson:
     """A lesson whose candidates stand in one list; exactly one of them, in any place, is right.
 
     Args:
-        rng, digits, level: as in [`make_lesson`].
+        rng, digits, level, long: as in [`make_lesson`].
         count (`int`, defaults to 8): number of candidates.
     """
-    lesson, make_candidate = _begin(rng, digits, level)
+    lesson, make_candidate = _begin(rng, digits, level, long)
     lesson.listwise = True
     place = rng.randrange(count)
 
@@ -112,13 +114,13 @@ def make_list(rng: random.Random, digits: Digits, level: float, count: int = 8) 
     return lesson
 
 
-def _begin(rng: random.Random, digits: Digits, level: float) -> tuple[Lesson, Callable]:
+def _begin(rng: random.Random, digits: Digits, level: float, long: bool) -> tuple[Lesson, Callable]:
     """A lesson without candidates yet, and the function that makes one of a kind, with whether it is right."""
-    single = level < 1 or rng.random() < 0.15
-    weights = SINGLE if single else WHOLE
+    single = level < 1 or (not long and rng.random() < 0.15)
+    weights = SINGLE if single else LONG if long else WHOLE
     task = rng.choices(list(weights), weights.values())[0]
-    query, make_candidate = _MAKERS[task](_Source(rng, digits, single, task))
-    return Lesson(task, query, candidates=[], right=[]), make_candidate
+    query, phrasings, make_candidate = _MAKERS[task](_Source(rng, digits, single, task))
+    return Lesson(task, query, [_item(text) for text in phrasings], candidates=[], right=[]), make_candidate
 
 
 def _share_of_near(level: float) -> float:
@@ -194,8 +196,9 @@ def _spots(rng: random.Random, count: int) -> list[tuple[int, int]]:
     return [scenes.nearby(x, y, 2, rng) for x, y in places]
 
 
-# One maker a task. It returns the query and a function that makes a candidate of a kind ("right", "near" or "far"),
-# with whether it is right: what is drawn as a wrong candidate may be right by chance.
+# One maker a task. It returns the query, all texts that are right where candidates are texts, and a function that
+# makes a candidate of a kind ("right", "near" or "far"), with whether it is right: what is drawn as a wrong candidate
+# may be right by chance.
 @dataclass(frozen=True)
 class _Source:
     """What a maker draws from; `single` asks for one thing in a picture."""
@@ -245,6 +248,10 @@ def _image_to_text(source: _Source):
     words = scenes.describe(scene)
 
     def candidate(kind):
+        # half of a pair's near misses say something more, or what replaces or swaps words of its caption
+        if kind == "near" and scene.layout == "pair" and source.rng.random() < 0.5:
+            return _item(scenes.contradiction(scene, source.rng)), False
+
         other = source.scene_of_kind(kind, scene, layout)
         text = scenes.describe(other)
         right = text == words
@@ -252,7 +259,7 @@ def _image_to_text(source: _Source):
             text = scenes.paraphrase(other)
         return _item(text), right
 
-    return _item(prompt(FIND_CAPTION), scenes.draw(scene)), candidate
+    return _item(prompt(FIND_CAPTION), scenes.draw(scene)), scenes.phrasings(scene), candidate
 
 
 def _text_to_image(source: _Source):
@@ -266,7 +273,7 @@ def _text_to_image(source: _Source):
         item = _item(prompt(REPRESENT_IMAGE), source.redrawn(other))
         return item, scenes.describe(other) == words
 
-    return _item(prompt(FIND_IMAGE, words)), candidate
+    return _item(prompt(FIND_IMAGE, words)), (), candidate
 
 
 def _same(source: _Source):
@@ -279,7 +286,7 @@ def _same(source: _Source):
         item = _item(prompt(REPRESENT_IMAGE), source.redrawn(other))
         return item, _meaning(other) == _meaning(scene)
 
-    return _item(prompt(FIND_SIMILAR), scenes.draw(scene)), candidate
+    return _item(prompt(FIND_SIMILAR), scenes.draw(scene)), (), candidate
 
 
 def _meaning(scene: scenes.Scene) -> tuple:
@@ -306,7 +313,7 @@ def _change(source: _Source):
             other = redraw(other, rng)
         return _item(prompt(REPRESENT_IMAGE), scenes.draw(other)), right
 
-    return _item(prompt(FIND_CHANGED, words), scenes.draw(scene)), candidate
+    return _item(prompt(FIND_CHANGED, words), scenes.draw(scene)), (), candidate
 
 
 def _crop(source: _Source):
@@ -340,7 +347,7 @@ def _crop(source: _Source):
         right = thing.label == target.label and other.background == scene.background
         return _item(prompt(REPRESENT_CROP), picture), right
 
-    return _item(prompt(SELECT_CROP, f'"{target.label}"'), scenes.draw(scene)), candidate
+    return _item(prompt(SELECT_CROP, f'"{target.label}"'), scenes.draw(scene)), (), candidate
 
 
 def _label(source: _Source):
@@ -357,7 +364,7 @@ def _label(source: _Source):
             label = scenes.label(source.scene_of_kind(kind, scene, layout))
         return _item(label), label == words
 
-    return _item(prompt(NAME_OBJECT), scenes.draw(scene)), candidate
+    return _item(prompt(NAME_OBJECT), scenes.draw(scene)), [words], candidate
 
 
 def _question(source: _Source):
@@ -378,7 +385,7 @@ def _question(source: _Source):
             words = rng.choice(scenes.answers())
         return _item(words), words == answer
 
-    return _item(prompt(ANSWER, question), scenes.draw(scene)), candidate
+    return _item(prompt(ANSWER, question), scenes.draw(scene)), [answer], candidate
 
 
 def _digit(source: _Source):
@@ -389,7 +396,7 @@ def _digit(source: _Source):
         other = digit if kind == "right" else source.rng.randrange(10)
         return _item(digit_words(other)), other == digit
 
-    return _item(prompt(CLASSIFY), image), candidate
+    return _item(prompt(CLASSIFY), image), [digit_words(digit)], candidate
 
 
 def _digits(source: _Source):
@@ -403,7 +410,7 @@ def _digits(source: _Source):
             other, _, picture = source.digits.two(source.rng, test=False)
         return _item(prompt(REPRESENT_IMAGE), picture), other == name
 
-    return _item(prompt(FIND_SIMILAR), image), candidate
+    return _item(prompt(FIND_SIMILAR), image), (), candidate
 
 
 _MAKERS = {

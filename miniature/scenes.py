@@ -230,6 +230,18 @@ def describe(scene: Scene) -> str:
     return long_caption(scene) if scene.layout == "quarters" else caption(scene)
 
 
+def phrasings(scene: Scene) -> list[str]:
+    """All true texts that `describe` and `paraphrase` can give, for a pair in both directions."""
+    if scene.layout != "pair":
+        return [describe(scene), paraphrase(scene)]
+
+    first, second = (a(thing.kind) for thing in scene.things)
+    texts = []
+    for sentence in (f"{first} {scene.relation} {second}", f"{second} {INVERSE[scene.relation]} {first}"):
+        texts += [sentence, f"there is {sentence}"]
+    return texts
+
+
 def paraphrase(scene: Scene) -> str:
     """Another text with the meaning of `caption`, or, for three things in corners, of `long_caption`."""
     first = scene.things[0]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from unime.miniature import scenes
 from unime.miniature.judge import JudgeTrainer, Lessons, Packed
-from unime.miniature.lessons import SINGLE, WHOLE, alter, make_lesson, make_list, redraw
+from unime.miniature.lessons import LONG, SINGLE, WHOLE, alter, make_lesson, make_list, redraw
 from unime.miniature.sources import Digits
 
 
@@ -19,7 +19,7 @@ def digits():
 
 
 def test_a_lesson_is_a_function_of_seed_and_number_and_grows_harder():
-    first, second = Lessons(100, 4, seed=3), Lessons(100, 4, seed=3)
+    first, second = Lessons(100, 4, seed=3, batch=5), Lessons(100, 4, seed=3, batch=5)
     for number in (0, 20, 50, 99):
         one, two = first[number], second[number]
         assert one.task == two.task and one.right == two.right and len(one.candidates) == 4
@@ -30,8 +30,8 @@ def test_a_lesson_is_a_function_of_seed_and_number_and_grows_harder():
 
 def test_all_tasks_occur_and_two_in_five_candidates_are_right(digits):
     rng = random.Random(0)
-    found = [make_lesson(rng, digits, 2.5) for _ in range(300)]
-    assert {lesson.task for lesson in found} == set(WHOLE)
+    found = [make_lesson(rng, digits, 2.5, long=number % 6 == 0) for number in range(300)]
+    assert {lesson.task for lesson in found} == set(WHOLE) | set(LONG)
     share = sum(sum(lesson.right) for lesson in found) / sum(len(lesson.right) for lesson in found)
     assert 0.4 < share < 0.55
     for lesson in found:
@@ -39,6 +39,15 @@ def test_all_tasks_occur_and_two_in_five_candidates_are_right(digits):
         for item, right in zip(lesson.candidates, lesson.right):
             if "image" not in item:
                 assert by_text.setdefault(item["text"], right) == right, "equal texts are equally right"
+                assert (item in lesson.phrasings) == right, "what is right is said by one of the phrasings"
+            else:
+                assert not lesson.phrasings
+
+
+def test_batches_of_lessons_are_long_or_short():
+    lessons = Lessons(240, 2, seed=0, batch=6)
+    kinds = [{lessons[number].task in LONG for number in range(start, start + 6)} for start in range(120, 240, 6)]
+    assert {True} in kinds and {False} in kinds and {True, False} not in kinds
 
 
 @pytest.mark.parametrize("make", [scenes.one, scenes.pair, scenes.crowd, scenes.quarters])
@@ -61,6 +70,34 @@ def test_packed_lessons_have_the_loss_of_single_prompts(reranker, digits):
     prefix = batch["attention_mask"][0, 0] == 0  # who sees whom in the first lesson
     ends = batch["ends"][batch["ends"][:, 0] == 0][:, 1]
     assert prefix[ends[1], 0] and not prefix[ends[1], ends[0]], "a candidate sees the query, not its neighbour"
+
+
+def test_a_text_is_right_up_to_the_token_where_no_right_text_goes_on_like_it(reranker, digits):
+    rng = random.Random(3)
+    lessons = [make_lesson(rng, digits, 2.9, 6, long=number % 3 == 0) for number in range(12)]
+    batch = Packed(reranker)(lessons)
+    processor = reranker.processor
+
+    checked = 0
+    for row, lesson in enumerate(lessons):
+        labels = batch["so_far"][row]
+        if not lesson.phrasings:
+            assert (labels == -100).all(), "nothing is known of pictures"
+            continue
+        texts = [entry["text"] for entry in lesson.phrasings]
+        starts = torch.nonzero(labels != -100)[:, 0]
+        ends = batch["ends"][batch["ends"][:, 0] == row][:, 1].tolist()
+        first = int(starts[0])
+        for end, right in zip(ends, lesson.right):
+            found = labels[first : end + 1].tolist()
+            assert found == sorted(found, reverse=True) and found[-1] == right
+            # what is right of a wrong text is what it shares with a right one
+            words = processor.tokenizer.decode(batch["input_ids"][row, first : end + 1][torch.tensor(found) == 1])
+            kept = words.replace("\n", " ").split("<|im_end|>")[0].strip()
+            assert any(kept in text for text in texts)
+            first = end + 1
+            checked += 1
+    assert checked > 20
 
 
 def test_one_candidate_of_a_list_is_right_and_in_any_place(digits):
