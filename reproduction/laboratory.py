@@ -124,26 +124,40 @@ class Laboratory:
 
     def mined(self, level: str = "best") -> Path:
         """The rows that a judge chose among what the embedder of both stages, of the first seed, retrieved."""
-        return self._mining(level).selected_path
+        self.judge(level)
+        mining = self._mining(level)
+        mining.run()
+        return mining.selected_path
 
     def clusters(self) -> Path:
-        """SaHa's clusters over the same retrieval."""
+        """SaHa's clusters from the embeddings of the same embedder; no judge is asked."""
         mining = self._mining("best")
+        mining.embed()
         mining.saha()
         return mining.out / "saha"
 
     def _mining(self, level: str) -> Mining:
+        """The mining of a judge's rows; judges of other levels judge what was retrieved for the best one."""
+        folder = self.out / "mined" / level
+        if level != "best" and not folder.exists():
+            retrieved = self._mining("best")
+            retrieved.embed()
+            retrieved.retrieve()
+            draft = folder.with_name(f"{level}.tmp")
+            shutil.rmtree(draft, ignore_errors=True)
+            shutil.copytree(retrieved.out, draft, ignore=shutil.ignore_patterns("scores", "judged*", "saha*"))
+            move_into_place(draft, folder)
+
         settings = yaml.safe_load((RECIPES / "mining" / "shapes.yaml").read_text(encoding="utf-8"))
         settings |= {
             "data": str(self.world / "train"),
             "image_root": str(self.world),
-            "out": str(self.out / "mined" / level),
+            "out": str(folder),
             "embedder": str(self.stages_1_2(0)),
-            "judge": str(self.judge(level)),
+            "judge": str(self.out / "judges" / level),
+            "layout": "json",  # a claim changes the rows
         }
-        mining = Mining(MiningConfig(**settings | self.settings["mining"]))
-        mining.run()
-        return mining
+        return Mining(MiningConfig(**settings | self.settings["mining"]))
 
     # models of each seed
     def stage_1(self, seed: int) -> Path:
