@@ -15,7 +15,7 @@ from unime.trainers import contrastive
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
 from unime.trainers.row_counts import RowCounts
 from unime.trainers.stage_parser import StageParser
-from unime.trainers.symptoms import Symptoms, symptoms_of_rows
+from unime.trainers.symptoms import Symptoms, fit_symptoms, symptoms_of_rows
 
 NAMES = ["Shapes_t2i", "Shapes_object"]  # one answer a query, and three labels for all
 
@@ -112,6 +112,24 @@ def test_a_training_is_measured_stops_early_and_keeps_its_best(backbone, world, 
     ):
         with pytest.raises(SystemExit, match=message):
             run(backbone, world, pairs, tmp_path / "other", *options)
+
+
+def test_rows_of_the_training_are_measured_beside_those_that_were_held_out(backbone, world, pairs, tmp_path, capsys):
+    # measured on the very rows that it trains on, so that both figures are those of one model and one set
+    run(backbone, world, pairs, tmp_path / "out", "--eval_data", str(pairs), "--eval_steps", "6", "--save_steps", "6")
+    (state,) = (tmp_path / "out").glob("checkpoint-*")
+    (held_out,) = [entry for entry in state_of(state)["log_history"] if "eval_loss" in entry]
+    expected = f"{held_out['eval_precision@1']:.3f}"
+    line = f"precision@1 is {expected} on a sample of the training rows and {expected} on held-out rows: the model"
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "training, held_out, word", [(0.1, 0.1, "underfitting"), (0.9, 0.3, "overfitting"), (0.9, 0.8, None)]
+)
+def test_what_two_precisions_say(training, held_out, word):
+    lines = fit_symptoms(training, held_out)
+    assert lines == [] if word is None else word in lines[0]
 
 
 def test_an_interrupted_training_says_where_it_stands_and_goes_on(

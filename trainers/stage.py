@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unse
 
 from ..data.readers import read_rows, stream_rows
 from ..jobs.faults import one_line_disk_faults
-from ..jobs.notices import is_quiet, silence_alarms, without_quiet
+from ..jobs.notices import is_quiet, notice, silence_alarms, without_quiet
 from ..jobs.settings import given_settings
 from ..prompts_unime import one_of
 from .adapters import find_targets
@@ -27,7 +27,9 @@ from .rehearsal import rehearse
 from .resuming import last_checkpoint, point_of_resumption, record_of
 from .row_counts import RowCounts
 from .starting import load_model
-from .symptoms import Symptoms, symptoms_of_rows
+from .symptoms import Symptoms, fit_symptoms, symptoms_of_rows
+
+PRECISION = "eval_precision@1"  # of the rows of an evaluation, in the logs
 
 
 def read_training_rows(stage: StageArguments, args) -> Dataset:
@@ -201,6 +203,7 @@ def run_command(
     with one_line_disk_faults("unime train"):
         _train(trainer, checkpoint)
         save_whole(trainer, source)
+        _say_how_it_fits(trainer)
 
 
 def _with_model_name(arguments: list[str]) -> list[str]:
@@ -248,6 +251,31 @@ def _train(trainer, checkpoint: str | None):
         if trainer.is_world_process_zero():
             print(f"\nunime train: {_standing(trainer)}", file=sys.stderr)
         raise SystemExit(130) from None  # as shells have it
+
+
+def _say_how_it_fits(trainer):
+    """Measures a sample of the training rows as held-out rows were measured, and says what the two mean."""
+    held_out = [entry for entry in trainer.state.log_history if PRECISION in entry]
+    if trainer.args.load_best_model_at_end:
+        held_out = [entry for entry in held_out if entry["step"] == trainer.state.best_global_step]
+    if not held_out or is_quiet() or not isinstance(trainer.train_dataset, Dataset):
+        return
+
+    # as many rows of each data set, so that there are as many candidates
+    remaining = Counter(trainer.eval_dataset["dataset"])
+    numbers = []
+    for number, name in enumerate(trainer.train_dataset["dataset"]):
+        if remaining[name] > 0:
+            remaining[name] -= 1
+            numbers.append(number)
+    if not numbers:
+        return
+
+    loader = trainer.get_eval_dataloader(trainer.train_dataset.select(numbers))
+    metrics = trainer.evaluation_loop(loader, "Training rows", prediction_loss_only=True).metrics
+    if trainer.is_world_process_zero():
+        for line in fit_symptoms(metrics[PRECISION], held_out[-1][PRECISION]):
+            notice(f"unime train: {line}")
 
 
 def _standing(trainer) -> str:

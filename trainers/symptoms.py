@@ -18,6 +18,8 @@ ENDED = 1e-4  # of the loss, below which nothing is learnt any more
 EXPLODED = 3.0  # times the first loss
 LEARNT_LITTLE = 0.9  # of the first loss at the end
 WINDOW = 3  # log entries that agree
+KNOWS_ITS_ROWS = 0.5  # precision@1 on rows of the training, from which a model has learnt them
+GAP = 0.3  # of precision@1 between these and held-out rows, from which it has learnt them by heart
 
 
 def symptoms_of_rows(counts: RowCounts, batch: int, temperature: float | None, homogeneous: bool = True) -> list[str]:
@@ -55,6 +57,27 @@ def symptoms_of_rows(counts: RowCounts, batch: int, temperature: float | None, h
             "add mined negatives (unime mine)."
         )
     return lines
+
+
+def fit_symptoms(training: float, held_out: float) -> list[str]:
+    """What the precision@1 of rows that were trained on says beside that of held-out ones.
+
+    Args:
+        training (`float`): of a sample of the rows that were trained on.
+        held_out (`float`): of as many rows that were not.
+    """
+    figures = f"precision@1 is {training:.3f} on a sample of the training rows and {held_out:.3f} on held-out rows"
+    if training < KNOWS_ITS_ROWS:
+        return [
+            f"{figures}: the model has not learnt its own rows yet (underfitting); train for longer, raise "
+            "learning_rate, or start from a better model."
+        ]
+    if training - held_out > GAP:
+        return [
+            f"{figures}: it knows its rows by heart (overfitting); stop earlier (--early_stopping), take more rows, "
+            "or train less of the model (--use_peft)."
+        ]
+    return []
 
 
 class Symptoms(TrainerCallback):
