@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 STEPS = ("write", "embed", "retrieve", "judge", "select")
@@ -57,7 +58,7 @@ def embeddings_of(texts: list[str], role: str):
     """Unit vectors `[n, WIDTH]`: what is said of the kind, of the thing, and of the role."""
     import numpy as np
 
-    tables = [np.random.default_rng(SEED + place).standard_normal((size, WIDTH)) for place, size in enumerate(_SIZES)]
+    tables = _tables()
     numbers = np.array([number_of(text) for text in texts])
     kinds = numbers // GROUP
     vectors = tables[0][kinds % _SIZES[0]] + tables[1][kinds % _SIZES[1]]
@@ -69,16 +70,30 @@ def embeddings_of(texts: list[str], role: str):
 _SIZES = (1021, 1031, 2039, 2053, 4093)  # primes: together they tell millions apart
 
 
+@cache
+def _tables() -> list:
+    """Random vectors that embeddings are sums of; drawn once, as drawing them costs more than the sums."""
+    import numpy as np
+
+    tables = []
+    for place, size in enumerate(_SIZES):
+        tables.append(np.random.default_rng(SEED + place).standard_normal((size, WIDTH)))
+    return tables
+
+
 def log_odds_of(query, candidates):
     """A judge's log-odds `[n]`: sure of the thing itself, unsure of its kind."""
     import numpy as np
 
-    own = number_of(query.text)
+    number = number_of(query.text)
     numbers = np.array([number_of(candidate.text) for candidate in candidates])
     noise = (numbers * 2654435761 % 1000) / 1000
-    return np.where(numbers == own, 3.0, np.where(numbers // GROUP == own // GROUP, 4 * noise - 1, -3 + noise)).astype(
-        np.float32
-    )
+
+    log_odds = noise - 3
+    of_its_kind = numbers // GROUP == number // GROUP
+    log_odds[of_its_kind] = 4 * noise[of_its_kind] - 1
+    log_odds[numbers == number] = 3
+    return log_odds.astype(np.float32)
 
 
 # steps

@@ -12,10 +12,11 @@ from .retrieval import RESULTS, FaissIndex, exact_top_k, import_faiss
 
 LEAST = 39 * 256  # rows that FAISS wants for its 256 centroids
 CODES = 64  # bytes of a row at most
-SAMPLES = 48  # rows for each cell that the cells are trained on; FAISS warns below 39
+SAMPLES = 48  # rows for each cell that the cells are trained on
+FEWEST = 39  # below so many, FAISS warns
+TRAINED = 2**28  # values of all rows that are trained on: 1 GiB
 BLOCK = 2**18  # rows of the part of an index that is filled at a time
-ROTATION_STEPS = 5  # of OPQ
-TRAINED = 2**14  # rows that codes are trained on
+ROTATIONS = 2  # steps of OPQ
 
 
 class IvfPqIndex(FaissIndex):
@@ -79,14 +80,16 @@ def build_ivfpq(
         vectors ([`~unime.jobs.results.StoredArray`]): the embeddings `[N, D]`.
         rows (array `[n]`): numbers of the rows that are to be found, at least `LEAST`.
         settings (`dict`): what the embeddings were made from.
-        lists (`int`, *optional*): cells; `4 * sqrt(n)` by default.
+        lists (`int`, *optional*): cells; `4 * sqrt(n)` by default. There are no more than what is trained on suffices
+            for: at most 1 GiB of rows, `FEWEST` for each.
         seed (`int`, defaults to 0): of the rows that are trained on.
 
     Raises:
         ValueError: the folder holds the index of something else.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lists = min(lists or int(4 * len(rows) ** 0.5), len(rows) // 39)
+    most = min(len(rows), TRAINED // vectors.shape[1])
+    lists = max(1, min(lists or int(4 * len(rows) ** 0.5), most // FEWEST))
     about = {"rows": len(rows), "lists": lists, "codes": _code_bytes(vectors.shape[1]), "seed": seed, **settings}
     check_manifest(folder / MANIFEST, about)
     if (folder / "merged.index").exists():
@@ -95,7 +98,8 @@ def build_ivfpq(
     faiss = import_faiss()
     trained = folder / "trained.index"
     if not trained.exists():
-        sample = np.random.default_rng(seed).permutation(len(rows))[: max(SAMPLES * lists, 2**14)]
+        count = min(most, max(SAMPLES * lists, LEAST))
+        sample = np.random.default_rng(seed).permutation(len(rows))[:count]
         index = _new_index(faiss, vectors.shape[1], lists)
         index.train(np.ascontiguousarray(vectors[rows[np.sort(sample)]], np.float32))
         write_whole(trained, lambda draft: faiss.write_index(index, str(draft)))
@@ -130,14 +134,19 @@ def _new_index(faiss, width: int, lists: int):
     codes = _code_bytes(width)
     index = faiss.index_factory(width, f"OPQ{codes},IVF{lists},PQ{codes}", faiss.METRIC_INNER_PRODUCT)
 
-    # far fewer than FAISS's defaults, which did not end in minutes: scoring the short list again makes up for them
+    # far fewer steps than FAISS's 50 x 4: scoring the short list again makes up for them
     rotation = faiss.downcast_VectorTransform(index.chain.at(0))
-    rotation.niter = ROTATION_STEPS
-    rotation.niter_pq_0 = 2 * ROTATION_STEPS
-    rotation.max_train_points = TRAINED
-    codebooks = faiss.downcast_index(index.index).pq
-    codebooks.cp.niter = ROTATION_STEPS
-    codebooks.cp.max_points_per_centroid = TRAINED // 256
+    rotation.niter = ROTATIONS
+    rotation.niter_pq_0 = 2 * ROTATIONS
+    rotation.niter_pq = ROTATIONS
+    rotation.max_train_points = LEAST
+
+    cells = faiss.downcast_index(index.index)
+    cells.pq.cp.niter = 2 * ROTATIONS
+    cells.pq.cp.max_points_per_centroid = LEAST // 256
+
+    # orders codes for comparisons by their bits, which are not made here; it takes ten times all other training
+    cells.do_polysemous_training = False
     return index
 
 

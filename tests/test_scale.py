@@ -114,7 +114,7 @@ def test_ivfpq_finds_nearly_all_and_gives_exact_scores(vectors, index_folder):
     assert recall == manifest["recall@10"] and 0.95 < recall <= 1 and manifest["recall_queries"] == 200
 
     # rules count after the exact scores, and the search goes deeper where they leave too few
-    queries = vectors[:30]
+    queries = vectors[100:400]
     nearest, scores = exact_top_k(queries, vectors, 60)
     below = scores[:, 12]
     excluded = [own[14:17].tolist() for own in nearest]
@@ -125,6 +125,25 @@ def test_ivfpq_finds_nearly_all_and_gives_exact_scores(vectors, index_folder):
     assert not any(set(own) & set(bad) for own, bad in zip(found, excluded))
     expected, _ = exact_top_k(queries, vectors, 5, below, excluded)
     assert np.mean([np.isin(own, wanted).mean() for own, wanted in zip(found, expected)]) > 0.9
+
+
+def test_what_the_index_trains_is_bounded(vectors, tmp_path, monkeypatch):
+    """Also where the corpus is large: cells by what they are trained on, and no ordering of codes."""
+    import faiss
+
+    index = ivfpq._new_index(faiss, 256, 8)
+    assert not faiss.downcast_index(index.index).do_polysemous_training
+
+    # 5,000 rows of width 16 suffice for 128 cells
+    sizes = []
+    monkeypatch.setattr(ivfpq, "TRAINED", 5000 * 16)
+    monkeypatch.setattr(ivfpq, "_merge", lambda *rest: None)
+    with monkeypatch.context() as patch:
+        kind = type(ivfpq._new_index(faiss, 16, 8))
+        train = kind.train
+        patch.setattr(kind, "train", lambda index, rows: (sizes.append(rows.shape), train(index, rows)))
+        build_ivfpq(tmp_path, vectors, np.flatnonzero(vectors.present), {"model": "m"})
+    assert sizes == [(5000, 16)] and json.loads((tmp_path / "manifest.json").read_text())["lists"] == 128
 
 
 def test_an_interrupted_index_goes_on_and_another_is_refused(vectors, index_folder, tmp_path, monkeypatch):
