@@ -18,7 +18,8 @@ from ..jobs.rehearsal import Rehearsal
 from ..jobs.reranking import Reranker
 from ..jobs.shards import processes
 from .errors import one_line_errors
-from .parsers.evaluate import Asked, BenchmarkConfig, DataSettings, EvalConfig, RerankConfig, read
+from .options import StepCall
+from .parsers.evaluate import BenchmarkConfig, DataSettings, EvalConfig, RerankConfig, read
 
 
 def run(
@@ -164,25 +165,25 @@ def _compare_with_floors(tasks: dict[str, dict]):
             )
 
 
-def execute(asked: Asked):
+def execute(call: StepCall):
     """Does what a command line of `unime eval` asks for."""
     # these have options of their own
-    if asked.step == "report":
+    if call.step == "report":
         from .report import execute as report
 
-        return report(asked.config)
-    if asked.step == "errors":
+        return report(call.config)
+    if call.step == "errors":
         from .mistakes import execute as show_mistakes
 
-        return show_mistakes(asked.config)
-    if asked.step == "figures":
+        return show_mistakes(call.config)
+    if call.step == "figures":
         from .figures import execute as draw
 
-        return draw(asked.config)
+        return draw(call.config)
 
-    config = asked.config
+    config = call.config
     with one_line_errors("unime eval"):
-        result = run(asked.step, config, asked.given)
+        result = run(call.step, config, call.given)
     if config.rehearses:
         return result.finish(config.rehearse_json, config.json)
 

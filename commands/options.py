@@ -8,11 +8,26 @@ import argparse
 import json
 import sys
 from dataclasses import fields
+from typing import Any, NamedTuple
 
 from ..data.choices import SPLITS
 from ..jobs.choices import DTYPES, LIBRARIES, STRATEGIES, EngineSettings
 
 ROLES = ("query", "document")
+
+
+class StepCall(NamedTuple):
+    """What a command line asks of a command that has steps.
+
+    Args:
+        step (`str`): one of those of the command.
+        config: the settings of that step, or its options.
+        given (`dict[str, str]`): where each setting was given, for a rehearsal.
+    """
+
+    step: str
+    config: Any
+    given: dict[str, str]
 
 
 def json_object(text: str) -> dict:

@@ -3,14 +3,13 @@
 import argparse
 import sys
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 from ...data.choices import SOURCES
 from ...eval.benchmarks import BENCHMARKS
 from ...jobs.checks import check_settings
 from ...jobs.choices import MEASURED_STRATEGIES, EngineSettings
 from ...jobs.settings import given_settings, parse_settings
-from ..options import json_object, setting
+from ..options import StepCall, json_object, setting
 
 # commands of their own, named here for the help
 PAGES = {
@@ -119,21 +118,7 @@ def _parsed(name: str, text: str) -> dict:
         raise ValueError(f"`{name}`: {error}.") from error
 
 
-class Asked(NamedTuple):
-    """What a command line asks for.
-
-    Args:
-        step (`str`): one of `STEPS` or `PAGES`.
-        config: its settings; of one of `PAGES`, its options.
-        given (`dict[str, str]`): where each setting was given, for a rehearsal.
-    """
-
-    step: str
-    config: Any
-    given: dict[str, str]
-
-
-def read(arguments=None) -> Asked:
+def read(arguments=None) -> StepCall:
     """The step and the settings of `unime eval`.
 
     Args:
@@ -148,15 +133,15 @@ def read(arguments=None) -> Asked:
     if arguments[:1] == ["report"]:
         from .report import read as read_report
 
-        return Asked("report", read_report(arguments[1:]), {})
+        return StepCall("report", read_report(arguments[1:]), {})
     if arguments[:1] == ["errors"]:
         from .mistakes import read as read_mistakes
 
-        return Asked("errors", read_mistakes(arguments[1:]), {})
+        return StepCall("errors", read_mistakes(arguments[1:]), {})
     if arguments[:1] == ["figures"]:
         from .figures import read as read_figures
 
-        return Asked("figures", read_figures(arguments[1:]), {})
+        return StepCall("figures", read_figures(arguments[1:]), {})
 
     # reranking and measuring have settings of their own
     config_class = EvalConfig
@@ -168,4 +153,4 @@ def read(arguments=None) -> Asked:
     step, config = parse_settings("unime eval", config_class, STEPS | PAGES, arguments)
     if step in PAGES:
         raise SystemExit(f"unime eval: {step} has options of its own, which come after it: unime eval {step} --help.")
-    return Asked(step, config, given_settings(arguments))
+    return StepCall(step, config, given_settings(arguments))

@@ -1,10 +1,10 @@
 """What `unime mine` takes: a step, and its settings in a recipe or on the command line."""
 
 import sys
-from typing import NamedTuple
 
 from ...jobs.settings import given_settings, parse_settings
 from ...mining.settings import MiningConfig, QueriesConfig
+from ..options import StepCall
 
 STEPS = {
     "run": "embed, retrieve, judge and select",
@@ -18,21 +18,7 @@ STEPS = {
 }
 
 
-class Asked(NamedTuple):
-    """What a command line asks for.
-
-    Args:
-        step (`str`): one of `STEPS`.
-        config ([`~unime.mining.settings.MiningConfig`], or [`~unime.mining.settings.QueriesConfig`]): its settings.
-        given (`dict[str, str]`): where each setting was given, for a rehearsal.
-    """
-
-    step: str
-    config: MiningConfig | QueriesConfig
-    given: dict[str, str]
-
-
-def read(arguments=None) -> Asked:
+def read(arguments=None) -> StepCall:
     """The step and the settings of `unime mine`.
 
     Args:
@@ -48,4 +34,4 @@ def read(arguments=None) -> Asked:
     step, config = parse_settings("unime mine", config_class, STEPS, arguments)
     if (step == "queries") != (config_class is QueriesConfig):
         raise SystemExit("unime mine: the step comes first, before its options.")
-    return Asked(step, config, given_settings(arguments))
+    return StepCall(step, config, given_settings(arguments))
