@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ..data.readers import Findings, read_rows
+from ..data.readers import Findings
 from ..data.schema import Example, Item, content_hash
 from ..files.addresses import fetched, make_folder, remove_folder, to_path
 from ..files.identity import verify_files
@@ -38,7 +38,7 @@ from ..jobs.shards import (
 from ..prompts_unime import resolve_preset
 from .judging import Request, judge_requests, open_judge
 from .neighbours import RetrievalWork
-from .pools import Entries, Pair, Pool, numbered
+from .pools import Entries, Pair, Pool, numbered, rows_of
 from .saha import NEIGHBOURS, write_clusters
 from .selection import probabilities, select
 from .settings import MiningConfig
@@ -297,16 +297,7 @@ class Mining:
         config = self.config
         findings = Findings()
         image_root = config.image_root and self.image_root
-        rows = read_rows(
-            fetched(config.data),
-            image_root,
-            config.subsets,
-            config.split,
-            config.rows_per_subset,
-            findings,
-            config.columns,
-            config.allow_urls,
-        )
+        rows = rows_of(config, fetched(config.data), image_root, findings)
         pool = Pool(rows, config.near_copies)
         problems = findings.problems
         self.say(f"{len(rows)} rows of {len(pool.datasets)} data sets; {len(problems)} unusable")

@@ -9,6 +9,7 @@ import pyarrow as pa
 from datasets import Dataset
 
 from ..data.copies import Identity, identities_of
+from ..data.readers import Findings, read_rows
 from ..data.schema import Example, Item, to_dataset, to_item
 
 DIGEST = 16  # bytes that stand for an item
@@ -33,6 +34,30 @@ class Pair(NamedTuple):
     query_item: Item
     others: list[Item]
     weight: float
+
+
+def rows_of(config, source, image_root, findings: Findings) -> Dataset:
+    """The rows that the settings of mining name, without those that cannot be used.
+
+    Args:
+        config ([`~unime.mining.settings.MiningConfig`]): which data sets, splits and columns.
+        source (`str` or `Path`): what `config.data` names, or a copy of it.
+        image_root (`str` or `Path`, *optional*): where image paths start.
+        findings ([`~unime.data.readers.Findings`]): takes rows that cannot be used.
+
+    Raises:
+        ValueError: there is no such source, or no row of it can be used.
+    """
+    return read_rows(
+        source,
+        image_root,
+        config.subsets,
+        config.split,
+        config.rows_per_subset,
+        findings,
+        config.columns,
+        config.allow_urls,
+    )
 
 
 class Entries(Sequence):

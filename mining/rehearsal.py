@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from ..data.readers import Findings, read_rows
+from ..data.readers import Findings
 from ..data.schema import Item
 from ..items_unime import judge_messages
 from ..jobs.model_rehearsal import WordedItem, rehearse_embedder, rehearse_reranker
 from ..jobs.rehearsal import Rehearsal
 from ..jobs.reranking import Reranker
-from .pools import Pool
+from .pools import Pool, rows_of
 
 EMBEDDING = ("run", "embed", "saha")  # steps that embed
 JUDGING = ("run", "judge")
@@ -32,16 +32,7 @@ def rehearse(config, step: str, given: dict[str, str]) -> Rehearsal:
 
     # with findings, rows that cannot be read are collected: a rehearsal names all of them
     findings = Findings()
-    rows = read_rows(
-        config.data,
-        config.image_root,
-        config.subsets,
-        config.split,
-        config.rows_per_subset,
-        findings,
-        config.columns,
-        config.allow_urls,
-    )
+    rows = rows_of(config, config.data, config.image_root, findings)
     pool = Pool(rows)
 
     rehearsal = Rehearsal(f"unime mine {step}")
