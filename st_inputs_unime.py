@@ -1,15 +1,16 @@
 """What users of sentence-transformers hand in: items in every form that it documents, pairs, and settings."""
 
+import http.client
 import io
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers.image_utils import load_image
 
-from .images_unime import images_of_array
+from .images_unime import images_of_array, open_image
 from .items_unime import is_chat
 from .processing_unime import SETTINGS
+from .urls_unime import URL, download
 
 HUB_NAMES = {
     "token": "token",
@@ -17,7 +18,6 @@ HUB_NAMES = {
     "revision": "revision",
     "local_files_only": "local_files_only",
 }
-_TIMEOUT = 30  # seconds in which a server must answer that is asked for an image
 
 
 def split_processor_kwargs(kwargs: dict) -> tuple[dict, dict]:
@@ -115,9 +115,24 @@ def _opened(image):
             return Image.open(io.BytesIO(image["bytes"]))
         except OSError as error:
             raise ValueError(f"an image in memory, of {len(image['bytes'])} bytes, cannot be read: {error}") from error
-    if isinstance(image, str) and image.startswith(("http://", "https://", "data:image/")):
-        return load_image(image, timeout=_TIMEOUT)
+    if not isinstance(image, str):
+        return image
+
+    # an address or a data URI; any other string is a path
+    if image.startswith("data:image/"):
+        return open_image(image)
+    if URL.match(image):
+        return _downloaded(image)
     return image
+
+
+def _downloaded(address: str) -> Image.Image:
+    """An image at an address, which is never that of a private network."""
+    try:
+        content = download(address, ("http", "https"))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ValueError(f"{address} cannot be read: {error}.") from error
+    return open_image(content)
 
 
 def as_pair(value):

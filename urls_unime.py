@@ -12,13 +12,15 @@ import re
 import socket
 import ssl
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 URL = re.compile(r"https?://", re.IGNORECASE)
 TIMEOUT = 20  # seconds for a connection, and for each piece that is read
 MOST_BYTES = 100_000_000
 MOST_REDIRECTIONS = 5
+_REDIRECTED = (301, 302, 303, 307, 308)
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")  # outside it, some networks stand for those of IPv4
 _HF_HOME = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
 CACHE = Path(os.environ.get("UNIME_CACHE") or Path(_HF_HOME, "unime")).expanduser() / "fetched"
@@ -45,19 +47,8 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-class _Connection(http.client.HTTPSConnection):
-    """A connection to an address that was checked before anything was sent to it."""
-
-    def connect(self):
-        host = self.host.strip("[]")
-        addresses = [entry[4][0] for entry in socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)]
-        for address in addresses:
-            if not is_public(address):
-                raise ValueError(f"{self.host} is {address}, an address of a private network, which is never read")
-
-        # not by its name, which may stand for another machine by now
-        self.sock = socket.create_connection((addresses[0], self.port), self.timeout)
-        self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=host)
+class PrivateAddressError(ValueError):
+    """A name stands for a machine that is never read from."""
 
 
 def fetch(url: str, allowed: bool, how: str = "allow_urls=True") -> str:
@@ -83,38 +74,87 @@ def fetch(url: str, allowed: bool, how: str = "allow_urls=True") -> str:
     target = CACHE / (hashlib.blake2b(url.encode(), digest_size=16).hexdigest() + suffix)
     if not target.exists():
         try:
-            content = _download(url)
+            content = download(url)
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise ValueError(f"{shown} cannot be read: {error}.") from error
         _write(target, content)
     return str(target)
 
 
-def _download(url: str) -> bytes:
-    """The content of an address, through redirections."""
-    for _ in range(MOST_REDIRECTIONS):
-        parts = urlsplit(url)
-        if parts.scheme.lower() != "https" or not parts.hostname:
-            raise ValueError("only https:// is read")
+def download(
+    url: str,
+    schemes: tuple[str, ...] = ("https",),
+    redirections: int = MOST_REDIRECTIONS,
+    most_bytes: int | None = None,
+    seconds: float = TIMEOUT,
+    may_connect: Callable[[str], bool] | None = None,
+) -> bytes:
+    """What lies at an address.
 
-        connection = _Connection(parts.hostname, parts.port, timeout=TIMEOUT)
+    Args:
+        url (`str`): the address.
+        schemes (defaults to `("https",)`): of it, and of those that it is redirected to.
+        redirections (`int`, defaults to 5): how many are followed.
+        most_bytes (`int`, *optional*): of the content; 100,000,000 by default.
+        seconds (`float`, defaults to 20): for a connection, and for each piece that is read.
+        may_connect (*optional*): tells of an IP address whether it may be read from; [`is_public`] by default.
+
+    Raises:
+        PrivateAddressError: it leads to an IP address that may not be read from.
+        ValueError: it has another scheme, is redirected too often, too large, or answered by an error.
+        OSError, http.client.HTTPException: there is no connection, or no answer.
+    """
+    if most_bytes is None:
+        most_bytes = MOST_BYTES
+
+    for _ in range(redirections + 1):
+        parts = urlsplit(url)
+        if parts.scheme.lower() not in schemes or not parts.hostname:
+            raise ValueError(f"only {' and '.join(f'{scheme}://' for scheme in schemes)} is read")
+
+        # checked anew for every address on the way
+        connection = _connection(parts, seconds, may_connect or is_public)
         try:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", path, headers={"User-Agent": "unime"})
             response = connection.getresponse()
-            if response.status in (301, 302, 303, 307, 308):
+
+            if response.status in _REDIRECTED and redirections:
                 url = urljoin(url, response.getheader("Location", ""))
                 continue
             if response.status != 200:
                 raise ValueError(f"the server answers {response.status} {response.reason}")
 
-            content = response.read(MOST_BYTES + 1)
-            if len(content) > MOST_BYTES:
-                raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+            # one byte more shows that there is more
+            content = response.read(most_bytes + 1)
+            if len(content) > most_bytes:
+                raise ValueError(f"it has more than {most_bytes:,} bytes")
             return content
         finally:
             connection.close()
-    raise ValueError(f"it redirects more than {MOST_REDIRECTIONS} times")
+    raise ValueError(f"it redirects more than {redirections} times")
+
+
+def _connection(parts: SplitResult, seconds: float, may_connect: Callable) -> http.client.HTTPConnection:
+    """A connection to the very address that was checked: a second look-up could give another."""
+    is_secure = parts.scheme.lower() == "https"
+    kind = http.client.HTTPSConnection if is_secure else http.client.HTTPConnection
+    connection = kind(parts.hostname, parts.port or kind.default_port, timeout=seconds)
+
+    entries = socket.getaddrinfo(parts.hostname, connection.port, type=socket.SOCK_STREAM)
+    addresses = [entry[4][0] for entry in entries]
+    for address in addresses:
+        if not may_connect(address):
+            raise PrivateAddressError(
+                f"{parts.hostname} is {address}, an address of a private network, which is never read"
+            )
+
+    # the certificate is that of the name
+    connection.sock = socket.create_connection((addresses[0], connection.port), seconds)
+    if is_secure:
+        context = ssl.create_default_context()
+        connection.sock = context.wrap_socket(connection.sock, server_hostname=parts.hostname)
+    return connection
 
 
 def _write(target: Path, content: bytes):
@@ -125,4 +165,4 @@ def _write(target: Path, content: bytes):
     os.replace(file.name, target)
 
 
-__all__ = ["URL", "fetch", "is_public"]
+__all__ = ["URL", "PrivateAddressError", "download", "fetch", "is_public"]

@@ -1,17 +1,14 @@
 """Pictures that requests carry: within themselves as data URIs, or at addresses of hosts that are allowed."""
 
-import base64
-import binascii
+import http.client
 import io
-import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
-import urllib3
 from PIL import Image
 
-from ..images_unime import FORMATS, open_image
-from ..urls_unime import is_public
+from ..images_unime import FORMATS, open_image, read_data_uri
+from ..urls_unime import PrivateAddressError, download, is_public
 from .errors import Refusal
 
 
@@ -37,7 +34,7 @@ class Fetcher:
     ):
         self.hosts = {host.lower() for host in hosts}
         self.most_bytes = most_bytes
-        self.timeout = urllib3.Timeout(connect=seconds, read=seconds)
+        self.seconds = seconds
         self.may_connect = may_connect
 
     def __call__(self, address: str) -> bytes:
@@ -58,43 +55,17 @@ class Fetcher:
                 f"{', '.join(sorted(self.hosts)) or 'no host at all'}. Send the picture as a data URI."
             )
 
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        with self._pool(parts.scheme, host, port) as pool:
-            try:
-                return self._read(pool, path, place, address)
-            except (urllib3.exceptions.HTTPError, OSError) as error:
-                raise Refusal(f"{shown(address)} cannot be fetched ({type(error).__name__}).") from error
-
-    def _pool(self, scheme: str, host: str, port: int | None):
-        """Connections to the address of a host that was looked at: a second look-up could give another."""
-        port = port or (443 if scheme == "https" else 80)
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise Refusal(f"the host {host} is not known.") from error
-        address = found[0][4][0]
-        if not self.may_connect(address):
-            raise Refusal(f"the host {host} is not fetched from: its address is not public.")
-
-        if scheme == "http":
-            return urllib3.HTTPConnectionPool(address, port, timeout=self.timeout)
-        # the certificate is that of the name
-        return urllib3.HTTPSConnectionPool(
-            address, port, timeout=self.timeout, server_hostname=host, assert_hostname=host
-        )
-
-    def _read(self, pool, path: str, place: str, address: str) -> bytes:
-        """The content of an answer, which has a limit."""
-        answer = pool.request(
-            "GET", path, headers={"Host": place}, redirect=False, retries=False, preload_content=False
-        )
-        if answer.status != 200:
-            raise Refusal(f"{shown(address)} cannot be fetched: its host answers with status {answer.status}.")
-
-        content = answer.read(self.most_bytes + 1)
-        if len(content) > self.most_bytes:
-            raise Refusal(f"the picture at {shown(address)} has more than {self.most_bytes:,} bytes.")
-        return content
+            return download(
+                address, ("http", "https"), 0, self.most_bytes, seconds=self.seconds, may_connect=self.may_connect
+            )
+        except PrivateAddressError as error:
+            # which address it is, is nobody else's business
+            raise Refusal(f"the host {host} is not fetched from: its address is not public.") from error
+        except ValueError as error:
+            raise Refusal(f"{shown(address)} cannot be fetched: {error}.") from error
+        except (http.client.HTTPException, OSError) as error:
+            raise Refusal(f"{shown(address)} cannot be fetched ({type(error).__name__}).") from error
 
 
 class PictureReader:
@@ -123,7 +94,7 @@ class PictureReader:
         """
         if not isinstance(source, str):
             raise Refusal(f"{name}: an image is a data URI or an address, not a {type(source).__name__}.")
-        content = _decoded(source, name) if source.startswith("data:") else self.fetch(source)
+        content = self._content(source, name)
 
         try:
             header = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -144,16 +115,14 @@ class PictureReader:
         except ValueError as error:
             raise Refusal(f"{name}: {error}") from error
 
-
-def _decoded(uri: str, name: str) -> bytes:
-    """The content of a data URI."""
-    header, comma, data = uri.partition(",")
-    if not comma or not header.endswith(";base64"):
-        raise Refusal(f"{name}: the data URI must be written as data:image/png;base64,....")
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Refusal(f"{name}: the data URI is not base64 ({error}).") from error
+    def _content(self, source: str, name: str) -> bytes:
+        """The bytes of a picture's file."""
+        if not source.startswith("data:"):
+            return self.fetch(source)
+        try:
+            return read_data_uri(source)
+        except ValueError as error:
+            raise Refusal(f"{name}: {error}.") from error
 
 
 def shown(address: str) -> str:

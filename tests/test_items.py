@@ -23,6 +23,7 @@ from unime.data.schema import Example, Item, to_dataset, to_example
 from unime.images_unime import open_image, read_size
 from unime.items_unime import item_key, split_item
 from unime.pages_unime import DPI
+from unime.st_inputs_unime import as_item
 
 
 def png(image: Image.Image) -> bytes:
@@ -332,6 +333,8 @@ def test_addresses_are_read_where_it_is_allowed_and_never_from_a_private_network
         embedder.processor.allow_urls = True
         with pytest.raises(ValueError, match=r"localhost is (127.0.0.1|::1), an address of a private network"):
             embedder.encode(item)
+        with pytest.raises(ValueError, match=r"/x.png cannot be read: localhost is .*, an address of a private"):
+            as_item(item)
         assert server.asked == []
 
         # the check is replaced: the only server of a test is on this machine
@@ -342,6 +345,7 @@ def test_addresses_are_read_where_it_is_allowed_and_never_from_a_private_network
         assert torch.equal(embedder.encode(item), expected)
         assert torch.equal(embedder.encode({"image": f"{server.url}/moved"}), expected)
         assert torch.equal(embedder.encode(item), expected) and server.asked.count("/x.png") == 2, "it is kept"
+        assert np.array_equal(as_item(item)["image"], image), "as sentence-transformers takes it"
 
         for path, message in (
             ("/circle", "it redirects more than 5 times"),
