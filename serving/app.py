@@ -104,9 +104,13 @@ class Server:
 
         self.created = int(time.time())
         self.open_requests = 0
+
+        # what waits is known to the queue alone, and asked for when it is shown
         self.metrics = Metrics()
         self.queue = TokenQueue(self.limits.waiting_tokens, self.metrics.batch)
         self.metrics.follow(lambda: self.queue.waiting_tokens)
+
+        # pictures are decoded beside the loop that answers
         self.readers = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="reading")
         self.app = Starlette(routes=self._routes(), lifespan=self._lifespan)
 
@@ -117,9 +121,12 @@ class Server:
             Route("/metrics", self._guarded(self.show_metrics)),
             Route("/v1/models", self._guarded(self.models)),
         ]
+
+        # a server may have one of both models only
         if self.embedder is not None:
             routes.append(Route("/v1/embeddings", self._working(self.embeddings), methods=["POST"]))
         if self.reranker is not None:
+            # where Jina, Cohere and vLLM have it
             for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
                 routes.append(Route(path, self._working(self.rerank), methods=["POST"]))
         return routes
@@ -217,6 +224,8 @@ class Server:
         """The query and the documents of a request, and what they cost."""
         self._check_count(body.documents, "documents")
         pictures = PictureReader(self.fetch, self.limits.pixels)
+
+        # a limit of pixels holds for all pictures of a request together
         query = read_item(body.query, "query", pictures)
         documents = []
         for number, document in enumerate(body.documents):
@@ -294,6 +303,7 @@ class Server:
         if self.open_requests >= self.limits.open_requests:
             return _error(_busy(f"{self.open_requests} requests are open; try again in 1 s.", 1))
 
+        # whatever happens, a request is counted as closed again
         self.open_requests += 1
         try:
             self._check_key(request)
@@ -305,6 +315,7 @@ class Server:
         except TimeoutError:
             return _error(Refusal(f"the request took longer than {self.limits.seconds:g} seconds.", 504))
         except Exception:
+            # the reason may show what is not the sender's business
             log.exception("a request to %s failed", request.url.path)
             return _error(Refusal("the model failed; the server's log has the reason.", 500))
         finally:

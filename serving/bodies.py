@@ -39,6 +39,7 @@ class EmbeddingBody(BaseModel):
         if self.messages is not None:
             return [_of_messages(self.messages)]
 
+        # OpenAI's clients send numbers of tokens, where they know the model
         items = self.input if isinstance(self.input, list) else [self.input]
         if items and isinstance(items[0], (int, list)):
             raise Refusal(
@@ -73,6 +74,8 @@ def read_body(kind: type[BaseModel], content: bytes) -> BaseModel:
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in problem["loc"])
+
+        # a mistyped option would otherwise do nothing, silently
         if problem["type"] == "extra_forbidden":
             raise Refusal(f"`{place}` is not known here; known are {', '.join(kind.model_fields)}.") from error
         raise Refusal(f"{f'`{place}`' if place else 'the body'}: {problem['msg']}.") from error
@@ -95,12 +98,15 @@ def read_item(value, name: str, pictures: PictureReader):
         return value
     if not isinstance(value, dict):
         raise Refusal(f"{name} is a {type(value).__name__}; an item is {_ITEM}.")
+
     if "content" in value:
         value = _of_parts(value, name)
 
     unknown = sorted(value.keys() - {"text", "image"})
     if unknown:
         raise Refusal(f"{name} has unknown keys {unknown}; an item is {_ITEM}.")
+
+    # a text, or images with or without one
     text = value.get("text")
     sources = value.get("image")
     if text is not None and not isinstance(text, str):
@@ -134,6 +140,7 @@ def _of_parts(value: dict, name: str) -> dict:
     if not isinstance(content, list):
         raise Refusal(f"{name}: the content of a message is a text or a list of parts.")
 
+    # the order of texts and images is the preset's
     texts = []
     images = []
     for part in content:

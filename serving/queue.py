@@ -141,6 +141,8 @@ class TokenQueue:
         work = Work(engine, pieces, tokens)
         with self._changed:
             waiting = self._waiting_tokens()
+
+            # a request larger than the limit is let in where nothing else waits
             if waiting and waiting + work.waiting_tokens > self.limit:
                 raise QueueFull(self._seconds(waiting))
             self._works.setdefault(engine, deque()).append(work)
@@ -179,9 +181,11 @@ class TokenQueue:
                     break
                 batch = self._next_batch()
 
+            # the model runs while requests come in
             if batch.shares:
                 self._run_timed(batch)
 
+        # who waits is told, rather than left waiting
         for works in self._works.values():
             for work in works:
                 work.fail(RuntimeError("the server is stopping."))
