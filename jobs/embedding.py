@@ -107,6 +107,7 @@ def _samples(path: Path, file: BinaryIO) -> list[tuple[int, int]]:
     if size <= SMALL:
         return [(0, size)]
 
+    # the head has the names of all tensors, and each of them is looked at in several places
     samples = [(0, SAMPLE)]
     for start, end in _tensor_spans(path, file, size):
         last = max(start, end - SAMPLE)
@@ -233,6 +234,7 @@ class Embedder:
             return self.model
 
         if self.library == "unime":
+            # CLIP and its like are not VLMs, and are opened otherwise
             self.model = self._open_baseline()
             if self.model is not None:
                 return self.model
@@ -246,6 +248,8 @@ class Embedder:
             self.model = open_sentence_transformer(
                 self.source, self.state.device, self.trust_remote_code, model_kwargs={"dtype": self.dtype}
             )
+
+            # which options there are is known only now
             check_options("the options of `encode`", self.options, [self.model.encode], TAKEN)
         return self.model
 
@@ -280,6 +284,8 @@ class Embedder:
             return "query", None
         if self.library == "unime":
             return model.processor.wording(role, task.benchmark, task.name)
+
+        # where both are prompted alike, an item is embedded once for both
         if model.prompts.get("query") == model.prompts.get("document"):
             role = "query"
         return role, None
@@ -439,6 +445,7 @@ def path_name(path: str, image_root=None) -> str:
     elif not isinstance(image_root, tuple):
         roots = (image_root,)
 
+    # the first folder that holds it
     for root in roots:
         start = f"{_resolved(str(root))}{os.sep}"
         if path.startswith(start):

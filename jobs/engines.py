@@ -238,6 +238,7 @@ class RayEngine:
         wanted = self.num_workers or self._room(gpus)
         missing = min(wanted, waiting + present) - present
 
+        # a worker that dies is not restarted by Ray: its shard is given to another here
         actor_class = self.ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(_RayWorker)
         actors = [actor_class.remote(os.getcwd(), list(sys.path)) for _ in range(missing)]
         self.actors += actors
@@ -255,6 +256,8 @@ class RayEngine:
             if node["Alive"]:
                 resources = node["Resources"]
                 fit = resources.get("CPU", 0)
+
+                # a node of many cores and few GPUs has room for few workers
                 if gpus:
                     fit = min(fit, resources.get("GPU", 0) / gpus)
                 count += int(fit)

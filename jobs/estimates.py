@@ -108,6 +108,8 @@ def forward_flops(vlm, processor, prepared: Sequence[PreparedItem]) -> dict[str,
     """
     text = vlm.config.get_text_config()
     matrices = _matrices(vlm)
+
+    # what grows with the length of a sequence, with its square, and with its images
     tokens = 0
     squares = 0
     patches = 0
@@ -116,6 +118,7 @@ def forward_flops(vlm, processor, prepared: Sequence[PreparedItem]) -> dict[str,
         squares += entry.length**2
         patches += sum(entry.image_tokens) * patches_per_token(processor)
 
+    # two operations for each weight and token; attention compares every pair of tokens
     language = 2 * matrices["language_model"] * tokens + 2 * text.num_hidden_layers * text.hidden_size * squares
     vision = 2 * (matrices["vision_tower"] + matrices["projector"]) * patches
     return {"language": float(language), "vision": float(vision)}

@@ -120,6 +120,8 @@ def _question(model, query, candidates: list, strategy: str, benchmark: str | No
     """What a reranker is asked about candidates: about the first window of them, where its preset has windows."""
     processor = model.processor
     instruction = options.get("instruction")
+
+    # a long list is shown in windows, of which the first is rehearsed
     if model.gives_places or strategy == "listwise":
         reading = {"resolution": options.get("resolution"), "benchmark": benchmark, "instruction": instruction}
         candidates = candidates[: model.list_window(query, candidates, reading)]
@@ -127,8 +129,11 @@ def _question(model, query, candidates: list, strategy: str, benchmark: str | No
     if model.gives_places:
         names = [f"candidate {number}" for number in range(len(candidates))]
         return processor.list_question(query, candidates, names, instruction, benchmark)
+
     if strategy == "listwise":
         return processor.rerank_messages(query, candidates, strategy, benchmark=benchmark, instruction=instruction)
+
+    # one candidate at a time
     answer_format = options.get("answer_format", "yes_no")
     return processor.question(query, *candidates, "candidate 0", answer_format, benchmark, instruction)
 

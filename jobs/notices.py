@@ -49,6 +49,8 @@ def _silence_imported():
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
+
+    # the Hub's library has bars of its own
     if "huggingface_hub" in sys.modules:
         from huggingface_hub.utils import disable_progress_bars
 

@@ -52,6 +52,7 @@ def shown_images(prepared: PreparedItem, original_size) -> list[str]:
         if isinstance(image, Clip):
             what = f"video of {len(image.frames)} frames"
             image = image.frames[0]
+
         before = " x ".join(map(str, original_size(image)))
         after = " x ".join(map(str, size))
         lines.append(f"{what} of {before} pixels, read at {after}: {tokens} tokens")
@@ -162,11 +163,13 @@ def _image_limits(processor) -> str:
     if processor._native.name == "Phi3VProcessor":
         return f"{images.num_crops} crops of {images.crop_size} pixels"
 
+    # those of Qwen are given in pixels
     if hasattr(images, "merge_size"):
         size = images.size
         side = images.patch_size * images.merge_size
         return f"{size['shortest_edge']:,} to {size['longest_edge']:,} pixels, a token is {side} x {side}"
 
+    # those of LLaVA in shapes of tiles
     pinpoints = getattr(images, "image_grid_pinpoints", None)
     if not pinpoints:
         return "none"

@@ -47,6 +47,7 @@ class Rehearsal:
             lines += ["", heading]
             lines += _pairs(facts) if isinstance(facts, dict) else _rows(facts)
 
+        # what is wrong stands at the end, where a terminal shows it
         for heading, messages in (("Warnings", self.warnings), ("Errors", self.errors)):
             lines += ["", f"{heading}: {len(messages) or 'none'}"]
             for message in messages:

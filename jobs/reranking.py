@@ -77,6 +77,8 @@ class Reranker:
             "dtype": self.dtype,
             **self.options,
         }
+
+        # jobs of earlier versions had no preset
         if self.preset is not None:
             settings["preset"] = preset_in_words(self.preset)
         return settings

@@ -115,9 +115,12 @@ class StoredArray:
             `(places, values)`: places among `rows`, and the values of the rows that stand there.
         """
         order = np.argsort(rows, kind="stable")
+
+        # rows that failed are in no shard
         order = order[self.present[rows[order]]]
         shard_of = np.searchsorted(self.starts, rows[order], side="right") - 1
 
+        # a shard is mapped once for all of its rows
         for places in np.split(order, np.flatnonzero(np.diff(shard_of)) + 1):
             if len(places):
                 number = int(np.searchsorted(self.starts, rows[places[0]], side="right")) - 1
@@ -137,6 +140,7 @@ class StoredArray:
             self._mapped.move_to_end(number)
             return self._mapped[number]
 
+        # too many open files would meet the system's limit
         values = mapped_array(self.shards[number].path, self.name)
         self._mapped[number] = values
         if len(self._mapped) > OPEN:

@@ -62,6 +62,7 @@ class CommandParser(argparse.ArgumentParser):
         for word in words.split():
             name = word.partition("=")[0].replace("_", "-")
             spellings = [option.replace("_", "-") for option in self._option_string_actions]
+
             for similar in difflib.get_close_matches(name, spellings, n=1, cutoff=0.8):
                 questions += f"; did you mean {similar}?"
         return questions

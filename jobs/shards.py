@@ -384,6 +384,7 @@ def finished_shards(out) -> list["Shard"]:
     job = _job_of(manifest)
     shards = [Shard(out, first, last, job) for first, last in _spans(manifest["rows"], manifest["shard_size"])]
 
+    # a shard that is present is whole: it was moved into its place when it was
     missing = [shard for shard in shards if not shard.path.exists()]
     if missing:
         raise ValueError(
@@ -421,6 +422,7 @@ def check_manifest(path: Path, manifest: dict):
         write_json(path, manifest)
         return
 
+    # a damaged manifest is no reason to refuse the job
     try:
         previous = read_json(path)
         if not isinstance(previous, dict):
@@ -430,6 +432,7 @@ def check_manifest(path: Path, manifest: dict):
         write_json(path, manifest)
         return
 
+    # all that differs is said at once
     differences = []
     for key in manifest:
         if not _are_same(previous.get(key), manifest[key]):
