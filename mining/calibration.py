@@ -116,6 +116,7 @@ def _labels(mining) -> dict[str, np.ndarray]:
     dataset_of = pool.dataset_of[mining.pair_numbers]
     positive_of = pool.positive_of[mining.pair_numbers]
 
+    # whether targets are labels shows in how often each occurs
     labels = {}
     for number in np.unique(dataset_of):
         rows = dataset_of == number

@@ -314,6 +314,8 @@ class FaissIndex:
         faiss = import_faiss()
         corpus = np.ascontiguousarray(corpus[:], dtype=np.float32)
         self.index = faiss.IndexFlatIP(corpus.shape[1])
+
+        # cells are found by clustering, which needs rows for each of them
         if kind == "ivf":
             lists = min(lists or int(4 * len(corpus) ** 0.5), len(corpus))
             self.index = faiss.IndexIVFFlat(self.index, corpus.shape[1], lists, faiss.METRIC_INNER_PRODUCT)

@@ -168,8 +168,11 @@ class _Owners:
         if candidate + 1 >= len(self.owner_starts):
             return self.owners[:0], self.owner_rows[:0]
 
+        # the owners of a candidate stand together
         places = np.arange(self.owner_starts[candidate], self.owner_starts[candidate + 1])
         places = places[~self.used[self.owners[places]]]
+
+        # an owner whose positive is in the cluster would be a false negative of it
         free = [covered.isdisjoint(self.positives_of(owner)) for owner in self.owners[places]]
         places = places[np.array(free, bool)]
         return self.owners[places], self.owner_rows[places]
@@ -193,11 +196,15 @@ def write_clusters(mining, embeddings: dict[str, StoredArray], folder: Path):
     for place, number in enumerate(dict.fromkeys(dataset_of.tolist())):
         name = mining.pool.datasets[number]
         path = folder / f"{file_name(name)}_hard_negatives.json"
+
+        # a data set that is done stays as it is
         if has_json(path, list):
             continue
 
         part = _DataSet.of(mining, numbers[dataset_of == number], embeddings)
         neighbours = _neighbours(mining, part, name)
+
+        # a data set is written by one process, as its clusters depend on each other
         if place % mining.state.num_processes == mining.state.process_index:
             _write_clusters(mining, name, part, neighbours, path)
 

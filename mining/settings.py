@@ -278,6 +278,7 @@ class QueriesConfig:
             setattr(self, name, {} if value is None else value)
         check_settings(self)
 
+        # a mistyped kind is an error now rather than after hours of writing
         unknown = sorted(set(self.kinds or ()) - set(QUERY_KINDS))
         if unknown:
             raise ValueError(f"`kinds` has {', '.join(unknown)}; there are {', '.join(QUERY_KINDS)}.")

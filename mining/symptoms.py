@@ -52,6 +52,7 @@ def label_symptoms(pool: Pool, num_negatives: int) -> list[str]:
         distinct = len(positives)
         if not is_label_type(distinct, count):
             continue
+
         line = f"{name or 'the rows'}: {distinct} distinct positives in {count} pairs are labels"
         if distinct - 1 < num_negatives:
             line += f", of which {distinct - 1} can be negatives (num_negatives is {num_negatives})"

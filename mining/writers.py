@@ -65,6 +65,7 @@ def write_judged(path, examples: Iterable[Example], image_root) -> int:
                 file.write(",\n" if count else "[\n")
                 file.write(json.dumps(_judged_row(example, image_root), ensure_ascii=False))
                 count += 1
+
             file.write("\n]\n" if count else "[\n]\n")
 
     write_whole(path, write)
@@ -92,6 +93,8 @@ def write_judged_shards(
     count = 0
     for first in tqdm(range(0, rows, shard_size), desc="Selecting", unit="file"):
         path = folder / f"rows-{first:09d}.parquet"
+
+        # a file that is present was moved into its place when it was whole
         if not path.exists():
             examples = examples_of(range(first, min(first + shard_size, rows)))
             write_whole(path, partial(_write_parquet, examples=examples, image_root=image_root))
