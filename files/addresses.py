@@ -113,10 +113,13 @@ def local_folder_copy(path) -> Path:
     if isinstance(path, Path):
         return path
 
+    # where copies of this store lie
     folder = _folder_of(str(path))
     root = path.path.rstrip("/")
     for name, info in path.fs.find(root, detail=True).items():
         below = PurePosixPath(name).relative_to(root)
+
+        # a store may name its files as it likes
         if ".." in below.parts:
             raise ValueError(f"{path}: the name {name!r} leads out of the folder.")
         _copy_of(path.fs, name, folder / below, info)
@@ -183,6 +186,7 @@ def fetched(path):
     if not is_address(path) or str(path).startswith("hf://"):
         return path
 
+    # a file, or all of a folder
     address = to_path(str(path))
     if address.fs.isfile(address.path):
         return local_copy(address)

@@ -56,6 +56,7 @@ def _suffix(content: bytes, name: str) -> str:
     if suffix in IMAGES or suffix in OTHER:
         return suffix
 
+    # data sets often keep a picture without its name
     for kind, (place, start) in _STARTS.items():
         if content[place : place + len(start)] == start:
             return kind

@@ -131,6 +131,7 @@ def has_json(path, kind: type = dict) -> bool:
     if not to_path(path).exists():
         return False
 
+    # a program that was killed by hand may have left half a file
     try:
         content = read_json(path)
         if not isinstance(content, kind):
