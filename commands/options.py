@@ -193,6 +193,8 @@ def add_reranker(parser: argparse.ArgumentParser, required: bool = False, strate
 def add_engine(parser: argparse.ArgumentParser):
     """The settings of [`~unime.jobs.choices.EngineSettings`] as options."""
     types = {"num_workers": positive, "gpus_per_worker": float}
+
+    # the fields are described once, for recipes and for the command line
     group = parser.add_argument_group("engine")
     for entry in fields(EngineSettings):
         group.add_argument(

@@ -93,6 +93,7 @@ def prompts_of(preset, model=None, trust_remote_code: bool = False) -> dict[str,
             if getattr(getattr(rules, role), kind) is None:
                 prompts[f"{role}, {kind}"] = None
                 continue
+
             prompts[f"{role}, {kind}"], _ = renderer.render({part: sample[part] for part in parts}, role=role)
     return prompts
 

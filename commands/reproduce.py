@@ -27,6 +27,7 @@ def execute(options):
             settings = QUICK if options.quick else FULL
             summary = reproduce(options.out, options.claims, options.seeds, settings)
 
+        # the pages are made of the summary alone
         page = options.page or options.out / "reproduction.md"
         for path in (summary, *write_pages(summary, page)):
             print(path)

@@ -25,11 +25,15 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 def execute(options):
     """Does what the options of `unime serve` say: serves until it is interrupted; open requests are answered first."""
     keys = [key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip()]
+
+    # a server that others can reach should not be open by accident
     if not keys and options.host not in LOOPBACK:
         print(f"unime serve: whoever reaches {options.host} may use it; set {KEYS} to ask for keys.", file=sys.stderr)
 
     with one_line_errors("unime serve"):
         server = server_of(options, keys)
+
+    # requests that are open have their time to end
     uvicorn.run(
         server.app,
         host=options.host,
@@ -55,6 +59,8 @@ def server_of(options, keys: list[str]) -> Server:
         waiting_tokens=options.max_waiting_tokens,
         seconds=options.timeout,
     )
+
+    # loading takes longest, and bad limits are refused before
     embedder, reranker = _served(options)
     return Server(embedder, reranker, limits, keys, Fetcher(options.image_host, options.max_bytes))
 

@@ -126,6 +126,7 @@ class Server:
             name = type(error).__name__
             raise ValueError(f"{address} does not answer ({name}); is the server running?") from error
 
+        # what the server says of it is most of what there is to know
         if not response.ok:
             raise ValueError(f"{address} refused: status {response.status_code}: {response.text[:SHOWN]}")
         try:
@@ -404,6 +405,7 @@ def _show(report: dict):
     for row in report["items"]:
         numbers = "  ".join(f"{name} {value:.5f}" for name, value in row.items() if isinstance(value, float))
         print(f"{numbers}  {row['item']}")
+
     verdict = "The server's answers are not the model's:"
     if report["same"]:
         verdict = "The server gives the model's answers."

@@ -30,6 +30,8 @@ def read(arguments=None):
     add(command, "allow-urls")
     add(command, "split")
     command.add_argument("--no-images", action="store_true", help="only look whether images are there")
+
+    # as a training would read it
     add(command, "model", help="read every row as a training of this model would, and list what it cannot read")
     add(command, "preset")
     command.add_argument("--as-reranker", action="store_true", help="the model, a stock VLM, is to become a reranker")

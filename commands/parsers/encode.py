@@ -22,11 +22,15 @@ def read(arguments=None):
     add_embedder(parser)
     parser.add_argument("--out", required=True, help=".parquet or .npz file to write")
     add(parser, "trust-remote-code")
+
+    # how the sources are read
     add(parser, "role", default="document")
     add(parser, "image-root")
     parser.add_argument("--column", choices=ROLES, help="take this of rows of queries and positives, as items")
     add(parser, "columns")
     add(parser, "allow-urls")
+
+    # what is done with them
     parser.add_argument("--update", action="store_true", help="embed only what the file lacks or what has changed")
     add(parser, "verify")
     add_engine(parser)

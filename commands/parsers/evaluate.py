@@ -49,6 +49,7 @@ class DataSettings(EngineSettings):
             if isinstance(value, str):
                 setattr(self, name, _parsed(name, value))
 
+        # recipes of earlier versions have the old name
         if getattr(self, "top", None) is not None:
             print("unime eval: `top` is now called `candidates`; the old name will go.", file=sys.stderr)
             self.candidates = self.top
