@@ -222,6 +222,7 @@ def _prompts(preset: str | Preset, fusion: str) -> str:
         lines += _prompt_rows(preset.document, "document, ")
     table = "\n".join(lines)
 
+    # how text and image become one vector is not seen in the prompts
     sentences = [f"Preset `{name}`, kept in the repository; an `instruction` stands before the text."]
     if fusion == "sum":
         sentences.append("An item of image and text is the sum of the two embeddings.")

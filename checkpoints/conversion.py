@@ -86,6 +86,7 @@ def merge(source, out, base=None, preset: str | None = None, reranker: bool = Fa
     if adapter is None:
         raise ValueError(f"{source} is not an adapter: it has no adapter_config.json.")
 
+    # an adapter names what it was trained on
     base = base or base_model_of(adapter)
     model = open_checkpoint(source, preset, reranker, base, trust_remote_code=trust_remote_code)
     model.save_pretrained(out)
@@ -218,6 +219,7 @@ def _save_stock_processor(processor, out: Path):
     if processor.chat_template:
         write_text(out / "chat_template.jinja", processor.chat_template)
 
+    # Pillow's class of an image processor is called by its plain name in files
     images = json.loads(processor.image_processor.to_json_string())
     images["image_processor_type"] = images["image_processor_type"].removesuffix("Pil")
     images["processor_class"] = processor_class

@@ -116,6 +116,8 @@ def _adapter_keys(patient: Patient) -> Iterator[Drift]:
     if patient.adapter is None:
         return
     keys = adapter_weights(patient.adapter).keys()
+
+    # keys were named otherwise before the language model had a module of its own
     old = [key for key in keys if _OLD_ADAPTER_KEY.match(key)]
     if old:
         yield Drift(
@@ -125,6 +127,8 @@ def _adapter_keys(patient: Patient) -> Iterator[Drift]:
             "result is the base model.",
             "renames all keys, and refuses an adapter of which a part has no place.",
         )
+
+    # DoRA scales its columns
     if any("lora_magnitude_vector" in key for key in keys):
         yield Drift(
             "magnitudes of DoRA lost",
@@ -132,6 +136,7 @@ def _adapter_keys(patient: Patient) -> Iterator[Drift]:
             "base's value.",
             "renames the magnitudes too, and merges as DoRA.",
         )
+
     if (patient.adapter / "adapter_model.bin").exists():
         yield Drift(
             "adapter in a pickle",
@@ -144,6 +149,8 @@ def _tasks(patient: Patient) -> Iterator[Drift]:
     adapters = folder_of_tasks(patient.files)
     if adapters is None:
         return
+
+    # which of them is merged is a choice of the preset
     task = None if patient.rules is None else patient.rules.adapter
     here = "asks for a preset that names the task." if task is None else f"merges the adapter for {task!r}."
     yield Drift(
@@ -190,6 +197,8 @@ def _normalizer(patient: Patient) -> Iterator[Drift]:
         return
     with open(path, encoding="utf-8") as file:
         saved = json.load(file).get("normalizer")
+
+    # what the stock class makes of it
     loaded = AutoTokenizer.from_pretrained(patient.folder, trust_remote_code=False)
     backend = getattr(loaded, "backend_tokenizer", None)
     if backend is None:
@@ -209,12 +218,16 @@ def _normalizer(patient: Patient) -> Iterator[Drift]:
 def _image_limits(patient: Patient) -> Iterator[Drift]:
     if patient.rules is None or not getattr(patient.rules, "image_tokens", None):
         return
+
+    # older files have the limits as numbers, newer ones as a size
     images = patient.files.json("preprocessor_config.json") or {}
     size = images.get("size") or {}
     saved = (
         images.get("min_pixels") or size.get("shortest_edge"),
         images.get("max_pixels") or size.get("longest_edge"),
     )
+
+    # the authors give them in tokens, each of which is a square of patches
     side = (images.get("patch_size") or 14) * (images.get("merge_size") or 2)
     meant = tuple(count * side * side for count in patient.rules.image_tokens)
     if saved != meant:
@@ -230,6 +243,8 @@ def _image_limits(patient: Patient) -> Iterator[Drift]:
 def _head(patient: Patient) -> Iterator[Drift]:
     if not patient.keys or patient.adapter is not None:
         return
+
+    # a head that is tied to the embeddings is in no file
     text = patient.config.get("text_config") or {}
     is_tied = patient.config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))
     heads = sorted(key for key in patient.keys if _SCORE_KEY.match(key))
@@ -239,6 +254,8 @@ def _head(patient: Patient) -> Iterator[Drift]:
             "a class with a language head starts with a random lm_head, and only reports it as newly initialised.",
             "takes the model without its head for an embedder, and refuses to judge with a head that did not land.",
         )
+
+    # a head of scores has a name of its own
     if heads:
         yield Drift(
             "head left out",
@@ -280,6 +297,8 @@ def _ends(patient: Patient) -> Iterator[Drift]:
 def _penalty(patient: Patient) -> Iterator[Drift]:
     settings = patient.files.json("generation_config.json") or {}
     penalty = settings.get("repetition_penalty", 1.0)
+
+    # an embedder generates nothing
     is_judge = patient.rules is not None and patient.rules.judging is not None
     if is_judge and penalty != 1.0:
         yield Drift(

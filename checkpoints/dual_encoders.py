@@ -141,12 +141,16 @@ class TransformersTowers:
         )
         assert_all_landed(info, folder)
         self.model = model.to(device).eval()
+
+        # texts and images are read apart
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
         self.image_processor = _image_processor(folder, model.config, trust_remote_code)
 
         text_config = model.config.text_config
         self.longest = getattr(text_config, "max_position_embeddings", None)
         self.is_siglip = model.config.model_type.startswith("siglip")
+
+        # CLIP and SigLIP call these otherwise than EVA-CLIP
         self.embed_texts = _method(model, "get_text_features", "encode_text")
         self.embed_images = _method(model, "get_image_features", "encode_image")
 

@@ -106,6 +106,8 @@ def _differences(model) -> list[str]:
     processor = model.processor
     preset = processor.rules
     differences = []
+
+    # how tokens and images are placed
     if model.config.positions != "native":
         differences.append("flat positions")
     if Resolution.parse(processor.resolution) != Resolution():
@@ -116,6 +118,8 @@ def _differences(model) -> list[str]:
         differences.append("limits of images")
     if (model.config.pooling, model.config.attention) != ("last", "native"):
         differences.append("pooling or attention")
+
+    # one template cannot tell a query from a document
     defaults = (processor.default_instruction("query"), processor.default_instruction("document"))
     if preset.query != preset.document or defaults[0] != defaults[1]:
         differences.append("prompts that differ by role")
@@ -155,6 +159,8 @@ def _reranker_differences(model) -> list[str]:
         differences.append(f"the resolution {processor.resolution}")
     if processor.rules.image_tokens is not None:
         differences.append("limits of image tokens")
+
+    # how a score is made of what the model says
     if model.repetition_penalty != 1.0:
         differences.append(f"a repetition penalty of {model.repetition_penalty}")
     if isinstance(processor.rules.appended, int):
@@ -181,6 +187,7 @@ def _write_modules(out: Path, modules, task: str, output: str, name: str, templa
         (out / folder).mkdir(exist_ok=True)
     write_json(out / "modules.json", entries)
 
+    # whatever an item is made of goes through the same forward
     method = {"method": "forward", "method_output_name": output}
     settings = {
         "transformer_task": task,
@@ -250,6 +257,7 @@ def judge_template(processor) -> str:
     prompts = {}
     for query_kind, query in _sample_items(_QUERY).items():
         for document_kind, document in _sample_items(_DOCUMENT).items():
+            # what the judge is never asked needs no words
             several_images = "image" in query and "image" in document
             if several_images and not processor.takes_several_images:
                 continue
