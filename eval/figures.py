@@ -123,6 +123,8 @@ def next_tokens(panels: dict[str, list[tuple[Item, list[tuple[str, float]]]]], p
         for number, (item, words) in enumerate(predictions):
             axis = axes[number][column]
             _draw_words(axis, words, colour)
+
+            # titles stand above the first row only, and items left of the first column
             if number == 0:
                 axis.set_title(f"{title}: next word", fontsize=10)
             if column == 1:
@@ -184,6 +186,7 @@ def training_curves(runs: dict[str, list[dict]], path) -> Path:
         for entry in entries:
             rows.append([name, entry["step"], entry["loss"], entry["grad_norm"]])
 
+    # from zero, so that curves of several trainings can be compared
     for axis, title in zip(axes, ("loss", "gradient norm before clipping")):
         axis.set(xlabel="step", title=title)
         axis.set_ylim(bottom=0)

@@ -41,9 +41,12 @@ def floors_of(task: Task) -> dict[str, float]:
     """
     floors = {"chance": _chance(task), "commonest answer": _commonest_answer(task)}
     items = [*task.queries, *task.corpus]
+
+    # words can be compared where all items have some
     if all(item.text.strip() for item in items):
         floors["BM25"] = _bm25(task)
 
+    # and pictures where all have one
     if all(item.image and not item.is_video for item in items):
         floors["16 x 16 pixels"] = _by_pictures(task, _thumbnail)
         floors["colours"] = _by_pictures(task, _colours)

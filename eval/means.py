@@ -84,6 +84,7 @@ def summarize(results: dict[str, dict], candidates: int = 100) -> dict[str, floa
         if result["candidates"] >= candidates:
             large.append(score)
 
+    # few candidates make a task easy, so that such tasks have no place in the overall mean
     means = {}
     for kind, scores in by_kind.items():
         means[kind] = sum(scores) / len(scores)
@@ -163,6 +164,7 @@ def print_metrics(tasks: dict[str, dict]):
         values = [_three_digits(result[metric]) for metric in METRICS]
         print(f"{name:<{width}} {result['queries']:>8}{result['candidates']:>11}{_cells(values)}")
 
+    # every task counts alike, whatever its size
     if len(tasks) > 1:
         means = []
         for metric in METRICS:

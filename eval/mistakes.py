@@ -142,6 +142,7 @@ def _section(mistake: Mistake) -> list[str]:
     for item in mistake.right[:SHOWN]:
         lines.append(figure_of(item, "right", "wide positive"))
 
+    # what the model took for better
     lines.append("</div><p>what came first</p><div class=row>")
     for place, (item, similarity, is_right) in enumerate(mistake.first[:SHOWN], 1):
         lines.append(figure_of(item, f"{place}. {similarity:.3f}", "", RIGHT if is_right else WRONG))

@@ -260,6 +260,7 @@ class _Builder:
             yield from self._rows_of_folder()
             return
 
+        # lines of JSON
         with open_text(self.path) as lines:
             for number, line in enumerate(lines):
                 if not line.strip():

@@ -114,6 +114,7 @@ def _default_name(content: dict) -> str:
     if settings.get("resolution"):
         details.append(f"resolution {settings['resolution']}")
 
+    # a person knows a model by its name
     name = re.sub(r"@[0-9a-f]{16}", "", content["model"])
     if not details:
         return name
@@ -164,6 +165,7 @@ def build(results: list[Result]) -> list[Table]:
             tables.append(_task_table(benchmark, measured))
         tables += _reranking_tables(benchmark, measured)
 
+        # whoever compares names the model to compare with first
         baseline = measured[0]
         for other in measured[1:]:
             tables.append(_comparison_table(benchmark, baseline, other))
@@ -513,6 +515,7 @@ def _differences(first: Result, second: Result) -> dict[str, float]:
     for name, entry in second.tasks.items():
         differences[name] = entry["score"] - first.tasks[name]["score"]
 
+    # a mean may be over fewer tasks than there are, or over none
     first_means = means_of(first.benchmark, first.tasks)
     for group, mean in means_of(second.benchmark, second.tasks).items():
         if mean is not None:

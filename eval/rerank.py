@@ -321,6 +321,8 @@ def _task_result(task: Task, outcomes: list[_Outcome], before: dict) -> dict:
     """A task's entry in a results file: the metrics, those before, and what changed at the first place."""
     after = [outcome.after for outcome in outcomes]
     notes = list(task.notes)
+
+    # a part of the queries was asked for
     if len(outcomes) < len(task.queries):
         notes.append(f"the first {len(outcomes)} of {len(task.queries)} queries")
 

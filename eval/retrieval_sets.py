@@ -151,6 +151,8 @@ def read_captioned(name: str, root, cache, captions: int = 5) -> list[Task]:
             texts = row["text"]
             if not isinstance(texts, list):
                 texts = [texts]
+
+            # an image without a caption would be found by no query
             if not any(text and text.strip() for text in texts):
                 raise ValueError(f"{where}: the image has no caption.")
 
@@ -255,6 +257,7 @@ def read_retrieval(root, names: Iterable[str] | None = None, cache=None, image_r
     if not names:
         raise ValueError(f"{root} holds none of the folders {', '.join(PUBLISHED)} (`unime data fetch` makes them).")
 
+    # each of them has a layout of its own
     tasks = []
     for name in names:
         if name == "sharegpt4v":

@@ -197,6 +197,7 @@ def distinct(groups: Sequence[Sequence[Item]]) -> tuple[list[Item], list[np.ndar
         for item in items:
             row_of.setdefault(item, len(row_of))
 
+    # a list is then rows of one table
     rows = []
     for items in groups:
         rows.append(np.array([row_of[item] for item in items], np.int64))
@@ -393,6 +394,7 @@ def read_result(path) -> dict:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a results file of format {FORMAT}.")
 
+    # somebody may have edited it
     lacking = [key for key in _KEYS if not isinstance(content.get(key), _KEYS[key])]
     if lacking:
         raise ValueError(
@@ -406,6 +408,7 @@ def is_whole(path: Path, *beside: str) -> bool:
     if not path.exists():
         return False
 
+    # what lies beside it belongs to it
     try:
         read_result(path)
         for name in beside:
@@ -456,6 +459,7 @@ def _score_all(tasks: list[Task], groups: dict[Wording, _Group], jobs: dict[Word
     for wording, job in jobs.items():
         embeddings[wording] = torch.from_numpy(read_job(job, ["embeddings"])["embeddings"])
 
+    # one task after the other, as a table of all similarities is large
     results = {}
     rankings = {}
     for task, queries, corpus in _tables(tasks, groups, embeddings):
