@@ -298,6 +298,7 @@ class EmbeddingTrainer(MeteredTrainer):
                 return {}
             return {self._names[present[0]] or UNNAMED: output.loss.detach()}
 
+        # a loss of each row can be shared out
         losses = {}
         for number in present:
             losses[self._names[number] or UNNAMED] = output.row_losses[table.dataset == number].mean()

@@ -70,6 +70,7 @@ class RetrievalMeasures:
             queries = self._queries.setdefault(name, _Side())
             answers = self._answers.setdefault(name, _Side())
 
+            # equal items of several batches are one
             number = queries.number(hashes[query], vectors[query])
             answer = answers.number(hashes[positive], vectors[positive])
             self._relevant.setdefault(name, {}).setdefault(number, {})[answer] = None

@@ -173,6 +173,7 @@ class MeteredTrainer(Trainer):
         """
         read_once = {field.name for field in fields(self.args)} - {field.name for field in fields(TrainingArguments)}
 
+        # a setting that is read once would not change from trial to trial
         def checked(trial):
             space = hp_space(trial)
             unread = sorted(read_once & space.keys())
@@ -496,10 +497,12 @@ def resolve_decay(args: TrainingArguments, steps: int):
     if decay is None:
         return
 
+    # a share of all steps
     if 0 < decay < 1:
         decay = int(decay * steps)
         args.lr_scheduler_kwargs = {**args.lr_scheduler_kwargs, "num_decay_steps": decay}
 
+    # transformers would let one run into the other
     warmup = args.get_warmup_steps(steps)
     if warmup + decay > steps:
         raise ValueError(

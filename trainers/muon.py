@@ -37,6 +37,8 @@ class Muon(Optimizer):
 
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+
+            # matrices of a shape are multiplied together, which is faster than one by one
             for alike in _by_shape(parameters):
                 self._step_together(alike, group)
         return loss

@@ -222,6 +222,8 @@ class RerankerCollator:
         questions = []
         if "yes" in kinds:
             questions.append(self._question("yes", example, [positive], "Yes"))
+
+        # the hardest negative comes first
         if "no" in kinds and negatives:
             questions.append(self._question("no", example, negatives[:1], "No"))
         if "list" in kinds and negatives:

@@ -125,9 +125,13 @@ def check_quantized(options):
     """
     if not options.use_peft:
         raise ValueError("quantised weights do not train; add an adapter with use_peft: true (QLoRA).")
+
+    # packed bits cannot be shared out
     launched_by_fsdp = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     if is_deepspeed_zero3_enabled() or launched_by_fsdp:
         raise ValueError("QLoRA goes with neither ZeRO-3 nor FSDP, which share out packed bits; use multi_gpu.yaml.")
+
+    # nor can an adapter be merged into them without a loss
     from ..adapters_unime import adapter_folder
 
     if adapter_folder(Path(options.model_name_or_path)) is not None:
@@ -311,6 +315,8 @@ def _check_early(stage: StageArguments, args, options):
         raise ValueError(
             "`model_name_or_path` is missing: a folder, or a repository such as Qwen/Qwen2-VL-2B-Instruct."
         )
+
+    # what would be an error after the data is read, too
     check_processes(args.world_size)
     if args.max_steps > 0:
         resolve_decay(args, args.max_steps)

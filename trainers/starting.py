@@ -46,6 +46,7 @@ def load_model(path, preset: str | None = None, reranker: bool = False, **kwargs
     model = open_checkpoint(path, preset, reranker, **options)
     require_kind(model, path, reranker)
 
+    # plain products are the faster attention on a CPU
     if "attn_implementation" not in options and not torch.accelerator.is_available():
         plain_attention(model)
     return model
@@ -86,6 +87,7 @@ def first_model(model, model_init: Callable | None, reranker: bool, seed: int):
     if (model is None) == (model_init is None):
         raise ValueError("a trainer needs either `model` or `model_init`.")
 
+    # every trial begins from the same weights
     if model_init is not None:
         set_seed(seed)
         return call_model_init(model_init, None)

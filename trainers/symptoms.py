@@ -50,6 +50,7 @@ def symptoms_of_rows(counts: RowCounts, batch: int, temperature: float | None, h
                 "answers (homogeneous_batches: false)."
             )
 
+    # few answers are soon told apart
     if temperature is not None and batch < FEW_ROWS:
         lines.append(
             f"a batch has {batch} rows, so that a query meets {batch - 1} answers of others, soon told apart at "

@@ -146,6 +146,7 @@ def _check_complete(path: Path, present: dict, rows: dict[str, int]):
     if not missing:
         return
 
+    # a few of them show what the others are like
     examples = [f"{_short(text)} (training row {rows[text]})" for text in missing[:NAMED]]
     if len(missing) > NAMED:
         examples.append("...")
