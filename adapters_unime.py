@@ -206,6 +206,8 @@ def _of_task(weights: dict, task: str, path) -> dict:
         match = re.fullmatch(r"(.+\.lora_[AB])\.([^.]+)\.(weight|bias)", key)
         if match is None:
             raise ValueError(f"the adapter {path}: {key} does not say which task it belongs to.")
+
+        # the others are named where this one is not among them
         tasks.add(match[2])
         if match[2] == task:
             task_weights[f"{match[1]}.{match[3]}"] = weight
@@ -222,12 +224,15 @@ def _renamed_weights(weights: dict, path, modules: dict, unused=()) -> tuple[dic
     for key, weight in weights.items():
         if not weight.is_floating_point():
             raise ValueError(f"the adapter {path}: {key} is of type {weight.dtype}, which is not a type of weights.")
+
+        # what the base does not have any more, such as its head, may be left out
         match = re.fullmatch(r"base_model\.model\.(.+?)\.(lora_.+)", key)
         if match and f"{match[1]}.".startswith(tuple(unused)):
             continue
         name = _present_name(match[1], modules) if match else None
         if name is None:
             raise ValueError(f"the adapter {path} was trained on another base: {key} has no place in this model.")
+
         targets.add(name)
         renamed[f"base_model.model.{name}.{match[2]}"] = weight
 
@@ -254,6 +259,7 @@ def adapter_weights(path) -> dict[str, torch.Tensor]:
         except (SafetensorError, OSError, EOFError, RuntimeError) as error:
             raise ValueError(f"the adapter {path} cannot be read: {name}: {error}") from error
 
+        # a pickle may hold anything
         if not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
             raise ValueError(f"the adapter {path} cannot be read: {name}: not every entry is a tensor.")
         return weights

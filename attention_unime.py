@@ -60,10 +60,12 @@ def _images_by_length(cu_seq_lens: torch.Tensor) -> tuple[list[int], list[torch.
     for start, end in pairwise(cu_seq_lens.tolist()):
         starts_by_length.setdefault(end - start, []).append(start)
 
+    # images of a length are looked at together: the places of their patches, a row for each image
     places = []
     for length, starts in starts_by_length.items():
         places.append(torch.tensor(starts)[:, None] + torch.arange(length))
 
+    # what brings the results back into the order in which they were packed
     order = torch.cat([index.flatten() for index in places]).argsort()
     device = cu_seq_lens.device
     return list(starts_by_length), [index.to(device) for index in places], order.to(device)

@@ -75,6 +75,7 @@ class ControlTokens:
         if not guard:
             return ids
 
+        # a guard may be of several tokens
         plain = []
         place = 0
         while place < len(ids):

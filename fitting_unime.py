@@ -59,6 +59,8 @@ def check_processor_files(files: SavedFiles, with_preset: bool):
     if processor is None:
         raise ValueError(f"{files.shown(_PROCESSOR)} is missing, which says how items are read.")
     check_types(files.shown(_PROCESSOR), processor, _SETTINGS)
+
+    # without it, special tokens would be plain text
     tokenizer_config = files.json(_TOKENIZER_CONFIG)
     if tokenizer_config is None:
         raise ValueError(f"{files.shown(_TOKENIZER_CONFIG)} is missing, which names the tokenizer's special tokens.")
@@ -67,6 +69,8 @@ def check_processor_files(files: SavedFiles, with_preset: bool):
     backbone = processor.get("backbone")
     if not isinstance(backbone, dict) or not backbone.get("processor_class"):
         raise ValueError(f'{files.shown(_PROCESSOR)} has lost its "backbone", the class that reads images.')
+
+    # a preset that is given replaces the saved one, whatever is wrong with that
     if with_preset:
         _check_preset(files, processor, files.json("config.json") or {})
 

@@ -362,18 +362,22 @@ def load_frames(video, media: Media | int) -> list:
         media = Media(num_frames=media)
     if isinstance(video, (str, os.PathLike)):
         path = os.fspath(video)
+
+        # a name may say how the video is sampled: clip.mp4#fps=2
         if not os.path.exists(path):
             path, media = _sampled(path, media)
         if os.path.isdir(path):
             return _frames_in_folder(path, media.num_frames)
         return _frames_of_file(path, media)
 
+    # frames that are here already
     frames = []
     with _unreadable_as_value_error("the video, neither a path nor a list of images or arrays,"):
         for frame in video:
             if not isinstance(frame, Image.Image):
                 frame = Image.fromarray(np.asarray(frame))
             frames.append(frame)
+
     if not frames:
         raise ValueError("the video has no frame.")
     return [frames[index] for index in _spread(len(frames), min(media.num_frames, len(frames)))]
@@ -520,6 +524,7 @@ class Resolution:
         if isinstance(value, Mapping):
             return cls(**value)
 
+        # each term sets its own field, so that several can be joined
         policy = cls()
         for term in str(value).split("+"):
             limit = re.fullmatch(r"(pixels|tokens|tiny|ratio):(\d+)", term)
@@ -567,6 +572,8 @@ class Resolution:
         if self.tiny is not None and min(width, height) < self.tiny // 2:
             width = self.tiny
             height = self.tiny
+
+        # a square, whatever the shape was
         if self.side is not None:
             width = self.side
             height = self.side
@@ -575,6 +582,7 @@ class Resolution:
         if grain is not None:
             return self._fit_squares(width, height, grain, smallest)
 
+        # where tokens do not follow from the size, pixels are limited first
         if self.max_pixels is not None and width * height > self.max_pixels:
             width, height = _shrink(width, height, math.sqrt(self.max_pixels / (width * height)))
         if self.max_tokens is not None:
@@ -588,6 +596,7 @@ class Resolution:
         elif self.ratio is not None and height > self.ratio * width:
             width = height / self.ratio
 
+        # the shortest side counts more than the longest
         scale = 1.0
         if self.sides is not None:
             shortest, longest = self.sides
@@ -606,6 +615,7 @@ class Resolution:
         if not limits:
             return width, height
 
+        # what is too small is enlarged, but never above the limit
         most = min(limits)
         if self.min_tokens is not None:
             smallest = self.min_tokens * grain**2

@@ -239,6 +239,8 @@ class SavedFiles:
             for name in (*_SMALL_FILES, *_STOCK_FILES):
                 if name.endswith(".json"):
                     self.json(name)
+
+            # transformers speaks of a backend where the file is missing
             if "backend tokenizer" in str(error):
                 raise ValueError(f"{self.source} has no tokenizer.json, nor another tokenizer that opens.") from error
             raise
@@ -280,6 +282,7 @@ class SavedFiles:
         if any(section.get("quantization_config") for section in sections):
             return
 
+        # without a note of how they were quantised, integers are not weights
         for name in self.weight_files():
             path = self.file(name)
             types = {} if path is None else _types_of_tensors(path)

@@ -177,6 +177,8 @@ def item_fields(item, name: str = "item") -> dict:
     unknown = sorted(item.keys() - set(FIELDS), key=str)
     if unknown:
         raise ValueError(f"{name} has unknown keys {unknown}; an item has 'text', 'image' or 'video'.")
+
+    # `images` is another name for several of them
     fields = dict(item)
     if "images" in fields:
         if fields.get("image") is not None:
@@ -357,6 +359,7 @@ def judge_messages(
     for index, candidate in enumerate(candidates):
         if listwise:
             content.append(_text_part(f"({index + 1}) "))
+
         name = names[index] if names else f"candidate {index}"
         content += _item_parts(candidate, name, media, image_text)
     return [{"role": "user", "content": content}]

@@ -242,6 +242,8 @@ class ListRanking:
                 f"the preset {self.processor.preset!r} writes whole orders, not a number; rank by 'listwise'."
             )
         everyone = list(range(len(candidates)))
+
+        # candidates are numbered from one in the prompt
         answer = self._generate(self._listwise_prompt(query, candidates, everyone, reading, suffix=""))
         number = re.search(r"\((\d+)\)", answer)
         index = int(number[1]) - 1 if number else -1
@@ -250,6 +252,7 @@ class ListRanking:
     def _order_by_generation(self, query, candidates, reading: dict) -> list[int]:
         """The candidate that the model names in its answer, then the others in their order."""
         index, answer = self._picked(query, candidates, reading)
+
         order = list(range(len(candidates)))
         if index is None:
             warnings.warn(

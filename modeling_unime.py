@@ -708,6 +708,7 @@ class UniMERerankerForCausalLM(ListRanking, VLMGenerationMixin, UniMEPreTrainedM
             if logits is None:
                 logits = self._separate_logits(prepared, columns, batch_tokens, bar)
 
+        # a broken weight shows here first
         is_finite = torch.isfinite(logits).all(dim=1)
         if not is_finite.all():
             self._explain_not_finite(prepared[int(is_finite.logical_not().nonzero()[0])].name)

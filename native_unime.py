@@ -134,6 +134,7 @@ class NativeProcessor:
             inherited = getattr(type(self.processor), name, None) is getattr(ProcessorMixin, name, self)
             if getattr(self.processor, name, None) is None or inherited:
                 missing.append(name)
+
         if missing:
             raise ValueError(
                 f"{self.name} does not follow transformers' interface of image-text-to-text processors: it lacks "
@@ -409,6 +410,7 @@ def _tile_settings(config) -> dict:
         has_class_token = "clip" in vision.model_type
         return {**settings, "patch_size": vision.patch_size, "num_additional_image_tokens": int(has_class_token)}
 
+    # LLaVA-OneVision asks for the tokens of a whole tile
     side = vision.image_size // vision.patch_size
     return {**settings, "num_image_tokens": side * side, "vision_aspect_ratio": config.vision_aspect_ratio}
 

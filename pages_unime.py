@@ -49,6 +49,7 @@ class PdfPage:
         if not os.path.isfile(self.path):
             raise ValueError("there is no such file")
 
+        # PDFium is not made for several threads
         with _LOCK:
             try:
                 document = pdfium.PdfDocument(self.path)

@@ -116,6 +116,8 @@ def refuse_foreign_layout(files: SavedFiles):
         return
 
     architectures = config.get("architectures") or []
+
+    # what it is shows in its name or in its class
     names = [*possible_names(files.source), *map(str, architectures)]
     for part, reason in _FOREIGN.items():
         if any(part in name for name in names):
@@ -156,6 +158,7 @@ def sign_of_training(files: SavedFiles) -> str | None:
     if files.file("1_Pooling/config.json"):
         return "it has 1_Pooling/config.json"
 
+    # then what is written in its files
     for sign in (_sign_in_configuration, _sign_in_card, _sign_in_files):
         reason = sign(files)
         if reason is not None:
