@@ -250,8 +250,10 @@ class Media:
 
     Args:
         num_frames (`int`, defaults to 8): frames of a video, at equal distances; or fewer, if it has fewer.
-        fps (`float`, *optional*): take that many frames a second instead, of a file.
+        fps (`float`, *optional*): take that many frames a second instead, of a file: an even number, four or more.
         max_frames (`int`, defaults to 768): most frames of a video that is read by `fps`.
+        rate (`float`, defaults to 2): how many frames there are in a second of a video that is a list or a folder of
+            them, as qwen-vl-utils has it.
         allow_urls (`bool`, defaults to `False`): read images by `https://` addresses.
         as_clips (`bool`, defaults to `False`): leave a video whole, for a backbone that reads videos, rather than
             take its frames for images.
@@ -260,6 +262,7 @@ class Media:
     num_frames: int = 8
     fps: float | None = None
     max_frames: int = 768
+    rate: float = 2.0
     allow_urls: bool = False
     as_clips: bool = False
 
@@ -267,7 +270,10 @@ class Media:
         """How many frames are read of a video of `total` frames, of which `rate` were taken in a second."""
         if self.fps is None or not rate:
             return min(self.num_frames, total)
-        return max(1, min(round(total / rate * self.fps), self.max_frames, total))
+
+        # as qwen-vl-utils has it: four at least, and an even number, since Qwen-VL reads two at a time
+        count = min(max(total / rate * self.fps, 4), self.max_frames, total)
+        return max(1, int(count) // 2 * 2)
 
 
 def images_of_array(array):
@@ -380,7 +386,7 @@ def load_frames(video, media: Media | int) -> list:
 
     if not frames:
         raise ValueError("the video has no frame.")
-    return [frames[index] for index in _spread(len(frames), min(media.num_frames, len(frames)))]
+    return _some_of(frames, media.num_frames)
 
 
 def _sampled(path: str, media: Media) -> tuple[str, Media]:
@@ -430,8 +436,13 @@ def _frames_in_folder(folder: str, count: int) -> list[str]:
         raise ValueError(f"video {folder!r} is a folder without frames ({', '.join(suffixes)}).")
 
     names.sort(key=_natural_order)
-    positions = np.linspace(0, len(names) - 1, min(count, len(names)), dtype=int)
-    return [os.path.join(folder, names[position]) for position in positions]
+    return [os.path.join(folder, name) for name in _some_of(names, count)]
+
+
+def _some_of(frames: list, count: int) -> list:
+    """So many frames, or all if there are fewer; the first and the last among them."""
+    places = np.linspace(0, len(frames) - 1, min(count, len(frames)), dtype=int)
+    return [frames[place] for place in places]
 
 
 def _natural_order(name: str) -> list[tuple]:
@@ -446,8 +457,8 @@ def _natural_order(name: str) -> list[tuple]:
 
 
 def _spread(total: int, count: int) -> np.ndarray:
-    """`count` of the numbers below `total`, at equal distances from 0."""
-    return np.arange(count) * total // count
+    """`count` of the numbers below `total`, at equal distances, the first and the last among them."""
+    return np.linspace(0, total - 1, count).round().astype(int)
 
 
 def _load(path: str, sample: Callable):

@@ -229,7 +229,10 @@ def _media_of(fields: dict, media: Media, name: str) -> Media:
             raise ValueError(f"{name} has the {key} {value!r}; it must be a positive number.")
 
         # so many frames, whatever would be taken a second
-        media = replace(media, fps=value) if key == "fps" else replace(media, num_frames=int(value), fps=None)
+        if key == "fps":
+            media = replace(media, fps=value, rate=value)
+        else:
+            media = replace(media, num_frames=int(value), fps=None)
     return media
 
 

@@ -4,6 +4,10 @@ from dataclasses import replace
 
 from .preset_unime import ASSISTANT, CHATML, Checkpoint, Family, Instruction, Prompts, same
 
+# collators/qwen2_vision_process.py: two frames a second, of 128 to 768 tokens each
+QWEN2_VIDEO = {"fps": 2.0, "num_frames": 768, "max_frames": 768, "frame_pixels": (128 * 28 * 28, 768 * 28 * 28)}
+QWEN2_VIDEO["video_pixels"] = 24_576 * 28 * 28
+
 # dataset/ and models/ of code-kunkun/LamRA. Its prompts go on with `<emb>.` after the generation prompt, whose last
 # token is pooled.
 _QWEN2 = same(
@@ -19,6 +23,7 @@ _QWEN2 = same(
     instruction=Instruction("text", form="{instruction} {text}"),
     positions="flat",  # of the class that made the published numbers
     resolution="tokens:4-300",
+    **QWEN2_VIDEO,
     evaluates_as_trained=False,
     model_types=("qwen2_vl",),
 )
@@ -36,4 +41,4 @@ CHECKPOINTS = {
 
 LAMRA = Family(PRESETS, CHECKPOINTS)
 
-__all__ = ["LAMRA"]
+__all__ = ["LAMRA", "QWEN2_VIDEO"]

@@ -2,6 +2,7 @@
 
 from .preset_unime import CHATML, Checkpoint, Family, Instruction, Prompts, same
 
+QWEN3_FRAMES = (128 * 32 * 32, 768 * 32 * 32)  # of qwen-vl-utils, for patches of 16 pixels
 _PLAIN = Prompts(text="{text}", image="{image}", both="{image}{text}")
 
 PRESETS = {
@@ -18,6 +19,7 @@ PRESETS = {
         num_frames=64,
         fps=1.0,
         max_frames=64,
+        frame_pixels=QWEN3_FRAMES,
         video_pixels=10 * 768 * 1024,
         widths=(64, 128, 256, 512, 1024, 2048, 4096),
         evaluates_as_trained=False,
@@ -36,6 +38,7 @@ PRESETS = {
         num_frames=64,
         fps=2.0,
         max_frames=64,
+        frame_pixels=QWEN3_FRAMES,
         widths=(64, 128, 256, 512, 1024, 2048, 2560, 4096),
         evaluates_as_trained=False,
         model_types=("qwen3_5",),
@@ -52,4 +55,4 @@ CHECKPOINTS = {
 
 QWEN3 = Family(PRESETS, CHECKPOINTS)
 
-__all__ = ["QWEN3"]
+__all__ = ["QWEN3", "QWEN3_FRAMES"]

@@ -1,6 +1,8 @@
 """Rerankers by other authors: what they ask about a candidate, and what their score is."""
 
 from .preset_unime import ASSISTANT, CHATML, RAW, Checkpoint, Family, Instruction, Judging, Lists, Prompts, same
+from .presets_lamra_unime import QWEN2_VIDEO
+from .presets_qwen3_unime import QWEN3_FRAMES
 
 _ITEM = Prompts(text="{text}", image="{image}", both="{image}{text}")
 _TEXT_ONLY = Prompts(text="{text}", image=None, both=None)
@@ -30,6 +32,7 @@ def _lamra(space: str, model_type: str):
             lists=Lists(),
         ),
         resolution="tokens:300",
+        **QWEN2_VIDEO,
         model_types=(model_type,),
         evaluates_as_trained=False,
     )
@@ -54,6 +57,7 @@ def _lighton_lists(opening: str = ""):
                 new_tokens=30,
             ),
         ),
+        video="frames",
         model_types=("qwen3_5",),
     )
 
@@ -83,6 +87,11 @@ RERANKERS = Family(
             ),
             max_length=10_240,
             image_tokens=(4, 1800),
+            num_frames=64,
+            fps=1.0,
+            max_frames=64,
+            frame_pixels=QWEN3_FRAMES,
+            video_pixels=10 * 768 * 1024,
             model_types=("qwen3_vl",),
             evaluates_as_trained=False,
         ),
@@ -101,6 +110,7 @@ RERANKERS = Family(
             ),
             max_length=10_240,
             image_tokens=(4, 768),
+            video="frames",
             model_types=("qwen2_vl",),
             evaluates_as_trained=False,
         ),
@@ -118,6 +128,7 @@ RERANKERS = Family(
                 ),
                 words=("True", "False"),
             ),
+            video="frames",
             model_types=("qwen2_vl",),
             evaluates_as_trained=False,
         ),
@@ -128,6 +139,7 @@ RERANKERS = Family(
             _EITHER,
             judging=Judging(query=_EITHER, document=_EITHER, by_roles=True, output="logit"),
             instruction=Instruction(place="none"),
+            video="frames",
             model_types=("qwen3_5",),
         ),
     },

@@ -33,7 +33,7 @@ from .prompts_unime import PLACEHOLDER, PRESETS, Preset, instruct, one_of, resol
 from .questions_unime import Question
 from .recognition_unime import choose_preset, exported_instructions, refuse_foreign_layout
 from .rendering_unime import PromptRenderer, Reading
-from .videos_unime import Clip
+from .videos_unime import MARKERS, Clip
 
 # what a preset decides, unless it is given beside it; and what no preset decides
 _PRESET_SETTINGS = (
@@ -82,7 +82,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
             `num_frames`; likewise.
         max_frames (`int`, *optional*): see `fps`.
         frame_pixels (`tuple[int, int]`, *optional*): fewest and most pixels of a frame of a video that is read as
-            tokens of its own.
+            tokens of its own, whatever `resolution` says of images.
         video_pixels (`int`, *optional*): most pixels of the frames of such a video, of which two are one, together.
         image_tokens (`tuple[int, int]`, *optional*): fewest and most tokens of an image of Qwen-VL; the preset's or
             the image processor's by default.
@@ -156,9 +156,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         self.image_token_ids = self._native.image_token_ids
 
         # Qwen-VL puts images between two tokens of its own.
-        fence = ["<|vision_start|>", "<|vision_end|>"]
-        has_fence = not {None, tokenizer.unk_token_id} & set(tokenizer.convert_tokens_to_ids(fence))
-        self._fenced_image = f"{fence[0]}{self.image_token}{fence[1]}" if has_fence else self.image_token
+        has_markers = not {None, tokenizer.unk_token_id} & set(tokenizer.convert_tokens_to_ids(list(MARKERS)))
+        self._fenced_image = self.image_token.join(MARKERS) if has_markers else self.image_token
 
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
 
@@ -512,6 +511,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
     def _fit(self, image, resolution: Resolution, name: str) -> tuple[int, int]:
         """(width, height) at which an image, or a frame of a video, is read."""
         if isinstance(image, Clip):
+            # limits of its own go before the policy, which is one for images
+            resolution = Resolution() if self.frame_pixels else resolution
             size = self._fit(image.frames[0], resolution, name)
             return self._native.videos.fit(len(image.frames), *size)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from .items_unime import is_chat, is_video, split_item
 from .preset_unime import Prompts
 from .prompts_unime import instruct, strip_placeholders
-from .videos_unime import without_clips
 
 _PLACE = "\U0010fffb"  # stands for the text that may be cut while a prompt is put together
 
@@ -183,7 +182,7 @@ class QuestionRenderer:
         """What stands for an item in a question; `has_place` leaves a place for its text, which may be cut."""
         if is_chat(item):
             raise TypeError(f"{name} is a chat; the judge reads texts, images, and dicts of both.")
-        text, images = split_item(item, name, without_clips(self.media), may_be_empty=self.rules.empty is not None)
+        text, images = split_item(item, name, self.media, may_be_empty=self.rules.empty is not None)
 
         # the image stands before its text, and a placeholder says nothing more
         text = text or ""

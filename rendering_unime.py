@@ -30,7 +30,7 @@ from .prompts_unime import (
     worded,
 )
 from .questions_unime import Question, QuestionRenderer
-from .videos_unime import Clip
+from .videos_unime import MARKERS, Clip
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class PromptRenderer(QuestionRenderer):
     def media(self) -> Media:
         """How images and videos of items are got at."""
         as_clips = self.video == "tokens" and self._native.videos is not None
-        return Media(self.num_frames, self.fps, self.max_frames, self.allow_urls, as_clips)
+        return Media(self.num_frames, self.fps, self.max_frames, allow_urls=self.allow_urls, as_clips=as_clips)
 
     @property
     def takes_several_images(self) -> bool:
@@ -224,7 +224,13 @@ class PromptRenderer(QuestionRenderer):
 
         marked = pieces[0]
         for image, piece in zip(images, pieces[1:]):
-            marked += (self._native.videos.token if isinstance(image, Clip) else self.image_token) + piece
+            token = self.image_token
+            if isinstance(image, Clip):
+                token = self._native.videos.token
+                if self._native.videos.marks_frames:
+                    marked = marked.removesuffix(MARKERS[0])
+                    piece = piece.removeprefix(MARKERS[1])
+            marked += token + piece
         return marked
 
     def _prompt(self, text: str | None, image_count: int, reading: Reading, name: str, of_video: bool = False) -> str:

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .batching_unime import plan_chunks
 from .images_unime import Resolution, VideoFrame
 from .items_unime import PreparedItem, item_key
+from .videos_unime import Clip
 from .vlm_unime import image_inputs, most_tokens, vision_parameters
 
 
@@ -164,8 +165,12 @@ class SharedPrefix:
         """The shared prefix of several prompts; `None` where sharing would change results or is not supported.
 
         The VLM must take features of images that were computed before, and compute the same behind a cache as without
-        one; no prompt may cross the length at which rotary factors change. Arguments are those of the class.
+        one; no prompt may hold a video, or cross the length at which rotary factors change. Arguments are those of the
+        class.
         """
+        if any(isinstance(image, Clip) for entry in prepared for image in entry.images):
+            return None  # features of videos are not kept
+
         boundary = model.config.length_boundary
         if "mm_encoder_outputs" not in inspect.signature(model.vlm.forward).parameters:
             return None

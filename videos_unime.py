@@ -7,6 +7,7 @@ asked.
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import SimpleNamespace
 
 import torch
@@ -14,8 +15,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from .images_unime import Media, VideoFrame, load_frames
 
+MARKERS = ("<|vision_start|>", "<|vision_end|>")  # Qwen-VL's, around what is seen
 FRAME_TOKENS = 768  # most tokens of a frame, where neither preset nor image processor says less
-LIST_FPS = 2.0  # frames a second of a list of frames, where nobody says it; as qwen-vl-utils has it
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ def load_clip(video, media: Media) -> Clip:
 
     Args:
         video: a path, a folder of frames, or frames.
-        media ([`~unime.images_unime.Media`]): how many frames are read; of frames, `fps` says how many there are in a
-            second.
+        media ([`~unime.images_unime.Media`]): how many frames are read.
 
     Raises:
         ValueError: the video cannot be decoded, or has no frame.
@@ -48,7 +48,7 @@ def load_clip(video, media: Media) -> Clip:
     if all(isinstance(frame, VideoFrame) for frame in frames):
         return Clip(tuple(frames), tuple(frame.seconds for frame in frames), frames[0].interval)
 
-    interval = 1 / (media.fps or LIST_FPS)
+    interval = 1 / media.rate
     return Clip(tuple(frames), tuple(number * interval for number in range(len(frames))), interval)
 
 
@@ -59,7 +59,8 @@ class ClipReader:
         processor: the backbone's own, with its image processor.
         tokenizer: the backbone's tokenizer.
         frame_pixels (`tuple[int, int]`, *optional*): fewest and most pixels of a frame; the image processor's limits
-            by default, and at most 768 tokens.
+            by default, and at most 768 tokens. The image processor resizes a second time where these are not within
+            its limits, as it did in transformers 4.
         video_pixels (`int`): most pixels of a pair of frames, times the number of pairs.
 
     Attributes:
@@ -83,8 +84,17 @@ class ClipReader:
         pairs = self.images.temporal_patch_size
         processor.video_processor = SimpleNamespace(merge_size=self.images.merge_size, temporal_patch_size=pairs)
 
+    @cached_property
+    def marks_frames(self) -> bool:
+        """Whether every pair of frames is put between markers (Qwen3-VL), and so the video itself between none.
+
+        transformers 4.57 did so; 5.23 leaves those of the chat template around them all.
+        """
+        still = Clip((), seconds=(0.0, 0.0), interval=1.0)
+        return MARKERS[0] in self.word(still, (1, self.images.merge_size, self.images.merge_size))
+
     def fit(self, count: int, width: int, height: int) -> tuple[int, int]:
-        """(width, height) at which the frames of a video are read, as qwen-vl-utils and transformers have it.
+        """(width, height) at which the frames of a video are handed to the image processor, as qwen-vl-utils has it.
 
         Args:
             count (`int`): of its frames.
@@ -97,8 +107,10 @@ class ClipReader:
         return width, height
 
     def grid(self, clip: Clip, size: tuple[int, int]) -> tuple[int, int, int]:
-        """Pairs of frames, and rows and columns of patches, of a video whose frames have that (width, height)."""
+        """Pairs of frames, and rows and columns of patches, of a video whose frames are handed over at that size."""
         width, height = size
+        limits = self.images.size
+        height, width = smart_resize(height, width, self.grain, limits["shortest_edge"], limits["longest_edge"])
         pairs = math.ceil(len(clip.frames) / self.images.temporal_patch_size)
         return pairs, height // self.images.patch_size, width // self.images.patch_size
 
@@ -125,7 +137,7 @@ class ClipReader:
         grids = []
         strings = []
         for clip, frames in clips:
-            outputs = self.images(frames, do_resize=False, return_tensors="pt")
+            outputs = self.images(frames, return_tensors="pt")
             rows, columns = outputs["image_grid_thw"][0, 1:].tolist()
             pixels.append(self._pair(outputs["pixel_values"], len(frames)))
             grids.append((math.ceil(len(frames) / self.images.temporal_patch_size), rows, columns))
@@ -171,8 +183,8 @@ def clip_reader(processor, tokenizer, frame_pixels, video_pixels: int) -> ClipRe
 
 
 def without_clips(media: Media) -> Media:
-    """The same, for what reads frames as images: a judge."""
+    """The same, for what reads frames as images: UniME-V2's question to a judge."""
     return replace(media, as_clips=False)
 
 
-__all__ = ["Clip", "ClipReader", "clip_reader", "load_clip", "without_clips"]
+__all__ = ["MARKERS", "Clip", "ClipReader", "clip_reader", "load_clip", "without_clips"]

@@ -191,6 +191,17 @@ def _rope_deltas(patient: Patient) -> Iterator[Drift]:
         )
 
 
+def _video_markers(patient: Patient) -> Iterator[Drift]:
+    if patient.model_type in ("qwen3_vl", "qwen3_5"):
+        yield Drift(
+            "markers around videos",
+            "every pair of a video's frames stands between markers of its own. transformers 4.57 put them in the "
+            "place of the markers that the chat template has around a video; 5.23 leaves these two around them.",
+            "feeds what 4.57 fed.",
+            hits=Version(transformers.__version__) >= Version("5"),
+        )
+
+
 def _normalizer(patient: Patient) -> Iterator[Drift]:
     path = patient.files.file("tokenizer.json")
     if path is None:
@@ -326,6 +337,7 @@ CHECKS: tuple[Callable[[Patient], Iterator[Drift]], ...] = (
     _positions,
     _attention,
     _rope_deltas,
+    _video_markers,
     _normalizer,
     _image_limits,
     _head,

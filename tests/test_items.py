@@ -214,14 +214,14 @@ def test_videos_say_how_they_are_sampled(tmp_path, embedder):
     for item, count in (
         ({"video": path}, 8),
         ({"video": path, "num_frames": 3}, 3),
-        ({"video": path, "fps": 1}, 3),
+        ({"video": path, "fps": 1}, 4),
         ({"video": f"{path}#fps=2"}, 6),
         ({"video": f"{path}#frames=5"}, 5),
         (np.zeros((4, 48, 64, 3), np.uint8), 4),
     ):
         (clip,) = processor.render(item)[1]
         assert len(clip.frames) == count, item
-    assert processor.render({"video": f"{path}#fps=1"})[1][0].seconds == (0, 1, 2)
+    assert processor.render({"video": f"{path}#fps=1"})[1][0].seconds == (0, 1, 1.75, 2.75)
 
     rows = [
         {"query": "q", "positive": {"video": "v.mp4", "fps": 2}},

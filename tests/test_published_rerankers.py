@@ -11,8 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_adapters import stock_adapter
 from test_pipeline import settings
+from test_videos import pairs_of_frames
 from tiny_checkpoints import tokenizer_for, write, write_json
 from transformers import GenerationConfig, Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from unime import UniMEModel, UniMERerankerForCausalLM
 from unime.checkpoints.cards import read_card
@@ -168,6 +170,44 @@ def test_qwen3_vl_reranker_is_the_difference_of_two_rows_of_the_head(tmp_path):
         assert abs(score - (yes - no).sigmoid()) <= 1e-5
         (log_odds,) = reranker.score("a star", [candidate], instruction=instruction, output="logit")
         assert abs(log_odds - (yes - no)) <= 1e-4
+
+
+def test_qwen3_vl_reranker_reads_a_video_as_its_authors_do(tmp_path):
+    folder = tmp_path / "Qwen3-VL-Reranker-8B"
+    stock = write(folder, "qwen3_vl", texts=WORDS)
+    tokenizer = tokenizer_for("qwen3_vl", WORDS)
+    reranker = UniMERerankerForCausalLM.from_backbone(folder)
+    frames = [picture(seed) for seed in range(3)]
+    candidates = [{"video": frames, "text": "a star"}, "a star"]
+
+    # frames have 131,072 pixels or more; of three, at two a second, the last is there twice
+    height, width = smart_resize(48, 64, 28, 131_072, 786_432)
+    resized = [frame.resize((width, height), Image.Resampling.BICUBIC) for frame in [*frames, frames[-1]]]
+    patches, grid = pairs_of_frames(resized, reranker.processor.image_processor)
+    pair = "<|vision_start|>" + "<|video_pad|>" * (width * height // 28**2) + "<|vision_end|>"
+    prompt = (
+        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+        'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Find it.'
+        f"<Query>:a ring\n<Document>:<0.2 seconds>{pair}<1.0 seconds>{pair}a star<|im_end|>\n<|im_start|>assistant\n"
+    )
+    ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+    video = {"pixel_values_videos": patches, "video_grid_thw": torch.tensor([grid])}
+    types = 2 * (ids == tokenizer.convert_tokens_to_ids("<|video_pad|>")).int()
+    with torch.no_grad():
+        state = stock.model(input_ids=ids, mm_token_type_ids=types, **video).last_hidden_state[0, -1]
+    yes, no = logits_of(stock, tokenizer, state, ("yes", "no"))
+
+    scores = reranker.score("a ring", candidates, instruction="Find it.")
+    assert abs(scores[0] - (yes - no).sigmoid()) <= 1e-5
+    assert abs(scores[1] - reranker.score("a ring", ["a star"], instruction="Find it.")[0]) <= 1e-5
+
+
+def test_lamra_rank_reads_a_video_as_one(tmp_path):
+    write(tmp_path / "LamRA-Rank", "qwen2_vl", texts=WORDS)
+    reranker = UniMERerankerForCausalLM.from_backbone(tmp_path / "LamRA-Rank", weights=False)
+    question = reranker.processor.question("a ring", {"video": [picture(0), picture(1)]})
+    prompt, clips = reranker.processor.render(question)
+    assert "Candidate:<|vision_start|><|video_pad|><|vision_end|><|im_end|>" in prompt and len(clips) == 1
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 from transformers.video_utils import VideoMetadata
 
 from unime import UniMEModel
-from unime.images_unime import open_image
+from unime.images_unime import Media, open_image
 from unime.videos_unime import ClipReader
 
+BICUBIC = Image.Resampling.BICUBIC
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
@@ -61,7 +64,7 @@ def test_ids_are_those_of_the_stock_processor(tmp_path, model):
     grid = batch["video_grid_thw"][0].tolist()
     assert grid[0] == 3, "six frames"
     ours = native.video_processor
-    native.video_processor = StockVideos(processor.image_processor, grid, list(range(0, 12, 2)), 12, 4.0)
+    native.video_processor = StockVideos(processor.image_processor, grid, [0, 2, 4, 7, 9, 11], 12, 4.0)
     try:
         video = np.zeros((6, 48, 64, 3), np.uint8)
         stock = native(text=[entry.prompt], videos=[video], return_tensors="pt", return_mm_token_type_ids=True)
@@ -74,25 +77,69 @@ def test_ids_are_those_of_the_stock_processor(tmp_path, model):
         assert batch["second_per_grid_ts"].tolist() == pytest.approx(intervals)
 
 
+def pairs_of_frames(frames: list, images) -> tuple[torch.Tensor, list[int]]:
+    """Patches and grid of a video, by the definition in transformers' video processors.
+
+    Args:
+        frames (`list[PIL.Image.Image]`): an even number, at the size that they are read at.
+        images: the image processor, for its numbers.
+    """
+    pixels = []
+    for frame in frames:
+        array = np.asarray(frame.convert("RGB"), np.float64) / 255
+        pixels.append(((array - images.image_mean) / images.image_std).transpose(2, 0, 1))
+
+    width, height = frames[0].size
+    side, merge = images.patch_size, images.merge_size
+    shape = (len(frames) // 2, 2, 3, height // side // merge, merge, side, width // side // merge, merge, side)
+    patches = np.stack(pixels).reshape(shape).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    patches = torch.tensor(patches.reshape(-1, 3 * 2 * side * side), dtype=torch.float32)
+    return patches, [len(frames) // 2, height // side, width // side]
+
+
 def test_patches_hold_pairs_of_frames(model):
     frames = [picture(seed) for seed in range(3)]
     processor = model.processor
     (entry,) = processor.prepare([{"video": frames}])
     batch = processor.collate([entry])
-    images = processor.image_processor
-    width, height = entry.sizes[0]
 
-    # by the definition in transformers' video processors; of three frames the last is there twice
-    pixels = []
-    for frame in [*frames, frames[-1]]:
-        array = np.asarray(open_image(frame).resize((width, height), 3), np.float64) / 255  # 3 is bicubic
-        pixels.append(((array - images.image_mean) / images.image_std).transpose(2, 0, 1))
-    side, merge = images.patch_size, images.merge_size
-    shape = (2, 2, 3, height // side // merge, merge, side, width // side // merge, merge, side)
-    expected = np.stack(pixels).reshape(shape).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    expected = expected.reshape(len(batch["pixel_values_videos"]), -1)
-    assert np.abs(batch["pixel_values_videos"].numpy() - expected).max() < 1e-5
-    assert batch["video_grid_thw"].tolist() == [[2, height // side, width // side]]
+    # of three frames the last is there twice
+    resized = [frame.resize(entry.sizes[0], BICUBIC) for frame in [*frames, frames[-1]]]
+    patches, grid = pairs_of_frames(resized, processor.image_processor)
+    assert (batch["pixel_values_videos"] - patches).abs().max() < 1e-5
+    assert batch["video_grid_thw"].tolist() == [grid]
+
+
+@pytest.mark.parametrize(
+    ("kind", "preset", "steps"),
+    [
+        # UNITE's script resizes by qwen-vl-utils, and then the processor of transformers 4.47 by limits for images
+        ("qwen2_vl", "unite", [(100_352, 151_200), (200_704, 1_003_520)]),
+        ("qwen2_vl", "lamra-ret", [(100_352, 602_112)]),
+        ("qwen3_vl", "qwen3-vl-embedding", [(131_072, 786_432)]),
+        ("qwen3_5", "wemm-embedding", [(131_072, 786_432)]),
+    ],
+)
+def test_frames_have_the_sizes_that_their_authors_read(tiny, kind, preset, steps):
+    processor = UniMEModel.from_backbone(tiny(kind)[0], preset, weights=False).processor
+    frames = [picture(seed) for seed in range(2)]
+    batch = processor.collate(processor.prepare([{"video": frames}]))
+
+    # fewest and most pixels of each resize; tiny checkpoints all have tokens of 28 pixels a side
+    for fewest, most in steps:
+        width, height = frames[0].size
+        height, width = smart_resize(height, width, 28, fewest, most)
+        frames = [frame.resize((width, height), BICUBIC) for frame in frames]
+    patches, grid = pairs_of_frames(frames, processor.image_processor)
+    assert batch["video_grid_thw"].tolist() == [grid]
+    assert (batch["pixel_values_videos"] - patches).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("fps", "total", "count"), [(1.0, 48, 12), (1.0, 12, 4), (2.0, 13, 6), (1.0, 3, 2), (1.0, 1, 1), (9.0, 99, 16)]
+)
+def test_frames_of_a_second_are_an_even_number_as_qwen_vl_utils_has_it(fps, total, count):
+    assert Media(fps=fps, max_frames=16).count(total, 4.0) == count
 
 
 def test_a_still_video_is_embedded_like_its_image(tiny):
@@ -143,7 +190,7 @@ def test_settings_of_a_processor_say_how_many_frames_and_pixels_are_read(tmp_pat
     settings = {"fps": 2.0, "max_frames": 4, "frame_pixels": (28 * 28 * 4, 28 * 28 * 6)}
     model = UniMEModel.from_backbone(tiny("qwen2_vl")[0], preset="joint", **settings)
     (clip,) = model.processor.render({"video": path})[1]
-    assert len(clip.frames) == 4 and clip.seconds == (0, 0.75, 1.5, 2.25)
+    assert len(clip.frames) == 4 and clip.seconds == (0, 1, 1.75, 2.75)
     (entry,) = model.processor.prepare([{"video": path}])
     width, height = entry.sizes[0]
     assert 4 <= width * height // 28**2 <= 6
