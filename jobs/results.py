@@ -10,6 +10,7 @@ from ..files.writing import mapped_array
 from .shards import finished_shards
 
 OPEN = 32  # shards that are mapped at a time
+PIECE = 2**26  # bytes of a shard's rows that are read at a time
 
 
 class JobResults:
@@ -106,7 +107,7 @@ class StoredArray:
         return result
 
     def pieces(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Rows in the order in which they lie on the disk, those of a shard at a time; those that failed are left out.
+        """Rows in the order in which they lie on the disk, `PIECE` bytes of a shard at a time; not those that failed.
 
         Args:
             rows (array `[r]`): their numbers, in any order.
@@ -120,9 +121,14 @@ class StoredArray:
         order = order[self.present[rows[order]]]
         shard_of = np.searchsorted(self.starts, rows[order], side="right") - 1
 
+        # the same row may be asked for a million times, so that even those of one shard are many
+        row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
+        most = max(1, PIECE // row_bytes)
+
         # a shard is mapped once for all of its rows
-        for places in np.split(order, np.flatnonzero(np.diff(shard_of)) + 1):
-            if len(places):
+        for of_shard in np.split(order, np.flatnonzero(np.diff(shard_of)) + 1):
+            for start in range(0, len(of_shard), most):
+                places = of_shard[start : start + most]
                 number = int(np.searchsorted(self.starts, rows[places[0]], side="right")) - 1
                 yield places, self._values(number)[self._places_in_shard(number, rows[places])]
 

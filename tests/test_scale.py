@@ -15,6 +15,7 @@ from test_pipeline import contents
 from unime.data import schema
 from unime.data.readers import read_judged, read_rows
 from unime.data.schema import Example, Item, to_dataset, to_example
+from unime.jobs import results
 from unime.jobs.embedding import Embedder
 from unime.jobs.results import JobResults, SomeRows
 from unime.jobs.shards import run_job
@@ -58,6 +59,14 @@ def test_a_stored_array_is_indexed_as_one_in_memory(job, rows, start, stop, step
     assert (SomeRows(stored, numbers)[2:9] == expected[numbers][2:9]).all()
     if rows:
         assert (stored[rows[0]] == expected[rows[0]]).all()
+
+
+def test_rows_that_are_asked_for_often_are_read_in_pieces(job, monkeypatch):
+    monkeypatch.setattr(results, "PIECE", 7 * VALUES[0].nbytes)
+    rows = np.array([3, 1, 2] * 10 + [8])
+    sizes = [len(values) for _, values in JobResults(job)["value"].pieces(rows)]
+    assert sizes == [7, 7, 7, 7, 2, 1]
+    assert (JobResults(job)["value"][rows] == VALUES[rows]).all()
 
 
 def test_retrieval_streams_a_stored_corpus(job):
