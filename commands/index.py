@@ -55,18 +55,20 @@ def write_index(path: Path, index: Index):
             (JSON lists) or `instruction`.
         index ([`Index`]): what to write.
     """
-    columns = {
-        "id": index.names,
-        "text": [item.text for item in index.items],
-        "image": [item.image for item in index.items],
-        "stamp": index.stamps,
-    }
+    columns = {"id": index.names, "text": [], "image": [], "stamp": index.stamps}
+    more_images = []
+    instructions = []
+    for item in index.items:
+        columns["text"].append(item.text)
+        columns["image"].append(item.image)
+        more_images.append(json.dumps(item.more_images))
+        instructions.append(item.instruction)
 
     # what few items have
     if any(item.more_images for item in index.items):
-        columns["more_images"] = [json.dumps(item.more_images) for item in index.items]
-    if any(item.instruction for item in index.items):
-        columns["instruction"] = [item.instruction for item in index.items]
+        columns["more_images"] = more_images
+    if any(instructions):
+        columns["instruction"] = instructions
     about = json.dumps(index.about)
 
     def write_parquet(draft):

@@ -138,10 +138,14 @@ def _task(name: str, queries: list[Item], answers: list[Item], pairs: list[tuple
 
 def _backwards(name: str, queries: list[Item], answers: list[Item], pairs: list[tuple[int, int]], rows: int) -> Task:
     """The task of finding the queries of each answer."""
-    # candidates that answer nothing are left out
-    number_of = {answer: number for number, answer in enumerate(dict.fromkeys(answer for _, answer in pairs))}
+    # an answer becomes a query where it answers something; they are numbered as they come
+    number_of = {}
+    turned = []
+    for query, answer in pairs:
+        number = number_of.setdefault(answer, len(number_of))
+        turned.append((number, query))
+
     right_answers = [answers[answer] for answer in number_of]
-    turned = [(number_of[answer], query) for query, answer in pairs]
     return _task(f"{name}{BACKWARDS}", right_answers, queries, turned, rows)
 
 

@@ -162,8 +162,13 @@ def _work(model, role: str, count: int, fed: list[Fed], options: dict) -> dict:
     """Tokens and arithmetic of a job over so many items, in the proportion of a sample of them."""
     prepared = [entry.prepared for entry in fed]
     flops = estimates.forward_flops(model.vlm, model.processor, prepared)
-    tokens = sum(entry.length for entry in prepared)
-    image_tokens = sum(sum(entry.image_tokens) for entry in prepared)
+    tokens = 0
+    image_tokens = 0
+    longest = 0
+    for entry in prepared:
+        tokens += entry.length
+        image_tokens += sum(entry.image_tokens)
+        longest = max(longest, entry.length)
 
     # an item may be several sequences, which have the rest of the key in common
     sampled = len({entry.key[:2] for entry in fed})
@@ -172,7 +177,7 @@ def _work(model, role: str, count: int, fed: list[Fed], options: dict) -> dict:
         "read as": role,
         "items": count,
         "tokens": round(tokens * scale),
-        "longest": max((entry.length for entry in prepared), default=0),
+        "longest": longest,
         "image tokens": round(image_tokens * scale),
         "batch_tokens": options.get("batch_tokens", BATCH_TOKENS),
         "arithmetic": estimates.tera(sum(flops.values()) * scale),

@@ -94,14 +94,23 @@ def likely_errors(judged: Iterable[dict]) -> dict[int, str]:
     Args:
         judged (`Iterable[dict]`): rows with `positive_score` and the `scores` of their candidates.
     """
-    rows = [(row["positive_score"], row["scores"]) for row in judged if len(row["scores"])]
-    count = sum(len(scores) for _, scores in rows)
-    below = sum(comparisons(np.array([positive]), scores[None]) for positive, scores in rows)
-    sure = [positive for positive, scores in rows if positive > scores.max()]
-    if not sure or below / count < TELLS:
+    # how often the judge puts a candidate below the positive, and how sure it is where it puts all of them there
+    count = 0
+    below = 0.0
+    highest = []
+    for row in judged:
+        positive = row["positive_score"]
+        scores = row["scores"]
+        if len(scores):
+            count += len(scores)
+            below += comparisons(np.array([positive]), scores[None])
+            if positive > scores.max():
+                highest.append(positive)
+    if not highest or below / count < TELLS:
         return {}
 
-    threshold = fmean(sure)
+    # a candidate of which it is as sure as that
+    threshold = fmean(highest)
     errors = {}
     for place, row in enumerate(judged):
         scores = row["scores"]

@@ -457,13 +457,16 @@ class Mining:
 
     def _requests(self, rows: list[tuple[Pair, list[int]]]) -> list[Request]:
         """What a judge is asked of pairs: the query with the positive, as its row spells it, before the candidates."""
-        numbers = [number for _, neighbours in rows for number in neighbours if number >= 0]
-        candidates = iter(self.pool.candidates.take(np.array(numbers, np.int64)))
+        neighbours = np.array([numbers for _, numbers in rows], np.int64)  # [r, top_k]
+        is_present = neighbours >= 0
 
+        # the candidates of all these rows are read at once
+        candidates = self.pool.candidates.take(neighbours[is_present])
         requests = []
-        for pair, neighbours in rows:
-            items = [next(candidates) for number in neighbours if number >= 0]
-            requests.append((pair.query_item, [pair.item, *items]))
+        start = 0
+        for (pair, _), count in zip(rows, is_present.sum(axis=1).tolist()):
+            requests.append((pair.query_item, [pair.item, *candidates[start : start + count]]))
+            start += count
         return requests
 
     # jobs and their manifests

@@ -215,22 +215,26 @@ def _digests(rows: Dataset, near_copies: int | None) -> _Digests:
     # near copies are told by comparing all pictures with each other
     identities = None
     if near_copies is not None:
-        items = dict.fromkeys(item for block in _blocks(rows) for side in block[:2] for item in side)
+        items = {}
+        for queries, positives, _ in _blocks(rows):
+            items |= dict.fromkeys([*queries, *positives])
         identities = identities_of(items, near_copies)
 
     columns = ([], [], [], [])
     datasets = {}
     dataset_of_row = []
     for queries, positives, names in _blocks(rows):
-        known = identities or identities_of(dict.fromkeys([*queries, *positives]))
+        identity_of = identities or identities_of(dict.fromkeys([*queries, *positives]))
         sides = (
             queries,
             positives,
-            [known[item] for item in queries],
-            [known[item] for item in positives],
+            map(identity_of.__getitem__, queries),
+            map(identity_of.__getitem__, positives),
         )
         for column, entries in zip(columns, sides):
             column.append(_digests_of(entries))
+
+        # data sets are numbered as they come
         dataset_of_row.append(np.array([datasets.setdefault(name, len(datasets)) for name in names], np.int64))
 
     empty = np.zeros((0, DIGEST), np.uint8)

@@ -6,6 +6,11 @@ from typing import get_type_hints
 from ..jobs.settings import check_recipe_value
 
 
+def setting_names(settings) -> list[str]:
+    """The names of all settings of a dataclass, or of an object of one, in their order."""
+    return [setting.name for setting in fields(settings)]
+
+
 @dataclass
 class StageArguments:
     """What to train on, beside the recipe's training arguments and TRL's model arguments."""

@@ -5,7 +5,6 @@ import math
 import time
 from collections import Counter, defaultdict
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers.trainer_utils import seed_worker
 
 from ..data.samplers import HomogeneousSampler, HomogeneousStream, StepBatches
 from ..data.sieve import BadItem
+from .arguments import setting_names
 from .cards import write_card
 from .left_out import BAD_ITEMS, LeftOut
 from .muon import MuonWithAdamW
@@ -171,9 +171,9 @@ class MeteredTrainer(Trainer):
         Raises:
             ValueError: a trial is to change what this trainer has read once, from which every trial would be the same.
         """
-        read_once = {field.name for field in fields(self.args)} - {field.name for field in fields(TrainingArguments)}
+        # what is ours is read once, and would not change from trial to trial
+        read_once = set(setting_names(self.args)) - set(setting_names(TrainingArguments))
 
-        # a setting that is read once would not change from trial to trial
         def checked(trial):
             space = hp_space(trial)
             unread = sorted(read_once & space.keys())

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from ..files.writing import read_json, write_json
 from ..jobs.notices import notice
+from .arguments import setting_names
 
 SAMPLE = 10_000  # rows that are compared, at least
 RECORD = "training.json"  # in the output folder: what the training was started with
@@ -109,7 +110,7 @@ def record_of(stage, args: TrainingArguments, options, rows: Dataset) -> dict:
     # of a stream only its source is known
     content = stage.data if stage.streaming else digest_of(rows)
     record = {"rows": content, "model_name_or_path": options.model_name_or_path, "preset": stage.preset}
-    names = {setting.name for setting in fields(args)} - {setting.name for setting in fields(TrainingArguments)}
+    names = set(setting_names(args)) - set(setting_names(TrainingArguments))
     for name in sorted(names - set(_INDIFFERENT)) + list(_DECISIVE):
         record[name] = _plain(getattr(args, name))
 

@@ -1,13 +1,12 @@
 """The command line of a stage: its own settings first, and the many of transformers behind `--help-all`."""
 
 import argparse
-from dataclasses import fields
 
 from transformers import TrainingArguments
 from trl import ModelConfig, TrlParser
 
 from ..jobs.settings import CommandParser, HelpWithDefaults
-from .arguments import StageArguments, check_recipe
+from .arguments import StageArguments, check_recipe, setting_names
 
 # of transformers' own settings, those that most trainings set
 _USUAL = (
@@ -92,13 +91,12 @@ class StageParser(CommandParser, TrlParser):
         Args:
             everything (`bool`, defaults to `False`): those of transformers that few trainings set, too.
         """
-        inherited = [setting.name for setting in fields(TrainingArguments)]
-        own = [setting.name for setting in fields(self.config_class) if setting.name not in inherited]
+        inherited = setting_names(TrainingArguments)
         sections = {
-            "what to train on": [setting.name for setting in fields(StageArguments)],
-            "this stage": own,
+            "what to train on": setting_names(StageArguments),
+            "this stage": [name for name in setting_names(self.config_class) if name not in inherited],
             "the training": _USUAL,
-            "the model and its adapter": [setting.name for setting in fields(ModelConfig)],
+            "the model and its adapter": setting_names(ModelConfig),
         }
         if everything:
             sections["all other settings of transformers' TrainingArguments"] = sorted(set(inherited) - set(_USUAL))
