@@ -245,7 +245,7 @@ class UniMEModel(UniMEPreTrainedModel):
         if isinstance(instruction, (list, tuple)):
             if len(instruction) != len(items):
                 raise ValueError(f"there are {len(instruction)} instructions for {len(items)} items.")
-            items = [with_instruction(item, own) for item, own in zip(items, instruction)]
+            items = [with_instruction(item, line) for item, line in zip(items, instruction)]
             instruction = None
         reading = Reading(instruction, role, max_length, resolution, fusion, benchmark=benchmark)
 

@@ -78,9 +78,9 @@ def send(path, writer: Callable[[Path], object]):
             path.fs.put_file(str(draft), path.path)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f"{path.name}.part")
-        path.fs.put_file(str(draft), part.path)
-        path.fs.mv(part.path, path.path)
+        unfinished = path.with_name(f"{path.name}.part")
+        path.fs.put_file(str(draft), unfinished.path)
+        path.fs.mv(unfinished.path, path.path)
 
 
 def local_copy(path) -> Path:

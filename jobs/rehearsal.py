@@ -34,11 +34,11 @@ class Rehearsal:
     warnings: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
 
-    def include(self, part: "Rehearsal"):
-        """Takes in the facts, warnings and errors of a part."""
-        self.facts |= part.facts
-        self.warnings += part.warnings
-        self.errors += part.errors
+    def include(self, other: "Rehearsal"):
+        """Takes in the facts, warnings and errors of another."""
+        self.facts |= other.facts
+        self.warnings += other.warnings
+        self.errors += other.errors
 
     def text(self) -> str:
         """The whole rehearsal as a person reads it."""

@@ -82,7 +82,7 @@ def calibrate(scores: np.ndarray, right: np.ndarray) -> Calibration:
         share = float(right[inside].mean())
         bins.append(Bin(float(edges[place]), float(edges[place + 1]), int(inside.sum()), mean_score, share))
 
-    error = sum(part.count * abs(part.score - part.right) for part in bins) / len(scores)
+    error = sum(group.count * abs(group.score - group.right) for group in bins) / len(scores)
     return Calibration(len(scores), area_under_curve(scores, right), error, bins)
 
 
@@ -161,11 +161,11 @@ def draw(calibration: Calibration, path: Path):
 
     figure, axis = plt.subplots(figsize=(5, 4.6), layout="constrained")
     axis.plot([0, 1], [0, 1], color="#a0aec0", linestyle="--", label="ideal")
-    scores = [part.score for part in calibration.bins]
-    shares = [part.right for part in calibration.bins]
+    scores = [group.score for group in calibration.bins]
+    shares = [group.right for group in calibration.bins]
     axis.plot(scores, shares, color="#2b6cb0", marker="o", label="judge")
-    for part in calibration.bins:
-        axis.annotate(f"{part.count:,}", (part.score, part.right), (4, 4), textcoords="offset points", fontsize=7)
+    for group in calibration.bins:
+        axis.annotate(f"{group.count:,}", (group.score, group.right), (4, 4), textcoords="offset points", fontsize=7)
 
     title = f"AUC {calibration.auc:.3f}, off by {calibration.error:.3f} on average"
     axis.set(xlabel="judge score", ylabel="share of right candidates", xlim=(0, 1), ylim=(0, 1), title=title)

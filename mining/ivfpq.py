@@ -15,7 +15,7 @@ CODES = 64  # bytes of a row at most
 SAMPLES = 48  # rows for each cell that the cells are trained on
 FEWEST = 39  # below so many, FAISS warns
 TRAINED = 2**28  # values of all rows that are trained on: 1 GiB
-BLOCK = 2**18  # rows of the part of an index that is filled at a time
+BLOCK = 2**18  # rows of the piece of an index that is filled at a time
 ROTATIONS = 2  # steps of OPQ
 
 
@@ -104,21 +104,21 @@ def build_ivfpq(
         index.train(np.ascontiguousarray(vectors[rows[np.sort(sample)]], np.float32))
         write_whole(trained, lambda draft: faiss.write_index(index, str(draft)))
 
-    # parts that are filled one after the other, so that no more than one is in memory
-    parts = []
+    # pieces that are filled one after the other, so that no more than one is in memory
+    pieces = []
     for start in range(0, len(rows), BLOCK):
-        part = folder / f"part-{start:09d}.index"
-        parts.append(part)
-        if part.exists():
+        piece = folder / f"part-{start:09d}.index"
+        pieces.append(piece)
+        if piece.exists():
             continue
         numbers = rows[start : start + BLOCK]
         index = faiss.read_index(str(trained))
         for first in range(0, len(numbers), 8192):
             some = numbers[first : first + 8192]
             index.add_with_ids(np.ascontiguousarray(vectors[some], np.float32), some)
-        write_whole(part, lambda draft, index=index: faiss.write_index(index, str(draft)))
+        write_whole(piece, lambda draft, index=index: faiss.write_index(index, str(draft)))
 
-    _merge(faiss, folder, trained, parts)
+    _merge(faiss, folder, trained, pieces)
 
 
 def _code_bytes(width: int) -> int:
@@ -150,22 +150,22 @@ def _new_index(faiss, width: int, lists: int):
     return index
 
 
-def _merge(faiss, folder: Path, trained: Path, parts: list[Path]):
-    """One index on the disk from its parts, which are removed."""
+def _merge(faiss, folder: Path, trained: Path, pieces: list[Path]):
+    """One index on the disk from its pieces, which are removed."""
     from faiss.contrib.ondisk import merge_ondisk
 
     # an interrupted attempt may have left the lists
     lists = folder / "merged.ivfdata"
     lists.unlink(missing_ok=True)
     index = faiss.read_index(str(trained))
-    merge_ondisk(index, list(map(str, parts)), str(lists))
+    merge_ondisk(index, list(map(str, pieces)), str(lists))
 
     draft = folder / "merged.index.part"
     faiss.write_index(index, str(draft))
     move_into_place(lists, lists)
     move_into_place(draft, folder / "merged.index")
-    for part in parts:
-        part.unlink()
+    for piece in pieces:
+        piece.unlink()
 
 
 def measure_recall(

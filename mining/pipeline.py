@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -202,15 +203,16 @@ class Mining:
         positives = results["positive_score"][results.present]
         total, below, count = 0.0, 0.0, 0
         first = 0
-        for own, block in zip(results["positive_score"].blocks(), results["scores"].blocks()):
+        for positive_scores, block in zip(results["positive_score"].blocks(), results["scores"].blocks()):
             # rows that failed have no scores
-            present = results.present[first : first + len(own)]
-            first += len(own)
-            own, block = own[present], block[present]
+            present = results.present[first : first + len(positive_scores)]
+            first += len(positive_scores)
+            positive_scores = positive_scores[present]
+            block = block[present]
 
             total += np.nansum(block, dtype=np.float64)
             count += np.count_nonzero(~np.isnan(block))
-            below += comparisons(own, block)
+            below += comparisons(positive_scores, block)
 
         mean = total / max(count, 1)
         self.say(f"scores: positives {positives.mean():.3f} on average, candidates {mean:.3f}")
@@ -422,19 +424,19 @@ class Mining:
             for row, choice in zip(rows, choices):
                 if choice is not None:
                     numbers += [row["candidates"][place] for place in choice[0]]
-            negatives = self.pool.candidates.take(np.array(numbers, np.int64))
+            negatives = iter(self.pool.candidates.take(np.array(numbers, np.int64)))
 
             for row, choice in zip(rows, choices):
                 if choice is None:
                     continue
                 pair = row["pair"]
-                own, negatives = negatives[: len(choice[0])], negatives[len(choice[0]) :]
+                places, scores = choice
                 yield Example(
                     pair.query_item,
                     pair.item,
-                    own,
+                    list(islice(negatives, len(places))),
                     row["positive_score"],
-                    choice[1],
+                    scores,
                     pair.dataset,
                     other_positives=pair.others,
                     weight=pair.weight,
@@ -461,12 +463,10 @@ class Mining:
         is_present = neighbours >= 0
 
         # the candidates of all these rows are read at once
-        candidates = self.pool.candidates.take(neighbours[is_present])
+        candidates = iter(self.pool.candidates.take(neighbours[is_present]))
         requests = []
-        start = 0
         for (pair, _), count in zip(rows, is_present.sum(axis=1).tolist()):
-            requests.append((pair.query_item, [pair.item, *candidates[start : start + count]]))
-            start += count
+            requests.append((pair.query_item, [pair.item, *islice(candidates, count)]))
         return requests
 
     # jobs and their manifests

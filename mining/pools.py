@@ -173,9 +173,9 @@ class Pool:
 
         # a query that is a candidate too would be its own nearest
         is_candidate = np.flatnonzero(candidate_of_query < count)
-        own = self.first_copies[is_candidate] * count + candidate_of_query[is_candidate]
+        themselves = self.first_copies[is_candidate] * count + candidate_of_query[is_candidate]
         positives = self.first_copies[self.query_of] * count + self.positive_of
-        return np.unique(np.concatenate([own, positives]))
+        return np.unique(np.concatenate([themselves, positives]))
 
     def _values(self, name: str, rows: np.ndarray) -> list:
         """One column of some rows."""

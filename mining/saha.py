@@ -201,12 +201,12 @@ def write_clusters(mining, embeddings: dict[str, StoredArray], folder: Path):
         if has_json(path, list):
             continue
 
-        part = _DataSet.of(mining, numbers[dataset_of == number], embeddings)
-        neighbours = _neighbours(mining, part, name)
+        dataset = _DataSet.of(mining, numbers[dataset_of == number], embeddings)
+        neighbours = _neighbours(mining, dataset, name)
 
         # a data set is written by one process, as its clusters depend on each other
         if place % mining.state.num_processes == mining.state.process_index:
-            _write_clusters(mining, name, part, neighbours, path)
+            _write_clusters(mining, name, dataset, neighbours, path)
 
 
 @dataclass(frozen=True)
@@ -245,21 +245,21 @@ def _in_memory(rows: SomeRows):
     return rows[:] if np.prod(rows.shape) * 4 <= IN_MEMORY else rows
 
 
-def _neighbours(mining, part: _DataSet, name: str):
+def _neighbours(mining, dataset: _DataSet, name: str):
     """The nearest candidates `[Q, depth]` of each query; of a large data set they are found as a job."""
     config = mining.config
 
     # deep enough for pass 2, which looks at twice as many owners
     depth = 2 * config.cluster_size * config.pool_multiplier
-    if len(part.queries) <= config.retrieve_shard:
-        return exact_top_k(part.queries[:], part.candidates, depth, device=mining.state.device)[0]
+    if len(dataset.queries) <= config.retrieve_shard:
+        return exact_top_k(dataset.queries[:], dataset.candidates, depth, device=mining.state.device)[0]
 
-    queries = part.queries
+    queries = dataset.queries
     folder = f"{NEIGHBOURS}/{file_name(name)}"
     mining._run_job(
         folder,
         range(len(queries)),
-        partial(_nearest, candidates=part.candidates, depth=depth),
+        partial(_nearest, candidates=dataset.candidates, depth=depth),
         {"depth": depth, "manifest": read_json(mining.out / "saha" / MANIFEST)},
         inputs=lambda numbers: queries[numbers.start : numbers.stop],
         shard_size=config.retrieve_shard,
@@ -275,15 +275,21 @@ def _nearest(queries: np.ndarray, candidates, depth: int) -> dict[str, np.ndarra
     return {"neighbours": neighbours}
 
 
-def _write_clusters(mining, name: str, part: _DataSet, neighbours, path: Path):
+def _write_clusters(mining, name: str, dataset: _DataSet, neighbours, path: Path):
     """Writes the clusters of one data set."""
     config = mining.config
     if config.label_datasets is None:
-        labels = is_label_type(len(part.candidates), len(part.rows))
+        labels = is_label_type(len(dataset.candidates), len(dataset.rows))
     else:
         labels = name in config.label_datasets
     groups = clusters(
-        part.queries, part.candidates, part.rows, neighbours, config.cluster_size, config.pool_multiplier, labels
+        dataset.queries,
+        dataset.candidates,
+        dataset.rows,
+        neighbours,
+        config.cluster_size,
+        config.pool_multiplier,
+        labels,
     )
 
     members = len(groups)  # anchors are members, too
@@ -293,8 +299,9 @@ def _write_clusters(mining, name: str, part: _DataSet, neighbours, path: Path):
         with open(draft, "w", encoding="utf-8") as file:
             for place, (anchor, others) in enumerate(groups):
                 file.write(",\n" if place else "[\n")
-                rows = [_released_row(mining, pair) for pair in mining.pool.pairs.take(part.pairs[[anchor, *others]])]
-                file.write(json.dumps({**rows[0], "neg_samples": rows[1:]}, ensure_ascii=False))
+                pairs = mining.pool.pairs.take(dataset.pairs[[anchor, *others]])
+                row, *negatives = [_released_row(mining, pair) for pair in pairs]
+                file.write(json.dumps({**row, "neg_samples": negatives}, ensure_ascii=False))
                 members += len(others)
             file.write("\n]\n" if groups else "[\n\n]\n")
 
