@@ -89,6 +89,7 @@ def base_model_of(adapter: Path) -> str:
     base = config.get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{adapter} does not say which model it is an adapter of; name it with `base`.")
+
     if Path(base).is_dir():
         return base
 
@@ -190,6 +191,7 @@ def load_adapter(model, path, task: str | None = None, unused=()):
     except RuntimeError as error:
         raise ValueError(f"the adapter {path} was trained on another base: {error}") from error
 
+    # what does not land would silently leave the base as it is
     missing = [key for key in result.missing_keys if "lora_" in key]
     if missing or result.unexpected_keys:
         raise ValueError(

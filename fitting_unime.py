@@ -83,6 +83,7 @@ def _check_preset(files: SavedFiles, processor: dict, config: dict):
             f'{files.shown(_PROCESSOR)} has lost its "preset", without which items would be read in another way; '
             "name it with `preset=`."
         )
+
     saved_rules = processor.get("preset_rules")  # of a preset that is not in the table
     if not isinstance(name, str) or (name not in PRESETS and saved_rules is None):
         raise ValueError(
@@ -105,6 +106,8 @@ def _check_preset(files: SavedFiles, processor: dict, config: dict):
             f"{files.shown('config.json')} has {positions!r} positions, which contradicts the preset {name!r} of "
             f"{_PROCESSOR}: it was trained with {preset.positions!r} ones. If it is meant, pass `positions=`."
         )
+
+    # nor may it read a vector elsewhere than it was trained to
     for field in ("pooling", "attention"):
         value = config.get(field, getattr(preset, field))
         if value != getattr(preset, field):

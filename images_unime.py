@@ -198,6 +198,7 @@ def _to_rgb(image: Image.Image, name: str, background: str) -> Image.Image:
     if image.mode == "La":  # Pillow converts premultiplied alpha to nothing but this
         image = image.convert("LA")
 
+    # what is transparent shows the background
     if "A" in image.getbands() or transparent is not None:
         image = image.convert("RGBA")
         opaque = Image.new("RGBA", image.size, background)
@@ -293,9 +294,12 @@ def images_of_array(array):
         array = array.float() if array.is_floating_point() else array  # NumPy has no bfloat16
 
     pixels = np.asarray(array)
+
+    # floats from 0 to 1, as torchvision has them
     if pixels.dtype.kind == "f" and pixels.size and pixels.min() >= 0 and pixels.max() <= 1:
         pixels = np.rint(pixels * 255).astype(np.uint8)
 
+    # grey, RGB or RGBA, before or behind height and width
     channels = (1, 3, 4)
     is_image = pixels.ndim == 2
     if pixels.ndim in (3, 4):
@@ -306,6 +310,8 @@ def images_of_array(array):
             "must be uint8, or floats from 0 to 1, in the order [height, width, 3] or [3, height, width], with the "
             "frames of a video first."
         )
+
+    # the frames of a video
     if pixels.ndim == 4:
         return [images_of_array(frame) for frame in pixels]
 
@@ -415,6 +421,7 @@ def _frames_of_file(path: str, media: Media) -> list[VideoFrame]:
     if not header.total_num_frames:
         raise ValueError(f"video {path!r}: its header names no number of frames; pass the frames themselves.")
 
+    # a frame is known by its file and its place, and decoded when it is needed
     count = media.count(header.total_num_frames, header.fps)
     size = (header.width, header.height)
     status = os.stat(path)

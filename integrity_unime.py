@@ -444,6 +444,7 @@ def _check_sections(config):
     if "mrope_section" not in rope and default is None:
         return
 
+    # a section is so many pairs of the turned numbers of a head
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     turned = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
     if not isinstance(sections, (list, tuple)) or sum(sections) != turned:

@@ -134,6 +134,8 @@ def _folder_of(address: str) -> Path:
 
 def _copy_of(fs, name: str, copy: Path, info: dict) -> Path:
     """A copy of a file, which is made anew where the store says that the file is another."""
+
+    # what the store says of a file changes with the file
     marks = json.dumps({mark: str(info[mark]) for mark in _MARKS if info.get(mark) is not None})
     noted = copy.with_name(f".{copy.name}.marks")
     if copy.exists() and noted.exists() and noted.read_text() == marks:

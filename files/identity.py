@@ -233,6 +233,7 @@ class Digests:
         if key is None:
             return compute()
 
+        # what was looked up before is remembered, also from an earlier process
         with self._lock:
             digest = self._memory.get(key)
             if not digest:
@@ -245,6 +246,7 @@ class Digests:
                 self._unwritten[key] = digest
         self._memory[key] = digest
 
+        # many are written at once
         if len(self._unwritten) >= FLUSHED:
             self.flush()
         return digest

@@ -30,6 +30,7 @@ def fits(value, hint) -> bool:
     if hint in _WORDS:
         return isinstance(value, hint)
 
+    # of a list every entry, of an object nothing but that it is one
     if get_origin(hint) is list or hint is list:
         (entry_hint,) = get_args(hint) or (Any,)
         return isinstance(value, (list, tuple)) and all(fits(entry, entry_hint) for entry in value)
@@ -102,6 +103,7 @@ def check_options(title: str, options: dict, methods: Iterable[Callable], taken:
             if name not in ("self", *taken) and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
                 hints[name] = method_hints.get(name, Any)
 
+    # the nearest name is most often the one that is meant
     for name, value in options.items():
         if name not in hints:
             similar = difflib.get_close_matches(name, hints, n=1)

@@ -70,6 +70,7 @@ def checkpoint_fingerprint(source, whole: bool = False) -> str:
     if adapter is not None:
         folder = adapter
 
+    # names and sizes count, too, and what the files hold
     digest = hashlib.blake2b(digest_size=8)
     for path in _model_files(folder):
         digest.update(f"{path.relative_to(folder)}:{path.stat().st_size}:".encode())
@@ -127,6 +128,7 @@ def _tensor_spans(path: Path, file: BinaryIO, size: int) -> list[tuple[int, int]
     if length > size:
         raise ValueError(f"{path} is damaged: its header would be longer than the file.")
 
+    # offsets count from the end of the header
     spans = []
     try:
         for name, tensor in json.loads(file.read(length)).items():
@@ -309,11 +311,13 @@ class Embedder:
             options = {"benchmark": benchmark, **self.options}
             return model.encode(inputs, role=role, show_progress=False, **options).numpy()  # [N, D]
 
+        # sentence-transformers has its own ideas of items, and of what a string is
         for number, entry in enumerate(inputs):
             self._require_modalities(entry, model.modalities)
             if entry.keys() == {"text"}:
                 inputs[number] = as_text(entry["text"], model)
 
+        # its models word queries and documents by themselves
         encode = model.encode_query if role == "query" else model.encode_document
         with torch.inference_mode():
             embeddings = encode(inputs, normalize_embeddings=True, show_progress_bar=False, **self.options)
@@ -374,6 +378,7 @@ def embed(
     settings = {"role": role, **embedder.settings()}
     if benchmark is not None:
         settings["benchmark"] = benchmark
+
     run_job(
         out,
         items,

@@ -153,15 +153,18 @@ class RayEngine:
             running[actor.get_ready.remote(task, preparation)] = (actor, None)
 
         while waiting or any(attempt is not None for _, attempt in running.values()):
+            # nodes may have joined, and workers died
             for actor in self._new_actors(len(waiting), len(running) + len(idle)):
                 running[actor.get_ready.remote(task, preparation)] = (actor, None)
 
+            # rows are read when somebody is free for them, so that few are in memory
             while idle and waiting:
                 actor = idle.pop()
                 attempt = waiting.popleft()
                 answer = actor.run.remote(rows_of(attempt.shard), attempt.shard.first)
                 running[answer] = (actor, attempt)
 
+            # not for ever: the cluster is looked at again
             done, _ = self.ray.wait(list(running), num_returns=1, timeout=PATIENCE)
             for answer in done:
                 actor, attempt = running.pop(answer)
@@ -190,6 +193,7 @@ class RayEngine:
             self.deaths = 0
             return None if attempt is None else Outcome(attempt.shard, *results)
 
+        # a shard may be at fault, or the machine it was done on
         attempt.faults += 1
         if attempt.faults < ATTEMPTS:
             notice(f"rows from {attempt.shard.first} on: {reason}; they are done again")

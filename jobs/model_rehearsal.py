@@ -47,6 +47,7 @@ def rehearse_embedder(embedder: Embedder, roles: dict[str, Sequence[WordedItem]]
     if is_dual_encoder(embedder.source, embedder.trust_remote_code):
         return Rehearsal("", {"Embedder": {"checkpoint": str(embedder.source), "kind": "dual encoder"}})
 
+    # without weights, which take longest to load
     model = open_checkpoint(
         embedder.source, embedder.preset, weights=False, trust_remote_code=embedder.trust_remote_code
     )

@@ -22,6 +22,7 @@ def shown_prompt(prepared: PreparedItem, processor) -> str:
     if native.videos is not None:
         media[native.videos.token_id] = native.videos.token
 
+    # an image is its token, so many times
     counts = iter(prepared.image_tokens)
     pieces = []
     text_ids = []
