@@ -31,6 +31,8 @@ def describe(report: dict) -> str:
     if bad_rows:
         verdict = f"and {len(bad_rows):,} bad ones that are left out"
     lines = [f"{report['file']}: {report['rows']:,} rows, {verdict}"]
+
+    # how the rows were understood
     if report["source"]:
         lines.append(f"read as: {report['source']}")
     for layout, columns in report["columns"].items():
@@ -38,6 +40,8 @@ def describe(report: dict) -> str:
     lines += ["", "the first rows, as they are read", *_sample_lines(report["samples"]), ""]
 
     lines += _dataset_lines(report["datasets"])
+
+    # what is in them
     for title in ("modalities", "mended", "duplicates"):
         lines += ["", *_count_lines(title, report[title])]
     if report["scores"]:

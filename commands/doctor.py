@@ -23,6 +23,7 @@ def report(patient: Patient, drifts: list[Drift]) -> str:
         name = patient.preset if isinstance(patient.preset, str) else patient.preset.name
         lines.append(f'Preset "{name}".')
 
+    # what matters with the installed version comes first
     groups = (
         (f"With stock classes of transformers {transformers.__version__}:", True),
         ("With other versions only:", False),
@@ -34,6 +35,7 @@ def report(patient: Patient, drifts: list[Drift]) -> str:
         for drift in entries:
             lines += [f"  {drift.name}", f"    stock: {drift.stock}", f"    UniME {drift.here}"]
 
+    # silence would leave open whether anything was looked at
     if not any(drift.hits for drift in drifts):
         lines += [
             "",

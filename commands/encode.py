@@ -208,6 +208,7 @@ def _merge(entries: list[Entry], vectors: dict, about: dict, failed: list[dict])
         stamps.append(entry.stamp)
         embeddings.append(vectors[entry.key])
 
+    # an index of nothing is of no use
     if not names:
         first = f"{failed[0]['id']}: {failed[0]['reason']}"
         raise ValueError(f"none of the {len(entries)} items could be embedded; {first}")

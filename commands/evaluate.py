@@ -18,6 +18,7 @@ from ..jobs.rehearsal import Rehearsal
 from ..jobs.reranking import Reranker
 from ..jobs.shards import processes
 from .errors import one_line_errors
+from .inputs import moved_source
 from .options import StepCall
 from .parsers.evaluate import BenchmarkConfig, DataSettings, EvalConfig, RerankConfig, read
 
@@ -55,6 +56,7 @@ def run(
     if not config.rehearses:
         embedder.settings()  # a mistyped model should not cost the reading of a benchmark
 
+    # what a result is measured on is kept with it
     source = {
         "data": config.data,
         "image_root": config.image_root,
@@ -62,6 +64,8 @@ def run(
         "partial": config.partial,
         "cache": config.cache,
     }
+
+    # only pairs have floors, and settings of their own
     floors = None
     if step == "pairs":
         from ..eval.floors import floors_of as floors  # with a library that other benchmarks do not need
@@ -97,10 +101,7 @@ def _run_rerank(config: RerankConfig, given: dict[str, str]) -> Path | Rehearsal
     before = read_result(path)
 
     # the data is read as it was for the embedder, unless it has moved
-    source = dict(before["source"])
-    for name in ("data", "image_root", "cache"):
-        if getattr(config, name):
-            source[name] = getattr(config, name)
+    source = moved_source(before["source"], config, ("data", "image_root", "cache"))
 
     # somebody else's result may name any folder: pictures are only unpacked where they were before
     if not config.cache and source.get("cache") and not Path(source["cache"]).is_dir():

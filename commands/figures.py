@@ -26,6 +26,7 @@ from ..files.writing import read_arrays, read_json
 from ..jobs.shards import processes
 from ..modeling_unime import UniMEModel, UniMERerankerForCausalLM
 from .errors import one_line_errors
+from .inputs import moved_source
 from .parsers.figures import read
 
 
@@ -174,6 +175,7 @@ def _next_words(
     logits = logits[:, : len(tokenizer)]  # checkpoints pad their vocabulary
     best = logits.softmax(-1).topk(count)  # [N, count]
 
+    # as a person reads them
     words = []
     for token_ids, probabilities in zip(best.indices.tolist(), best.values.tolist()):
         texts = [tokenizer.decode([token_id]) for token_id in token_ids]
@@ -201,11 +203,7 @@ def contact(options) -> Path:
     content = result.content
 
     # the data is read as it was for the model, unless it has moved
-    source = dict(content["source"])
-    for name in ("data", "image_root"):
-        if getattr(options, name):
-            source[name] = getattr(options, name)
-    tasks, _ = read_benchmark(content["benchmark"], source)
+    tasks, _ = read_benchmark(content["benchmark"], moved_source(content["source"], options))
     tasks = _by_name(tasks)
     name = options.task or next(iter(tasks))
     task = _named(tasks, name)
@@ -217,6 +215,7 @@ def contact(options) -> Path:
     top = ranking[f"{name}/top"]  # [Q, depth], positions in the task's corpus
     similarities = ranking[f"{name}/similarity"]  # [Q, depth]
 
+    # the best of each query, right or wrong
     rows = []
     for number in _hits_and_misses(content["tasks"][name]["ranks"], options.count):
         best = _best_candidates(task, number, top[number, : options.top], similarities[number])

@@ -1,4 +1,4 @@
-"""A query from the command line."""
+"""What the command line names: a query, and data that has moved."""
 
 from pathlib import Path
 
@@ -24,3 +24,18 @@ def one_item(text: str | None, image: str | None, instruction: str | None = None
         text = instruct(instruction, text)
     path = str(Path(image).resolve()) if image else ""
     return Item(text or "", path).as_input()
+
+
+def moved_source(source: dict, options, names: tuple[str, ...] = ("data", "image_root")) -> dict:
+    """Where the data of a result is now: where it was for the model, unless the options name another place.
+
+    Args:
+        source (`dict`): what the result was measured on.
+        options: settings of a command.
+        names (`tuple[str, ...]`): which of them name a place.
+    """
+    moved = dict(source)
+    for name in names:
+        if getattr(options, name):
+            moved[name] = getattr(options, name)
+    return moved

@@ -5,6 +5,7 @@ from ..eval.mistakes import write_mistakes
 from ..eval.rerank import saved_result
 from ..eval.runner import read_result
 from .errors import one_line_errors
+from .inputs import moved_source
 from .parsers.mistakes import read
 
 
@@ -15,11 +16,8 @@ def execute(options):
         result = read_result(path)
 
         # the data is read as it was for the model, unless it has moved
-        source = dict(result["source"])
-        for name in ("data", "image_root"):
-            if getattr(options, name):
-                source[name] = getattr(options, name)
-        tasks, _ = read_benchmark(result["benchmark"], source)
+        tasks, _ = read_benchmark(result["benchmark"], moved_source(result["source"], options))
+
         if options.task:
             tasks = [task for task in tasks if task.name == options.task]
             if not tasks:

@@ -160,6 +160,8 @@ def _show(preset, model, trust_remote_code: bool, as_json: bool):
     questions = {}
     if rules_of(preset).judging is not None:
         questions = questions_of(preset, model, trust_remote_code)
+
+    # prompts are shown as they are fed, not as they are stored
     settings = preset_content(rules_of(preset))
     for name in ("query", "document"):
         del settings[name]
@@ -169,6 +171,7 @@ def _show(preset, model, trust_remote_code: bool, as_json: bool):
 
     for name, value in settings.items():
         print(f"{name}: {json.dumps(value, ensure_ascii=False)}")
+
     # a reranker's items are fed in its questions
     for title, question in questions.items():
         _print_prompt(title, question, "(refused: its authors ask about no such candidate)")
