@@ -148,6 +148,7 @@ class Card:
             sections += ["## Prompts", _prompts(self.preset, fusion)]
         sections += _default_instructions(self.instructions)
 
+        # what was done, and what came of it
         if self.training:
             sections += ["## Training", self.training]
         if self.evaluation:
@@ -162,6 +163,7 @@ class Card:
         if is_noncommercial(license_name):
             terms += " **Not for commercial use.**"
         sections += ["## License", terms]
+
         sections += ["## Cite", f"```bibtex\n{_CITE}\n```"]
         return f"---\n{self._metadata()}\n---\n\n" + "\n\n".join(sections) + "\n"
 

@@ -119,6 +119,7 @@ def export(source, out, head=None, trust_remote_code: bool = False):
     if model_type not in UNIME_MODEL_TYPES:
         raise ValueError(f"{source} is not a UniME repository but a {model_type}; there is nothing to export.")
 
+    # what no stock class can hold is refused before anything is written
     model = open_checkpoint(folder, trust_remote_code=trust_remote_code)
     require_generating_class(model.vlm.config, source)
     if getattr(model.config, "head", None) is not None:
@@ -153,6 +154,8 @@ def _with_head(model, folder: Path, source, head):
     with torch.device("meta"):  # its weights come from the embedder
         stock = AutoModelForImageTextToText.from_config(model.vlm.config, dtype=model.dtype)
     stock.model = model.vlm
+
+    # a tied head is the embeddings of the tokens
     if _ties_head(model.config.vlm_config):
         stock.tie_weights()
         return stock
@@ -163,6 +166,7 @@ def _with_head(model, folder: Path, source, head):
         weight = load_file(folder / HEAD_FILE)["lm_head.weight"]
     else:
         weight = None
+
     if weight is None:
         raise ValueError(
             f"{source} keeps no output head; name the stock checkpoint it was made from (--head), for example "

@@ -52,6 +52,7 @@ def write_exports(model, out: Path):
         templates = {"judge": judge_template(model.processor)}
         _write_reranker(model, templates["judge"], out)
 
+    # the preset is kept for whoever reads the checkpoint here again
     write_json(out / EXPORTED, _preset_of(model.processor))
     (out / "templates").mkdir(exist_ok=True)
     for name, template in templates.items():
@@ -92,11 +93,13 @@ def _write_embedder(model, out: Path):
     if model.config.normalize:
         modules.append(("2_Normalize", f"{_CLASSES}sentence_transformer.modules.normalize.Normalize"))
 
+    # one template for both, as they are prompted alike
     template = preset_template(model.processor, "query", joint=not sums)
     _write_modules(out, modules, "feature-extraction", "last_hidden_state", "token_embeddings", template)
 
     pooling = {"embedding_dimension": model.config.hidden_size, "pooling_mode": "lasttoken", "include_prompt": True}
     write_json(out / "1_Pooling" / "config.json", pooling)
+
     settings = {"similarity_fn_name": "cosine", "model_type": "SentenceTransformer"}
     write_json(out / "config_sentence_transformers.json", settings)
 

@@ -123,6 +123,8 @@ def open_processor(source, preset: str | None = None, **kwargs) -> tuple[UniMEPr
     if adapter is not None:
         kwargs.pop("revision", None)  # of the adapter, not of its base
         base = base_model_of(adapter)
+
+        # an adapter of ours keeps its preset itself
         if preset is None:
             kwargs = {**saved_settings(adapter, SETTINGS), **kwargs}
             preset = kwargs.pop("preset", None)
