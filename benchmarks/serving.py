@@ -120,7 +120,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, default=96)
     parser.add_argument("--in-flight", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--waiting-tokens", type=int, default=8192, help="of the server's queue")
+    parser.add_argument(
+        "--waiting-tokens", type=int, default=1024, help="of the server's queue: few, so that it fills"
+    )
     options = parser.parse_args()
     print(machine())
 
