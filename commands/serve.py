@@ -1,6 +1,6 @@
 """Embeddings and scores over HTTP: the command `unime serve`.
 
-unime serve outputs/quickstart/model --reranker outputs/judge --port 8000
+unime serve outputs/quickstart/model --reranker outputs/backbone --port 8000
 """
 
 import os

@@ -1,6 +1,6 @@
 """Embeddings and scores over HTTP, as the clients of OpenAI, Jina and Cohere ask for them: the command `unime serve`.
 
-unime serve outputs/quickstart/model --reranker outputs/judge --port 8000
+unime serve outputs/quickstart/model --reranker outputs/backbone --port 8000
 
 Keys that requests must send are read from the environment variable UNIME_API_KEYS (several are separated by commas).
 """
