@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..data.schema import Item
+from ..data.items import Item
 from ..data.texts import require_file
 from ..files.addresses import local_copy, to_path
 from ..files.identity import MISSING, file_identity

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..data.schema import Item
+from ..data.items import Item
 from ..prompts_unime import instruct
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import try_to_load_from_cache
 
-from ..data.schema import Item
+from ..data.items import Item
 from ..jobs.choices import DTYPES, LIBRARIES
 from ..jobs.embedding import Embedder
 from ..jobs.notices import notice

@@ -22,7 +22,7 @@ from ..checkpoints.opening import (
     open_sentence_transformer,
     require_kind,
 )
-from ..data.schema import Item
+from ..data.items import Item
 from ..files.addresses import to_path
 from ..files.identity import file_identity
 from ..items_unime import describe

@@ -60,6 +60,20 @@ def test_encode_and_search(kind, saved, photos, capsys):
     assert "b.jpg" in capsys.readouterr().out
 
 
+SEARCH = """
+import json, sys
+from unime.cli import main
+main(["search", sys.argv[1], "a star", "--quiet"])
+print(json.dumps("datasets" in sys.modules))
+"""
+
+
+def test_a_search_does_without_datasets(saved, photos):
+    out = str(photos / "index.parquet")
+    main(["encode", str(photos / "words.txt"), "--model", str(saved), "--out", out, "--quiet"])
+    assert fresh_process(SEARCH, out) is False
+
+
 def test_a_reranker_puts_answers_in_its_own_order(saved, backbone, photos, capsys):
     out = str(photos / "index.parquet")
     main(["encode", str(photos / "rows.jsonl"), "--model", str(saved), "--out", out, "--quiet"])
