@@ -72,6 +72,7 @@ def similarity_matrix(
         low = min(low, matrix.min())
         high = max(high, matrix.max())
 
+    # one scale for all, so that colours can be compared
     figure, axes = plt.subplots(
         1, len(matrices), figsize=(5.2 * len(matrices) + 0.8, 5), constrained_layout=True, squeeze=False
     )
@@ -82,6 +83,7 @@ def similarity_matrix(
         axis.set_ylabel(row_name)
     figure.colorbar(picture, ax=axes[0], label="cosine similarity", shrink=0.85)
 
+    # the numbers behind the colours
     cells = []
     for title, matrix in matrices.items():
         for (row, column), value in np.ndenumerate(matrix):
@@ -293,6 +295,7 @@ def stage_bars(stages: dict[str, dict[str, float]], path, title: str = "") -> Pa
         raise ValueError("no stage has a mean.")
     figure, axis = plt.subplots(figsize=(max(7.0, 0.5 * len(groups) * len(stages) + 2), 4.2), constrained_layout=True)
 
+    # a group's bars fill most of its place
     width = 0.82 / len(stages)
     colours = plt.cm.viridis(np.linspace(0.1, 0.9, len(stages)))
     rows = []

@@ -83,6 +83,7 @@ def _bm25(task: Task) -> float:
 
     def scores() -> Iterator[torch.Tensor]:
         for number, words in enumerate(queries):
+            # words that no candidate has score nothing, and are unknown to the index
             in_corpus = [word for word in words if word in index.vocab_dict]
             all_scores = np.zeros(len(corpus), np.float32)
             if in_corpus:

@@ -64,12 +64,15 @@ def mistakes_of(task: Task, ranks: list[int], top: np.ndarray, similarity: np.nd
     for number, rank in enumerate(ranks):
         if rank == 1:
             continue
+
+        # what came first, and whether it is right
         right = _right(task, number)
         first = []
         for position, value in zip(top[number].tolist(), similarity[number].tolist()):
             if position >= 0:  # -1 where a task has fewer candidates
                 first.append((task.corpus[position], value, task.corpus[position] in right))
 
+        # two signs that the right answer may not be the only one
         query = task.queries[number]
         count = len(task.options(number))
         doubt = ""
@@ -112,6 +115,7 @@ def write_mistakes(path, tasks: Iterable[Task], out, count: int) -> dict[str, tu
     for task in tasks:
         if task.name not in results or f"{task.name}/top" not in rankings:
             continue
+
         top = rankings[f"{task.name}/top"]
         mistakes = mistakes_of(task, results[task.name]["ranks"], top, rankings[f"{task.name}/similarity"])
         doubted = [mistake for mistake in mistakes if mistake.doubt]

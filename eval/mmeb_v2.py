@@ -72,6 +72,7 @@ def _read_documents(name: str, root: Path, cache: Path) -> Task:
         for number, row in parquet_rows(path, {"query-id": (), "query": ()}):
             where = f"{path}, row {number}"
             gains = relevance.get(str(row["query-id"]))
+
             if gains is None:
                 skipped += 1
                 continue

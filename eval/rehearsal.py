@@ -64,6 +64,7 @@ def rehearse_rerank(path: Path, tasks: list[Task], reranker: Reranker, candidate
     if reranker.strategy != "listwise":
         count *= candidates
 
+    # how the reranker is asked, and what that costs
     questions = list(_questions(queries, reranker.strategy))
     sources = dict.fromkeys(reranker.options, given.get("rank_options", "default"))
     if "reranker_preset" in given:

@@ -132,6 +132,7 @@ def _distinct_names(contents: list[dict]) -> list[str]:
         model = content["model"]
         earlier = earlier_counts[model, content["benchmark"]]
 
+        # the same model again on a benchmark has a number
         if default_counts[name] > 1:
             name = model
             if earlier:
