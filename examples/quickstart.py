@@ -25,7 +25,7 @@ from ..eval.runner import evaluate
 from ..eval.tasks import Task, read_world_tasks
 from ..files.writing import has_json, move_into_place, read_json, write_json
 from ..jobs.notices import be_quiet
-from ..miniature.instructions import FIND_CAPTION, FIND_CHANGED, FIND_IMAGE
+from ..miniature.instructions import FIND_CAPTION, FIND_IMAGE, FIND_SIMILAR
 from ..miniature.world import build
 from ..modeling_unime import UniMEModel
 from ..trainers.progress import TrainingBar
@@ -36,7 +36,7 @@ from .progress import Progress, Step
 SEARCH = Path(__file__).parent / "search.py"
 SEARCHES = (  # what is searched with what: a title, the task of the query with its instruction, and what is searched
     ("A picture for a caption", "Shapes_t2i", FIND_IMAGE, "images"),
-    ("A picture after a change", "Shapes_change", FIND_CHANGED, "images"),
+    ("Another picture of the same", "Shapes_same", FIND_SIMILAR, "images"),
     ("A caption for a picture", "Shapes_i2t", FIND_CAPTION, "texts"),
 )
 FULL = {"world": {}, "backbone": {}, "training": {}}  # changes of the defaults; the tests make everything smaller
@@ -164,7 +164,7 @@ def draw_similarity(raw: UniMEModel, trained: UniMEModel, task: Task, path: Path
 def write_gallery(world: Path, by_name: dict[str, Task], path: Path) -> Path:
     """Writes what `search.py` reads: the first query of three tasks, and all test images and captions to search."""
     # tasks share pictures: each is listed once
-    pictures = by_name["Shapes_t2i"].corpus + by_name["Shapes_change"].corpus
+    pictures = by_name["Shapes_t2i"].corpus + by_name["Shapes_same"].corpus
     images = list(dict.fromkeys(item.image for item in pictures))
     texts = list(dict.fromkeys(item.text for item in by_name["Shapes_i2t"].corpus))
 
