@@ -29,7 +29,7 @@ SINGLE_UNTIL = 0.15  # share of the lessons up to which there are single things
 NEAR_FROM = 0.4  # share of the lessons from which there are near misses
 SLOPE = 2.5  # how the level grows with the share after that
 HARDEST = 2.9  # and how far
-LISTS = 0.25  # share of lessons that are lists, once there are near misses
+LISTS = 0.25  # share of lessons that are lists, once there are whole scenes
 LONG = 0.18  # share of batches with captions of several sentences: among short ones these would mostly see padding
 LONGEST_LIST = 9  # whose numbers are one token
 DESCRIBE = 0.3  # weight of saying right texts word by word: without it, what the backbone can describe is forgotten
@@ -61,7 +61,7 @@ class Lessons(Dataset):
         rng = random.Random(f"{self.seed}:{number}")
         level = self._level(number)
         long = random.Random(f"{self.seed}:batch:{number // self.batch}").random() < LONG
-        if level > 1.5 and rng.random() < LISTS:
+        if level > 1 and rng.random() < LISTS:
             return make_list(rng, self.digits, level, rng.randint(2, LONGEST_LIST), long)
         return make_lesson(rng, self.digits, level, self.candidates, long)
 
@@ -120,8 +120,8 @@ class Packed:
     `[B, L]` (1 where a candidate's prompt is up to that token the beginning of a right one's, 0 where it is not, -100
     outside of candidates that are texts), `ends` `[C, 2]` (row and place where each answer is due), `answers` `[C]`,
     `weights` `[C]` (each lesson's add up to one B-th), `verdicts` `[2]` (the tokens of No and Yes), `images` (their
-    pixels and grids), and `order`: which image stands at each place. A listwise lesson is its one prompt, with one
-    answer.
+    pixels and grids), and `order`: which image stands at each place. A listwise lesson is its one prompt; its answer
+    is due behind the right candidate, behind each one after it, and at the end.
 
     Args:
         model ([`~unime.modeling_unime.UniMERerankerForCausalLM`]): its processor reads the lessons, and it says which
@@ -133,6 +133,7 @@ class Packed:
         self.rope = model.vlm.model.get_rope_index
         tokenizer = self.processor.tokenizer
         _, yes, no = POINTWISE["yes_no"]
+        self.tokenizer = tokenizer
         self.answers = [tokenizer(word)["input_ids"][0] for word in (no, yes)]
         self.numbers = [tokenizer(str(number))["input_ids"][0] for number in range(1, LONGEST_LIST + 1)]
 
@@ -180,9 +181,11 @@ class Packed:
         return self.processor.prepare(turns)
 
     def _answers(self, lesson: Lesson) -> torch.Tensor:
-        """The first token of each candidate's answer, `[C]`; of a list, the number of what is right, `[1]`."""
+        """The first token of each candidate's answer, `[C]`; of a list, the number of what is right, wherever due."""
         if lesson.listwise:
-            return torch.tensor([self.numbers[lesson.right.index(True)]])
+            place = lesson.right.index(True)
+            due = len(lesson.candidates) - place + 1
+            return torch.tensor([self.numbers[place]] * due)
         return torch.tensor([self.answers[right] for right in lesson.right])
 
     def _prompt(self, entry: PreparedItem, places: dict[int, int], grids: torch.Tensor | None) -> _Prompt:
@@ -215,7 +218,7 @@ class Packed:
         ids = [prompts[0].ids[:shared]]
         positions = [prompts[0].positions[:, :shared]]
         words = [torch.full((shared,), IGNORED)]
-        so_far = [torch.full((shared,), IGNORED)]
+        so_far = [self._right_in_list(lesson, prompts[0].ids[:shared])]
         order = prompts[0].images[:query_images]
         for prompt, right in zip(prompts, lesson.right):
             rest = prompt.ids[shared:]
@@ -237,16 +240,58 @@ class Packed:
         sees = (owner[:, None] == owner[None]) | (owner[None] == 0)  # [l, l]
         mask = torch.where(sees.tril(), 0.0, HIDDEN)
 
-        ends = lengths.cumsum(0)[1:] - 1  # [C]
+        ends = (lengths.cumsum(0)[1:] - 1).tolist()
+        if lesson.listwise:
+            # the answer is known, and asked for, as soon as the right candidate has been read
+            spans = self._spans(prompts[0].ids.tolist(), len(lesson.candidates))
+            known = spans[lesson.right.index(True) :]
+            ends = [end - 1 for _, end in known] + ends
         return _Sequence(
             ids=torch.cat(ids),
             mask=mask,
             positions=torch.cat(positions, dim=1),
             words=torch.cat(words),
             so_far=torch.cat(so_far),
-            ends=ends.tolist(),
+            ends=ends,
             order=order,
         )
+
+    def _right_in_list(self, lesson: Lesson, ids: torch.Tensor) -> torch.Tensor:
+        """For each token of a list's candidates whether it is right so far, `[p]`; of pictures, at their last token.
+
+        Args:
+            lesson ([`~unime.miniature.lessons.Lesson`]): nothing is known of one that is no list.
+            ids (`LongTensor` `[p]`): its prompt, or all of it but for its end.
+        """
+        labels = torch.full_like(ids, IGNORED)
+        if not lesson.listwise:
+            return labels
+
+        phrasings = [self._words(item) for item in lesson.phrasings]
+        for number, (start, end) in enumerate(self._spans(ids.tolist(), len(lesson.candidates))):
+            labels[end - 1] = int(lesson.right[number])
+            if phrasings:
+                labels[start:end] = _begins_like(ids[start:end], phrasings)
+        return labels
+
+    def _spans(self, ids: list[int], count: int) -> list[tuple[int, int]]:
+        """Where each candidate of a list begins and ends, from its number in brackets on."""
+        starts = []
+        place = 0
+        for number in range(1, count + 1):
+            mark = self.tokenizer(f"({number})")["input_ids"]
+            while ids[place : place + len(mark)] != mark:
+                place += 1
+            starts.append(place)
+            place += len(mark)
+
+        length = len(mark)
+        last = ids.index(self.tokenizer.eos_token_id, place)
+        return [(start + length, end) for start, end in zip(starts, [*starts[1:], last])]
+
+    def _words(self, item: dict) -> torch.Tensor:
+        """The tokens of a text as it stands in a list, behind a space."""
+        return torch.tensor(self.tokenizer(f" {item['text']}")["input_ids"])
 
     def _shared_length(self, prompts: list[_Prompt], query_images: int) -> int:
         """How many tokens all prompts of a lesson begin with."""
@@ -286,13 +331,17 @@ def _right_so_far(prompt: _Prompt, right_prompts: list[_Prompt]) -> torch.Tensor
     """For each token, whether the prompt up to it is the beginning of a right one, `[p]`; -100 where none is known."""
     if not right_prompts:
         return torch.full_like(prompt.ids, IGNORED)
+    return _begins_like(prompt.ids, [other.ids for other in right_prompts])
 
-    so_far = torch.zeros_like(prompt.ids)
-    for other in right_prompts:
-        length = min(len(prompt.ids), len(other.ids))
-        equal = prompt.ids[:length] == other.ids[:length]
-        so_far[:length] |= equal.long().cumprod(dim=0)
-    return so_far
+
+def _begins_like(ids: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
+    """For each token, whether one of the others begins with all tokens up to it, `[p]`."""
+    found = torch.zeros_like(ids)
+    for other in others:
+        length = min(len(ids), len(other))
+        equal = ids[:length] == other[:length]
+        found[:length] |= equal.long().cumprod(dim=0)
+    return found
 
 
 def _common(rows: list[list[int]]) -> int:

@@ -29,7 +29,7 @@ from .instructions import (
 from .sources import Digits, digit_words
 
 # weights of the tasks: with one thing in a picture, with whole scenes, and with captions of several sentences
-SINGLE = {"i2t": 2, "t2i": 3, "same": 3, "label": 1, "question": 1, "digit": 2, "crop": 1}
+SINGLE = {"i2t": 2, "t2i": 3, "same": 3, "label": 1, "question": 1, "digit": 3, "crop": 1}
 WHOLE = {
     "i2t": 3,
     "t2i": 3,
@@ -38,8 +38,8 @@ WHOLE = {
     "crop": 2,
     "label": 2,
     "question": 3,
-    "digit": 1,
-    "digits": 1,
+    "digit": 3,
+    "digits": 2,
 }
 LONG = {"long_i2t": 1, "long_t2i": 1}
 

@@ -100,6 +100,32 @@ def test_a_text_is_right_up_to_the_token_where_no_right_text_goes_on_like_it(rer
     assert checked > 20
 
 
+def test_each_candidate_of_a_packed_list_is_labelled_where_it_stands(reranker, digits):
+    lessons = [make_list(random.Random(number), digits, 2.9, 2 + number % 8) for number in range(24)]
+    batch = Packed(reranker)(lessons)
+    with_texts = 0
+    for row, lesson in enumerate(lessons):
+        labels = batch["so_far"][row]
+        ids = batch["input_ids"][row]
+        if not lesson.phrasings:
+            assert labels[labels != -100].tolist() == [int(right) for right in lesson.right], "one label a picture"
+            continue
+
+        # labels stand on the candidates' texts, one after the other
+        with_texts += 1
+        labelled = torch.nonzero(labels != -100)[:, 0].tolist()
+        runs = [[labelled[0]]]
+        for place in labelled[1:]:
+            if place == runs[-1][-1] + 1:
+                runs[-1].append(place)
+            else:
+                runs.append([place])
+        texts = [reranker.processor.tokenizer.decode(ids[run]).strip() for run in runs]
+        assert texts == [item["text"].strip() for item in lesson.candidates]
+        assert [bool(labels[run[-1]]) for run in runs] == lesson.right
+    assert 5 < with_texts < 24
+
+
 def test_one_candidate_of_a_list_is_right_and_in_any_place(digits):
     places = Counter()
     for number in range(200):
@@ -115,9 +141,19 @@ def test_a_packed_list_is_asked_as_in_ranking_and_counts_as_much_as_a_lesson(rer
     batch = packed(lessons)
     turn = reranker.processor.rerank_messages(lessons[1].query, lessons[1].candidates, "listwise")
     inputs = reranker.processor.collate(reranker.processor.prepare([turn], suffix="Ans: ("))
-    number = reranker.processor.tokenizer(str(lessons[1].right.index(True) + 1))["input_ids"]
+    place = lessons[1].right.index(True)
+    number = reranker.processor.tokenizer(str(place + 1))["input_ids"]
+    ends = batch["ends"][batch["ends"][:, 0] == 1][:, 1]
     with torch.no_grad():
-        of_list = F.cross_entropy(reranker(**inputs).logits[:, -1], torch.tensor(number))
+        logits = reranker(**inputs).logits[0, ends]
+
+    # due behind the right candidate and behind each after it, before the next number, and at the end
+    following = [inputs["input_ids"][0, end + 1 :] for end in ends[:-1]]
+    marks = [reranker.processor.tokenizer(f"({later})")["input_ids"] for later in range(place + 2, 6)]
+    for ids, mark in zip(following, marks):
+        assert ids[: len(mark)].tolist() == mark
+    assert len(ends) == 5 - place + 1 and ends[-1] == inputs["input_ids"].shape[1] - 1
+    of_list = F.cross_entropy(logits, torch.tensor(number * len(ends)))
     expected = (single_losses(reranker, lessons[:1]).mean() + of_list) / 2
     assert torch.isclose(loss_of(reranker, batch), expected, atol=1e-5)
 
