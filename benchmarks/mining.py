@@ -118,7 +118,7 @@ def do_step(step: str, options):
         def settings(self):
             return {"model": "free@0"}
 
-        def encode(self, items, role, benchmark=None):
+        def encode(self, items, role, benchmark=None, of_training=False):
             return embeddings_of([item.text for item in items], role)
 
     class FreeJudge(Judge):

@@ -292,13 +292,17 @@ class Embedder:
             role = "query"
         return role, None
 
-    def encode(self, items: Sequence[Item], role: str, benchmark: str | None = None) -> np.ndarray:
+    def encode(
+        self, items: Sequence[Item], role: str, benchmark: str | None = None, of_training: bool = False
+    ) -> np.ndarray:
         """Embeds items.
 
         Args:
             items (`Sequence[Item]`): N texts, images, or both.
             role (`str`): `"query"` or `"document"`.
             benchmark (`str`, *optional*): the kind of benchmark whose wording a preset of UniME is to use.
+            of_training (`bool`, defaults to `False`): put a UniME model's default instruction before items that come
+                without one, on a benchmark too, as a training does.
 
         Returns:
             `np.ndarray` `[N, D]` in float32.
@@ -309,6 +313,8 @@ class Embedder:
             return model.encode(inputs, **self.options).numpy()  # [N, D]
         if self.library == "unime":
             options = {"benchmark": benchmark, **self.options}
+            if of_training:
+                options.setdefault("instruction", model.processor.default_instruction(role))
             return model.encode(inputs, role=role, show_progress=False, **options).numpy()  # [N, D]
 
         # sentence-transformers has its own ideas of items, and of what a string is
@@ -344,6 +350,7 @@ def embed(
     spare: bool = False,
     benchmark: str | None = None,
     engine: RayEngine | None = None,
+    of_training: bool = False,
 ) -> int:
     """Embeds items as a job (see [`~unime.jobs.shards.run_job`]) split over the processes of a launch.
 
@@ -359,6 +366,7 @@ def embed(
         spare (`bool`, defaults to `False`): go on where all items of a shard fail.
         benchmark (`str`, *optional*): the kind of benchmark whose wording a preset is to use.
         engine ([`~unime.jobs.engines.RayEngine`], *optional*): workers that embed, in place of this process.
+        of_training (`bool`, defaults to `False`): as in [`Embedder.encode`].
 
     Returns:
         `int`: how many items could be embedded. `read_job(out)` has their arrays: `embeddings` `[n, D]` in float32 and
@@ -382,7 +390,7 @@ def embed(
     run_job(
         out,
         items,
-        partial(_embeddings, role=role, benchmark=benchmark),
+        partial(_embeddings, role=role, benchmark=benchmark, of_training=of_training),
         settings,
         keys=lambda item: item_name(item, image_root),
         shard_size=shard_size,
@@ -406,9 +414,11 @@ def _loaded(embedder: Embedder) -> Embedder:
     return embedder
 
 
-def _embeddings(items: Sequence[Item], embedder: Embedder, role: str, benchmark: str | None) -> dict[str, np.ndarray]:
+def _embeddings(
+    items: Sequence[Item], embedder: Embedder, role: str, benchmark: str | None, of_training: bool
+) -> dict[str, np.ndarray]:
     """The work of the job."""
-    return {"embeddings": embedder.encode(items, role, benchmark)}
+    return {"embeddings": embedder.encode(items, role, benchmark, of_training)}
 
 
 # names of items

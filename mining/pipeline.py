@@ -139,6 +139,7 @@ class Mining:
                 retry_failed=config.retry_failed,
                 benchmark="mmeb",  # training rows are worded as they will be in training
                 engine=self.engine,
+                of_training=True,
             )
             self.say(f"{name}: {count} of {len(items)} embedded")
 

@@ -115,7 +115,7 @@ class Pretender(Embedder):
     def settings(self):
         return {"model": "pretender", "make": self.make.__name__}
 
-    def encode(self, items, role, benchmark=None):
+    def encode(self, items, role, benchmark=None, of_training=False):
         self.asked += items
         return self.make(len(items))
 
@@ -230,7 +230,7 @@ def test_what_failed_is_tried_again_by_the_next_run(tmp_path):
     class Flaky(Pretender):
         well = False
 
-        def encode(self, items, role, benchmark=None):
+        def encode(self, items, role, benchmark=None, of_training=False):
             if not self.well and any(item.text == "b" for item in items):
                 raise OSError("the disk is gone")
             return super().encode(items, role)

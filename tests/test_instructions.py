@@ -16,6 +16,8 @@ from unime.data.collators import EmbeddingCollator
 from unime.data.schema import Example, Item, to_dataset
 from unime.jobs.embedding import Embedder
 from unime.jobs.prompts import reading
+from unime.mining.pipeline import Mining
+from unime.mining.settings import MiningConfig
 from unime.processing_unime import Reading
 from unime.serving.engines import EmbeddingEngine
 from unime.trainers.contrastive import ContrastiveConfig, ContrastiveTrainer
@@ -110,6 +112,15 @@ def test_training_reads_as_use_does(model):
     assert problems == []
     query, positive, negative = [entry.prepared.prompt for entry in fed]
     assert FIND in query and SHOW in positive and SHOW in negative
+
+
+def test_mining_embeds_rows_as_a_training_reads_them(model, folder, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"query": "a ring", "positive": "a star"}\n')
+    mining = Mining(MiningConfig(data=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "out"), embedder=str(folder)))
+    mining.embed()
+    for name, item, instruction in (("queries", "a ring", FIND), ("candidates", "a star", SHOW)):
+        expected = model.encode([item], instruction, benchmark="mmeb")
+        assert torch.allclose(torch.from_numpy(mining.embeddings()[name][:1]), expected, atol=1e-6)
 
 
 def test_a_reranker_is_trained_by_its_own_instruction(backbone, tmp_path):

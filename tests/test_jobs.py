@@ -161,7 +161,7 @@ class Seeing(Pretender):
     def settings(self):
         return {"model": "seeing@0"}
 
-    def encode(self, items, role, benchmark=None):
+    def encode(self, items, role, benchmark=None, of_training=False):
         if self.deadly and self.asked:
             raise KeyboardInterrupt
         self.asked += items

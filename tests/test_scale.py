@@ -195,7 +195,7 @@ class Free(Embedder):
     def settings(self):
         return {"model": "free@0"}
 
-    def encode(self, items, role, benchmark=None):
+    def encode(self, items, role, benchmark=None, of_training=False):
         numbers = np.array([int(item.text.split()[1]) for item in items])
         vectors = np.stack([VALUES[numbers % 23], VALUES[numbers % 19], VALUES[numbers % 7]], 1).reshape(-1, 9)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
