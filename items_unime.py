@@ -36,6 +36,7 @@ class PreparedItem:
         image_tokens (`tuple[int]`): tokens that each image takes.
         resolution (`Resolution`): the policy from which the sizes follow.
         written (`tuple[int]`): ids that follow the prompt, such as the beginning of an answer.
+        of_video (`bool`): whether its images are the frames of a video.
     """
 
     name: str
@@ -46,6 +47,7 @@ class PreparedItem:
     image_tokens: tuple[int, ...] = ()
     resolution: Resolution = field(default_factory=Resolution)
     written: tuple[int, ...] = ()
+    of_video: bool = False
 
     @property
     def length(self) -> int:

@@ -85,6 +85,8 @@ class NativeProcessor:
         takes_several_images (`bool`): whether a prompt may hold more than one image.
         videos ([`~unime.videos_unime.ClipReader`], *optional*): what reads videos, where the backbone has tokens of
             their own for them.
+        frames ([`NativeProcessor`]): what reads frames of a video as images; another one where the preset has limits
+            of their own for them.
 
     Raises:
         ValueError: the class does not follow the common interface; the message says what is missing.
@@ -123,6 +125,11 @@ class NativeProcessor:
             raise ValueError(f"the tokenizer has no image token {self.image_token!r}, which {self.name} needs.")
 
         self.videos = clip_reader(self.processor, tokenizer, images.frame_pixels, images.video_pixels)
+
+        self.frames = self
+        if images.frame_pixels and self.grain:
+            limits = tuple(pixels // self.grain**2 for pixels in images.frame_pixels)
+            self.frames = type(self)(image_processor, tokenizer, settings, ImageSettings(tokens=limits))
 
         # M-RoPE asks for the types of tokens by one name, Gemma's attention by another.
         outputs = self.processor(text=["a"], return_mm_token_type_ids=True)

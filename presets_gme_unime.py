@@ -34,6 +34,7 @@ PRESETS = {
         resolution="tokens:4-16384",
         max_length=2000,
         video="frames",
+        frame_pixels=(160 * 28 * 28, 180 * 28 * 28),
         **_SETTINGS,
     ),
     # ops_mm_embedding_v1.py of the card: the only one of the four that calls the whole model, and so has M-RoPE

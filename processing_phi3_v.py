@@ -137,6 +137,7 @@ class Phi3VProcessor:
         self.name = type(self).__name__
         self.image_processor = image_processor
         self.tokenizer = tokenizer
+        self.frames = self  # what reads frames of a video
 
     def count_tokens(self, sizes: list[tuple[int, int]]) -> list[int]:
         """Tokens of images given as (width, height)."""

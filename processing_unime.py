@@ -12,7 +12,8 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 
 import torch
 from PIL import Image, ImageColor
@@ -81,8 +82,8 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         fps (`float`, *optional*): frames read of a second of a video file, at most `max_frames`, in the place of
             `num_frames`; likewise.
         max_frames (`int`, *optional*): see `fps`.
-        frame_pixels (`tuple[int, int]`, *optional*): fewest and most pixels of a frame of a video that is read as
-            tokens of its own, whatever `resolution` says of images.
+        frame_pixels (`tuple[int, int]`, *optional*): fewest and most pixels of a frame of a video: of one that is read
+            as tokens of its own whatever `resolution` says of images, else after it.
         video_pixels (`int`, *optional*): most pixels of the frames of such a video, of which two are one, together.
         image_tokens (`tuple[int, int]`, *optional*): fewest and most tokens of an image of Qwen-VL; the preset's or
             the image processor's by default.
@@ -417,7 +418,7 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         cut_names = set()
         counts = {}
         for i, item in enumerate(items):
-            entry = self._plan(names[i], prompts[i], token_ids[i], images[i], resolution, counts)
+            entry = self._plan(names[i], prompts[i], token_ids[i], images[i], resolution, counts, is_video(item))
             entry = self._with_appended_id(entry)
             if entry.length > limit:
                 entry = self._shorten(entry, item, readings[instructions[i]], limit)
@@ -470,12 +471,19 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         return token_ids
 
     def _plan(
-        self, name: str, prompt: str, ids: list[int], images: tuple, resolution: Resolution, counts: dict
+        self,
+        name: str,
+        prompt: str,
+        ids: list[int],
+        images: tuple,
+        resolution: Resolution,
+        counts: dict,
+        of_video: bool,
     ) -> PreparedItem:
         """A tokenised item with the sizes at which its images will be read, and the tokens that they take.
 
-        `counts` holds the tokens by sizes: transformers checks all its settings for each count, which takes longer
-        than reading a small image.
+        `counts` holds the tokens by sizes, of frames and of other images: transformers checks all its settings for
+        each count, which takes longer than reading a small image.
         """
         placed = sum(map(ids.count, self._native.placeholder_ids))
         if placed != len(images):
@@ -493,10 +501,10 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         if any(isinstance(image, Clip) for image in images):
             image_tokens = self._count_with_videos(images, sizes, name)
         else:
-            if sizes not in counts:
-                counts[sizes] = self._count_tokens(sizes, name)
-            image_tokens = counts[sizes]
-        return PreparedItem(name, prompt, ids, images, sizes, image_tokens, resolution)
+            if (sizes, of_video) not in counts:
+                counts[sizes, of_video] = self._count_tokens(sizes, name, of_video)
+            image_tokens = counts[sizes, of_video]
+        return PreparedItem(name, prompt, ids, images, sizes, image_tokens, resolution, of_video=of_video)
 
     def _count_with_videos(self, images: tuple, sizes: tuple[tuple[int, int], ...], name: str) -> tuple[int, ...]:
         """Tokens of each image and video of a prompt."""
@@ -530,12 +538,13 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         except ValueError as error:
             raise ValueError(f"{name}: image of {size[0]} x {size[1]} pixels: {error}") from error
 
-    def _count_tokens(self, sizes, name: str) -> tuple[int, ...]:
+    def _count_tokens(self, sizes, name: str, of_video: bool = False) -> tuple[int, ...]:
         """Tokens of each image of a prompt."""
         if not sizes:
             return ()
+        native = self._native.frames if of_video else self._native
         try:
-            return tuple(self._native.count_tokens(list(sizes)))
+            return tuple(native.count_tokens(list(sizes)))
         except ValueError as error:
             # the sizes are counted together, and the error does not say which it is about
             place = self._uncountable(sizes)
@@ -682,9 +691,9 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
                 else:
                     images.append(self.read_image(entry, index))
             if images:
-                groups.append(images)
+                groups.append((self._native.frames if entry.of_video else self._native, images))
 
-        inputs, strings = self._native.read_images(groups) if groups else ({}, [])
+        inputs, strings = _read_groups(groups)
         videos, video_strings = self._native.videos.read(clips) if clips else ({}, [])
 
         # the strings come back in one list of each kind; each item takes as many as it has images and videos
@@ -788,6 +797,24 @@ class UniMEProcessor(ProcessorMixin, PromptRenderer):
         inputs, strings = self.read_images(prepared)
         sequences = [self.expand(entry, texts) for entry, texts in zip(prepared, strings)]
         return BatchFeature(self._native.complete({**self.pad(sequences, padding_side), **inputs}))
+
+
+def _read_groups(groups: list[tuple]) -> tuple[dict, list[str]]:
+    """The vision tower's inputs for the images of several prompts, and the string that stands for each.
+
+    Args:
+        groups (`list[tuple]`): a native processor and the images that it reads, of each prompt that has any.
+    """
+    tensors = []
+    strings = []
+    for native, run in groupby(groups, key=itemgetter(0)):
+        run_tensors, run_strings = native.read_images([images for _, images in run])
+        tensors.append(run_tensors)
+        strings += run_strings
+
+    if len(tensors) < 2:
+        return (tensors[0] if tensors else {}), strings
+    return {name: torch.cat([entry[name] for entry in tensors]) for name in tensors[0]}, strings
 
 
 def _split_into_parts(item, fusion: str, instruction: str | None) -> list[tuple]:

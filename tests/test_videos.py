@@ -135,6 +135,30 @@ def test_frames_have_the_sizes_that_their_authors_read(tiny, kind, preset, steps
     assert (batch["pixel_values_videos"] - patches).abs().max() < 1e-5
 
 
+def test_frames_that_are_images_may_have_limits_of_their_own(tiny):
+    # rzen_embed_inference.py: two resizes, the second to 160 to 180 tokens for frames, to 256 to 1280 for images
+    model = UniMEModel.from_backbone(tiny("qwen2_vl")[0], "rzenembed")
+    frames = [picture(seed) for seed in range(2)]
+    items = [{"image": frames[0]}, {"video": frames}, "a text", {"image": frames[1]}]
+    batch = model.processor.collate(model.processor.prepare(items))
+
+    for row, (frame, fewest, most) in enumerate(
+        [(frames[0], 256, 1280), (frames[0], 160, 180), (frames[1], 160, 180), (frames[1], 256, 1280)]
+    ):
+        for least, greatest in ((4, 16_384), (fewest, most)):
+            width, height = frame.size
+            height, width = smart_resize(height, width, 28, least * 784, greatest * 784)
+            frame = frame.resize((width, height), BICUBIC)
+        patches, grid = pairs_of_frames([frame, frame], model.processor.image_processor)
+        assert batch["image_grid_thw"][row].tolist() == grid
+        start = int(batch["image_grid_thw"][:row].prod(dim=1).sum())
+        assert (batch["pixel_values"][start : start + len(patches)] - patches).abs().max() < 1e-5
+
+    together = model.encode(items)
+    for item, row in zip(items, together):
+        assert torch.allclose(model.encode([item])[0], row, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("fps", "total", "count"), [(1.0, 48, 12), (1.0, 12, 4), (2.0, 13, 6), (1.0, 3, 2), (1.0, 1, 1), (9.0, 99, 16)]
 )
