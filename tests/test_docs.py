@@ -11,7 +11,9 @@ import re
 import runpy
 import shlex
 import shutil
+from pathlib import Path
 
+import matplotlib
 import nbformat
 import pytest
 import torch
@@ -45,7 +47,14 @@ OTHERS = {
 }
 FOLDERS = "recipes|accelerate_configs|benchmarks|tests|examples|eval|apps|data|trainers"
 # what a real run of a command is cut down to
+FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"  # which draw a few emoji
 SMALL = {
+    "examples": [
+        f"--font=openmoji={FONTS / 'DejaVuSans.ttf'}",
+        f"--font=noto={FONTS / 'DejaVuSans-Bold.ttf'}",
+        "--count=16",
+        "--held-out=6",
+    ],
     "trainers": [
         "--max_steps",
         "2",
@@ -59,6 +68,7 @@ SMALL = {
         "false",
     ],
     "figures": ["--limit", "6"],
+    "mine": ["--fallback", "judge_lowest"],  # an untrained judge tells nothing apart
 }
 KINDS = {
     "TianchengGu/UniME-V2-Qwen2VL-2B": "qwen2_vl",
