@@ -414,10 +414,10 @@ class Mining:
         settings["seed"] = (self.config.seed + content_hash(self._pair_key(row["pair"]))) % 2**63
         return select(row["positive_score"], row["scores"], **settings)
 
-    def _selected(self, places: range) -> Iterator[Example]:
+    def _selected(self, span: range) -> Iterator[Example]:
         """Some judged rows with their negatives, without those that are dropped."""
-        for start in range(places.start, places.stop, SELECTED):
-            rows = self.judged[start : min(start + SELECTED, places.stop)]
+        for start in range(span.start, span.stop, SELECTED):
+            rows = self.judged[start : min(start + SELECTED, span.stop)]
             choices = [self.choice(row) for row in rows]
 
             # the negatives of all these rows are read at once
