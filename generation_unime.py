@@ -41,8 +41,9 @@ class VLMGenerationMixin(GenerationMixin):
         return self.vlm.generate(*args, **kwargs)
 
     # the hooks of `generate` that VLMs of the library define anew, each in its own way
-    def prepare_inputs_for_generation(self, *args, **kwargs):
-        return self.vlm.prepare_inputs_for_generation(*args, **kwargs)
+    def prepare_inputs_for_generation(self, *args, inputs_embeds=None, **kwargs):
+        # named, as `generate` takes embeddings from models that name them here
+        return self.vlm.prepare_inputs_for_generation(*args, inputs_embeds=inputs_embeds, **kwargs)
 
     def _prepare_position_ids_for_generation(self, *args, **kwargs):
         return self.vlm._prepare_position_ids_for_generation(*args, **kwargs)

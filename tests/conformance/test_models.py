@@ -141,6 +141,16 @@ def test_generate_writes_what_the_vlm_writes(reranker, options):
         reranker.generate(**batch, not_an_input=1)
 
 
+def test_generate_goes_on_from_embeddings(reranker):
+    batch = reranker.processor.tokenizer("a red circle", return_tensors="pt")
+    embeddings = reranker.get_input_embeddings()(batch["input_ids"])
+    settings = {"max_new_tokens": 4, "do_sample": False, "attention_mask": batch["attention_mask"]}
+    written = reranker.generate(inputs_embeds=embeddings, **settings)
+    assert written.tolist() == reranker.vlm.generate(inputs_embeds=embeddings, **settings).tolist()
+    whole = reranker.generate(batch["input_ids"], **settings)
+    assert written[0].tolist() == whole[0, batch["input_ids"].shape[1] :].tolist()
+
+
 @pytest.mark.parametrize("kind", ["llava_next", "llava_onevision", "phi3_v", "qwen3_vl"])
 def test_other_families_generate_too(tiny, kind):
     reranker = UniMERerankerForCausalLM.from_backbone(tiny(kind)[0])
