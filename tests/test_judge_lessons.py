@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from unime.miniature import scenes
-from unime.miniature.judge import JudgeTrainer, Lessons, Packed
+from unime.miniature.judge import JudgeTrainer, Lessons
 from unime.miniature.lessons import LONG, SINGLE, WHOLE, alter, make_lesson, make_list, redraw
+from unime.miniature.packing import Packed
 from unime.miniature.sources import Digits
 
 
