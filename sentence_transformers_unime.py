@@ -105,7 +105,7 @@ class _UniMEModule(InputModule):
         """
         for role, instruction in default_instructions(self.model).items():
             model.prompts[role] = model.prompts.get(role) or instruction
-        if model.prompts["query"] and model.default_prompt_name is None:
+        if model.prompts.get("query") and model.default_prompt_name is None:
             model.default_prompt_name = "query"
 
         # it follows its model through deepcopy and pickle, which a bound method does not
@@ -329,7 +329,7 @@ def _save(model, path, *args, **kwargs):
         path, args, kwargs: of its `save`.
     """
     # its prompts may have changed since it was loaded
-    model[0].processor.instructions = {role: model.prompts.get(role, "") for role in ROLES}
+    model[0].processor.instructions = {role: model.prompts[role] for role in ROLES if model.prompts.get(role)}
     type(model).save(model, path, *args, **kwargs)
     if path is None:  # then the library saves nothing
         return
@@ -346,10 +346,13 @@ def _save(model, path, *args, **kwargs):
 
 
 def default_instructions(model) -> dict[str, str]:
-    """The default instruction of each role, which the library calls a prompt; `""` where there is none."""
-    if not model.has_processor:
-        return dict.fromkeys(ROLES, "")
-    return {role: model.processor.default_instruction(role) or "" for role in ROLES}
+    """The default instructions by role, as far as there are any; the library calls them prompts."""
+    instructions = {}
+    for role in ROLES:
+        instruction = model.processor.default_instruction(role) if model.has_processor else None
+        if instruction:
+            instructions[role] = instruction
+    return instructions
 
 
 def write_modules(model, folder):
@@ -358,7 +361,11 @@ def write_modules(model, folder):
     if model.config.model_type == "unime":
         name = "UniMETransformer"
         output = "embeddings"
-        settings = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"}
+        settings = {
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": "", "document": ""},
+            "similarity_fn_name": "cosine",
+        }
     else:
         name = "UniMECrossEncoder"
         output = "logits"
@@ -367,8 +374,11 @@ def write_modules(model, folder):
         activation = "linear.Identity" if reports_log_odds else "activation.Sigmoid"
         settings = {"model_type": "CrossEncoder", "activation_fn": f"torch.nn.modules.{activation}"}
 
-    settings["prompts"] = default_instructions(model)
-    if settings["prompts"]["query"]:
+    # the library shows default instructions as its prompts
+    prompts = default_instructions(model)
+    if prompts:
+        settings["prompts"] = {**settings.get("prompts", {}), **prompts}
+    if "query" in prompts:
         settings["default_prompt_name"] = "query"
 
     # the class by the name of this file, which is saved with every model
