@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import fresh_process, picture
+from conftest import ROOT, fresh_process, picture
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_checkpoints import llava_reference, phi_parts, phi_reference
@@ -23,7 +23,7 @@ from unime.native_unime import restore_normalizer
 from unime.pooling_unime import pool
 from unime.prompts_unime import CHECKPOINTS, PRESETS, instruct, published_checkpoint, with_full_stop
 
-SHARED = Path("/work/shared")
+SHARED = ROOT.parent / "shared"
 BICUBIC = Image.Resampling.BICUBIC
 TEXT = "a red circle left of a blue star"
 ASK = "Find the page"
