@@ -33,14 +33,13 @@ class Claim:
 
 
 RERANKER_TRIED = (
-    "A backbone of four layers that describes well (82 % of the tokens of unseen captions, 74 % of those of answers) "
-    "is at chance as a judge without lessons: area under the curve 0.53 on far candidates and 0.48 with near misses, "
-    "and in 64 of 64 lists it names the first place. It sees; it does not compare. One row in twenty of its "
-    "pre-training does.",
-    "300 steps of eight lessons with Muon: 0.64 on single things and 0.59 on whole scenes, far candidates. Answers of "
-    "a word or two (classes, questions) are told first, captions and pictures last.",
-    "The instructions of the prompts are 42 and 61 tokens whether or not they are repeated in the tokenizer's texts.",
-    "Answers are trained as the mean over their tokens, of which one decides: one of two in a pair, of six in a list.",
+    "A backbone of four layers after 550 steps sees colours and hardly shapes (100 and 34 of 100 second things of "
+    "unseen pairs); after 1,500 steps it says 97 shapes rightly.",
+    "Lessons with one answer a candidate: area under the curve 0.59 on whole scenes after 300 steps. With a label at "
+    "every token, whether a right text may begin like this: 0.83, and 0.91 after 1,200 steps, 0.82 with near misses.",
+    "That judge, on the backbone of 550 steps, ranks the best five worse than the embedder: 75.2 -> 51.3 over all "
+    "tasks, 73.8 -> 72.4 on the compositional ones, pointwise.",
+    "Lists are answered by chance after 1,200 steps, and after 300 more in which every second lesson was a list.",
 )
 
 # in the order in which they are cheapest: what a claim trains serves those after it

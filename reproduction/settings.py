@@ -2,7 +2,7 @@
 
 FULL = {
     "world": {},
-    "backbone": {"layers": 4},
+    "backbone": {"layers": 4, "max_steps": 1500},  # after 550 it does not tell shapes apart
     "teacher": {"epochs": 8},
     "judge": {"max_steps": 2400},
     # in rising quality
