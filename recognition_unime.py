@@ -44,7 +44,7 @@ _FOREIGN = {
 _TAGS = re.compile(r"embed|rerank|retriev|sentence-(similarity|transformers)|feature-extraction|text-ranking")
 _TOKENS = re.compile(r"<\|?(emb|embed|embedding)(_token)?\|?>")  # WeMM-Embedding pools one
 _HEADS = re.compile(r"Embedding|Embedder|Rank|Retriev|SequenceClassification|RewardModel|^Col[A-Z]|^Bi[A-Z]")
-_SCRIPTS = re.compile(r"embed|rerank|retriev|gme")  # authors' inference beside their weights
+_SCRIPTS = re.compile(r"embed|rerank|retriev|(^|[_-])gme[._-]")  # authors' inference beside their weights
 _PUBLISHED_PIXELS = {"qwen3_vl": 1_310_720}  # of an image in Qwen3-VL-Embedding and -Reranker; Qwen3-VL has more
 
 

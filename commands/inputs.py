@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from ..data.items import Item
-from ..prompts_unime import instruct
 
 
 def one_item(text: str | None, image: str | None, instruction: str | None = None) -> dict:
@@ -11,7 +10,7 @@ def one_item(text: str | None, image: str | None, instruction: str | None = None
 
     Args:
         text, image (`str`, *optional*): what to look for; at least one of them.
-        instruction (`str`, *optional*): put before the text.
+        instruction (`str`, *optional*): of the item, in place of the model's default.
 
     Raises:
         ValueError: the image does not exist, or there is neither a text nor an image.
@@ -19,11 +18,8 @@ def one_item(text: str | None, image: str | None, instruction: str | None = None
     if image and not Path(image).exists():
         raise ValueError(f"{image} does not exist.")
 
-    # an instruction alone is not a query
-    if text or image:
-        text = instruct(instruction, text)
     path = str(Path(image).resolve()) if image else ""
-    return Item(text or "", path).as_input()
+    return Item(text or "", path, instruction=instruction or "").as_input()
 
 
 def moved_source(source: dict, options, names: tuple[str, ...] = ("data", "image_root")) -> dict:

@@ -28,6 +28,7 @@ class _Sketch(PromptRenderer):
     image_token = _fenced_image = "{image}"
     takes_several_images = True
     benchmarks = ()
+    instructions = None
 
     def __init__(self, rules: Preset, name: str):
         self.rules = rules

@@ -12,6 +12,7 @@ from unime.checkpoints.cards import read_card
 from unime.checkpoints.conversion import export
 from unime.cli import main as unime
 from unime.commands.demo import Photos, page
+from unime.commands.inputs import one_item
 from unime.data.collators import EmbeddingCollator
 from unime.data.schema import Example, Item, to_dataset
 from unime.jobs.embedding import Embedder
@@ -58,6 +59,14 @@ def test_what_a_call_or_an_item_says_goes_before(model, embedder):
     assert torch.equal(model.encode(own), embedder.encode("a ring", "Name it."))
     both = model.encode(["a ring", "a star"], instruction=["Name it.", None])
     assert torch.equal(both, embedder.encode(["a ring", "a star"], instruction=["Name it.", FIND]))
+
+
+def test_what_the_command_line_says_goes_before(model, embedder):
+    item = one_item("a ring", None, "Name it.")
+    expected = embedder.encode("a ring", instruction="Name it.")
+    torch.testing.assert_close(model.encode(item), expected)
+    with pytest.raises(ValueError):
+        model.encode(one_item(None, None, "Name it."))
 
 
 def test_a_chat_is_read_as_it_is(model, embedder):

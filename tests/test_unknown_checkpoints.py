@@ -193,7 +193,8 @@ def test_a_renamed_qwen3_vl_embedding_is_known_by_the_limits_of_its_images(tiny,
 def test_a_plain_vlm_and_a_known_name_say_what_they_got(copy, caplog):
     plain = copy("Qwen2-VL-2B-Instruct")
     (plain / "checkpoint-5").mkdir()
-    for script in ("checkpoint-5/presets_gme_unime.py", "presets_gme_unime.py", "checkpoint-5/embed.py"):
+    scripts = ("checkpoint-5/presets_gme_unime.py", "presets_gme_unime.py", "checkpoint-5/embed.py", "augment.py")
+    for script in scripts:
         (plain / script).write_text("our own code, and that of a training beside the weights")
     (plain / "README.md").write_text("---\ntags: [multimodal]\npipeline_tag: image-text-to-text\n---\n")
     cases = [(plain, 'Qwen2-VL-2B-Instruct: preset "summary" for a plain VLM')]
