@@ -14,12 +14,14 @@ import ssl
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 URL = re.compile(r"https?://", re.IGNORECASE)
 TIMEOUT = 20  # seconds for a connection, and for each piece that is read
 MOST_BYTES = 100_000_000
 MOST_REDIRECTIONS = 5
+_OF_PATHS = "/%:@!$&'()*+,;=~"  # what stands in a path as it is
+_OF_QUERIES = _OF_PATHS + "?"
 _REDIRECTED = (301, 302, 303, 307, 308)
 _GLOBAL_V6 = ipaddress.ip_network("2000::/3")  # outside it, some networks stand for those of IPv4
 _HF_HOME = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
@@ -115,8 +117,7 @@ def download(
         # checked anew for every address on the way
         connection = _connection(parts, seconds, may_connect or is_public)
         try:
-            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", path, headers={"User-Agent": "unime"})
+            connection.request("GET", _target(parts), headers={"User-Agent": "unime"})
             response = connection.getresponse()
 
             if response.status in _REDIRECTED and redirections:
@@ -133,6 +134,14 @@ def download(
         finally:
             connection.close()
     raise ValueError(f"it redirects more than {redirections} times")
+
+
+def _target(parts: SplitResult) -> str:
+    """What is asked of the server, with everything escaped that is not escaped yet."""
+    path = quote(parts.path or "/", safe=_OF_PATHS)
+    if not parts.query:
+        return path
+    return f"{path}?{quote(parts.query, safe=_OF_QUERIES)}"
 
 
 def _connection(parts: SplitResult, seconds: float, may_connect: Callable) -> http.client.HTTPConnection:
@@ -152,8 +161,12 @@ def _connection(parts: SplitResult, seconds: float, may_connect: Callable) -> ht
     # the certificate is that of the name
     connection.sock = socket.create_connection((addresses[0], connection.port), seconds)
     if is_secure:
-        context = ssl.create_default_context()
-        connection.sock = context.wrap_socket(connection.sock, server_hostname=parts.hostname)
+        try:
+            context = ssl.create_default_context()
+            connection.sock = context.wrap_socket(connection.sock, server_hostname=parts.hostname)
+        except OSError:
+            connection.close()
+            raise
     return connection
 
 

@@ -318,6 +318,7 @@ def test_addresses_are_read_where_it_is_allowed_and_never_from_a_private_network
     image = picture(5)
     pages = {
         "/x.png": (200, {}, png(image)),
+        "/a%20caf%C3%A9%20here.png?q=%C3%A9&n=1": (200, {}, png(image)),
         "/moved": (302, {"Location": "/x.png"}, b""),
         "/circle": (302, {"Location": "/circle"}, b""),
         "/away": (302, {"Location": "http://localhost/x.png"}, b""),
@@ -346,6 +347,8 @@ def test_addresses_are_read_where_it_is_allowed_and_never_from_a_private_network
         assert torch.equal(embedder.encode({"image": f"{server.url}/moved"}), expected)
         assert torch.equal(embedder.encode(item), expected) and server.asked.count("/x.png") == 2, "it is kept"
         assert np.array_equal(as_item(item)["image"], image), "as sentence-transformers takes it"
+        unescaped = f"{server.url}/a café%20here.png?q=é&n=1"
+        assert torch.equal(embedder.encode({"image": unescaped}), expected), "what is escaped is not escaped again"
 
         for path, message in (
             ("/circle", "it redirects more than 5 times"),
