@@ -34,13 +34,16 @@ class WordedItem(NamedTuple):
     dataset: str = ""
 
 
-def rehearse_embedder(embedder: Embedder, roles: dict[str, Sequence[WordedItem]], given: dict[str, str]) -> Rehearsal:
+def rehearse_embedder(
+    embedder: Embedder, roles: dict[str, Sequence[WordedItem]], given: dict[str, str], of_training: bool = False
+) -> Rehearsal:
     """How an embedder reads items, and what that costs.
 
     Args:
         embedder ([`~unime.jobs.embedding.Embedder`]): as the command made it; it is not loaded.
         roles (`dict[str, Sequence[WordedItem]]`): the items that are embedded as `"query"` and as `"document"`.
         given (`dict[str, str]`): where `preset` and the options of `encode` were given.
+        of_training (`bool`, defaults to `False`): as in [`~unime.jobs.embedding.Embedder.encode`].
     """
     if embedder.library != "unime":
         return Rehearsal("", {"Embedder": {"checkpoint": str(embedder.source), "library": embedder.library}})
@@ -59,8 +62,12 @@ def rehearse_embedder(embedder: Embedder, roles: dict[str, Sequence[WordedItem]]
     problems = []
     work = []
     for role, items in roles.items():
+        worded = dict(settings)
+        if of_training:
+            worded.setdefault("instruction", processor.default_instruction(role))
+
         # a sample: to read millions of items would take as long as the job
-        entries, messages = _read(processor, items[:SAMPLE], role, settings)
+        entries, messages = _read(processor, items[:SAMPLE], role, worded)
         fed += entries
         problems += messages
         work.append(_work(model, role, len(items), entries, embedder.options))

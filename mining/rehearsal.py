@@ -89,7 +89,7 @@ def _embedder(config, pool: Pool, given: dict[str, str]) -> Rehearsal:
         "query": [WordedItem(item, "mmeb") for item in pool.queries],
         "document": [WordedItem(item, "mmeb") for item in pool.candidates],
     }
-    return rehearse_embedder(embedder, roles, sources)
+    return rehearse_embedder(embedder, roles, sources, of_training=True)
 
 
 def _judge(config, pool: Pool, given: dict[str, str]) -> Rehearsal:

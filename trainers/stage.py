@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import yaml
 from datasets import Dataset
 from datasets import concatenate_datasets as concatenate
@@ -265,17 +266,21 @@ def _say_how_it_fits(trainer):
     if not held_out or is_quiet() or not isinstance(trainer.train_dataset, Dataset):
         return
 
-    # as many rows of each data set, so that there are as many candidates
+    # as many rows of each data set, so that there are as many candidates; by chance, as files may be in order
     remaining = Counter(trainer.eval_dataset["dataset"])
+    names = trainer.train_dataset["dataset"]
+    order = np.random.default_rng(0).permutation(len(names)).tolist()
     numbers = []
-    for number, name in enumerate(trainer.train_dataset["dataset"]):
+    for number in order:
+        name = names[number]
         if remaining[name] > 0:
             remaining[name] -= 1
             numbers.append(number)
     if not numbers:
         return
 
-    loader = trainer.get_eval_dataloader(trainer.train_dataset.select(numbers))
+    # not the loader of evaluation, which is kept where its workers are
+    loader = trainer.get_test_dataloader(trainer.train_dataset.select(numbers))
     metrics = trainer.evaluation_loop(loader, "Training rows", prediction_loss_only=True).metrics
     if trainer.is_world_process_zero():
         for line in fit_symptoms(metrics[PRECISION], held_out[-1][PRECISION]):
