@@ -448,8 +448,7 @@ def _frames_in_folder(folder: str, count: int) -> list[str]:
 
 def _some_of(frames: list, count: int) -> list:
     """So many frames, or all if there are fewer; the first and the last among them."""
-    places = np.linspace(0, len(frames) - 1, min(count, len(frames)), dtype=int)
-    return [frames[place] for place in places]
+    return [frames[place] for place in _spread(len(frames), min(count, len(frames)))]
 
 
 def _natural_order(name: str) -> list[tuple]:

@@ -129,7 +129,8 @@ class UniMEEncoder(AbsEncoder):
 
         places = [place for place, item in enumerate(items) if item]
         filled = [items[place] for place in places]
-        vectors = self.model.encode(filled, instruction, role, show_progress=False, **self.options)
+        # a task without an instruction has none, whatever the model was saved with
+        vectors = self.model.encode(filled, instruction or "", role, show_progress=False, **self.options)
 
         # corpora of mteb hold empty texts, which must not end a run
         embeddings = vectors.new_zeros(len(items), vectors.shape[-1])
