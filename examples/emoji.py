@@ -87,9 +87,10 @@ def rows_of(name: str, pictures: dict[str, str]) -> Iterator[dict]:
     # a data set for each style, so that no picture is a candidate of itself
     for style, path in pictures.items():
         yield {"dataset": "name", "query": {"image": path, "instruction": NAME_IT}, "positive": name}
-        for other in pictures.keys() - {style}:
-            query = {"image": path, "instruction": REDRAW_IT}
-            yield {"dataset": f"redraw-{other}", "query": query, "positive": {"image": pictures[other]}}
+        for other, redrawn in pictures.items():
+            if other != style:
+                query = {"image": path, "instruction": REDRAW_IT}
+                yield {"dataset": f"redraw-{other}", "query": query, "positive": {"image": redrawn}}
 
 
 def build(out: Path, fonts: dict[str, Path], side: int, held_out: int, count: int | None = None, seed: int = 0) -> int:

@@ -117,7 +117,12 @@ def make_list(rng: random.Random, digits: Digits, level: float, count: int = 8, 
 def _begin(rng: random.Random, digits: Digits, level: float, long: bool) -> tuple[Lesson, Callable]:
     """A lesson without candidates yet, and the function that makes one of a kind, with whether it is right."""
     single = level < 1 or (not long and rng.random() < 0.15)
-    weights = SINGLE if single else LONG if long else WHOLE
+    if single:
+        weights = SINGLE
+    elif long:
+        weights = LONG
+    else:
+        weights = WHOLE
     task = rng.choices(list(weights), weights.values())[0]
     query, phrasings, make_candidate = _MAKERS[task](_Source(rng, digits, single, task))
     return Lesson(task, query, [_item(text) for text in phrasings], candidates=[], right=[]), make_candidate

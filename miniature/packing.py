@@ -188,8 +188,8 @@ class Packed:
         if lesson.listwise:
             # the answer is known, and asked for, as soon as the right candidate has been read
             spans = self._spans(prompts[0].ids.tolist(), len(lesson.candidates))
-            known = spans[lesson.right.index(True) :]
-            ends = [end - 1 for _, end in known] + ends
+            from_right_on = spans[lesson.right.index(True) :]
+            ends = [end - 1 for _, end in from_right_on] + ends
         return _Sequence(
             ids=torch.cat(ids),
             mask=mask,
@@ -219,19 +219,24 @@ class Packed:
         return labels
 
     def _spans(self, ids: list[int], count: int) -> list[tuple[int, int]]:
-        """Where each candidate of a list begins and ends, from its number in brackets on."""
+        """Where each candidate of a list begins and ends, behind its number in brackets and before the next one."""
         starts = []
+        ends = []
         place = 0
         for number in range(1, count + 1):
             mark = self.tokenizer(f"({number})")["input_ids"]
             while ids[place : place + len(mark)] != mark:
                 place += 1
-            starts.append(place)
-            place += len(mark)
+                if place == len(ids):
+                    raise ValueError(f"the prompt of a list has no candidate ({number}).")
 
-        length = len(mark)
-        last = ids.index(self.tokenizer.eos_token_id, place)
-        return [(start + length, end) for start, end in zip(starts, [*starts[1:], last])]
+            ends.append(place)
+            place += len(mark)
+            starts.append(place)
+
+        # the first number ends nothing, and the last candidate ends with the turn
+        ends = [*ends[1:], ids.index(self.tokenizer.eos_token_id, place)]
+        return list(zip(starts, ends))
 
     def _words(self, item: dict) -> torch.Tensor:
         """The tokens of a text as it stands in a list, behind a space."""
@@ -280,12 +285,12 @@ def _right_so_far(prompt: _Prompt, right_prompts: list[_Prompt]) -> torch.Tensor
 
 def _begins_like(ids: torch.Tensor, others: list[torch.Tensor]) -> torch.Tensor:
     """For each token, whether one of the others begins with all tokens up to it, `[p]`."""
-    found = torch.zeros_like(ids)
+    is_beginning = torch.zeros_like(ids)
     for other in others:
         length = min(len(ids), len(other))
         equal = ids[:length] == other[:length]
-        found[:length] |= equal.long().cumprod(dim=0)
-    return found
+        is_beginning[:length] |= equal.long().cumprod(dim=0)
+    return is_beginning
 
 
 def _common(rows: list[list[int]]) -> int:
