@@ -88,7 +88,7 @@ class Searcher:
             top (`int`, defaults to 10): how many.
         """
         picture = query.get("image") or query.get("video") or ""
-        item = Item(query.get("text", ""), str(picture))
+        item = Item(query.get("text", ""), str(picture), instruction=query.get("instruction", ""))
         (vector,) = self.embedder.encode([item], "query")  # [D]
 
         # a file says what made it, but anybody may have written it

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from ..data.copies import Identity, identities_of
@@ -135,7 +136,10 @@ class Pool:
         query_identities = columns.query_identities[query_rows]
         copy_of_query, first_queries = _numbered(query_identities)
         self.first_copies = first_queries[copy_of_query]
-        self.excluded_pairs = self._excluded_pairs(columns.positive_identities[candidate_rows], query_identities)
+        candidates = columns.positive_identities[candidate_rows]
+        excluded = self._excluded_pairs(candidates, query_identities)
+        others = self._other_pairs(candidates, query_of_row, columns.identities)
+        self.excluded_pairs = np.union1d(excluded, others)
 
         self.queries = Entries(query_rows, lambda numbers: self._items("query", numbers))
         self.candidates = Entries(candidate_rows, lambda numbers: self._items("positive", numbers))
@@ -177,6 +181,24 @@ class Pool:
         positives = self.first_copies[self.query_of] * count + self.positive_of
         return np.unique(np.concatenate([themselves, positives]))
 
+    def _other_pairs(self, candidates: np.ndarray, query_of_row: np.ndarray, identities: dict | None) -> np.ndarray:
+        """Each first copy of a query with a candidate that its row names as right, too, as one number."""
+        column = self.rows.data.column("other_positives")
+        lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        rows = np.flatnonzero(lengths)
+        queries = self.first_copies[np.repeat(query_of_row[rows], lengths[rows])]
+
+        items = [to_item(entry) for entries in self._values("other_positives", rows) for entry in entries]
+        identity_of = identities_of(dict.fromkeys(items)) if identities is None else identities
+        digests = _digests_of(identity_of[item] for item in items)
+
+        # candidates differ, so that the numbers of the first N are their own
+        count = len(candidates)
+        numbers, _ = _numbered(np.concatenate([candidates, digests]))
+        found = numbers[count:]
+        is_candidate = found < count
+        return (queries * count + found)[is_candidate]
+
     def _values(self, name: str, rows: np.ndarray) -> list:
         """One column of some rows."""
         return self.rows.data.column(name).take(pa.array(rows)).to_pylist()
@@ -200,7 +222,10 @@ class Pool:
 
 
 class _Digests(NamedTuple):
-    """What tells the items of `n` rows apart: uint8 `[n, DIGEST]` each; and the numbers and names of data sets."""
+    """What tells the items of `n` rows apart: uint8 `[n, DIGEST]` each; and the numbers and names of data sets.
+
+    `identities` are those of all items, where near copies were looked for.
+    """
 
     queries: np.ndarray
     positives: np.ndarray
@@ -208,6 +233,7 @@ class _Digests(NamedTuple):
     positive_identities: np.ndarray
     dataset_of_row: np.ndarray  # [n]
     datasets: list[str]
+    identities: dict[Item, Identity] | None
 
 
 def _digests(rows: Dataset, near_copies: int | None) -> _Digests:
@@ -218,6 +244,8 @@ def _digests(rows: Dataset, near_copies: int | None) -> _Digests:
         items = {}
         for queries, positives, _ in _blocks(rows):
             items |= dict.fromkeys([*queries, *positives])
+        for others in rows.data.column("other_positives").to_pylist():
+            items |= dict.fromkeys(map(to_item, others or ()))
         identities = identities_of(items, near_copies)
 
     columns = ([], [], [], [])
@@ -239,7 +267,7 @@ def _digests(rows: Dataset, near_copies: int | None) -> _Digests:
 
     empty = np.zeros((0, DIGEST), np.uint8)
     joined = [np.concatenate([empty, *column]) for column in columns]
-    return _Digests(*joined, np.concatenate([np.zeros(0, np.int64), *dataset_of_row]), list(datasets))
+    return _Digests(*joined, np.concatenate([np.zeros(0, np.int64), *dataset_of_row]), list(datasets), identities)
 
 
 def _blocks(rows: Dataset) -> Iterator[tuple[list[Item], list[Item], list[str]]]:

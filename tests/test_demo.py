@@ -90,7 +90,9 @@ def test_without_a_browser(models, backbone, url):
     assert status.startswith("5 images, by cosine similarity. 1 files cannot be read: broken.png")
     assert ask(TEXT, reranked=True)[0] == expected(models, TEXT, backbone)
     told = ask(TEXT, instruction=INSTRUCTION, reranked=True)[0]
-    assert told == expected(models, f"{INSTRUCTION}\n{TEXT}", backbone), "the reranker reads the instruction, too"
+    assert told == expected(models, {"text": TEXT, "instruction": INSTRUCTION}, backbone), (
+        "the reranker reads the instruction, too"
+    )
     image = models / "photos" / "c.png"
     assert ask(image=handle_file(image), top=1)[0] == [("c.png", "1.000")]
     both = ask(TEXT, handle_file(image))[0]

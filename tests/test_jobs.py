@@ -318,6 +318,19 @@ def test_a_copy_of_the_positive_is_no_other_candidate(copies):
     assert pool.first_copies.tolist() == [0, 1, 2, 3, 3]
 
 
+@pytest.mark.parametrize("near_copies", [None, 0])
+def test_what_a_row_names_as_right_too_is_no_negative_of_it(copies, near_copies):
+    first, copy, other = copies
+    rows = [
+        Example(Item("q"), Item("x"), dataset="d", other_positives=[copy, Item("in no other row")]),
+        Example(Item("r"), first, dataset="d"),
+        Example(Item("s"), other, dataset="d"),
+    ]
+    pool = Pool.of(rows, near_copies)
+    assert list(pool.candidates) == [Item("x"), first, other]
+    assert [pool.excluded(query) for query in range(3)] == [[0, 1], [1], [2]]
+
+
 def test_near_copies_are_one_where_they_are_asked_for(tmp_path):
     from PIL import Image
 
