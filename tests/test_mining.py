@@ -213,7 +213,9 @@ def test_mined_rows_keep_weights_and_other_positives(backbone, tmp_path):
         lines.append(json.dumps({"query": f"what is {number}", "positives": positives, "weight": 1 + number}))
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
 
+    # an untrained embedder may have nothing below a positive
     settings = {"embedder": str(backbone), "judge": str(backbone), "fallback": "judge_lowest", "top_k": 4}
+    settings["delta"] = "none"
     mining = Mining(MiningConfig(data=str(tmp_path / "pairs.jsonl"), out=str(tmp_path / "mined"), **settings))
     mining.run()
     rows = list(map(to_example, read_rows(tmp_path / "mined" / "judged", tmp_path)))
