@@ -447,7 +447,8 @@ def test_precisions_are_those_of_sentence_transformers(embedder):
         assert torch.equal(embedder.encode(texts, precision=precision), UniMEModel.quantize(full, precision))
 
     query = embedder.encode(texts[3], precision="int8", ranges=ranges)
-    assert torch.equal(query, embedder.encode(texts, precision="int8")[3])
+    in_batch = embedder.encode(texts, precision="int8")[3]
+    assert (query.int() - in_batch.int()).abs().max() <= 1, "a value may lie on the border of two steps"
     with pytest.raises(ValueError, match="precision must be one of float32, int8, uint8, binary, ubinary, got 'int4'"):
         embedder.encode("x", precision="int4")
     with pytest.raises(ValueError, match="int8 needs `ranges`, or at least 100 embeddings"):

@@ -132,6 +132,7 @@ def test_two_rows_over_no_longer_weigh_a_whole_step(backbone, tmp_path):
     """34 rows in blocks of 32: the loss over two rows alone was 0.67 where the others had 3.5."""
     rows = [replace(example, negatives=[], negative_scores=[]) for example in examples(tmp_path, 34)]
     options = {"per_device_train_batch_size": 32, "temperature": 10.0, "false_negative_margin": None}
+    options["learning_rate"] = 1e-6  # both steps see the same model
     trainer = trainer_of("contrastive", backbone, rows, tmp_path / "out", num_hard_negatives=0, max_steps=2, **options)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
