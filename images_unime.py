@@ -430,7 +430,7 @@ def _frames_of_file(path: str, media: Media) -> list[VideoFrame]:
     frames = []
     rate = header.fps or math.inf
     interval = header.total_num_frames / rate / count
-    for index, place in enumerate(_spread(header.total_num_frames, count).tolist()):
+    for index, place in enumerate(spread(header.total_num_frames, count).tolist()):
         frames.append(VideoFrame(path, index, count, size, stamp, place / rate, interval))
     return frames
 
@@ -448,7 +448,7 @@ def _frames_in_folder(folder: str, count: int) -> list[str]:
 
 def _some_of(frames: list, count: int) -> list:
     """So many frames, or all if there are fewer; the first and the last among them."""
-    return [frames[place] for place in _spread(len(frames), min(count, len(frames)))]
+    return [frames[place] for place in spread(len(frames), min(count, len(frames)))]
 
 
 def _natural_order(name: str) -> list[tuple]:
@@ -462,7 +462,7 @@ def _natural_order(name: str) -> list[tuple]:
     return key
 
 
-def _spread(total: int, count: int) -> np.ndarray:
+def spread(total: int, count: int) -> np.ndarray:
     """`count` of the numbers below `total`, at equal distances, the first and the last among them."""
     return np.linspace(0, total - 1, count).round().astype(int)
 
@@ -476,7 +476,7 @@ def _load(path: str, sample: Callable):
 @lru_cache(maxsize=2)  # the frames of a video are opened one after the other
 def _decode(path: str, count: int, stamp: int) -> np.ndarray:
     """The frames `[count, height, width, 3]` of a video file; `stamp` keeps apart what the file held earlier."""
-    frames, _ = _load(path, lambda metadata: _spread(metadata.total_num_frames, count))
+    frames, _ = _load(path, lambda metadata: spread(metadata.total_num_frames, count))
     return frames
 
 
@@ -674,4 +674,5 @@ __all__ = [
     "open_image",
     "read_data_uri",
     "read_size",
+    "spread",
 ]

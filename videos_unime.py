@@ -6,6 +6,7 @@ asked.
 """
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import torch
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from .images_unime import Media, VideoFrame, load_frames
+from .images_unime import Media, VideoFrame, load_frames, spread
 
 MARKERS = ("<|vision_start|>", "<|vision_end|>")  # Qwen-VL's, around what is seen
 FRAME_TOKENS = 768  # most tokens of a frame, where neither preset nor image processor says less
@@ -48,8 +49,10 @@ def load_clip(video, media: Media) -> Clip:
     if all(isinstance(frame, VideoFrame) for frame in frames):
         return Clip(tuple(frames), tuple(frame.seconds for frame in frames), frames[0].interval)
 
-    interval = 1 / media.rate
-    return Clip(tuple(frames), tuple(number * interval for number in range(len(frames))), interval)
+    # of a list or folder some frames may have been left out, and the others stand where they stood
+    total = len(load_frames(video, replace(media, num_frames=sys.maxsize)))
+    seconds = [place / media.rate for place in spread(total, len(frames)).tolist()]
+    return Clip(tuple(frames), tuple(seconds), total / media.rate / len(frames))
 
 
 class ClipReader:

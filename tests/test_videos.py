@@ -14,7 +14,7 @@ from transformers.video_utils import VideoMetadata
 
 from unime import UniMEModel
 from unime.images_unime import Media, open_image
-from unime.videos_unime import ClipReader
+from unime.videos_unime import ClipReader, load_clip
 
 BICUBIC = Image.Resampling.BICUBIC
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
@@ -236,3 +236,15 @@ def test_limits_of_pixels_are_those_of_the_reference(frames):
     limit = max(min(most, total * 2 / frames), fewest * 1.05)
     assert width % 28 == height % 28 == 0 and width * height <= limit
     assert width * height > 0.8 * limit or width * height >= 0.8 * most
+
+
+def test_frames_that_are_left_stand_where_they_stood(tmp_path):
+    """Eight seconds of a list or a folder, two frames a second, of which three are read."""
+    frames = [picture(number) for number in range(16)]
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / f"frame{number}.png")
+    for video in (frames, tmp_path):
+        clip = load_clip(video, Media(num_frames=3))
+        assert clip.seconds == (0.0, 4.0, 7.5) and clip.interval == pytest.approx(8 / 3)
+        whole = load_clip(video, Media(num_frames=16))
+        assert whole.seconds == tuple(number / 2 for number in range(16)) and whole.interval == 0.5
