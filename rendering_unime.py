@@ -129,7 +129,8 @@ class PromptRenderer(QuestionRenderer):
 
         Args:
             item: an item of any kind.
-            instruction (`str`, *optional*): of the call; `""` for none, not even the default.
+            instruction (`str`, *optional*): of the call; `""` for none, not even the default. A preset whose prompt
+                always has one, as its authors' does, then puts its own there.
             role (`str`, defaults to `"query"`): `"query"` or `"document"`.
             benchmark (`str`, *optional*): its items come with instructions of their own, so that there is no default.
         """
