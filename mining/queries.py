@@ -91,7 +91,7 @@ class Asked(NamedTuple):
 
     def messages(self, count: int) -> list[dict]:
         """The chat that asks for them."""
-        request = self.kind.request.format(count=count)
+        request = self.kind.request.replace("{count}", str(count))
         content = []
         if self.item.image:
             content.append({"type": "image", "image": self.item.image})
@@ -266,6 +266,8 @@ def write_queries(config: QueriesConfig) -> Path:
     # 1. write
     asked = _what_to_ask(config)
     settings = {**_model_settings(config.model, config), "count": config.count, "new_tokens": config.new_tokens}
+    if config.own_kinds:
+        settings["own_kinds"] = config.own_kinds
     _job(config, "written", asked, partial(_write, count=config.count), settings, partial(_writer, config))
     done = _finished(out / "written")
     answers = [bytes(row).rstrip(b"\x00").decode("utf-8", "ignore") for row in done["answer"]]
@@ -313,7 +315,9 @@ def _finished(folder: Path) -> dict[str, np.ndarray]:
 
 def _what_to_ask(config: QueriesConfig) -> list[Asked]:
     """Each item with each kind of query that fits it."""
-    kinds = [kind for kind in KINDS if config.kinds is None or kind.name in config.kinds]
+    own = [TaskKind(name, **kind) for name, kind in config.own_kinds.items()]
+    kinds = [kind for kind in (*KINDS, *own) if config.kinds is None or kind.name in config.kinds]
+
     asked = []
     for _, item in read_items([config.data]):
         of = "image" if item.image else "text"

@@ -255,6 +255,10 @@ class QueriesConfig:
     kinds: list[str] | None = field(
         default=None, metadata={"help": "caption and question (of pictures), passage and keywords (of texts); all."}
     )
+    own_kinds: dict | str | None = field(
+        default_factory=dict,
+        metadata={"help": 'Further ones by name: {"of": "image" or "text", "instruction": ..., "request": ...}.'},
+    )
     threshold: float = field(default=0.5, metadata={"help": "Queries that the judge scores lower are left out."})
     new_tokens: int = field(default=160, metadata={"help": "Longest answer, in tokens.", "least": 1})
     dtype: str = field(default="auto", metadata={"help": "auto is the checkpoint's own.", "choices": DTYPES})
@@ -271,7 +275,7 @@ class QueriesConfig:
     )
 
     def __post_init__(self):
-        for name in ("judge_options", "server_options"):
+        for name in ("own_kinds", "judge_options", "server_options"):
             value = getattr(self, name)
             if isinstance(value, str):
                 value = _parsed(name, value)
@@ -279,6 +283,27 @@ class QueriesConfig:
         check_settings(self)
 
         # a mistyped kind is an error now rather than after hours of writing
-        unknown = sorted(set(self.kinds or ()) - set(QUERY_KINDS))
+        for name, kind in self.own_kinds.items():
+            _check_kind(name, kind)
+        known = (*QUERY_KINDS, *self.own_kinds)
+        unknown = sorted(set(self.kinds or ()) - set(known))
         if unknown:
-            raise ValueError(f"`kinds` has {', '.join(unknown)}; there are {', '.join(QUERY_KINDS)}.")
+            raise ValueError(f"`kinds` has {', '.join(unknown)}; there are {', '.join(known)}.")
+
+
+def _check_kind(name: str, kind):
+    """Checks a kind of query of the user's own.
+
+    Raises:
+        ValueError: something is missing, unknown or no text; the message names it.
+    """
+    place = f"`own_kinds`: {name}"
+    if name in QUERY_KINDS:
+        raise ValueError(f"{place} is the name of one that exists; choose another.")
+    if not isinstance(kind, dict) or set(kind) != {"of", "instruction", "request"}:
+        raise ValueError(f"{place} must have `of`, `instruction` and `request`, and nothing else.")
+    if kind["of"] not in ("image", "text"):
+        raise ValueError(f"{place} is of {kind['of']!r}; it must be 'image' or 'text'.")
+    for key in ("instruction", "request"):
+        if not isinstance(kind[key], str) or not kind[key].strip():
+            raise ValueError(f"{place} has no text as its `{key}`.")

@@ -7,13 +7,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from conftest import picture
+from safetensors.torch import load_file
 
 from unime import UniMERerankerForCausalLM
 from unime.commands.mine import main
 from unime.data.readers import read_rows
 from unime.data.schema import Item
+from unime.examples import queries
+from unime.images_unime import open_image
 from unime.mining.queries import KINDS, Asked, LocalWriter, queries_in, sort_out
-from unime.mining.settings import QUERY_KINDS
+from unime.mining.settings import QUERY_KINDS, QueriesConfig
 
 
 class Server:
@@ -162,3 +165,64 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         main(["queries", "--kinds", "poem"])
     assert end.value.code == 2 and "`kinds` has poem; there are caption, question" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, kind, message",
+    [
+        (
+            "caption",
+            {"of": "image", "instruction": "Find it.", "request": "Name it."},
+            "caption is the name of one that",
+        ),
+        ("own", {"of": "image", "request": "Name it."}, "own must have `of`, `instruction` and `request`"),
+        ("own", {"of": "video", "instruction": "Find it.", "request": "Name it."}, "own is of 'video'; it must be"),
+        ("own", {"of": "text", "instruction": "Find it.", "request": " "}, "own has no text as its `request`"),
+        ("own", "Name it.", "own must have"),
+    ],
+)
+def test_kinds_of_ones_own_are_checked(name, kind, message):
+    with pytest.raises(ValueError, match=f"`own_kinds`: {message}"):
+        QueriesConfig(own_kinds=json.dumps({name: kind}))
+
+
+class Teller(Server):
+    """Writes the true caption of every picture but the first, of which it says something else that it judges false."""
+
+    def __init__(self, captions: dict[bytes, str]):
+        super().__init__()
+        self.captions = captions
+        self.first = next(iter(captions))
+
+    def answer(self, body: dict) -> dict:
+        if "logprobs" in body:
+            return super().answer(body)
+        uri, request = body["messages"][0]["content"]
+        assert request["text"] == queries.DESCRIBE
+        pixels = open_image(uri["image_url"]["url"]).tobytes()
+        text = "About wrong" if pixels == self.first else self.captions[pixels]
+        return {"choices": [{"message": {"content": text}}]}
+
+
+def test_queries_that_are_true_train_what_true_ones_do(tmp_path, world, backbone):
+    truth = queries.true_rows(world, 12)
+    captions = {}
+    for row in truth:
+        pixels = open_image(world / row["positive"]["image"]).tobytes()
+        captions[pixels] = row["query"].removeprefix(queries.FIND_IMAGE).strip()
+
+    small = {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 4, "save_steps": 2}
+    with Teller(captions) as server:
+        options = {"server": server.url, "server_options": {"attempts": 1}}
+        table = queries.compare(world, backbone, backbone, tmp_path, 12, 1, small, **options)
+        written = lines(tmp_path / "written" / "queries.jsonl")
+        assert [row["positive"] for row in written] == [row["positive"] for row in truth[1:]]
+        assert queries.share_of_true(written, truth) == 1.0
+        assert table.keys() == {"nothing", "true queries", "written queries"}
+
+        # the same rows train the same
+        server.first = None
+        same = queries.compare(world, backbone, backbone, tmp_path / "same", 12, 1, small, **options)
+    states = [load_file(tmp_path / "same" / name / "model.safetensors") for name in ("true-0", "written-0")]
+    assert all(torch.equal(tensor, states[1][key]) for key, tensor in states[0].items())
+    assert same["written queries"] == same["true queries"] == table["true queries"]
