@@ -259,58 +259,66 @@ def write_queries(config: QueriesConfig) -> Path:
     for name in ("data", "out", "model"):
         if getattr(config, name) is None:
             raise ValueError(f"`{name}` is missing; set it in the recipe or on the command line.")
-    out = Path(config.out)
-    make_folder(out)
-    state = processes()
+    make_folder(Path(config.out))
 
-    # 1. write
+    queries, dropped = _ask_for_queries(config)
+    rows, too_low = _keep_good_ones(config, queries)
+    dropped += too_low
+
+    path = Path(config.out) / "queries.jsonl"
+    state = processes()
+    if state.is_main_process:
+        _write_lines(path, rows)
+        _write_lines(path.with_name("dropped.jsonl"), dropped)
+        _say(path, rows, dropped)
+    state.wait_for_everyone()
+    if not rows:
+        raise ValueError(f"no query is judged {config.threshold:g} or more: see {path.with_name('dropped.jsonl')}.")
+    return path
+
+
+def _ask_for_queries(config: QueriesConfig) -> tuple[list[Written], list[dict]]:
+    """The first job: distinct queries, and what was left out."""
     asked = _what_to_ask(config)
     settings = {**_model_settings(config.model, config), "count": config.count, "new_tokens": config.new_tokens}
     if config.own_kinds:
         settings["own_kinds"] = config.own_kinds
-    _job(config, "written", asked, partial(_write, count=config.count), settings, partial(_writer, config))
-    done = _finished(out / "written")
-    answers = [bytes(row).rstrip(b"\x00").decode("utf-8", "ignore") for row in done["answer"]]
-    kept, dropped = sort_out([asked[row] for row in done["row"]], answers, config.count)
-    if not kept:
+
+    write = partial(_write, count=config.count)
+    done, failed = _job(config, "written", asked, write, settings, partial(_writer, config))
+
+    answers = []
+    for row in done["answer"]:
+        answers.append(bytes(row).rstrip(b"\x00").decode("utf-8", "ignore"))
+    queries, dropped = sort_out([asked[row] for row in done["row"]], answers, config.count)
+    if not queries:
         raise ValueError(f"{config.model} wrote no usable query; its first answer is {answers[0][:200]!r}.")
+    return queries, dropped + failed
 
-    # 2. judge
-    judge = config.judge or config.model
-    settings = {**_model_settings(judge, config), "options": config.judge_options}
-    folder = f"judged-{fingerprint(_keys(config, kept))[:8]}"  # after a retry, there are other queries to judge
-    _job(config, folder, kept, _judge_rows, settings, partial(_judge, config))
-    judged = _finished(out / folder)
 
-    # 3. keep
+def _keep_good_ones(config: QueriesConfig, queries: list[Written]) -> tuple[list[dict], list[dict]]:
+    """The second job: rows of the queries that the judge scores high enough, and the others."""
+    settings = {**_model_settings(config.judge or config.model, config), "options": config.judge_options}
+
+    # after a retry of the first job there are other queries to judge
+    name = f"judged-{fingerprint(_keys(config, queries))[:8]}"
+    judged, failed = _job(config, name, queries, _judge_rows, settings, partial(_judge, config))
+
     rows = []
+    too_low = []
     for row, log_odds in zip(judged["row"].tolist(), judged["log_odds"].tolist()):
-        written, score = kept[row], float(probabilities(log_odds))
+        query = queries[row]
+        score = float(probabilities(log_odds))
         if score >= config.threshold:
-            rows.append(_row(written, score, config))
+            rows.append(_row(query, score, config))
         else:
-            dropped.append(_dropped(written.query, written.asked, f"judged {score:.3f}, below {config.threshold:g}"))
-    for step in ("written", folder):
-        for error in read_errors(out / step):
-            dropped.append({"query": "", "kind": "", "item": error["key"], "reason": error["reason"]})
-
-    path = out / "queries.jsonl"
-    if state.is_main_process:
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        write_text(out / "dropped.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in dropped))
-        _say(path, rows, dropped)
-    state.wait_for_everyone()
-    if not rows:
-        raise ValueError(f"no query is judged {config.threshold:g} or more: see {out / 'dropped.jsonl'}.")
-    return path
+            too_low.append(_dropped(query.query, query.asked, f"judged {score:.3f}, below {config.threshold:g}"))
+    return rows, too_low + failed
 
 
-def _finished(folder: Path) -> dict[str, np.ndarray]:
-    """The results of a job, of which there must be some."""
-    results = read_job(folder)
-    if not len(results["row"]):
-        raise ValueError(f"{folder}: every row failed; {read_errors(folder)[0]['reason']}")
-    return results
+def _write_lines(path: Path, rows: list[dict]):
+    """A file with one JSON object a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _what_to_ask(config: QueriesConfig) -> list[Asked]:
@@ -328,11 +336,21 @@ def _what_to_ask(config: QueriesConfig) -> list[Asked]:
     return asked
 
 
-def _job(config: QueriesConfig, name: str, rows: Sequence, work, settings: dict, prepare):
-    """Does one of the two jobs, split over the processes of a launch."""
+def _job(
+    config: QueriesConfig, name: str, rows: Sequence, work, settings: dict, prepare
+) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Does one of the two jobs, split over the processes of a launch.
+
+    Returns:
+        `(dict, list[dict])`: its results, and the rows that failed as lines of what is left out.
+
+    Raises:
+        ValueError: all of them failed.
+    """
     state = processes()
+    folder = Path(config.out) / name
     run_job(
-        Path(config.out) / name,
+        folder,
         rows,
         work,
         settings,
@@ -345,6 +363,13 @@ def _job(config: QueriesConfig, name: str, rows: Sequence, work, settings: dict,
         retry_failed=config.retry_failed,
     )
     state.wait_for_everyone()
+
+    results = read_job(folder)
+    errors = read_errors(folder)
+    if not len(results["row"]):
+        raise ValueError(f"{folder}: every row failed; {errors[0]['reason']}")
+    failed = [{"query": "", "kind": "", "item": error["key"], "reason": error["reason"]} for error in errors]
+    return results, failed
 
 
 def _key_of(row: Asked | Written, root: Path) -> str:
