@@ -4,7 +4,7 @@ import html
 import random
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -85,14 +85,14 @@ def fate(positive_score: float, scores: np.ndarray, selected: Sequence[int], mar
     return fates
 
 
-def likely_errors(judged: Iterable[dict]) -> dict[int, str]:
+def likely_errors(judged: Collection[dict]) -> dict[int, str]:
     """The rows whose positive is likely not right, by their places, and why.
 
     The judge is as sure of a candidate as it is, on average, of positives that score highest, and more than half of
     the candidates score above the positive. Of a judge that cannot tell right from wrong, nothing is learnt.
 
     Args:
-        judged (`Iterable[dict]`): rows with `positive_score` and the `scores` of their candidates.
+        judged (`Collection[dict]`): rows with `positive_score` and the `scores` of their candidates.
     """
     # how often the judge puts a candidate below the positive, and how sure it is where it puts all of them there
     count = 0
