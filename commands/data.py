@@ -5,6 +5,8 @@ import json
 from ..checkpoints.opening import open_processor
 from ..data.check import SHOWN, check
 from ..data.collators import EmbeddingCollator
+from ..data.layouts import is_of_media
+from ..data.texts import printable
 from ..eval import fetch as fetching
 from ..files.writing import write_text
 from .errors import one_line_errors
@@ -29,14 +31,18 @@ def describe(report: dict) -> str:
     bad_rows = report["bad_rows"]  # with place and reason; the other figures leave them out
     verdict = "none of them bad"
     if bad_rows:
-        verdict = f"and {len(bad_rows):,} bad ones that are left out"
-    lines = [f"{report['file']}: {report['rows']:,} rows, {verdict}"]
+        verdict = f"and {_counted(len(bad_rows), 'bad one')}, at the first of which a training stops"
+    missing = report["images"]["missing"]
+    if missing:
+        verdict += f"; {_counted(missing, 'image')} not there, which stops a training too"
+    lines = [f"{report['file']}: {_counted(report['rows'], 'row')}, {verdict}"]
 
     # how the rows were understood
     if report["source"]:
         lines.append(f"read as: {report['source']}")
     for layout, columns in report["columns"].items():
-        lines += ["", f"columns, as {layout}", *_column_lines(columns)]
+        lines += ["", f"columns: {layout}", *_column_lines(columns)]
+    lines += _unused_lines(report["unused"])
     lines += ["", "the first rows, as they are read", *_sample_lines(report["samples"]), ""]
 
     lines += _dataset_lines(report["datasets"])
@@ -58,6 +64,24 @@ def _column_lines(columns: dict[str, str]) -> list[str]:
     """What each column is taken for."""
     width = max(map(len, columns), default=0)
     return [f"  {name:<{width}}  -> {what}" for name, what in columns.items()]
+
+
+def _unused_lines(columns: list[str]) -> list[str]:
+    """The columns that are not read, which is said aloud of pictures."""
+    if not columns:
+        return []
+    lines = [f"  not read: {', '.join(map(printable, columns))}"]
+    for column in columns:
+        if is_of_media(column):
+            lines.append(
+                f"  {printable(column)} seems to name pictures: --columns query.image={column}, or positive.image"
+            )
+    return lines
+
+
+def _counted(count: int, noun: str) -> str:
+    """A number with its noun."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _sample_lines(samples: list[dict]) -> list[str]:

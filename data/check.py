@@ -57,9 +57,9 @@ def check(
 
     Returns:
         `dict`: the report, of plain values: `file`, `source` (what it was taken for), `columns` (what each was taken
-        for, by layout), `samples` (the first rows as they are read), `rows`, `bad_rows`, `datasets`, `modalities`,
-        `mended`, `duplicates`, `scores` and `images`; with a reader also `bad_items`, each with its `item` and
-        `reason`.
+        for, by layout), `unused` (columns that are not read), `samples` (the first rows as they are read), `rows`,
+        `bad_rows`, `datasets`, `modalities`, `mended`, `duplicates`, `scores` and `images`; with a reader also
+        `bad_items`, each with its `item` and `reason`.
 
     Raises:
         ValueError: the file cannot be read at all, or has no good row.
@@ -89,6 +89,7 @@ def check(
         "file": printable(str(path)),
         "source": findings.source,
         "columns": findings.layouts,
+        "unused": findings.unused,
         "samples": [_sample(to_example(row)) for row in rows.select(range(min(SAMPLES, len(rows))))],
         "rows": len(rows),
         "bad_rows": [problem._asdict() for problem in findings.problems],

@@ -5,6 +5,7 @@ there with the reason.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Findings:
         notes (`Counter`): what was mended, such as image placeholders in texts without an image.
         source (`str`): what the source was taken for.
         layouts (`dict`): by the names of the layouts that were met, what each column was taken for.
+        unused (`list[str]`): columns that no layout takes for anything.
 
     Example:
 
@@ -44,6 +46,14 @@ class Findings:
     notes: Counter = field(default_factory=Counter)
     source: str = ""
     layouts: dict[str, dict[str, str]] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+
+    def note_layout(self, name: str, takes: dict[str, str], columns: Iterable[str]):
+        """Notes what a row's columns were taken for, and which of them for nothing."""
+        self.layouts.setdefault(name, {}).update(takes)
+        for column in columns:
+            if column not in takes and column not in self.unused:
+                self.unused.append(column)
 
 
 class Located(NamedTuple):

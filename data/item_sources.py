@@ -9,11 +9,16 @@ from ..pages_unime import count_pages
 from .choices import ROLES
 from .findings import Findings, Located
 from .images import ImageFiles
+from .layouts import CAPTIONS, PICTURES, layout_of
 from .readers import iterate_examples
 from .row_items import KEYS, item_from
 from .schema import Item
 from .sources import is_picture, open_source
-from .texts import KEEP_BYTES, open_text, parse_json, printable, require_text
+from .texts import KEEP_BYTES, open_text, parse_json, printable, require_text, shown
+
+IS_PAIR = "is a row of a query and its answer; --column positive, or query, takes these as items."
+_PAIRS = frozenset(("query", "positive", "positives", "anchor"))  # what only rows of pairs have
+_NAMES = {"_id": "id"} | dict.fromkeys(PICTURES, "image") | dict.fromkeys(CAPTIONS, "text")  # of columns of items
 
 
 def read_items(
@@ -40,6 +45,10 @@ def read_items(
     """
     if column is not None and column not in ROLES:
         raise ValueError(f"--column must be one of {', '.join(ROLES)}, not {column!r}.")
+    if columns and column is None:
+        raise ValueError(
+            "--columns names the columns of pairs; --column positive, or query, says which are the items."
+        )
 
     for source in sources:
         path = Path(source)
@@ -161,8 +170,8 @@ def _item_of_row(row, files: ImageFiles) -> tuple[Item, object]:
     if isinstance(row, dict):
         identity = row.get("id")
         row = {key: value for key, value in row.items() if key != "id"}
-        if {"query", "positive", "positives", "anchor"} & row.keys():
-            raise ValueError("is a row of a query and its answer; --column positive, or query, takes these as items.")
+        if not _PAIRS.isdisjoint(row):
+            raise ValueError(IS_PAIR)
         if row.keys() - set(KEYS):
             raise ValueError("a row is a text, or an object with 'text', 'image' and 'id'.")
     elif not isinstance(row, (str, list)):
@@ -183,18 +192,26 @@ def _rows(source: str, image_root, allow_urls: bool) -> Iterator[tuple[str, Item
 
 
 def _known_columns(located: Located) -> dict:
-    """A row without the columns that say nothing of an item, of which tables may have any number."""
+    """A row without the columns that say nothing of an item, of which tables may have any number.
+
+    Raises:
+        ValueError: it is a row of a query and its answer, or no column says anything.
+    """
     row = located.row
-    names = {"caption": "text", "title": "text", "_id": "id"}
-    pairs = {"query", "positive", "positives", "anchor"}
-    if pairs & row.keys():
-        return row
+    layout = layout_of(row)
+    if not _PAIRS.isdisjoint(row) or (layout is not None and not layout.name.startswith("pictures")):
+        raise ValueError(IS_PAIR)
 
     known = {}
     for name, value in row.items():
-        name = name if name in (*KEYS, "id") else names.get(name)
+        name = name if name in (*KEYS, "id") else _NAMES.get(name)
         if name is not None and value not in (None, ""):
             known.setdefault(name, value)
+    if not known.keys() - {"id"}:
+        raise ValueError(
+            f"has the columns {shown(list(row))}, of which none is known as an item's; name it by --columns "
+            "positive=... --column positive."
+        )
     return known
 
 

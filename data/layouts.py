@@ -104,11 +104,12 @@ def read_mapping(columns: Iterable[str] | Mapping[str, str] | None) -> dict[str,
     mapping = {}
     for target, column in pairs:
         name, _, part = target.partition(".")
-        if name not in TARGETS or (part and part not in _ITEM_KEYS) or not column:
+        is_one = "," not in column or "=" not in column  # not several with a comma between them
+        if name not in TARGETS or (part and part not in _ITEM_KEYS) or not column or not is_one:
             raise ValueError(
                 f"--columns {target}={column}: write what a row has, =, and the name of its column, such as "
-                f"query=caption or positive.image=photo. A row has {', '.join(TARGETS)}; an item has "
-                f"{', '.join(_ITEM_KEYS)}."
+                f"query=caption or positive.image=photo; several with blanks between them. A row has "
+                f"{', '.join(TARGETS)}; an item has {', '.join(_ITEM_KEYS)}."
             )
         mapping[target] = column
     return mapping
@@ -141,6 +142,11 @@ def mapped_layout(mapping: dict[str, str]) -> Layout:
     return Layout("columns as given", {column: target for target, column in mapping.items()}, translate)
 
 
+def is_of_media(column: str) -> bool:
+    """Whether the name of a column speaks of an image, a picture, a video or a path."""
+    return bool(_MEDIA.search(column))
+
+
 def media_or_text(column: str, value):
     """A value as an item: what a column of pictures holds is a path, what others hold is a text.
 
@@ -148,7 +154,7 @@ def media_or_text(column: str, value):
         column (`str`): its name.
         value: a text, a path, or anything else, which says itself what it is; or a list of these.
     """
-    if not _MEDIA.search(column):
+    if not is_of_media(column):
         return value
     if isinstance(value, list) and value and all(isinstance(entry, str) for entry in value):
         return {"images": value}
@@ -175,8 +181,8 @@ def _pairs(columns: list[str]) -> Layout | None:
         takes[score] = "score of the pair"
     if instruction:
         takes[instruction] = "instruction"
-    images = _first(columns, ("images", "image"))
-    if images and query == "query":
+    images = _first(columns, PICTURES)
+    if images:
         takes[images] = "image of the query"
     _keep_passed(columns, takes)
 
@@ -185,7 +191,7 @@ def _pairs(columns: list[str]) -> Layout | None:
         own["query"] = row[query]
         own["positive"] = row[positive]
         own["negatives"] = _all_of(row, negatives)
-        if images and query == "query":
+        if images:
             own["query"] = _placed(row[query], _listed(row[images]))
         if instruction:
             own["instruction"] = row[instruction]

@@ -26,7 +26,7 @@ from .files import (
 )
 from .findings import Findings, Located, Problem, as_object, refuse
 from .images import ImageFiles
-from .layouts import Layout, layout_of, mapped_layout, read_mapping, with_single_negatives
+from .layouts import PICTURES, Layout, layout_of, mapped_layout, read_mapping, with_single_negatives
 from .own_rows import list_of, parse_own, weight_of
 from .row_items import check_scores, item_of, valid_text
 from .schema import FEATURES, PLACEHOLDER, Example, Item, as_row, to_dataset
@@ -320,25 +320,28 @@ class RowParser:
 
         # ours first, then those whose columns nobody else has
         if "query" in row and not {"positive", "positives"}.isdisjoint(row):
-            findings.layouts.setdefault("our own", {}).update(_own_takes(row))
+            _refuse_loose_pictures(row)
+            findings.note_layout("our own", _own_takes(row), row)
             return parse_own(located._replace(row=with_single_negatives(row)), files, findings)
         if _is_judged(row):
-            findings.layouts.setdefault("judged rows (UniME-V2)", _JUDGED_TAKES)
+            findings.note_layout("judged rows (UniME-V2)", _JUDGED_TAKES, row)
             return [_parse_judged(located, files, findings)]
         if "sent0" in row:
-            findings.layouts.setdefault("sentence pairs (SimCSE)", _SENTENCE_TAKES)
+            findings.note_layout("sentence pairs (SimCSE)", _SENTENCE_TAKES, row)
             return [_parse_text_pair(located, files, findings)]
 
         renamed = _with_mmeb_names(row)
         if not renamed.keys().isdisjoint(_MMEB_TRAIN):
-            findings.layouts.setdefault("MMEB-train", {}).update(_mmeb_takes(row))
+            findings.note_layout("MMEB-train", _mmeb_takes(row), row)
             return [_parse_mmeb(located._replace(row=renamed), files, findings)]
 
         layout = self._recognised(row)
         if layout is None:
+            hint = "--columns query=... positive=... says which columns they are."
+            if len(row) == 1 and ";" in next(iter(row)):
+                hint = "It seems to be separated by semicolons; save it with commas, or as .tsv."
             raise ValueError(
-                f"lacks 'query' and 'positive', or the columns of another layout; it has {shown(list(row))}. "
-                "--columns query=... positive=... says which columns they are."
+                f"lacks 'query' and 'positive', or the columns of another layout; it has {shown(list(row))}. {hint}"
             )
         return self._translated(layout, located, files, findings)
 
@@ -349,7 +352,7 @@ class RowParser:
         return self.layouts[columns]
 
     def _translated(self, layout: Layout, located: Located, files: ImageFiles, findings: Findings) -> list[Example]:
-        findings.layouts.setdefault(layout.name, {}).update(layout.takes)
+        findings.note_layout(layout.name, layout.takes, located.row)
         rows = layout.translate(located.row)
         if not rows:
             findings.notes["rows whose label says that they are not pairs, which are left out"] += 1
@@ -367,6 +370,16 @@ def _with_mmeb_names(row: dict) -> dict:
     for name, others in (_MMEB_TRAIN | _MMEB_NEGATIVE).items():
         spellings |= dict.fromkeys(others, name)
     return {spellings.get(name, name): value for name, value in row.items()}
+
+
+def _refuse_loose_pictures(row: dict):
+    """Refuses a picture beside query and positive: it may be either's."""
+    for column in PICTURES:
+        if row.get(column) not in (None, "", []):
+            raise ValueError(
+                f"has {column!r} beside 'query' and 'positive', and nothing says whose it is: --columns "
+                f"query.image={column} query.text=query positive=positive, or positive.image={column} ..., does."
+            )
 
 
 def _own_takes(row: dict) -> dict[str, str]:
@@ -699,8 +712,21 @@ def _read(
     if not problems:
         raise ValueError(f"{message}.")
 
-    reasons = [f"{problem.where}: {problem.reason}" for problem in problems[:SHOWN]]
-    raise ValueError("\n".join([f"{message}; of its {len(problems)} bad rows the first are", *reasons]))
+    raise ValueError("\n".join([f"{message}; of its {len(problems)} bad rows the first are", *_reasons(problems)]))
+
+
+def _reasons(problems: list[Problem]) -> list[str]:
+    """The first reasons why rows are bad, each once, with the first row that it is said of."""
+    first = {}
+    for problem in problems:
+        first.setdefault(problem.reason, problem.where)
+    counts = Counter(problem.reason for problem in problems)
+
+    lines = []
+    for reason, where in list(first.items())[:SHOWN]:
+        others = f" (and {counts[reason] - 1} more)" if counts[reason] > 1 else ""
+        lines.append(f"{where}{others}: {reason}")
+    return lines
 
 
 def _with_valid_names(rows: Iterable[Located], findings: Findings | None) -> Iterator[Located]:

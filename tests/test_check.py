@@ -191,7 +191,7 @@ def test_the_report_counts_what_matters(tmp_path, capsys):
     with pytest.raises(SystemExit):
         unime(["data", "check", str(tmp_path / "rows.json")])
     printed = capsys.readouterr().out
-    assert "3 rows, and 1 bad ones that are left out" in printed
+    assert "3 rows, and 1 bad one, at the first of which a training stops" in printed
     report = check(tmp_path / "rows.json")
     assert report["duplicates"] == {
         "repeated rows": 1,

@@ -13,7 +13,9 @@ import pytest
 from conftest import fresh_process, picture
 from fake_hub import FakeHub
 
+from unime.commands.data import main as data_main
 from unime.data.check import check
+from unime.data.item_sources import read_items
 from unime.data.readers import Findings, iterate_examples, read_rows, rows_of_dataset, stream_rows
 from unime.data.schema import Item, to_example
 from unime.files import unpacked
@@ -482,3 +484,60 @@ configs:
     assert found["sizes"] == [[64, 48]] * 3 and found["streamed"] == [[text, "data:"] for text in CAPTIONS]
     assert "me/nothing does not exist here, and as a data set of the Hub it cannot be read" in found["errors"][0]
     assert "dev" in found["errors"][1]
+
+
+def test_a_picture_beside_a_question_belongs_to_it(tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    for name in ("question", "anchor", "text1"):
+        (tmp_path / "rows.csv").write_text(f"{name},answer,photo\nwhat is it,a blob,a.png\nand now,nothing,\n")
+        rows = read_rows(tmp_path / "rows.csv")
+        assert rows[0]["query"]["text"] == "what is it" and rows[0]["query"]["image"].endswith("a.png")
+        assert rows[1]["query"]["text"] == "and now" and rows[1]["query"]["image"] == ""
+        with pytest.raises(ValueError, match="is a row of a query and its answer"):
+            list(read_items([str(tmp_path / "rows.csv")]))
+
+
+def test_a_picture_that_may_be_of_either_is_asked_about(tmp_path, capsys):
+    picture(0).save(tmp_path / "a.png")
+    path = tmp_path / "rows.csv"
+    path.write_text("query,positive,image,id\nwhat is it,a blob,a.png,7\n")
+    with pytest.raises(ValueError, match=r"row 0 \(line 2\): has 'image' beside 'query' and 'positive'"):
+        read_rows(path)
+
+    # where its cell is empty it is only said that it is not read
+    path.write_text("query,positive,image,id\nwhat is it,a blob,,7\n")
+    data_main(["check", str(path)])
+    printed = capsys.readouterr().out
+    assert "not read: image, id" in printed and "image seems to name pictures: --columns query.image=image" in printed
+
+    path.write_text("query,positive,image\nwhat is it,a blob,a.png\n")
+    (row,) = read_rows(path, columns=["query.image=image", "query.text=query", "positive=positive"])
+    assert row["query"]["image"].endswith("a.png") and row["positive"]["text"] == "a blob"
+
+
+def test_items_of_tables_are_known_by_the_names_that_pairs_have(tmp_path):
+    picture(0).save(tmp_path / "a.png")
+    path = tmp_path / "rows.csv"
+    for head, text in (("photo,label", ""), ("img,title", "red"), ("picture,prompt", "red")):
+        path.write_text(f"{head}\na.png,red\n")
+        ((_, item),) = read_items([str(path)])
+        assert item.image.endswith("a.png") and item.text == text
+    path.write_text("place,name\na.png,red\n")
+    with pytest.raises(ValueError, match=r"has the columns \['place', 'name'\], of which none is known as an item's"):
+        list(read_items([str(path)]))
+    with pytest.raises(ValueError, match="--columns names the columns of pairs; --column positive"):
+        list(read_items([str(path)], columns=["positive.image=place"]))
+    items = list(read_items([str(path)], column="positive", columns=["query=name", "positive.image=place"]))
+    assert [item.image.endswith("a.png") for _, item in items] == [True]
+
+
+def test_hints_for_mistakes_in_tables(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("photo;caption\na.png;red\nb.png;blue\n")
+    with pytest.raises(ValueError, match="separated by semicolons"):
+        read_rows(path)
+    findings = Findings()
+    with pytest.raises(ValueError, match=r"of its 2 bad rows the first are\n.*\(line 2\) \(and 1 more\): lacks"):
+        read_rows(path, findings=findings)
+    with pytest.raises(ValueError, match="several with blanks between them"):
+        read_rows(path, columns=["query=photo,positive=caption"])

@@ -257,7 +257,7 @@ def test_names_that_are_no_utf_8_are_errors_that_can_be_printed(tmp_path, capsys
         main(["check", str(tmp_path / os.fsdecode(b"caf\xe9.csv"))])
     (folder / "texts.jsonl").write_text(json.dumps(GOOD) + "\n")
     main(["check", str(folder / "texts.jsonl")])
-    assert r"caf\udce9/texts.jsonl: 1 rows" in capsys.readouterr().out
+    assert r"caf\udce9/texts.jsonl: 1 row," in capsys.readouterr().out
 
 
 def test_a_file_without_a_good_row_says_why(tmp_path):
@@ -266,9 +266,14 @@ def test_a_file_without_a_good_row_says_why(tmp_path):
         main(["check", str(path)])
     message = str(ended.value)
     assert "rows.csv holds no row that can be used; of its 7 bad rows the first are" in message
-    assert [f"row {number} (line {number + 2}): lacks 'query'" in message for number in range(6)] == [True] * 5 + [
-        False
-    ]
+    assert message.count("lacks 'query'") == 1 and "row 0 (line 2) (and 6 more): lacks 'query'" in message
+
+    # reasons that differ, the first five
+    path = csv_file(tmp_path, "sent0,sent1", *(f"q,a{',x' * number}" for number in range(1, 8)))
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(path)])
+    listed = [f"row {number} (line {number + 2}): " in str(ended.value) for number in range(6)]
+    assert listed == [True] * 5 + [False]
 
 
 def test_parquet_files_that_are_none_and_bytes_that_are_no_text(tmp_path):
