@@ -26,7 +26,7 @@ def execute(options):
         counts = write_mistakes(path, tasks, options.out, options.count)
 
     for name, (mistakes, doubted) in counts.items():
-        print(f"{name}: {mistakes} mistakes, {doubted} of them likely label errors")
+        print(f"{name}: {mistakes} mistakes, in {doubted} of which the right answer itself looks wrong")
     print(options.out)
 
 

@@ -194,8 +194,11 @@ def show(rows: list[dict], names: list[str], items: list[Item], as_json: bool):
             titles = "  ".join(f"{title:>10}" for title in numbers)
             print(f"{'':>3}  {titles}  id")
         cells = "  ".join(f"{number:>10.4f}" for number in numbers.values())
-        text = " ".join(item.text.split())[:80]  # one line
-        print(_printable(f"{place:>3}  {cells}  {name}  {text}".rstrip()))
+        words = [name]
+        if item.image and not item.image.endswith(name):  # a number says nothing of a picture
+            words.append(item.image)
+        words.append(" ".join(item.text.split())[:80])  # one line
+        print(_printable(f"{place:>3}  {cells}  {'  '.join(words)}".rstrip()))
 
 
 def _printable(text: str) -> str:

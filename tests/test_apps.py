@@ -14,6 +14,8 @@ from conftest import fresh_process, picture, save_backbone
 from unime import UniMEModel, UniMERerankerForCausalLM
 from unime.cli import COMMANDS, main
 from unime.commands.index import read_index
+from unime.commands.search import show
+from unime.data.items import Item
 
 
 @pytest.fixture(scope="module")
@@ -547,3 +549,15 @@ def test_quiet_may_stand_anywhere_and_behind_a_module(tmp_path):
     first, second = done.stdout.splitlines()[:2]
     assert first.startswith("1 unime search: none.npz does not exist") and second.startswith("1 ")
     assert "--quiet" not in done.stderr
+
+
+def test_a_picture_is_shown_by_its_path_where_its_name_is_a_number(capsys):
+    items = [Item(image="/photos/a.png"), Item("a red ring"), Item(image="/photos/b.png", text="two")]
+    rows = [{"index": index, "similarity": 0.5} for index in range(3)]
+    show(rows, ["0", "1", "b.png"], items, as_json=False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:] == [
+        ["1", "0.5000", "0", "/photos/a.png"],
+        ["2", "0.5000", "1", "a", "red", "ring"],
+        ["3", "0.5000", "b.png", "two"],
+    ]
