@@ -63,9 +63,9 @@ class Packed:
     `[3, B, L]`, `words` `[B, L]` (the next token of candidates that are right and have no image, else -100), `so_far`
     `[B, L]` (1 where a candidate's prompt is up to that token the beginning of a right one's, 0 where it is not, -100
     outside of candidates that are texts), `ends` `[C, 2]` (row and place where each answer is due), `answers` `[C]`,
-    `weights` `[C]` (each lesson's add up to one B-th), `verdicts` `[2]` (the tokens of No and Yes), `images` (their
-    pixels and grids), and `order`: which image stands at each place. A listwise lesson is its one prompt; its answer
-    is due behind the right candidate, behind each one after it, and at the end.
+    `weights` `[C]` (each lesson's add up to one B-th, of which a list's last answer is a half), `verdicts` `[2]` (the
+    tokens of No and Yes), `images` (their pixels and grids), and `order`: which image stands at each place. A listwise
+    lesson is its one prompt; its answer is due behind the right candidate, behind each one after it, and at the end.
 
     Args:
         model ([`~unime.modeling_unime.UniMERerankerForCausalLM`]): its processor reads the lessons, and it says which
@@ -102,10 +102,10 @@ class Packed:
 
         # every lesson counts as much, however many answers it asks for
         answers = [self._answers(lesson) for lesson in lessons]
-        weights = [torch.full((len(part),), 1 / len(part) / len(lessons)) for part in answers]
+        weights = [_weights(len(part), lesson.listwise) for part, lesson in zip(answers, lessons)]
         batch = {
             "answers": torch.cat(answers),
-            "weights": torch.cat(weights),
+            "weights": torch.cat(weights) / len(lessons),
             "verdicts": torch.tensor(self.answers),
             "images": dict(pixels),
         }
@@ -274,6 +274,19 @@ class Packed:
             "ends": torch.tensor(ends),
             "order": order,
         }
+
+
+def _weights(count: int, listwise: bool) -> torch.Tensor:
+    """What each answer of a lesson counts, which is 1 for all together.
+
+    The answer at the end of a list counts a half, wherever in the list the right one stands. If it counted as much as
+    those before it, it would count the more the later that is, and late numbers would be learnt.
+    """
+    if not listwise:
+        return torch.full((count,), 1 / count)
+    weights = torch.full((count,), 0.5 / (count - 1))
+    weights[-1] = 0.5
+    return weights
 
 
 def _right_so_far(prompt: _Prompt, right_prompts: list[_Prompt]) -> torch.Tensor:

@@ -7,7 +7,8 @@ from .judging import by_alignment
 from .laboratory import Laboratory, stacked
 
 OBJECTIVES = ("pairwise", "listwise", "both")
-STRATEGIES = {"pairwise": "pointwise", "listwise": "listwise", "both": "listwise"}  # what each was trained for
+# how each objective ranks: judgements of single candidates are added to the embedder's similarities
+STRATEGIES = {"pairwise": "fused", "listwise": "listwise", "both": "fused"}
 LIFT = 3.0  # points over all tasks that are asked for
 COMPOSITIONAL_LIFT = 10.0
 TOLERANCE = -1.0  # points by which both objectives may be below one of them
@@ -35,7 +36,8 @@ def reranker_lifts(laboratory: Laboratory) -> Finding:
         comparisons.append(compare(name, together, alone, tasks, least=TOLERANCE))
     return Finding(
         "The best candidates of the aligned embedder in the order of rerankers that were trained from the judge on "
-        f"the mined rows; the first {laboratory.settings['rerank_queries']} queries of each task.",
+        "the mined rows: by the sum of similarity and P(Yes), or, where lists alone were trained, by the listwise "
+        f"answer; the first {laboratory.settings['rerank_queries']} queries of each task.",
         comparisons,
         table,
         notes=[f'"No worse" means by less than {-TOLERANCE:.0f} point.'],

@@ -2,15 +2,16 @@
 
 FULL = {
     "world": {},
-    "backbone": {"layers": 4, "max_steps": 1500},  # after 550 it does not tell shapes apart
+    "backbone": {"layers": 4, "max_steps": 2000},  # after 550 it does not tell shapes apart
     "teacher": {"epochs": 8},
-    "judge": {"max_steps": 2400},
+    "judge": {"max_steps": 2000},
     # in rising quality
     "judges": {"early": {"max_steps": 200}, "middle": {"max_steps": 600}, "best": {}},
     "mining": {},
     # changes of the recipes in recipes/shapes, by their names: each is trained three times and more
     "stages": {
-        "contrastive": {"max_steps": 250},
+        "distillation": {"max_steps": 150},
+        "contrastive": {"max_steps": 200},
         "contrastive-mined": {"max_steps": 100},
         "alignment": {"max_steps": 100},
         "reranker": {"max_steps": 100},

@@ -154,9 +154,19 @@ def test_a_packed_list_is_asked_as_in_ranking_and_counts_as_much_as_a_lesson(rer
     for ids, mark in zip(following, marks):
         assert ids[: len(mark)].tolist() == mark
     assert len(ends) == 5 - place + 1 and ends[-1] == inputs["input_ids"].shape[1] - 1
-    of_list = F.cross_entropy(logits, torch.tensor(number * len(ends)))
+    losses = F.cross_entropy(logits, torch.tensor(number * len(ends)), reduction="none")
+    of_list = (losses[:-1].mean() + losses[-1]) / 2
     expected = (single_losses(reranker, lessons[:1]).mean() + of_list) / 2
     assert torch.isclose(loss_of(reranker, batch), expected, atol=1e-5)
+
+
+def test_the_last_answer_of_a_list_counts_the_same_wherever_the_right_one_stands(reranker, digits):
+    lists = [make_list(random.Random(number), digits, 2.5, 5) for number in range(12)]
+    assert len({lesson.right.index(True) for lesson in lists}) >= 4
+    batch = Packed(reranker)(lists)
+    for row in range(len(lists)):
+        weights = batch["weights"][batch["ends"][:, 0] == row]
+        assert float(weights.sum()) == pytest.approx(1 / 12) and float(weights[-1]) == pytest.approx(1 / 24)
 
 
 def loss_of(reranker, batch):
