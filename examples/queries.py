@@ -18,7 +18,7 @@ from ..eval.runner import evaluate
 from ..eval.tasks import read_world_tasks
 from ..files.writing import write_text
 from ..jobs.notices import silence_alarms
-from ..miniature.instructions import FIND_IMAGE
+from ..miniature.instructions import FIND_IMAGE, REPRESENT_IMAGE
 from ..miniature.recipes import run_recipe
 from ..mining.queries import write_queries
 from ..mining.settings import QueriesConfig
@@ -42,7 +42,8 @@ def true_rows(world: Path, count: int) -> list[dict]:
     for query, positive in zip(rows["query"], rows["positive"]):
         image = Path(positive["image"]).relative_to(world)
         text = Item(**query).text.strip()  # as written ones are, without MMEB's line break
-        pairs.append({"query": text, "positive": {"image": str(image)}, "dataset": TASK})
+        answer = {"image": str(image), "text": REPRESENT_IMAGE}
+        pairs.append({"query": text, "positive": answer, "dataset": TASK})
     return pairs
 
 
@@ -57,8 +58,9 @@ def written_rows(world: Path, backbone: Path, judge: Path, out: Path, truth: lis
         changes: settings of [`~unime.mining.settings.QueriesConfig`].
     """
     # the corpus lies where its pictures are named from
-    corpus = write_rows(world / "queries-corpus.jsonl", [row["positive"] for row in truth])
-    kind = {"of": "image", "instruction": FIND_IMAGE, "request": DESCRIBE}
+    pictures = [{"image": row["positive"]["image"]} for row in truth]
+    corpus = write_rows(world / "queries-corpus.jsonl", pictures)
+    kind = {"of": "image", "instruction": FIND_IMAGE, "request": DESCRIBE, "document": REPRESENT_IMAGE}
     settings = {"own_kinds": {KIND: kind}, "kinds": [KIND], "count": 1, "new_tokens": 48, **changes}
     path = write_queries(
         QueriesConfig(data=str(corpus), out=str(out), model=str(backbone), judge=str(judge), **settings)

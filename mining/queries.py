@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -42,12 +43,19 @@ class TaskKind(NamedTuple):
         of (`str`): what it is asked of: `"image"`, or `"text"`.
         instruction (`str`): of the queries, which is put before each.
         request (`str`): what the model is told; `{count}` stands for the number of queries.
+        document (`str`, *optional*): put before the text of the item, or beside its picture, in the rows and for the
+            judge: what a model was trained to read there.
     """
 
     name: str
     of: str
     instruction: str
     request: str
+    document: str = ""
+
+    def answer(self, item: Item) -> Item:
+        """The item as an answer."""
+        return replace(item, text=instruct(self.document, item.text)) if self.document else item
 
 
 _ONE_A_LINE = "Write one a line and nothing else."
@@ -395,7 +403,7 @@ def _write(asked: Sequence[Asked], writer: LocalWriter | ServerWriter, count: in
 
 def _judge_rows(rows: Sequence[Written], judge: Judge) -> dict[str, np.ndarray]:
     """The work of the second job: log-odds `[B]` that each item meets its query."""
-    scores = judge.log_odds([(written.item, [written.asked.item]) for written in rows])
+    scores = judge.log_odds([(written.item, [written.asked.kind.answer(written.asked.item)]) for written in rows])
     return {"log_odds": np.concatenate(scores).astype(np.float32)}
 
 
@@ -434,7 +442,7 @@ def _root(config: QueriesConfig) -> Path:
 
 def _row(written: Written, score: float, config: QueriesConfig) -> dict:
     """A kept query as a row of pairs."""
-    item = written.asked.item
+    item = written.asked.kind.answer(written.asked.item)
     positive = {"text": item.text} if item.text else {}
     if item.image:
         positive["image"] = image_name(item, _root(config))

@@ -257,7 +257,10 @@ class QueriesConfig:
     )
     own_kinds: dict | str | None = field(
         default_factory=dict,
-        metadata={"help": 'Further ones by name: {"of": "image" or "text", "instruction": ..., "request": ...}.'},
+        metadata={
+            "help": 'Further ones by name: {"of": "image" or "text", "instruction": ..., "request": ...}, and '
+            '"document", put before the text of an answer.'
+        },
     )
     threshold: float = field(default=0.5, metadata={"help": "Queries that the judge scores lower are left out."})
     new_tokens: int = field(default=160, metadata={"help": "Longest answer, in tokens.", "least": 1})
@@ -300,10 +303,10 @@ def _check_kind(name: str, kind):
     place = f"`own_kinds`: {name}"
     if name in QUERY_KINDS:
         raise ValueError(f"{place} is the name of one that exists; choose another.")
-    if not isinstance(kind, dict) or set(kind) != {"of", "instruction", "request"}:
-        raise ValueError(f"{place} must have `of`, `instruction` and `request`, and nothing else.")
+    if not isinstance(kind, dict) or set(kind) - {"document"} != {"of", "instruction", "request"}:
+        raise ValueError(f"{place} must have `of`, `instruction` and `request`, and may have `document`.")
     if kind["of"] not in ("image", "text"):
         raise ValueError(f"{place} is of {kind['of']!r}; it must be 'image' or 'text'.")
-    for key in ("instruction", "request"):
+    for key in set(kind) - {"of"}:
         if not isinstance(kind[key], str) or not kind[key].strip():
             raise ValueError(f"{place} has no text as its `{key}`.")
