@@ -20,7 +20,7 @@ FULL = {
     "judge_lessons": 200,
     "rerank_queries": 30,
     "rerank_tops": (5, 10),
-    "two_towers": {"steps": 500, "batch": 64},
+    "two_towers": {"steps": 300, "batch": 64},
     "memory_batches": (32, 64, 128, 256),
 }
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tokenizers.processors import TemplateProcessing
 from torch.optim import AdamW
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, set_seed
 
@@ -159,7 +160,11 @@ def _build_processor(laboratory: Laboratory) -> CLIPProcessor:
     tokenizer = build_tokenizer(world_texts(laboratory.world))
     tokenizer.padding_side = "right"
     tokenizer.model_max_length = LIMIT
-    tokenizer.pad_token = tokenizer.eos_token  # CLIP pools at the first of them
+
+    # CLIP pools at the first token of the end, which padding repeats; the id 2 has another meaning to it
+    tokenizer.eos_token = tokenizer.pad_token
+    ending = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {ending[0]}", special_tokens=[ending])
     images = CLIPImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 48, "width": 48})
     return CLIPProcessor(images, tokenizer)
 

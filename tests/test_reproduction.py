@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from transformers import CLIPModel
 
 from unime.commands import reproduce as command
 from unime.commands.parsers import reproduce as parser
-from unime.reproduction import running
+from unime.reproduction import running, two_towers
 from unime.reproduction.claims import CLAIMS, Claim
 from unime.reproduction.findings import FAILS, HOLDS, OPEN, Comparison, Finding, compare, compare_values
+from unime.reproduction.laboratory import Laboratory
 from unime.reproduction.memory import Kept
 from unime.reproduction.pages import to_html, to_markdown
 from unime.reproduction.settings import FULL, QUICK
@@ -192,6 +194,28 @@ def test_the_page_in_the_documentation_has_a_verdict_for_each_of_its_claims():
     page = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (F\d+) \| .* \| (holds|does not hold|cannot be told) \|$", page, re.MULTILINE)
     assert rows and {name for name, _ in rows} <= set(CLAIMS)
+
+
+def test_the_dual_encoder_reads_every_caption_to_its_end(tmp_path, world):
+    """CLIP pools where a text ends; a text that is cut at its limit ends there."""
+    laboratory = Laboratory(tmp_path, QUICK, seeds=1)
+    laboratory.world = world
+    processor = two_towers._build_processor(laboratory)
+    torch.manual_seed(0)
+    model = CLIPModel(two_towers._build_config(processor)).eval()
+
+    texts = ["a red circle", "a red square", "a " * 200 + "red circle", "a " * 200 + "red square"]
+    inputs = processor(text=texts, padding=True, truncation=True, return_tensors="pt")
+    end = processor.tokenizer.eos_token_id
+    assert inputs["input_ids"].shape[1] == two_towers.LIMIT and (inputs["input_ids"][:, -1] == end).all()
+    with torch.inference_mode():
+        outputs = model.text_model(**inputs)
+        pooled = outputs.pooler_output
+        short = processor(text=texts[:1], return_tensors="pt")
+        last = model.text_model(**short).last_hidden_state[0, -1]
+    assert torch.allclose(pooled[0], last, atol=1e-5) and short["input_ids"][0, -1] == end
+    assert not torch.allclose(pooled[0], pooled[1], atol=1e-3), "the last word counts"
+    assert torch.allclose(pooled[2], pooled[3], atol=1e-5), "and none behind the limit does"
 
 
 def test_a_smoke_run_measures_every_claim(tmp_path):
