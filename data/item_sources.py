@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from ..pages_unime import count_pages
@@ -198,8 +199,7 @@ def _known_columns(located: Located) -> dict:
         ValueError: it is a row of a query and its answer, or no column says anything.
     """
     row = located.row
-    layout = layout_of(row)
-    if not _PAIRS.isdisjoint(row) or (layout is not None and not layout.name.startswith("pictures")):
+    if _are_of_pairs(tuple(row)):
         raise ValueError(IS_PAIR)
 
     known = {}
@@ -213,6 +213,13 @@ def _known_columns(located: Located) -> dict:
             "positive=... --column positive."
         )
     return known
+
+
+@lru_cache  # rows of a table have the same columns
+def _are_of_pairs(columns: tuple[str, ...]) -> bool:
+    """Whether these are the columns of a query and its answer."""
+    layout = layout_of(columns)
+    return not _PAIRS.isdisjoint(columns) or (layout is not None and not layout.of_items)
 
 
 def _items_of_pairs(source: str, image_root, column: str, columns, allow_urls: bool) -> Iterator[tuple[str, Item]]:

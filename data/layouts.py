@@ -51,11 +51,13 @@ class Layout(NamedTuple):
         name (`str`): for reports.
         takes (`dict[str, str]`): what each column is taken for, of those that are read.
         translate: maps a row to rows of our own layout, of which there may be none.
+        of_items (`bool`, defaults to `False`): whether a row may as well be one item, as a picture with its caption.
     """
 
     name: str
     takes: dict[str, str]
     translate: Callable[[dict], list[dict]]
+    of_items: bool = False
 
 
 def layout_of(columns: Iterable[str]) -> Layout | None:
@@ -508,6 +510,6 @@ def _captioned(columns: list[str]) -> Layout | None:
 
     if caption is not None:
         takes = {caption: "query", picture: "positive"}
-        return Layout("pictures with captions", _keep_passed(columns, takes), translate_captions)
+        return Layout("pictures with captions", _keep_passed(columns, takes), translate_captions, of_items=True)
     takes = {picture: "query", label: "positive"}
-    return Layout("pictures with labels", _keep_passed(columns, takes), translate_labels)
+    return Layout("pictures with labels", _keep_passed(columns, takes), translate_labels, of_items=True)

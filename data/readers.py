@@ -717,15 +717,14 @@ def _read(
 
 def _reasons(problems: list[Problem]) -> list[str]:
     """The first reasons why rows are bad, each once, with the first row that it is said of."""
-    first = {}
+    places = {}
     for problem in problems:
-        first.setdefault(problem.reason, problem.where)
-    counts = Counter(problem.reason for problem in problems)
+        places.setdefault(problem.reason, []).append(problem.where)
 
     lines = []
-    for reason, where in list(first.items())[:SHOWN]:
-        others = f" (and {counts[reason] - 1} more)" if counts[reason] > 1 else ""
-        lines.append(f"{where}{others}: {reason}")
+    for reason, rows in list(places.items())[:SHOWN]:
+        others = f" (and {len(rows) - 1} more)" if len(rows) > 1 else ""
+        lines.append(f"{rows[0]}{others}: {reason}")
     return lines
 
 
