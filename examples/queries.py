@@ -16,7 +16,7 @@ from ..data.readers import read_mmeb_train
 from ..data.schema import Item
 from ..eval.runner import evaluate
 from ..eval.tasks import read_world_tasks
-from ..files.writing import write_text
+from ..files.writing import write_json_lines
 from ..jobs.notices import silence_alarms
 from ..miniature.instructions import FIND_IMAGE, REPRESENT_IMAGE
 from ..miniature.recipes import run_recipe
@@ -24,6 +24,7 @@ from ..mining.queries import write_queries
 from ..mining.settings import QueriesConfig
 from ..trainers import contrastive
 from ..trainers.starting import load_model
+from .common import is_trained
 
 TASK = "Shapes_t2i"  # a picture by its caption
 KIND = "find"
@@ -59,19 +60,14 @@ def written_rows(world: Path, backbone: Path, judge: Path, out: Path, truth: lis
     """
     # the corpus lies where its pictures are named from
     pictures = [{"image": row["positive"]["image"]} for row in truth]
-    corpus = write_rows(world / "queries-corpus.jsonl", pictures)
+    corpus = world / "queries-corpus.jsonl"
+    write_json_lines(corpus, pictures)
     kind = {"of": "image", "instruction": FIND_IMAGE, "request": DESCRIBE, "document": REPRESENT_IMAGE}
     settings = {"own_kinds": {KIND: kind}, "kinds": [KIND], "count": 1, "new_tokens": 48, **changes}
     path = write_queries(
         QueriesConfig(data=str(corpus), out=str(out), model=str(backbone), judge=str(judge), **settings)
     )
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_rows(path: Path, rows: list[dict]) -> Path:
-    """Rows as JSON lines."""
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def share_of_true(written: list[dict], truth: list[dict]) -> float:
@@ -109,11 +105,12 @@ def compare(
 
     table = {"nothing": [precision(backbone, world, "joint")]}
     for name, rows in (("true queries", truth), ("written queries", written)):
-        data = write_rows(out / f"{name.split()[0]}.jsonl", rows)
+        data = out / f"{name.split()[0]}.jsonl"
+        write_json_lines(data, rows)
         table[name] = []
         for seed in range(seeds):
             folder = out / f"{data.stem}-{seed}"
-            if not (folder / "model.safetensors").exists():
+            if not is_trained(folder):
                 options = {"data": data, "image_root": world, "seed": seed, **training}
                 run_recipe(contrastive, "contrastive", backbone, folder, options)
             table[name].append(precision(folder, world))

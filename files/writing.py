@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +82,11 @@ def write_text(path, text: str):
 def write_json(path, content):
     """As [`write_whole`], for what JSON can say."""
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False))
+
+
+def write_json_lines(path, rows: Iterable):
+    """As [`write_whole`], with one JSON value a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def write_arrays(path, arrays: dict[str, np.ndarray], notes: dict[str, str] | None = None):

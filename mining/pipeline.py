@@ -8,7 +8,6 @@ embeddings, and `inspect` a page to look at. Each step's work has a file of its 
 `selection.py`, `saha.py`, `inspection.py`. Rows and results stay on the disk: a step reads what it works on.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
@@ -22,7 +21,7 @@ from ..data.readers import Findings
 from ..data.schema import Example, Item, content_hash
 from ..files.addresses import fetched, make_folder, remove_folder, to_path
 from ..files.identity import verify_files
-from ..files.writing import write_json, write_text
+from ..files.writing import write_json, write_json_lines
 from ..jobs.embedding import checkpoint_fingerprint, embed, item_name, preset_in_words
 from ..jobs.engines import RayEngine
 from ..jobs.notices import notice
@@ -582,8 +581,7 @@ class Mining:
         counts = Counter(error["stage"] for error in errors)
 
         if self.state.is_main_process:
-            lines = [json.dumps(error, ensure_ascii=False) + "\n" for error in errors]
-            write_text(self.out / "errors.jsonl", "".join(lines))
+            write_json_lines(self.out / "errors.jsonl", errors)
             if errors:
                 self.say(f"{len(errors)} failures {dict(counts)}: see {self.out / 'errors.jsonl'}")
         return counts

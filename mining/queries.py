@@ -4,7 +4,6 @@ Each item gets k queries of every kind that fits it. What comes out is deduplica
 threshold are written as pairs that every stage reads; what was left out is listed with the reason.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from ..checkpoints.opening import open_checkpoint, require_kind
 from ..data.item_sources import read_items
 from ..data.schema import Item
 from ..files.addresses import make_folder
-from ..files.writing import write_text
+from ..files.writing import write_json_lines
 from ..jobs.embedding import checkpoint_fingerprint, image_name, item_name
 from ..jobs.notices import notice
 from ..jobs.shards import fingerprint, processes, read_errors, read_job, run_job
@@ -119,6 +118,11 @@ class Written(NamedTuple):
     def item(self) -> Item:
         """The query with its instruction, as the rows have it."""
         return Item(instruct(self.asked.kind.instruction, self.query))
+
+    @property
+    def answer(self) -> Item:
+        """The item that it was written for, as the rows have it."""
+        return self.asked.kind.answer(self.asked.item)
 
 
 class LocalWriter:
@@ -276,8 +280,8 @@ def write_queries(config: QueriesConfig) -> Path:
     path = Path(config.out) / "queries.jsonl"
     state = processes()
     if state.is_main_process:
-        _write_lines(path, rows)
-        _write_lines(path.with_name("dropped.jsonl"), dropped)
+        write_json_lines(path, rows)
+        write_json_lines(path.with_name("dropped.jsonl"), dropped)
         _say(path, rows, dropped)
     state.wait_for_everyone()
     if not rows:
@@ -322,11 +326,6 @@ def _keep_good_ones(config: QueriesConfig, queries: list[Written]) -> tuple[list
         else:
             too_low.append(_dropped(query.query, query.asked, f"judged {score:.3f}, below {config.threshold:g}"))
     return rows, too_low + failed
-
-
-def _write_lines(path: Path, rows: list[dict]):
-    """A file with one JSON object a line."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _what_to_ask(config: QueriesConfig) -> list[Asked]:
@@ -403,7 +402,7 @@ def _write(asked: Sequence[Asked], writer: LocalWriter | ServerWriter, count: in
 
 def _judge_rows(rows: Sequence[Written], judge: Judge) -> dict[str, np.ndarray]:
     """The work of the second job: log-odds `[B]` that each item meets its query."""
-    scores = judge.log_odds([(written.item, [written.asked.kind.answer(written.asked.item)]) for written in rows])
+    scores = judge.log_odds([(written.item, [written.answer]) for written in rows])
     return {"log_odds": np.concatenate(scores).astype(np.float32)}
 
 
@@ -442,7 +441,7 @@ def _root(config: QueriesConfig) -> Path:
 
 def _row(written: Written, score: float, config: QueriesConfig) -> dict:
     """A kept query as a row of pairs."""
-    item = written.asked.kind.answer(written.asked.item)
+    item = written.answer
     positive = {"text": item.text} if item.text else {}
     if item.image:
         positive["image"] = image_name(item, _root(config))

@@ -307,6 +307,6 @@ def _check_kind(name: str, kind):
         raise ValueError(f"{place} must have `of`, `instruction` and `request`, and may have `document`.")
     if kind["of"] not in ("image", "text"):
         raise ValueError(f"{place} is of {kind['of']!r}; it must be 'image' or 'text'.")
-    for key in set(kind) - {"of"}:
+    for key in sorted(set(kind) - {"of"}):
         if not isinstance(kind[key], str) or not kind[key].strip():
             raise ValueError(f"{place} has no text as its `{key}`.")
