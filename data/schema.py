@@ -5,9 +5,10 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from .items import PLACEHOLDER, VIDEOS, Item, content_hash, is_video_path  # noqa: F401 - what rows are made of
@@ -207,3 +208,38 @@ def to_item(value) -> Item:
     if not is_item or not all(isinstance(part, str) for part in (*fields.values(), *others)):
         raise ValueError(f"an item is a text, or has 'text' and 'image', the path of a file; got {value!r:.80}.")
     return Item(**fields, more_images=tuple(others))
+
+
+def items_of(column, rows=None) -> list[Item]:
+    """The items of a column of such a data set, read field by field, which for many takes a tenth of the time.
+
+    Args:
+        column (`pyarrow.ChunkedArray` or `pyarrow.StructArray`): items as [`to_dataset`] stores them.
+        rows (array `[r]`, *optional*): numbers of those that are read; all by default.
+    """
+    parts = {}
+    for part, values in zip(column.type, column.flatten()):
+        if rows is not None:
+            values = values.take(pa.array(rows, pa.int64()))
+        parts[part.name] = _lists(values) if part.name == "more_images" else _texts(values)
+    return list(map(Item, *(parts[name] for name in _ITEM)))
+
+
+def _texts(values) -> Iterable[str]:
+    """A column of texts, with empty ones for nulls."""
+    # most items have a text or an image, and the others are not worth a list
+    if values.null_count == len(values):
+        return repeat("", len(values))
+    return pc.fill_null(values, "").to_pylist()
+
+
+def _lists(values) -> Iterable[tuple]:
+    """A column of lists as tuples, with empty ones for nulls."""
+    if not any_entries(values):
+        return repeat((), len(values))
+    return (tuple(entries or ()) for entries in values.to_pylist())
+
+
+def any_entries(lists) -> bool:
+    """Whether a column of lists has any that is not empty: most have none, and need not be read."""
+    return bool(pc.any(pc.greater(pc.list_value_length(lists), 0)).as_py())

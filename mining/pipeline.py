@@ -462,8 +462,10 @@ class Mining:
         neighbours = np.array([numbers for _, numbers in rows], np.int64)  # [r, top_k]
         is_present = neighbours >= 0
 
-        # the candidates of all these rows are read at once
-        candidates = iter(self.pool.candidates.take(neighbours[is_present]))
+        # the candidates of all these rows are read at once, and each once
+        distinct, places = np.unique(neighbours[is_present], return_inverse=True)
+        items = self.pool.candidates.take(distinct)
+        candidates = map(items.__getitem__, places.tolist())
         requests = []
         for (pair, _), count in zip(rows, is_present.sum(axis=1).tolist()):
             requests.append((pair.query_item, [pair.item, *islice(candidates, count)]))

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from ..data.copies import Identity, identities_of
 from ..data.readers import Findings, read_rows
-from ..data.schema import Example, Item, to_dataset, to_item
+from ..data.schema import Example, Item, any_entries, items_of, to_dataset, to_item
 
 DIGEST = 16  # bytes that stand for an item
 BLOCK = 8192  # rows that are Python objects at a time
@@ -170,13 +170,11 @@ class Pool:
 
     def _excluded_pairs(self, candidates: np.ndarray, queries: np.ndarray) -> np.ndarray:
         """Each first copy of a query with a candidate that none of its copies may have, as one sorted number."""
-        # candidates differ, so that the numbers of the first N are their own
         count = len(candidates)
-        numbers, _ = _numbered(np.concatenate([candidates, queries]))
-        candidate_of_query = numbers[count:]
 
         # a query that is a candidate too would be its own nearest
-        is_candidate = np.flatnonzero(candidate_of_query < count)
+        candidate_of_query = _places_among(candidates, queries)
+        is_candidate = np.flatnonzero(candidate_of_query >= 0)
         themselves = self.first_copies[is_candidate] * count + candidate_of_query[is_candidate]
         positives = self.first_copies[self.query_of] * count + self.positive_of
         return np.unique(np.concatenate([themselves, positives]))
@@ -191,13 +189,8 @@ class Pool:
         items = [to_item(entry) for entries in self._values("other_positives", rows) for entry in entries]
         identity_of = identities_of(dict.fromkeys(items)) if identities is None else identities
         digests = _digests_of(identity_of[item] for item in items)
-
-        # candidates differ, so that the numbers of the first N are their own
-        count = len(candidates)
-        numbers, _ = _numbered(np.concatenate([candidates, digests]))
-        found = numbers[count:]
-        is_candidate = found < count
-        return (queries * count + found)[is_candidate]
+        found = _places_among(candidates, digests)
+        return (queries * len(candidates) + found)[found >= 0]
 
     def _values(self, name: str, rows: np.ndarray) -> list:
         """One column of some rows."""
@@ -205,7 +198,14 @@ class Pool:
 
     def _items(self, side: str, rows: np.ndarray) -> list[Item]:
         """The items of one column of some rows."""
-        return list(map(to_item, self._values(side, rows)))
+        return items_of(self.rows.data.column(side), rows)
+
+    def _others(self, rows: np.ndarray) -> list[list[Item]]:
+        """What is right as well, for some rows."""
+        lists = self.rows.data.column("other_positives").take(pa.array(rows))
+        if not any_entries(lists):
+            return [[] for _ in rows]
+        return [list(map(to_item, others)) for others in lists.to_pylist()]
 
     def _pairs(self, numbers: np.ndarray) -> list[Pair]:
         rows = self.pair_rows[numbers]
@@ -215,7 +215,7 @@ class Pool:
             [self.datasets[number] for number in self.dataset_of[numbers]],
             self._items("positive", rows),
             self._items("query", rows),
-            [list(map(to_item, others)) for others in self._values("other_positives", rows)],
+            self._others(rows),
             self._values("weight", rows),
         )
         return list(map(Pair, *columns))
@@ -274,8 +274,8 @@ def _blocks(rows: Dataset) -> Iterator[tuple[list[Item], list[Item], list[str]]]
     """Queries, positives and names of the data sets of some rows at a time."""
     table = rows.data.select(["query", "positive", "dataset"])
     for batch in table.to_batches(max_chunksize=BLOCK):
-        queries, positives, names = (column.to_pylist() for column in batch.columns)
-        yield list(map(to_item, queries)), list(map(to_item, positives)), names
+        queries, positives, names = batch.columns
+        yield items_of(queries), items_of(positives), names.to_pylist()
 
 
 def _digests_of(entries: Iterable[Item | Identity]) -> np.ndarray:
@@ -287,9 +287,20 @@ def _digests_of(entries: Iterable[Item | Identity]) -> np.ndarray:
 
 def _numbered(digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """As [`numbered`], of digests `[n, bytes]`."""
+    return numbered(_binary(digests))
+
+
+def _places_among(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Where each of the others stands among digests that differ: int64, -1 where it is none of them."""
+    places = pc.index_in(_binary(others), value_set=_binary(digests))
+    return pc.fill_null(places, -1).to_numpy().astype(np.int64)
+
+
+def _binary(digests: np.ndarray) -> pa.FixedSizeBinaryArray:
+    """Digests `[n, bytes]` as Arrow has them."""
     count, width = digests.shape
     buffer = pa.py_buffer(np.ascontiguousarray(digests))
-    return numbered(pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), count, [None, buffer]))
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), count, [None, buffer])
 
 
 def numbered(entries: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from unime.data.collators import EmbeddingCollator
 from unime.data.images import resolve_image
 from unime.data.readers import read_clusters, read_judged, read_mmeb_train
 from unime.data.samplers import HomogeneousSampler
-from unime.data.schema import FEATURES, Example, Item, to_dataset, to_example
+from unime.data.schema import FEATURES, Example, Item, items_of, to_dataset, to_example, to_item
 from unime.eval.tasks import read_mmeb_eval, read_sugarcrepe, read_world_tasks
 from unime.trainers.gathered_table import GatheredTable
 from unime.trainers.losses import HardNegativeInfoNCE, JudgeAlignment
@@ -35,6 +35,32 @@ def test_rows_survive_storage():
     assert [to_example(row) for row in rows] == examples
     with pytest.raises(ValueError, match="needs a text"):
         Item(" ")
+
+
+_words = st.text("ab", max_size=2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.one_of(
+            st.builds(Item, st.text("ab", min_size=1, max_size=3), st.sampled_from(["", "a.png"]), instruction=_words),
+            st.builds(Item, _words, st.just("a.png"), st.lists(st.just("b.png"), max_size=2).map(tuple)),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.data(),
+)
+def test_items_read_field_by_field_are_those_read_row_by_row(items, data):
+    rows = to_dataset([Example(item, Item("an answer")) for item in items])
+    column = rows.data.column("query")
+    assert items_of(column) == [to_item(value) for value in column.to_pylist()] == items
+    assert items_of(pa.concat_arrays(column.chunks)) == items
+
+    # some of them, in any order and more than once
+    numbers = data.draw(st.lists(st.integers(0, len(items) - 1), max_size=8))
+    assert items_of(column, numbers) == [items[number] for number in numbers]
 
 
 def test_content_hashes_tell_text_and_image_apart():
