@@ -152,13 +152,22 @@ def _new_index(faiss, width: int, lists: int):
 
 def _merge(faiss, folder: Path, trained: Path, pieces: list[Path]):
     """One index on the disk from its pieces, which are removed."""
-    from faiss.contrib.ondisk import merge_ondisk
-
     # an interrupted attempt may have left the lists
     lists = folder / "merged.ivfdata"
     lists.unlink(missing_ok=True)
+
+    # not by FAISS's own helper, which never lets go of the pieces that it maps
+    parts = [faiss.read_index(str(piece), faiss.IO_FLAG_MMAP) for piece in pieces]
+    lists_of_parts = faiss.InvertedListsPtrVector()
+    for part in parts:
+        lists_of_parts.push_back(faiss.extract_index_ivf(part).invlists)
+
     index = faiss.read_index(str(trained))
-    merge_ondisk(index, list(map(str, pieces)), str(lists))
+    cells = faiss.extract_index_ivf(index)
+    merged = faiss.OnDiskInvertedLists(cells.nlist, cells.code_size, str(lists))
+    index.ntotal = cells.ntotal = merged.merge_from_multiple(lists_of_parts.data(), lists_of_parts.size())
+    cells.replace_invlists(merged, True)
+    merged.this.disown()  # the index frees it
 
     draft = folder / "merged.index.part"
     faiss.write_index(index, str(draft))
