@@ -15,6 +15,7 @@ from .runner import RANKINGS, read_result
 from .tasks import Task
 
 SHOWN = 6  # candidates of each mistake
+LEAST = 10  # right answers from which it is told how sure a model is of them
 RIGHT = "#2f855a"
 WRONG = "#c53030"
 
@@ -42,9 +43,9 @@ class Mistake:
 def mistakes_of(task: Task, ranks: list[int], top: np.ndarray, similarity: np.ndarray) -> list[Mistake]:
     """The mistakes of a task, the worst first: those whose right answer came last.
 
-    An answer is doubted where the model is as sure of what came first as it is, on average, of answers that are right,
-    and puts the given one into the lower half of all candidates; or where the query has, under another number, the
-    answer that came first.
+    An answer is doubted where the model is as sure of what came first as it is, on average, of answers that are right
+    (of which there must be `LEAST`), and puts the given one into the lower half of all candidates; or where the query
+    has, under another number, the answer that came first.
 
     Args:
         task ([`~unime.eval.tasks.Task`]).
@@ -53,7 +54,7 @@ def mistakes_of(task: Task, ranks: list[int], top: np.ndarray, similarity: np.nd
     """
     # as sure as the model is where it is right
     sure = [float(similarity[number, 0]) for number, rank in enumerate(ranks) if rank == 1]
-    threshold = fmean(sure) if sure else float("inf")
+    threshold = fmean(sure) if len(sure) >= LEAST else float("inf")
 
     # what equal queries count as right, under any number
     right_of: dict[Item, set[Item]] = {}
