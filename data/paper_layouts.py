@@ -123,6 +123,7 @@ def mmeb_takes(row: dict) -> dict[str, str]:
 
 
 def parse_mmeb(located: Located, files: ImageFiles, findings: Findings) -> Example:
+    """An example of a row of MMEB-train, under the names that [`with_mmeb_names`] gives its columns."""
     row = located.row
     text = valid_text(row.get("neg_text"))
     image = valid_text(row.get("neg_image_path"))
@@ -235,6 +236,7 @@ def read_text_pairs(path, limit: int | None = None, findings: Findings | None = 
 
 
 def parse_text_pair(located: Located, files: ImageFiles, findings: Findings) -> Example:
+    """An example of a row of SimCSE's sentences."""
     row = located.row
     missing = missing_keys(row, ("sent0", "sent1"))
     if missing:
@@ -295,6 +297,7 @@ def is_judged(row: dict) -> bool:
 
 
 def with_judged_dataset(located: Located) -> Located:
+    """A row of UniME-V2's layout with its data set, as far as the row tells it."""
     return located._replace(dataset=_judged_dataset(located.row))
 
 
@@ -321,6 +324,7 @@ def _judged_dataset(row: dict) -> str:
 
 
 def parse_judged(located: Located, files: ImageFiles, findings: Findings) -> Example:
+    """An example of a row of UniME-V2's layout."""
     row = located.row
     require_keys(row, _JUDGED)
 

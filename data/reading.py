@@ -80,6 +80,7 @@ def _of_subsets(source: Path, rows: Iterable[Located], subsets: list[str] | None
 
 
 def require_subsets(source: Path, subsets: list[str] | None, present: list[str]):
+    """Refuses data sets that are asked for and not among those present."""
     missing = sorted(set(subsets or ()) - set(present))
     if missing:
         raise ValueError(f"{source} has no data set {', '.join(missing)}; it has {', '.join(present) or 'none'}.")
@@ -114,12 +115,14 @@ def located_examples(
 
 
 def require_keys(row: dict, names: Iterable[str]):
+    """Refuses a row that lacks a key."""
     missing = missing_keys(row, names)
     if missing:
         raise ValueError(f"lacks {missing}; it has {shown(list(row))}.")
 
 
 def missing_keys(row: dict, names: Iterable[str]) -> list[str]:
+    """Which of some keys a row lacks."""
     return [name for name in names if name not in row]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -186,15 +187,11 @@ class Pool:
         rows = np.flatnonzero(lengths)
         queries = self.first_copies[np.repeat(query_of_row[rows], lengths[rows])]
 
-        items = [to_item(entry) for entries in self._values("other_positives", rows) for entry in entries]
+        items = list(chain.from_iterable(self._others(rows)))
         identity_of = identities_of(dict.fromkeys(items)) if identities is None else identities
         digests = _digests_of(identity_of[item] for item in items)
         found = _places_among(candidates, digests)
         return (queries * len(candidates) + found)[found >= 0]
-
-    def _values(self, name: str, rows: np.ndarray) -> list:
-        """One column of some rows."""
-        return self.rows.data.column(name).take(pa.array(rows)).to_pylist()
 
     def _items(self, side: str, rows: np.ndarray) -> list[Item]:
         """The items of one column of some rows."""
@@ -216,7 +213,7 @@ class Pool:
             self._items("positive", rows),
             self._items("query", rows),
             self._others(rows),
-            self._values("weight", rows),
+            self.rows.data.column("weight").take(pa.array(rows)).to_pylist(),
         )
         return list(map(Pair, *columns))
 
