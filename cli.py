@@ -9,6 +9,7 @@ import sys
 from typing import NamedTuple
 
 from . import __version__
+from .jobs.ending import leave_group_at_exit
 from .jobs.notices import silence_alarms, without_quiet
 
 
@@ -125,6 +126,7 @@ def _run(name: str, module: str, function: str, options):
     silence_alarms()
     try:
         getattr(importlib.import_module(f".{module}", __package__), function)(options)
+        leave_group_at_exit()
     except KeyboardInterrupt:
         raise SystemExit(130) from None  # as shells have it
     except ModuleNotFoundError as error:

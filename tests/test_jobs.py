@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -432,3 +434,26 @@ def test_options_of_all_kinds_are_taken():
     assert (config.margin, config.delta) == ("0.2", "0.5")
     assert fits([1, 2], list[int]) and not fits([True], list[int]) and fits({"a": 1}, dict | str | None)
     check_options("x", {"a": None}, [lambda a=1: a])
+
+
+ENDING = """
+import atexit
+import sys
+import torch.distributed
+from unime.jobs.ending import leave_group_at_exit
+
+def report():
+    print("in a group" if torch.distributed.is_initialized() else "left")
+
+atexit.register(report)  # what is registered first runs last
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+if sys.argv[2] == "succeeds":
+    leave_group_at_exit()
+"""
+
+
+@pytest.mark.parametrize("outcome, state", [("succeeds", "left"), ("fails", "in a group")])
+def test_a_process_that_has_done_its_work_leaves_its_group(outcome, state, tmp_path):
+    command = [sys.executable, "-c", ENDING, str(tmp_path / "store"), outcome]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split("\n")[0] == state

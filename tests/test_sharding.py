@@ -32,8 +32,10 @@ WORKER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
+import torch
 import test_sharding as t
 t.train_all(Path(sys.argv[2]), sys.argv[3])
+torch.distributed.destroy_process_group()
 """
 
 

@@ -19,8 +19,10 @@ WORKER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
+import torch
 import test_two_machines as t
 t.work(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+torch.distributed.destroy_process_group()
 """
 
 

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 
 from ..data.readers import read_rows, stream_rows
+from ..jobs.ending import leave_group_at_exit
 from ..jobs.faults import one_line_disk_faults
 from ..jobs.notices import is_quiet, notice, silence_alarms, without_quiet
 from ..jobs.settings import given_settings
@@ -209,6 +210,7 @@ def run_command(
         _train(trainer, checkpoint)
         save_whole(trainer, source)
         _say_how_it_fits(trainer)
+    leave_group_at_exit()
 
 
 def _with_model_name(arguments: list[str]) -> list[str]:
