@@ -230,6 +230,7 @@ for name, settings in json.loads(sys.argv[3]).items():
     change = t.trained(folder / "backbone", data, folder / "out", **settings)
     if torch.distributed.get_rank() == 0:
         torch.save(change, folder / f"{name}.pt")
+torch.distributed.barrier()  # no rank ends while a thread of its group is still busy
 torch.distributed.destroy_process_group()
 """
 

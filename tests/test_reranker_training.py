@@ -213,6 +213,7 @@ found = t.gradients(
 assert torch.distributed.get_world_size() == 2
 if torch.distributed.get_rank() == 0:
     torch.save(found, folder / "found.pt")
+torch.distributed.barrier()  # no rank ends while a thread of its group is still busy
 torch.distributed.destroy_process_group()
 """
 

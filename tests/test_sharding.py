@@ -35,6 +35,7 @@ from pathlib import Path
 import torch
 import test_sharding as t
 t.train_all(Path(sys.argv[2]), sys.argv[3])
+torch.distributed.barrier()  # no rank ends while a thread of its group is still busy
 torch.distributed.destroy_process_group()
 """
 

@@ -370,6 +370,7 @@ import torch
 torch.set_num_threads(1)
 import test_survival
 test_survival.run_two_ranks(Path(sys.argv[2]), Path(sys.argv[3]))
+torch.distributed.barrier()  # no rank ends while a thread of its group is still busy
 torch.distributed.destroy_process_group()
 """
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 import test_two_machines as t
 t.work(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+torch.distributed.barrier()  # no rank ends while a thread of its group is still busy
 torch.distributed.destroy_process_group()
 """
 
