@@ -39,6 +39,7 @@ SEARCHES = (  # what is searched with what: a title, the task of the query with 
     ("Another picture of the same", "Shapes_same", FIND_SIMILAR, "images"),
     ("A caption for a picture", "Shapes_i2t", FIND_CAPTION, "texts"),
 )
+QUERY = 2  # of each of these tasks: of earlier ones, rounding decides which of the two best comes first
 FULL = {"world": {}, "backbone": {}, "training": {}}  # changes of the defaults; the tests make everything smaller
 
 
@@ -162,7 +163,7 @@ def draw_similarity(raw: UniMEModel, trained: UniMEModel, task: Task, path: Path
 
 
 def write_gallery(world: Path, by_name: dict[str, Task], path: Path) -> Path:
-    """Writes what `search.py` reads: the first query of three tasks, and all test images and captions to search."""
+    """Writes what `search.py` reads: a query of three tasks, and all test images and captions to search."""
     # tasks share pictures: each is listed once
     pictures = by_name["Shapes_t2i"].corpus + by_name["Shapes_same"].corpus
     images = list(dict.fromkeys(item.image for item in pictures))
@@ -177,7 +178,7 @@ def write_gallery(world: Path, by_name: dict[str, Task], path: Path) -> Path:
     queries = []
     for title, name, instruction, over in SEARCHES:
         task = by_name[name]
-        answer = task.corpus[task.candidates[0][0]]  # the first candidate is right
+        answer = task.corpus[task.candidates[QUERY][0]]  # the first candidate is right
         entries = {"images": images, "texts": texts}[over]
         content = contents[over][entries.index(answer.image or answer.text)]
 
@@ -186,7 +187,7 @@ def write_gallery(world: Path, by_name: dict[str, Task], path: Path) -> Path:
 
         # a stranger writes no placeholder, and gives the instruction by itself; the line break that texts of this
         # data end in stays, as they were trained with it
-        query = task.queries[0]
+        query = task.queries[QUERY]
         words = query.text.replace(PLACEHOLDER, "").replace(instruction, "").lstrip()
         item = Item(words, query.image).as_input()
         queries.append({"title": title, "instruction": instruction, "item": item, "over": over, "right": right})
