@@ -8,9 +8,11 @@ with single things and end with near misses.
 
 import argparse
 import random
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset, SequentialSampler
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -87,22 +89,27 @@ class JudgeTrainer(BackboneTrainer):
             joined.deepstack_features = []
             encoder_outputs["mm_encoder_outputs"] = {"image": joined}
 
-        hidden = vlm.model(
+        output = vlm.model(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             position_ids=inputs["position_ids"],
             use_cache=False,
+            output_hidden_states=True,
             **encoder_outputs,
-        ).last_hidden_state  # [B, L, H]
+        )
+        hidden = output.last_hidden_state  # [B, L, H]
 
         row, end = inputs["ends"].T
         logits = vlm.lm_head(hidden[row, end])  # [C, V]
         losses = F.cross_entropy(logits.float(), inputs["answers"], reduction="none")  # [C]
         loss = (losses * inputs["weights"]).sum()
 
+        # below the added layers, which compare what is expected there with what is written
         described = inputs["words"] != IGNORED  # [B, L]
         if model.training and described.any():
-            logits = vlm.lm_head(hidden[described])  # [W, V]
+            layers = vlm.config.text_config.num_hidden_layers - self.args.added_layers
+            expecting = vlm.model.language_model.norm(output.hidden_states[layers][described])  # [W, H]
+            logits = vlm.lm_head(expecting)  # [W, V]
             loss = loss + DESCRIBE * F.cross_entropy(logits.float(), inputs["words"][described])
 
         # of all words only No and Yes, in this order, are compared, so that what comes next is not disturbed
@@ -121,8 +128,27 @@ class JudgeConfig(BackboneConfig):
     learning_rate: float = field(default=1e-3, metadata={"help": "Peak learning rate."})
     per_device_train_batch_size: int = field(default=12, metadata={"help": "Lessons a step."})
     candidates: int = field(default=8, metadata={"help": "Candidates of a lesson."})
+    added_layers: int = field(default=2, metadata={"help": "Layers on top of the backbone's, one at least."})
     max_steps: int = field(default=3600, metadata={"help": "Steps."})
     warmup_steps: float = field(default=50, metadata={"help": "Warm-up steps."})
+
+
+def add_layers(model: UniMERerankerForCausalLM, count: int):
+    """Puts layers on top that change nothing at first: copies of the last one whose outputs are zero.
+
+    The backbone's last layer knows which word is next in a true text. Whether that is what the text says, and what
+    follows for the answer, takes layers above it.
+    """
+    text_config = model.vlm.config.text_config
+    layers = model.vlm.model.language_model.layers
+    for _ in range(count):
+        layer = deepcopy(layers[-1])
+        layer.self_attn.layer_idx = len(layers)
+        torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(layer.mlp.down_proj.weight)
+        layers.append(layer)
+        text_config.layer_types = [*text_config.layer_types, text_config.layer_types[-1]]
+    text_config.num_hidden_layers = len(layers)
 
 
 def train_judge(backbone, args: JudgeConfig) -> Path:
@@ -142,6 +168,7 @@ def train_judge(backbone, args: JudgeConfig) -> Path:
     ```
     """
     model = UniMERerankerForCausalLM.from_backbone(backbone)
+    add_layers(model, args.added_layers)
     batch = args.per_device_train_batch_size
     lessons = Lessons(args.max_steps * batch, args.candidates, args.seed, batch)
     trainer = JudgeTrainer(model=model, args=args, train_dataset=lessons, data_collator=Packed(model))

@@ -259,12 +259,20 @@ class Laboratory:
             write_json(file, {task: result["ranks"] for task, result in results.items()})
         return read_json(file)
 
-    def reranked(self, embedder: Path, ranker: Path, strategy: str, top: int) -> dict[str, dict[str, list[int]]]:
-        """Ranks by task `"before"` and `"after"` an embedder's best candidates are put in a reranker's order."""
+    def reranked(
+        self, embedder: Path, ranker: Path, strategy: str, top: int, **options
+    ) -> dict[str, dict[str, list[int]]]:
+        """Ranks by task `"before"` and `"after"` an embedder's best candidates are put in a reranker's order.
+
+        Args:
+            embedder, ranker (`Path`): folders of models.
+            strategy (`str`), options: how the reranker ranks, as [`~unime.jobs.reranking.Reranker`] takes them.
+            top (`int`): how many candidates.
+        """
         folder = embedder.with_name(f"{embedder.name}-eval")
         result = run_benchmark("world", self.tasks, Embedder(embedder), folder, self.world)
         limit = self.settings["rerank_queries"]
-        path = run_rerank(result, self.tasks, Reranker(ranker, strategy), top, self.world, limit)
+        path = run_rerank(result, self.tasks, Reranker(ranker, strategy, **options), top, self.world, limit)
 
         before = {}
         for task, entry in read_json(result)["tasks"].items():

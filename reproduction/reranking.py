@@ -7,7 +7,7 @@ from .judging import by_alignment
 from .laboratory import Laboratory, stacked
 
 OBJECTIVES = ("pairwise", "listwise", "both")
-# how each objective ranks: judgements of single candidates are added to the embedder's similarities
+# how each objective ranks: the log-odds of single candidates are added to the embedder's similarities
 STRATEGIES = {"pairwise": "fused", "listwise": "listwise", "both": "fused"}
 LIFT = 3.0  # points over all tasks that are asked for
 COMPOSITIONAL_LIFT = 10.0
@@ -36,8 +36,9 @@ def reranker_lifts(laboratory: Laboratory) -> Finding:
         comparisons.append(compare(name, together, alone, tasks, least=TOLERANCE))
     return Finding(
         "The best candidates of the aligned embedder in the order of rerankers that were trained from the judge on "
-        "the mined rows: by the sum of similarity and P(Yes), or, where lists alone were trained, by the listwise "
-        f"answer; the first {laboratory.settings['rerank_queries']} queries of each task.",
+        "the mined rows: by similarity plus log-odds times the temperature that the embedder was trained with, or, "
+        f"where lists alone were trained, by the listwise answer; the first {laboratory.settings['rerank_queries']} "
+        "queries of each task.",
         comparisons,
         table,
         notes=[f'"No worse" means by less than {-TOLERANCE:.0f} point.'],
@@ -57,11 +58,17 @@ def _lifts(before: Hits, after: Hits, groups: dict[str, list[str]], top: int) ->
 
 def _before_and_after(laboratory: Laboratory, objective: str, top: int) -> tuple[Hits, Hits]:
     """What the embedders and rerankers of all seeds answer rightly."""
+    strategy = STRATEGIES[objective]
+    options = {}
+    if strategy == "fused":
+        # a similarity over its temperature is a log-odds, too: in these units what both say can be added up
+        options = {"output": "logit", "weight": laboratory.recipe("alignment")["temperature"]}
+
     before = []
     after = []
     for seed in laboratory.seeds:
         embedder = by_alignment(laboratory, seed)
-        ranks = laboratory.reranked(embedder, train(laboratory, objective, seed), STRATEGIES[objective], top)
+        ranks = laboratory.reranked(embedder, train(laboratory, objective, seed), strategy, top, **options)
         before.append(ranks["before"])
         after.append(ranks["after"])
     return stacked(before), stacked(after)

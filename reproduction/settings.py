@@ -4,7 +4,7 @@ FULL = {
     "world": {},
     "backbone": {"layers": 4, "max_steps": 2000},  # after 550 it does not tell shapes apart
     "teacher": {"epochs": 8},
-    "judge": {"max_steps": 2000},
+    "judge": {"max_steps": 3000},
     # in rising quality
     "judges": {"early": {"max_steps": 200}, "middle": {"max_steps": 600}, "best": {}},
     "mining": {},

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from unime import UniMERerankerForCausalLM
 from unime.miniature import scenes
-from unime.miniature.judge import JudgeTrainer, Lessons
+from unime.miniature.judge import DESCRIBE, SO_FAR, JudgeConfig, JudgeTrainer, Lessons, add_layers
 from unime.miniature.lessons import LONG, SINGLE, WHOLE, alter, make_lesson, make_list, redraw
 from unime.miniature.packing import Packed
 from unime.miniature.sources import Digits
@@ -169,9 +170,55 @@ def test_the_last_answer_of_a_list_counts_the_same_wherever_the_right_one_stands
         assert float(weights.sum()) == pytest.approx(1 / 12) and float(weights[-1]) == pytest.approx(1 / 24)
 
 
+def test_added_layers_change_nothing_at_first_and_texts_are_described_below_them(backbone, digits):
+    deeper = UniMERerankerForCausalLM.from_backbone(backbone)
+    lessons = [make_lesson(random.Random(number), digits, 2.5, 4) for number in range(8)]
+    lessons += [make_list(random.Random(number), digits, 2.5, 5) for number in range(4)]
+    batch = Packed(deeper)(lessons)
+    before = loss_of(deeper, batch)
+    add_layers(deeper, 2)
+    assert loss_of(deeper, batch) == before
+
+    # once they change something, descriptions are still those of the layers below
+    torch.manual_seed(0)
+    for layer in deeper.vlm.model.language_model.layers[-2:]:
+        torch.nn.init.normal_(layer.mlp.down_proj.weight, std=0.1)
+    deeper.train()
+    found = loss_of(deeper, batch)
+
+    below = UniMERerankerForCausalLM.from_backbone(backbone)
+    described = batch["words"] != -100
+    images = read_images(deeper, batch)
+    words = F.cross_entropy(below.vlm.lm_head(hidden_of(below, batch, images)[described]), batch["words"][described])
+    decided = batch["so_far"] != -100
+    verdicts = hidden_of(deeper, batch, images)[decided] @ deeper.vlm.lm_head.weight[batch["verdicts"]].T
+    so_far = F.cross_entropy(verdicts, batch["so_far"][decided])
+    deeper.eval()
+    assert torch.isclose(found, loss_of(deeper, batch) + DESCRIBE * words + SO_FAR * so_far, atol=1e-5)
+
+
+def read_images(model, batch):
+    """Features of the images of a batch, in the order in which they stand."""
+    with torch.no_grad():
+        features = model.vlm.get_image_features(**batch["images"], return_dict=True).pooler_output
+    return torch.cat([features[place] for place in batch["order"]])
+
+
+def hidden_of(model, batch, images):
+    """The last hidden states of a packed batch `[B, L, H]`."""
+    ids = batch["input_ids"]
+    with torch.no_grad():
+        embeddings = model.vlm.get_input_embeddings()(ids)
+        embeddings[ids == model.processor.image_token_id] = images
+        names = ("attention_mask", "position_ids")
+        given = {name: batch[name] for name in names}
+        return model.vlm.model.language_model(inputs_embeds=embeddings, **given).last_hidden_state
+
+
 def loss_of(reranker, batch):
     """What the trainer takes for the loss of a packed batch."""
     trainer = JudgeTrainer.__new__(JudgeTrainer)
+    trainer.args = JudgeConfig(added_layers=2)
     trainer.accelerator = type("Accelerator", (), {"unwrap_model": staticmethod(lambda model: model)})
     with torch.no_grad():
         return trainer.compute_loss(reranker, batch)
