@@ -138,7 +138,13 @@ def add_layers(model: UniMERerankerForCausalLM, count: int):
 
     The backbone's last layer knows which word is next in a true text. Whether that is what the text says, and what
     follows for the answer, takes layers above it.
+
+    Raises:
+        ValueError: there are to be none; texts are described below the first of them.
     """
+    if count < 1:
+        raise ValueError(f"a judge has at least one layer above its backbone's, got added_layers {count}.")
+
     text_config = model.vlm.config.text_config
     layers = model.vlm.model.language_model.layers
     for _ in range(count):

@@ -176,6 +176,8 @@ def test_added_layers_change_nothing_at_first_and_texts_are_described_below_them
     lessons += [make_list(random.Random(number), digits, 2.5, 5) for number in range(4)]
     batch = Packed(deeper)(lessons)
     before = loss_of(deeper, batch)
+    with pytest.raises(ValueError, match="at least one layer above its backbone's, got added_layers 0"):
+        add_layers(deeper, 0)
     add_layers(deeper, 2)
     assert loss_of(deeper, batch) == before
 
@@ -210,9 +212,9 @@ def hidden_of(model, batch, images):
     with torch.no_grad():
         embeddings = model.vlm.get_input_embeddings()(ids)
         embeddings[ids == model.processor.image_token_id] = images
-        names = ("attention_mask", "position_ids")
-        given = {name: batch[name] for name in names}
-        return model.vlm.model.language_model(inputs_embeds=embeddings, **given).last_hidden_state
+        language_model = model.vlm.model.language_model
+        seen = {"attention_mask": batch["attention_mask"], "position_ids": batch["position_ids"]}
+        return language_model(inputs_embeds=embeddings, **seen).last_hidden_state
 
 
 def loss_of(reranker, batch):
