@@ -3,7 +3,7 @@
     python -m unime.miniature.judge --backbone outputs/backbone --out outputs/judge
 
 An MLLM of billions of parameters judges without training; one of a few million has to be taught. The lessons begin
-with single things and end with near misses.
+with captions that are false in one word, go on with single things, and end with near misses of all tasks.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from .lessons import Lesson, make_lesson, make_list
 from .packing import LONGEST_LIST, Packed
 from .sources import Digits
 
-SINGLE_UNTIL = 0.15  # share of the lessons up to which there are single things
+COMPARE_UNTIL = 0.15  # share of the lessons up to which only captions are compared with pictures
+SINGLE_UNTIL = 0.25  # and up to which there are single things
 NEAR_FROM = 0.4  # share of the lessons from which there are near misses
 SLOPE = 2.5  # how the level grows with the share after that
 HARDEST = 2.9  # and how far
@@ -39,7 +40,7 @@ class Lessons(Dataset):
 
     Args:
         count (`int`): number of lessons.
-        candidates (`int`): of each lesson.
+        candidates (`int`): of each lesson, but for captions, which are short: these are twice as many.
         seed (`int`): everything random follows from it.
         batch (`int`): lessons of a batch, which are about short captions or about long ones.
     """
@@ -65,6 +66,8 @@ class Lessons(Dataset):
     def _level(self, number: int) -> float:
         """How hard a lesson is, as [`~unime.miniature.lessons.make_lesson`] takes it."""
         share = number / self.count
+        if share < COMPARE_UNTIL:
+            return 0.0
         if share < SINGLE_UNTIL:
             return 0.5
         if share < NEAR_FROM:

@@ -1,9 +1,10 @@
 """Lessons for a judge of the miniature world: a query, candidates, and which of them meet it.
 
-A lesson covers one of the world's tasks. Its difficulty rises with `level`: below 1 there is one thing in a picture,
-and wrong candidates are wrong in everything; from 1 on there are whole scenes; from 2 to 3 more and more of the wrong
-candidates are wrong in one respect only, as hard negatives are. Right candidates are drawn anew, so that what a
-picture shows counts, and not its pixels.
+A lesson covers one of the world's tasks. Its difficulty rises with `level`: at 0 captions of whole scenes are compared
+with a picture; from there to 1 there is one thing in a picture, and wrong candidates are wrong in everything; from 1
+on there are whole scenes; from 2 to 3 more and more of the wrong candidates are wrong in one respect only, as hard
+negatives are. Wrong captions of one sentence are such near misses from the beginning: where they go wrong is said
+word by word. Right candidates are drawn anew, so that what a picture shows counts, and not its pixels.
 """
 
 import random
@@ -28,10 +29,11 @@ from .instructions import (
 )
 from .sources import Digits, digit_words
 
-# weights of the tasks: with one thing in a picture, with whole scenes, and with captions of several sentences
+# weights of the tasks: with captions alone, with one thing in a picture, with whole scenes, and with long captions
+COMPARE = {"i2t": 1}
 SINGLE = {"i2t": 2, "t2i": 3, "same": 3, "label": 1, "question": 1, "digit": 3, "crop": 1}
 WHOLE = {
-    "i2t": 3,
+    "i2t": 8,  # who is where is learnt from some thousands of captions that are wrong about it
     "t2i": 3,
     "same": 2,
     "change": 3,
@@ -67,7 +69,7 @@ def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8
         rng (`random.Random`): everything random about the lesson takes from it.
         digits ([`~unime.miniature.sources.Digits`]): scans for the tasks with digits.
         level (`float`): how hard it is, from 0 to 3.
-        count (`int`, defaults to 8): number of candidates.
+        count (`int`, defaults to 8): number of candidates; of captions of one sentence there are twice as many.
         long (`bool`, defaults to `False`): whether it is about captions of several sentences; not below level 1.
 
     Example:
@@ -79,8 +81,13 @@ def make_lesson(rng: random.Random, digits: Digits, level: float, count: int = 8
     """
     lesson, make_candidate = _begin(rng, digits, level, long)
 
-    # four ninths are right; with the level, far candidates give way to near ones
+    # captions take few tokens, and say more about one picture the more there are
     near = _share_of_near(level)
+    if lesson.task == "i2t":
+        near = 1
+        count = 2 * count
+
+    # four ninths are right; with the level, far candidates give way to near ones
     kinds = rng.choices(("right", "near", "far"), (4, 4 * near, 5 - 4 * near), k=count)
 
     for kind in kinds:
@@ -116,9 +123,11 @@ def make_list(rng: random.Random, digits: Digits, level: float, count: int = 8, 
 
 def _begin(rng: random.Random, digits: Digits, level: float, long: bool) -> tuple[Lesson, Callable]:
     """A lesson without candidates yet, and the function that makes one of a kind, with whether it is right."""
-    single = level < 1 or (not long and rng.random() < 0.15)
+    single = 0 < level < 1 or (level > 1 and not long and rng.random() < 0.15)
     if single:
         weights = SINGLE
+    elif level == 0:
+        weights = COMPARE
     elif long:
         weights = LONG
     else:
@@ -183,16 +192,27 @@ def alter(scene: scenes.Scene, rng: random.Random) -> scenes.Scene:
 
 
 def _alter_pair(scene: scenes.Scene, rng: random.Random) -> scenes.Scene:
-    """The things change places or colours, or one of them gets another colour or shape."""
+    """The things change places or colours or stand otherwise, or one of them gets another colour or shape."""
     first, second = scene.things
     kind = rng.randrange(4)
     if kind == 0:
-        things = (replace(second, x=first.x, y=first.y), replace(first, x=second.x, y=second.y))
-        return replace(scene, things=things)
+        # side by side or one above the other, the things keep their order or change it
+        relation = rng.choice(list(scenes.SIDES))
+        things = scene.things if relation != scene.relation else (second, first)
+        return _placed(replace(scene, things=things, relation=relation), rng)
     if kind == 1 and first.colour != second.colour and first.shape != second.shape:
         things = (replace(first, colour=second.colour), replace(second, colour=first.colour))
         return replace(scene, things=things)
     return scenes.change(scene, rng)[1]
+
+
+def _placed(scene: scenes.Scene, rng: random.Random) -> scenes.Scene:
+    """A pair whose things stand where its relation says."""
+    things = []
+    for thing, place in zip(scene.things, scenes.SIDES[scene.relation]):
+        x, y = scenes.nearby(*place, 3, rng)
+        things.append(replace(thing, x=x, y=y))
+    return replace(scene, things=tuple(things))
 
 
 def _spots(rng: random.Random, count: int) -> list[tuple[int, int]]:
@@ -258,11 +278,8 @@ def _image_to_text(source: _Source):
             return _item(scenes.contradiction(scene, source.rng)), False
 
         other = source.scene_of_kind(kind, scene, layout)
-        text = scenes.describe(other)
-        right = text == words
-        if source.rng.random() < 0.3:
-            text = scenes.paraphrase(other)
-        return _item(text), right
+        text = source.rng.choice(scenes.phrasings(other))
+        return _item(text), scenes.describe(other) == words
 
     return _item(prompt(FIND_CAPTION), scenes.draw(scene)), scenes.phrasings(scene), candidate
 

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from unime import UniMERerankerForCausalLM
 from unime.miniature import scenes
 from unime.miniature.judge import DESCRIBE, SO_FAR, JudgeConfig, JudgeTrainer, Lessons, add_layers
-from unime.miniature.lessons import LONG, SINGLE, WHOLE, alter, make_lesson, make_list, redraw
+from unime.miniature.lessons import COMPARE, LONG, SINGLE, WHOLE, alter, make_lesson, make_list, redraw
 from unime.miniature.packing import Packed
 from unime.miniature.sources import Digits
 
@@ -24,10 +25,47 @@ def test_a_lesson_is_a_function_of_seed_and_number_and_grows_harder():
     first, second = Lessons(100, 4, seed=3, batch=5), Lessons(100, 4, seed=3, batch=5)
     for number in (0, 20, 50, 99):
         one, two = first[number], second[number]
-        assert one.task == two.task and one.right == two.right and len(one.candidates) == 4
+        assert one.task == two.task and one.right == two.right
+        assert len(one.candidates) == (8 if one.task == "i2t" else 4), "captions are twice as many"
         assert [item["text"] for item in one.candidates] == [item["text"] for item in two.candidates]
-    assert {first[number].task for number in range(15)} <= set(SINGLE)
+    assert {first[number].task for number in range(15)} == set(COMPARE)
+    assert {first[number].task for number in range(15, 25)} <= set(SINGLE)
     assert {first[number].task for number in range(100)} - set(SINGLE)
+
+
+def test_captions_are_wrong_about_who_is_where_from_the_first_lesson(digits):
+    rng = random.Random(0)
+    swapped = 0
+    for _ in range(40):
+        lesson = make_lesson(rng, digits, level=0)
+        said = [bag_of_words(item["text"]) for item in lesson.phrasings]
+        for item, right in zip(lesson.candidates, lesson.right):
+            swapped += not right and bag_of_words(item["text"]) in said
+    assert swapped > 40, "at least one of sixteen has all words of a right one, in another order"
+
+
+def bag_of_words(text):
+    return sorted(text.split())
+
+
+def test_a_pair_is_altered_in_all_that_sugarcrepe_replaces_and_swaps(digits):
+    rng = random.Random(0)
+    found = Counter()
+    for _ in range(400):
+        scene = scenes.pair(rng)
+        other = alter(scene, rng)
+        (first, second), (one, two) = scene.things, other.things
+        assert scenes.describe(replace(other, relation=placed(one, two))) == scenes.describe(other)
+        found["relation"] += other.relation != scene.relation
+        found["places"] += (one.kind, two.kind) == (second.kind, first.kind)
+        found["colours"] += (one.colour, two.colour) == (second.colour, first.colour) and one.shape == first.shape
+        found["colour or shape"] += scenes.change(scene, rng)[1].content != scene.content
+    assert min(found.values()) > 20 and len(found) == 4
+
+
+def placed(one, two):
+    """The relation of two things by where they are."""
+    return "left of" if abs(two.x - one.x) > abs(two.y - one.y) else "above"
 
 
 def test_all_tasks_occur_and_two_in_five_candidates_are_right(digits):
@@ -65,7 +103,7 @@ def test_redrawing_keeps_what_altering_changes(make):
 def test_packed_lessons_have_the_loss_of_single_prompts(reranker, digits):
     lessons = [make_lesson(random.Random(number), digits, 2.5, 3) for number in range(12)]
     lessons += [
-        next(lesson for n in range(99) if (lesson := make_lesson(random.Random(n), digits, 0, 3)).task == "same")
+        next(lesson for n in range(99) if (lesson := make_lesson(random.Random(n), digits, 0.5, 3)).task == "same")
     ]
     batch = Packed(reranker)(lessons)
     assert torch.isclose(loss_of(reranker, batch), single_losses(reranker, lessons).mean(), atol=1e-5)
@@ -227,13 +265,15 @@ def loss_of(reranker, batch):
 
 
 def single_losses(reranker, lessons):
-    """The losses of all candidates, each in a prompt of its own."""
-    losses = []
+    """The mean losses of the candidates of each lesson, each in a prompt of its own."""
+    means = []
     no, yes = Packed(reranker).answers
     for lesson in lessons:
+        losses = []
         for item, right in zip(lesson.candidates, lesson.right):
             turn = reranker.processor.rerank_messages(lesson.query, [item], "pointwise")
             inputs = reranker.processor.collate(reranker.processor.prepare([turn]))
             with torch.no_grad():
                 losses.append(F.cross_entropy(reranker(**inputs).logits[:, -1], torch.tensor([yes if right else no])))
-    return torch.stack(losses)
+        means.append(torch.stack(losses).mean())
+    return torch.stack(means)
