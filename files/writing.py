@@ -131,7 +131,7 @@ def has_json(path, kind: type = dict) -> bool:
 
     Args:
         path (`str` or `Path`): the file.
-        kind (`type`, defaults to `dict`): of what it holds, else `list`.
+        kind (`type`, defaults to `dict`): of what it holds, else `list` or `float`.
     """
     if not to_path(path).exists():
         return False

@@ -63,7 +63,7 @@ def _aligned_to(laboratory: Laboratory, level: str) -> Callable[[int], Path]:
 def in_batch(laboratory: Laboratory, seed: int) -> Path:
     """Contrastive training on the mined rows without their negatives."""
     rows = laboratory.mined().with_name("positives.json")
-    if not has_json(rows):
+    if not has_json(rows, list):
         without = []
         for row in read_json(laboratory.mined()):
             without.append({**row, "hard_negatives": [], "hard_negatives_scores": []})
@@ -86,9 +86,11 @@ def by_alignment(laboratory: Laboratory, seed: int, level: str = "best") -> Path
 
 def _quality(laboratory: Laboratory, level: str) -> float:
     """The AUC of a judge on new lessons, from a file where it was measured before."""
-    file = laboratory.judge(level) / "auc.json"
-    if not has_json(file):
-        write_json(file, auc_of(laboratory.judge(level), laboratory.settings["judge_lessons"]))
+    # beside the judge's folder: mining takes a file more in it for another judge
+    judge = laboratory.judge(level)
+    file = judge.with_name(f"{level}-auc.json")
+    if not has_json(file, float):
+        write_json(file, auc_of(judge, laboratory.settings["judge_lessons"]))
     return read_json(file)
 
 
