@@ -93,6 +93,8 @@ RERANKER_TRIED = (
     "(93.6 -> 92.4, 85.8 -> 85.6).",
 )
 
+BETTER_JUDGE_TRIED = ("Nothing yet; the judges before these were not compared at three levels.",)
+
 # in the order in which they are cheapest: what a claim trains serves those after it
 CLAIMS = {
     "F13": Claim(
@@ -164,21 +166,22 @@ CLAIMS = {
         "Judged negatives beat in-batch ones; soft labels beat hard ones on the same rows.",
         f"{UNIME_V2}, ablations",
         judging.judged_rows_help,
-        30,
+        95,
         JUDGED_TRIED,
     ),
     "F10": Claim(
         "The reranker lifts the top five; pairwise and listwise training together are no worse than either.",
         f"{UNIME_V2} table 3 and ablation",
         reranking.reranker_lifts,
-        60,
+        40,
         RERANKER_TRIED,
     ),
     "F11": Claim(
         "A better judge gives a better embedder.",
         f"{UNIME_V2} table 5",
         judging.better_judge_helps,
-        45,
+        40,
+        BETTER_JUDGE_TRIED,
     ),
 }
 
