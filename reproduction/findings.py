@@ -24,7 +24,7 @@ class Comparison:
         low, high (`float`): its 95 % interval; None where a single number was measured, which has none.
         paper (`str`): the paper's figure, as it prints it; empty where it prints none.
         least (`float`, defaults to 0): the bound; below 0 it says "no worse than by so much".
-        aim (`float`, defaults to 0): what the difference itself must reach.
+        aim (`float`, defaults to 0): what the difference itself must reach; 0 asks for nothing but the bound.
         unit (`str`, defaults to `"points"`): what the numbers are.
     """
 
@@ -49,7 +49,7 @@ class Comparison:
             return FAILS
         if self.low <= self.least:
             return OPEN
-        return HOLDS if self.ours >= self.aim else FAILS
+        return HOLDS if self.ours >= (self.aim or self.least) else FAILS
 
 
 @dataclass

@@ -57,6 +57,7 @@ def test_seeds_that_disagree_widen_the_interval():
         (-1, 3, 0, 0, OPEN),
         (-3, -1, 0, 0, FAILS),
         (-0.5, 1, -1, 0, HOLDS),
+        (-0.8, 0.2, -1, 0, HOLDS),
         (1, 3, 0, 5, FAILS),
         (-9, 3, 0, 5, OPEN),
     ],
