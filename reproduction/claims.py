@@ -91,7 +91,8 @@ RERANKER_TRIED = (
     "Trained on the mined rows with 5e-4 for 100 steps, the judge before forgot what it knew (one seed, fused, "
     "compositional 83.8 -> 79.5, all tasks 81.9 -> 80.0). With 1e-4 and 60 steps the present one keeps most of it "
     "(93.6 -> 92.4, 85.8 -> 85.6), but both objectives are below pairwise training alone (three seeds, -0.7 "
-    "[-1.4, 0.0]): lists are hardly learnt, and cost the other answers. 3e-5 costs less.",
+    "[-1.4, 0.0]): lists are hardly learnt, and cost the other answers. 3e-5 costs less; it was chosen "
+    "on the same queries.",
 )
 
 BETTER_JUDGE_TRIED = ("Nothing yet; the judges before these were not compared at three levels.",)
