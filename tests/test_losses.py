@@ -470,11 +470,32 @@ def test_a_confidently_wrong_row_keeps_its_gradient_unless_released():
         assert low <= float(gradient[1].norm()) <= high, kind
 
 
-def test_in_batch_negatives_are_added():
+@pytest.mark.parametrize("order", ["file", "score"])
+@pytest.mark.parametrize("k", [2, 3])
+def test_candidates_of_other_rows_are_added_and_none_that_was_mined_for_the_row(order, k):
     batch = judged()
-    plain, added = JudgeAlignment(0.1)(*batch).loss, JudgeAlignment(0.1, in_batch_weight=0.5)(*batch).loss
-    extra = HardNegativeInfoNCE(0.1, None, None)(*batch[:3]).loss
-    assert float(added) == pytest.approx(float(plain + 0.5 * extra))
+    table, query, positive, negatives, _, scores = batch
+    negatives[1, 2] = -1
+    negatives[2, 0] = positive[3]  # another row's answer, which the judge scored for this one
+    also = torch.zeros(len(query), len(table), dtype=torch.bool)
+    also[0, positive[2]] = True  # right for the first row, too
+
+    used = []
+    for row, row_scores in zip(negatives.tolist(), scores.tolist()):
+        present = [(score, item) for score, item in zip(row_scores, row) if item >= 0]
+        if order == "score":
+            present.sort(reverse=True)
+        used.append([item for _, item in present[:k]])
+    everything = {*positive.tolist(), *(item for items in used for item in items)}
+    extra = 0.0
+    for row, (q, right) in enumerate(zip(query.tolist(), positive.tolist())):
+        masked = {right, *negatives[row].tolist(), *also[row].nonzero()[:, 0].tolist()}
+        logits = [float(table[q] @ table[i]) / 0.1 for i in [right, *sorted(everything - masked)]]
+        extra += math.log(sum(map(math.exp, logits))) - logits[0]
+
+    plain = JudgeAlignment(0.1, num_negatives=k, order=order)(*batch).loss
+    added = JudgeAlignment(0.1, num_negatives=k, order=order, in_batch_weight=0.5)(*batch, also_positive=also).loss
+    assert float(added) == pytest.approx(float(plain) + 0.5 * extra / len(query))
 
 
 def test_rows_with_the_released_fallback_score_are_left_out_unless_asked_for():

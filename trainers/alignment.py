@@ -24,7 +24,9 @@ class AlignmentConfig(EmbeddingConfig):
     unscored: str = field(
         default="drop", metadata={"help": "Rows without usable judge scores: drop, or released (1.0 for negatives)."}
     )
-    in_batch_weight: float = field(default=0.0, metadata={"help": "Weight of an additional in-batch InfoNCE."})
+    in_batch_weight: float = field(
+        default=0.0, metadata={"help": "Weight of an added InfoNCE against the candidates of the other rows."}
+    )
 
 
 class AlignmentTrainer(EmbeddingTrainer):

@@ -385,8 +385,9 @@ class JudgeAlignment(nn.Module):
             1e-8 as the released code does, which takes the gradient from the rows that are most wrong.
         unscored (`str`, defaults to `"drop"`): `"released"` keeps rows whose negatives have 1.0, and reads missing
             scores of negatives as 1.0.
-        in_batch_weight (`float`, defaults to 0): adds that much of a plain in-batch InfoNCE, in which copies of the
-            positive are masked.
+        in_batch_weight (`float`, defaults to 0): adds that much of InfoNCE against the candidates of the other rows,
+            positives and the negatives used, which are embedded anyway. Copies of the positive, and what was mined for
+            the row itself, are masked; no other false negative is filtered out.
 
     Example:
 
@@ -437,6 +438,7 @@ class JudgeAlignment(nn.Module):
             also_positive, weight (*optional*): as in [`HardNegativeInfoNCE`]; the first is for the in-batch part.
         """
         embeddings = at_least_float32(embeddings)
+        mined = rows_of_table(negatives, len(embeddings))  # [B, T]
         negatives, negative_scores = self._first_negatives(negatives, negative_scores)  # [B, k], [B, k]
         present = negatives >= 0  # [B, k]
         if self.unscored == "released":
@@ -460,7 +462,9 @@ class JudgeAlignment(nn.Module):
         elif len(candidates):
             loss = weighted_mean(self._divergence(log_p, log_q, mask), weight[usable])
         if self.in_batch_weight:
-            in_batch = self.in_batch(embeddings, query, positive, also_positive=also_positive, weight=weight)
+            # what was mined for a row is the judge's to say; to all other rows it is a negative
+            masked = mined if also_positive is None else mined | also_positive
+            in_batch = self.in_batch(embeddings, query, positive, negatives, also_positive=masked, weight=weight)
             loss = loss + self.in_batch_weight * in_batch.loss
 
         hardest = scores[:, 1:].masked_fill(mask[:, 1:], float("-inf"))  # [b, k]
@@ -507,6 +511,14 @@ class JudgeAlignment(nn.Module):
         floored_p = (log_p.exp() + 1e-8).log()
         floored_q = (log_q.exp() + 1e-8).log()
         return (kl(log_q, floored_p, mask) + kl(log_p, floored_q, mask)) / 2
+
+
+def rows_of_table(places: torch.Tensor, count: int) -> torch.Tensor:
+    """Where `[B, T]` the places `[B, K]` of each row are in a table of `count` rows; places below zero are none."""
+    row, column = (places >= 0).nonzero(as_tuple=True)
+    marked = torch.zeros(len(places), count, dtype=torch.bool, device=places.device)
+    marked[row, places[row, column]] = True
+    return marked
 
 
 def weighted_mean(losses: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
