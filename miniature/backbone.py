@@ -208,7 +208,7 @@ class GenerativeCollator:
         return {**batch, "labels": labels}
 
     def messages(self, row: dict) -> list[dict]:
-        """The chat that a row asks its question in: that of a judge where it has candidates."""
+        """The chat that a row asks its question in: that of a judge where it has candidates, `system` before it."""
         query = self._item(row["query"])
         if row["candidates"]:
             candidates = [self._item(candidate) for candidate in row["candidates"]]
@@ -218,7 +218,10 @@ class GenerativeCollator:
         content = [{"type": "text", "text": query["text"]}]
         if query["image"]:
             content.insert(0, {"type": "image", "image": query["image"]})
-        return [{"role": "user", "content": content}]
+        chat = [{"role": "user", "content": content}]
+        if row.get("system"):
+            chat.insert(0, {"role": "system", "content": row["system"]})
+        return chat
 
     def _item(self, cell: dict) -> dict:
         """A cell of the table, with a path that can be opened; no image is an empty string there."""
