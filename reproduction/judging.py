@@ -24,7 +24,8 @@ def judged_rows_help(laboratory: Laboratory) -> Finding:
     ]
     return Finding(
         "Three trainings from the embedder of both stages, on the same mined rows with the same positives: without "
-        "their negatives, with them in InfoNCE, and with them aligned to the judge's scores.",
+        "their negatives, with them in InfoNCE, and with them aligned to the judge's scores, beside InfoNCE against "
+        "the candidates of the other rows.",
         comparisons,
         _table(models, tasks, ("60.1", "61.6", "63.6")),
     )

@@ -17,6 +17,7 @@ from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
 from ..miniature.backbone import BackboneConfig, pretrain
 from ..miniature.judge import JudgeConfig, train_judge
+from ..miniature.one_word import OneWordConfig, instruct
 from ..miniature.recipes import RECIPES, run_recipe
 from ..miniature.teacher import train_teacher
 from ..miniature.world import build
@@ -26,6 +27,7 @@ from ..trainers.resuming import last_checkpoint
 from ..trainers.starting import load_model
 from .findings import Hits
 
+CLUSTER_NEGATIVES = 3  # a step has 64 pairs here, and 2,048 with the authors, whose clusters have 15
 STAGES = {"distillation": distillation, "contrastive": contrastive, "alignment": alignment, "reranker": reranker}
 
 
@@ -101,6 +103,15 @@ class Laboratory:
         return folder
 
     @property
+    def instructed(self) -> Path:
+        """The backbone after lessons in one word, under a system prompt."""
+        folder = self.out / "instructed"
+        if not (folder / "model.safetensors").exists():
+            args = OneWordConfig(output_dir=str(folder), **self.settings["instructed"])
+            instruct(self.world, self.backbone, args)
+        return folder
+
+    @property
     def teacher(self) -> Path:
         """A text embedder."""
         return train_teacher(self.pairs, self.out / "teacher", **self.settings["teacher"])
@@ -130,8 +141,9 @@ class Laboratory:
         return mining.selected_path
 
     def clusters(self) -> Path:
-        """SaHa's clusters from the embeddings of the same embedder; no judge is asked."""
-        mining = self._mining("best")
+        """SaHa's clusters by the instructed backbone's own embeddings, before any training; no judge is asked."""
+        changes = {"embedder_preset": "hierarchical", "cluster_size": CLUSTER_NEGATIVES}
+        mining = self._mining_to("own", embedder=str(self.instructed), **changes)
         mining.embed()
         mining.saha()
         return mining.out / "saha"
@@ -148,16 +160,18 @@ class Laboratory:
             shutil.copytree(retrieved.out, draft, ignore=shutil.ignore_patterns("scores", "judged*", "saha*"))
             move_into_place(draft, folder)
 
+        return self._mining_to(level, embedder=str(self.stages_1_2(0)), judge=str(self.out / "judges" / level))
+
+    def _mining_to(self, name: str, **changes) -> Mining:
+        """The mining of a folder of `mined`, with changes of the recipe."""
         settings = yaml.safe_load((RECIPES / "mining" / "shapes.yaml").read_text(encoding="utf-8"))
         settings |= {
             "data": str(self.world / "train"),
             "image_root": str(self.world),
-            "out": str(folder),
-            "embedder": str(self.stages_1_2(0)),
-            "judge": str(self.out / "judges" / level),
+            "out": str(self.out / "mined" / name),
             "layout": "json",  # a claim changes the rows
         }
-        return Mining(MiningConfig(**settings | self.settings["mining"]))
+        return Mining(MiningConfig(**settings | changes | self.settings["mining"]))
 
     # models of each seed
     def stage_1(self, seed: int) -> Path:
@@ -240,9 +254,9 @@ class Laboratory:
         by_seed = [self.measured(make(seed)) for seed in self.seeds]
         return stacked(by_seed)
 
-    def raw_hits(self, preset: str = "summary") -> Hits:
-        """What the backbone answers rightly without any training; the same for all seeds."""
-        result = self.measured(self.backbone, preset)
+    def raw_hits(self, preset: str = "summary", model: Path | None = None) -> Hits:
+        """What a stock VLM, by default the backbone, answers rightly without any training; the same for all seeds."""
+        result = self.measured(model or self.backbone, preset)
         return stacked([result] * len(self.seeds))
 
     def measured(self, path: Path, preset: str | None = None) -> dict[str, list[int]]:

@@ -48,17 +48,23 @@ def matrix_sharpens(laboratory: Laboratory) -> Finding:
         panels[title] = (rows.float().cpu(), columns.float().cpu())
     picture = similarity_matrix(panels, laboratory.out / "F5.png", "picture", "caption")
 
-    # of each picture: how far its caption stands out, in units of how the others spread
-    sharpness = {title: _sharpness(*panel) for title, panel in panels.items()}
-    titles = list(panels)
+    # of each picture: how far its caption stands out, as the picture shows it
+    contrast = {}
+    table = {}
+    for title, panel in panels.items():
+        contrast[title], spread = contrast_of(*panel)
+        table[title] = {
+            "matches stand out by": f"{contrast[title].mean():.3f}",
+            "in standard deviations of the others": f"{(contrast[title] / spread).mean():.2f}",
+        }
+
     comparisons = []
-    for earlier, later in pairwise(titles):
+    for earlier, later in pairwise(panels):
         name = f"how far matches stand out: {later} over {earlier}"
-        comparisons.append(compare_values(name, sharpness[later], sharpness[earlier], unit="standard deviations"))
-    table = {title: {"matches stand out by": f"{values.mean():.2f}"} for title, values in sharpness.items()}
+        comparisons.append(compare_values(name, contrast[later], contrast[earlier], unit="cosine"))
     return Finding(
         f"Cosines of {len(images)} pictures with {len(captions)} captions of the test split. A picture's caption "
-        "stands out by its cosine less the mean of the others, over the standard deviation of the others.",
+        "stands out by its cosine less the mean of the others: that is what the colours of the matrix show.",
         comparisons,
         table,
         [picture.name],
@@ -66,60 +72,59 @@ def matrix_sharpens(laboratory: Laboratory) -> Finding:
     )
 
 
-def _sharpness(rows: torch.Tensor, columns: torch.Tensor) -> np.ndarray:
-    """By how many standard deviations of the others the match of each row stands out, `[N]`."""
+def contrast_of(rows: torch.Tensor, columns: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """By how much the match of each row is above the others, and how these spread, `[N]` each."""
     matrix = (rows @ columns.T).double().numpy()  # [N, N]
     others = matrix[~np.eye(len(matrix), dtype=bool)].reshape(len(matrix), -1)  # [N, N - 1]
-    return (np.diag(matrix) - others.mean(1)) / others.std(1).clip(1e-9)
+    return np.diag(matrix) - others.mean(1), others.std(1).clip(1e-9)
 
 
 def words_become_concrete(laboratory: Laboratory) -> Finding:
     """F6: the next-token distribution after "in one word:" moves to concrete words and spreads over them."""
-    images, _ = _pairs(laboratory)
-    head = load_model(laboratory.backbone, reranker=True).get_output_embeddings().weight.detach()
+    images, captions = _pairs(laboratory)
+    backbone = load_model(laboratory.backbone, reranker=True)
+    head = backbone.get_output_embeddings().weight.detach()
+    tokenizer = backbone.processor.tokenizer
+    vocabulary = [tokenizer.decode([token]) for token in range(len(tokenizer))]
+    is_concrete = torch.tensor([word.strip().lower() in CONCRETE for word in vocabulary])
+    is_right = torch.stack([named_in(caption.text, vocabulary) for caption in captions]) & is_concrete  # [N, V]
 
     panels = {}
-    concrete = {}
-    effective = {}
+    right = {}
+    spread = {}
+    table = {}
     for title, model in _models(laboratory):
         probabilities = _next_word_probabilities(model, head, images)  # [N, V]
-        vocabulary = [model.processor.tokenizer.decode([token]) for token in range(probabilities.shape[1])]
-        is_concrete = torch.tensor([word.strip().lower() in CONCRETE for word in vocabulary])
-        concrete[title] = probabilities[:, is_concrete].sum(1).numpy()
-
-        # how many words the concrete mass is spread over: the exponential of its entropy
-        share = probabilities[:, is_concrete] / probabilities[:, is_concrete].sum(1, keepdim=True).clamp(min=1e-12)
-        effective[title] = torch.special.entr(share).sum(1).exp().numpy()
         panels[title] = _most_probable(images[:SHOWN], probabilities, vocabulary)
+
+        of_right = probabilities * is_right
+        right[title] = of_right.sum(1).numpy()
+        spread[title] = words_spread_over(of_right)
+        table[title] = {
+            "what is shown": f"{right[title].mean():.3f}",
+            "spread over": f"{spread[title].mean():.2f} words",
+            "any colour or shape": f"{probabilities[:, is_concrete].sum(1).mean():.3f}",
+        }
     picture = next_tokens(panels, laboratory.out / "F6.png")
 
+    first = "stage 1"
     last = "stages 1 + 2"
+    shown = "probability of what is shown"
     comparisons = [
-        compare_values(
-            "probability of concrete words: stage 1 over raw", concrete["stage 1"], concrete["raw"], unit="probability"
-        ),
-        compare_values(
-            f"probability of concrete words: {last} over raw", concrete[last], concrete["raw"], unit="probability"
-        ),
-        compare_values(
-            f"words they are spread over: {last} over stage 1", effective[last], effective["stage 1"], unit="words"
-        ),
+        compare_values(f"{shown}: {first} over raw", right[first], right["raw"], unit="probability"),
+        compare_values(f"{shown}: {last} over raw", right[last], right["raw"], unit="probability"),
+        compare_values(f"words it is spread over: {last} over {first}", spread[last], spread[first], unit="words"),
     ]
-    table = {}
-    for title in panels:
-        table[title] = {
-            "concrete": f"{concrete[title].mean():.3f}",
-            "spread over": f"{effective[title].mean():.2f} words",
-        }
     return Finding(
         f"The distribution of the word after the prompt of each of {len(images)} pictures, through the output head of "
-        "the backbone. Concrete are the names of colours and shapes.",
+        "the backbone. Concrete are the colours and shapes that the picture shows.",
         comparisons,
         table,
         [picture.name],
         [
-            "The backbone's own lessons teach it such words (`Summary above image in one word:` red), other than the "
-            "papers' backbones; the paper's picture goes from Pastoral (90 %) to Farm (92.5 %) to House (64.9 %)."
+            "The backbone's own lessons teach it to name a colour or a shape (`Summary above image in one word:` "
+            "red), which the papers' backbones were not; what is left to move is whether the picture shows it. The "
+            "paper's picture goes from Pastoral (90 %) to Farm (92.5 %) to House (64.9 %)."
         ],
     )
 
@@ -130,6 +135,19 @@ def _next_word_probabilities(model, head: torch.Tensor, images: list[Item]) -> t
     states = model.encode_query([item.as_input() for item in images]).float().cpu()  # [N, D]
     logits = states @ head.float().cpu().T  # [N, V]
     return logits[:, : len(model.processor.tokenizer)].double().softmax(-1)
+
+
+def words_spread_over(probabilities: torch.Tensor) -> np.ndarray:
+    """How many words each row of probabilities `[N, V]` is spread over, `[N]`: the exponential of its entropy."""
+    share = probabilities / probabilities.sum(1, keepdim=True).clamp(min=1e-12)
+    return torch.special.entr(share).sum(1).exp().numpy()
+
+
+def named_in(caption: str, vocabulary: list[str]) -> torch.Tensor:
+    """Which words `[V]` a caption has, in the singular or the plural."""
+    caption_words = caption.split()
+    words = [word.strip().lower() for word in vocabulary]
+    return torch.tensor([word in caption_words or plural(word) in caption_words for word in words])
 
 
 def _most_probable(images: list[Item], probabilities: torch.Tensor, vocabulary: list[str]) -> list:

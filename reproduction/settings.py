@@ -3,6 +3,7 @@
 FULL = {
     "world": {},
     "backbone": {"layers": 4, "max_steps": 2000},  # after 550 it does not tell shapes apart
+    "instructed": {"max_steps": 800},
     "teacher": {"epochs": 8},
     "judge": {"max_steps": 3000},
     # in rising quality
@@ -12,8 +13,8 @@ FULL = {
     "stages": {
         "distillation": {"max_steps": 150},
         "contrastive": {"max_steps": 200},
-        "contrastive-mined": {"max_steps": 100},
-        "alignment": {"max_steps": 100},
+        "contrastive-mined": {"max_steps": 200},
+        "alignment": {"max_steps": 200},
         "reranker": {"max_steps": 60},
     },
     "curves": {"max_steps": 60},
@@ -27,6 +28,7 @@ FULL = {
 QUICK = {
     "world": {"train_rows": 16, "test_rows": 12, "pretrain_rows": 64},
     "backbone": {"layers": 2, "max_steps": 2, "warmup_steps": 0, "save_steps": 2, "disable_tqdm": True},
+    "instructed": {"max_steps": 2, "warmup_steps": 0, "per_device_train_batch_size": 4, "disable_tqdm": True},
     "teacher": {"epochs": 0.5},
     "judge": {"warmup_steps": 0, "save_steps": 2, "per_device_train_batch_size": 3, "disable_tqdm": True},
     "judges": {"early": {"max_steps": 1}, "middle": {"max_steps": 2}, "best": {"max_steps": 2}},

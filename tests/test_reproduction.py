@@ -14,9 +14,11 @@ from unime.commands.parsers import reproduce as parser
 from unime.reproduction import running, two_towers
 from unime.reproduction.claims import CLAIMS, Claim
 from unime.reproduction.findings import FAILS, HOLDS, OPEN, Comparison, Finding, compare, compare_values
+from unime.reproduction.hierarchy import mean_size
 from unime.reproduction.laboratory import Laboratory
 from unime.reproduction.memory import Kept
 from unime.reproduction.pages import to_html, to_markdown
+from unime.reproduction.pictures import contrast_of, named_in, words_spread_over
 from unime.reproduction.settings import FULL, QUICK
 
 
@@ -217,6 +219,38 @@ def test_the_dual_encoder_reads_every_caption_to_its_end(tmp_path, world):
     assert torch.allclose(pooled[0], last, atol=1e-5) and short["input_ids"][0, -1] == end
     assert not torch.allclose(pooled[0], pooled[1], atol=1e-3), "the last word counts"
     assert torch.allclose(pooled[2], pooled[3], atol=1e-5), "and none behind the limit does"
+
+
+def test_the_dual_encoder_keeps_the_temperature_at_which_clip_ends(tmp_path, world):
+    laboratory = Laboratory(tmp_path, QUICK, seeds=1)
+    laboratory.world = world
+    model = CLIPModel.from_pretrained(two_towers.dual_encoder(laboratory, 0))
+    assert float(model.logit_scale.detach().exp()) == pytest.approx(100)
+
+
+def test_a_match_stands_out_by_its_cosine_less_the_mean_of_the_others():
+    rows = torch.eye(3)
+    columns = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.6, 0.8], [0.6, 0.0, 0.8]])
+    contrast, spread = contrast_of(rows, columns)
+    assert contrast == pytest.approx([1 - 0.3, 0.6 - 0, 0.8 - 0.4])
+    assert spread == pytest.approx([0.3, 1e-9, 0.4])
+
+
+def test_words_of_a_caption_count_in_the_singular_and_the_plural():
+    words = ["red", " cross", "crosses", "ring", "two", "circles"]
+    assert named_in("two red crosses", words).tolist() == [True, True, True, False, True, False]
+
+
+def test_probability_is_spread_over_as_many_words_as_share_it_alike():
+    assert words_spread_over(torch.tensor([[0.2, 0.2, 0.0, 0.2], [0.0, 0.9, 0.0, 0.0]])) == pytest.approx([3, 1])
+
+
+def test_a_step_of_clusters_has_as_many_pairs_as_one_of_batches(tmp_path):
+    for name, sizes in (("a", (3, 3, 1)), ("b", (0,))):
+        rows = [{"neg_samples": [{}] * size} for size in sizes]
+        (tmp_path / f"{name}_hard_negatives.json").write_text(json.dumps(rows))
+    (tmp_path / "manifest.json").write_text("{}")
+    assert mean_size(tmp_path) == (4 + 4 + 2 + 1) / 4
 
 
 def test_a_smoke_run_measures_every_claim(tmp_path, capsys):
