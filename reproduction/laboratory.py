@@ -2,17 +2,18 @@
 
 import shutil
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import yaml
 
 from ..data.readers import read_mmeb_train
 from ..eval.rerank import run_rerank
 from ..eval.runner import evaluate, run_benchmark
 from ..eval.tasks import Task, read_world_tasks
-from ..files.writing import has_json, move_into_place, read_json, write_json
+from ..files.writing import has_json, move_into_place, read_json, write_json, write_whole
 from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
 from ..miniature.backbone import BackboneConfig, pretrain
@@ -139,6 +140,16 @@ class Laboratory:
         mining = self._mining(level)
         mining.run()
         return mining.selected_path
+
+    def rows_without_negatives(self) -> Path:
+        """The training rows of the world without the wrong answers that some of them name."""
+        folder = self.out / "rows-without-negatives"
+        for path in sorted((self.world / "train").glob("*/*.parquet")):
+            copy = folder / path.parent.name / path.name
+            if not copy.exists():
+                columns = pq.read_table(path, columns=["qry", "qry_image_path", "pos_text", "pos_image_path"])
+                write_whole(copy, partial(pq.write_table, columns))
+        return folder
 
     def clusters(self) -> Path:
         """SaHa's clusters by the instructed backbone's own embeddings, before any training; no judge is asked."""

@@ -9,10 +9,17 @@ from ..files.writing import read_json, write_text
 from .claims import CLAIMS, in_order
 
 INTRODUCTION = (
-    "What the three papers claim, re-enacted on the [miniature world](architecture.md) by `unime reproduce`: small "
-    "models on drawn pictures, trained by the same code as the real ones. It shows whether an effect is there, not "
-    "how large it is on photographs. A claim *holds* if the 95 % interval of each of its differences is above zero "
-    "(or above the bound that the row names), *does not hold* if one of them is below, and else *cannot be told*."
+    "What the three papers claim, re-enacted on the [miniature world](architecture.md) by "
+    "[`unime reproduce`](training.md#the-papers-claims): small models on drawn pictures, trained by the same code as "
+    "the real ones. It shows whether an effect is there, not how large it is on photographs. Nothing here is the "
+    "benchmarks of these names: *MMEB* are drawn tasks of its four kinds (classification, questions, retrieval, "
+    "grounding), *short* and *long retrieval* those of pictures and captions, *compositional* those of SugarCrepe's "
+    "kinds. *Raw* is a backbone before any of the [stages](training.md); summary, joint and hierarchical are "
+    "[prompts](prompts.md).\n\n"
+    "A difference *holds* if its whole 95 % interval is above the bound that is asked, and the difference itself as "
+    "large as is asked; it *does not hold* if the whole interval is below the bound, or above it and the difference "
+    "too small; else it *cannot be told*. A claim holds if all of its differences do, and does not if one of them "
+    "does not."
 )
 
 

@@ -11,6 +11,7 @@ from transformers import CLIPModel
 
 from unime.commands import reproduce as command
 from unime.commands.parsers import reproduce as parser
+from unime.data.readers import read_mmeb_train
 from unime.reproduction import running, two_towers
 from unime.reproduction.claims import CLAIMS, Claim
 from unime.reproduction.findings import FAILS, HOLDS, OPEN, Comparison, Finding, compare, compare_values
@@ -251,6 +252,16 @@ def test_a_step_of_clusters_has_as_many_pairs_as_one_of_batches(tmp_path):
         (tmp_path / f"{name}_hard_negatives.json").write_text(json.dumps(rows))
     (tmp_path / "manifest.json").write_text("{}")
     assert mean_size(tmp_path) == (4 + 4 + 2 + 1) / 4
+
+
+def test_rows_without_negatives_are_the_rows_of_the_world_otherwise(tmp_path, world):
+    laboratory = Laboratory(tmp_path, QUICK, seeds=1)
+    laboratory.world = world
+    bare = read_mmeb_train(laboratory.rows_without_negatives(), image_root=world)
+    rows = read_mmeb_train(world / "train", image_root=world)
+    assert len(bare) == len(rows) and any(row["negatives"] for row in rows)
+    for row, other in zip(bare, rows):
+        assert row == {**other, "negatives": []}
 
 
 def test_a_smoke_run_measures_every_claim(tmp_path, capsys):
