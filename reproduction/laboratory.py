@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..data.readers import read_mmeb_train
 from ..eval.rerank import run_rerank
 from ..eval.runner import evaluate, run_benchmark
 from ..eval.tasks import Task, read_world_tasks
-from ..files.writing import has_json, move_into_place, read_json, write_json, write_whole
+from ..files.writing import has_json, move_into_place, read_json, write_json
 from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
 from ..miniature.backbone import BackboneConfig, pretrain
@@ -21,7 +21,7 @@ from ..miniature.judge import JudgeConfig, train_judge
 from ..miniature.one_word import OneWordConfig, instruct
 from ..miniature.recipes import RECIPES, run_recipe
 from ..miniature.teacher import train_teacher
-from ..miniature.world import build
+from ..miniature.world import build, write_parquet
 from ..mining.pipeline import Mining, MiningConfig
 from ..trainers import alignment, contrastive, distillation, reranker
 from ..trainers.resuming import last_checkpoint
@@ -147,8 +147,8 @@ class Laboratory:
         for path in sorted((self.world / "train").glob("*/*.parquet")):
             copy = folder / path.parent.name / path.name
             if not copy.exists():
-                columns = pq.read_table(path, columns=["qry", "qry_image_path", "pos_text", "pos_image_path"])
-                write_whole(copy, partial(pq.write_table, columns))
+                rows = pq.read_table(path, columns=["qry", "qry_image_path", "pos_text", "pos_image_path"])
+                write_parquet(copy, rows.to_pydict())
         return folder
 
     def clusters(self) -> Path:

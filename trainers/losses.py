@@ -438,7 +438,7 @@ class JudgeAlignment(nn.Module):
             also_positive, weight (*optional*): as in [`HardNegativeInfoNCE`]; the first is for the in-batch part.
         """
         embeddings = at_least_float32(embeddings)
-        mined = rows_of_table(negatives, len(embeddings))  # [B, T]
+        mined = negatives  # [B, K]
         negatives, negative_scores = self._first_negatives(negatives, negative_scores)  # [B, k], [B, k]
         present = negatives >= 0  # [B, k]
         if self.unscored == "released":
@@ -463,7 +463,9 @@ class JudgeAlignment(nn.Module):
             loss = weighted_mean(self._divergence(log_p, log_q, mask), weight[usable])
         if self.in_batch_weight:
             # what was mined for a row is the judge's to say; to all other rows it is a negative
-            masked = mined if also_positive is None else mined | also_positive
+            masked = rows_of_table(mined, len(embeddings))  # [B, T]
+            if also_positive is not None:
+                masked |= also_positive
             in_batch = self.in_batch(embeddings, query, positive, negatives, also_positive=masked, weight=weight)
             loss = loss + self.in_batch_weight * in_batch.loss
 
