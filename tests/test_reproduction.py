@@ -154,6 +154,13 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert "there is no claim F99; there are F1, F2, " in capsys.readouterr().err
 
 
+def test_a_package_that_is_missing_is_named_before_anything_is_made(monkeypatch, tmp_path):
+    monkeypatch.setitem(command.NEEDED, "no_such_module", "no-such-package")
+    with pytest.raises(SystemExit, match="pip install no-such-package"):
+        command.main(["--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
 # the page
 def claim(verdict=HOLDS, **changes):
     comparison = {**vars(Comparison("a over b", 1.25, 0.5, 2, "+2")), "verdict": verdict}
