@@ -40,10 +40,16 @@ def cache_is_flat_and_exact(laboratory: Laboratory) -> Finding:
     times = batches[-1] / batches[0]
     comparisons = [
         _exact(
-            f"{FLAT} less the growth of memory with the cache, {times:.0f} times the batch", FLAT - growth, "times"
+            f"{times:.0f} times the batch with the cache: memory stays below {FLAT} times by", FLAT - growth, "times"
         ),
-        _exact("growth of memory without the cache over that with it", growth_without - growth, "times"),
-        _exact(f"{CLOSE:.0e} less the relative difference of gradients", CLOSE - max(differences), ""),
+        _exact(
+            f"{times:.0f} times the batch without the cache: memory grows more, by", growth_without - growth, "times"
+        ),
+        _exact(
+            f"gradients with and without the cache: they differ by less than {CLOSE:.0e} by",
+            CLOSE - max(differences),
+            "",
+        ),
     ]
     return Finding(
         "The bytes of all tensors that autograd keeps for the backward pass, at their highest in one step of "
