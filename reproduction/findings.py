@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..eval.statistics import DRAWS, interval
 
@@ -112,15 +113,13 @@ def compare(
         draws (`int`, defaults to 2000): bootstrap samples.
     """
     rng = np.random.default_rng(0)
-    seeds = len(better[tasks[0]])
-    drawn_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=draws) / seeds  # [draws, S]
+    drawn_seeds = _shares_drawn(rng, len(better[tasks[0]]), draws)  # [draws, S]
 
     ours = 0.0
     means = np.zeros(draws)
     for task in tasks:
         difference = 100 * (better[task].astype(np.float64) - worse[task])  # [S, Q]
-        count = difference.shape[1]
-        drawn_queries = rng.multinomial(count, np.full(count, 1 / count), size=draws) / count  # [draws, Q]
+        drawn_queries = _shares_drawn(rng, difference.shape[1], draws)  # [draws, Q]
         ours += difference.mean() / len(tasks)
         means += ((drawn_seeds @ difference) * drawn_queries).sum(axis=1) / len(tasks)
 
@@ -130,21 +129,34 @@ def compare(
 
 def compare_values(
     name: str,
-    better: Sequence[float],
-    worse: Sequence[float],
+    better: ArrayLike,
+    worse: ArrayLike,
     paper: str = "",
     least: float = 0.0,
     unit: str = "",
 ) -> Comparison:
-    """The mean difference of paired numbers, such as one of each seed or picture, with a bootstrap over the pairs."""
-    differences = np.asarray(better, np.float64) - np.asarray(worse, np.float64)  # [N]
-    if len(differences) == 1:
-        return Comparison(name, float(differences[0]), None, None, paper, least, unit=unit)
+    """The mean difference of paired numbers, with the bootstrap of [`compare`].
 
+    Args:
+        name (`str`): of the comparison.
+        better, worse (`ArrayLike`): a number of each seed, `[S]`, or of each picture in each seed, `[S, N]`; `[1, N]`
+            where all seeds have the same ones.
+        paper, least, unit: as in [`Comparison`].
+    """
+    differences = np.asarray(better, np.float64) - np.asarray(worse, np.float64)
+    if differences.size == 1:
+        return Comparison(name, float(differences.item()), None, None, paper, least, unit=unit)
+
+    differences = differences.reshape(len(differences), -1)  # [S, N]
     rng = np.random.default_rng(0)
-    picked = rng.integers(len(differences), size=(DRAWS, len(differences)))  # [draws, N]
-    low, high = interval(differences[picked].mean(axis=1))
+    drawn_seeds, drawn_values = (_shares_drawn(rng, count, DRAWS) for count in differences.shape)
+    low, high = interval(((drawn_seeds @ differences) * drawn_values).sum(axis=1))
     return Comparison(name, float(differences.mean()), low, high, paper, least, unit=unit)
+
+
+def _shares_drawn(rng: np.random.Generator, count: int, draws: int) -> np.ndarray:
+    """The share that each of some things has in every draw with replacement, `[draws, count]`."""
+    return rng.multinomial(count, np.full(count, 1 / count), size=draws) / count
 
 
 def percent(hits: Hits, tasks: Sequence[str]) -> str:

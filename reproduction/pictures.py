@@ -1,6 +1,5 @@
 """What the stages do to similarities and to the next word: claims F5 and F6."""
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -20,11 +19,13 @@ WORDS = 10  # next words of each
 CONCRETE = frozenset([*COLOURS, *SHAPES, *map(plural, SHAPES)])
 
 
-def _models(laboratory: Laboratory) -> Iterator:
-    """Titles with embedders: the raw backbone, and the first seed after each stage."""
-    yield "raw", load_model(laboratory.backbone, "summary")
-    yield "stage 1", load_model(laboratory.stage_1(0))
-    yield "stages 1 + 2", load_model(laboratory.stages_1_2(0))
+def _models(laboratory: Laboratory) -> dict[str, list]:
+    """Embedders by title: the raw one, which all seeds share, and those of each seed after each stage."""
+    return {
+        "raw": [load_model(laboratory.instructed, "summary")],
+        "stage 1": [load_model(laboratory.stage_1(seed)) for seed in laboratory.seeds],
+        "stages 1 + 2": [load_model(laboratory.stages_1_2(seed)) for seed in laboratory.seeds],
+    }
 
 
 def _pairs(laboratory: Laboratory) -> tuple[list[Item], list[Item]]:
@@ -42,34 +43,43 @@ def matrix_sharpens(laboratory: Laboratory) -> Finding:
     """F5: the similarity matrix of 50 pairs sharpens from raw to stage 1 to stage 2."""
     images, captions = _pairs(laboratory)
     panels = {}
-    for title, model in _models(laboratory):
-        rows = model.encode_query([item.as_input() for item in images])
-        columns = model.encode_document([item.as_input() for item in captions])
-        panels[title] = (rows.float().cpu(), columns.float().cpu())
+    cosines = {}  # by which a picture's caption stands out, [S, N]
+    deviations = {}  # the same in standard deviations of the other captions
+    table = {}
+    for title, models in _models(laboratory).items():
+        by_seed = [_encoded(model, images, captions) for model in models]
+        panels[title] = by_seed[0]
+
+        above, spread = zip(*(contrast_of(*panel) for panel in by_seed))
+        cosines[title] = np.stack(above)
+        deviations[title] = cosines[title] / np.stack(spread)
+        table[title] = {
+            "matches stand out by": f"{cosines[title].mean():.3f}",
+            "in standard deviations of the others": f"{deviations[title].mean():.2f}",
+        }
     picture = similarity_matrix(panels, laboratory.out / "F5.png", "picture", "caption")
 
-    # of each picture: how far its caption stands out, as the picture shows it
-    contrast = {}
-    table = {}
-    for title, panel in panels.items():
-        contrast[title], spread = contrast_of(*panel)
-        table[title] = {
-            "matches stand out by": f"{contrast[title].mean():.3f}",
-            "in standard deviations of the others": f"{(contrast[title] / spread).mean():.2f}",
-        }
-
     comparisons = []
-    for earlier, later in pairwise(panels):
-        name = f"how far matches stand out: {later} over {earlier}"
-        comparisons.append(compare_values(name, contrast[later], contrast[earlier], unit="cosine"))
+    for unit, values in (("cosine", cosines), ("standard deviations", deviations)):
+        for earlier, later in pairwise(panels):
+            name = f"how far matches stand out: {later} over {earlier}"
+            comparisons.append(compare_values(name, values[later], values[earlier], unit=unit))
     return Finding(
         f"Cosines of {len(images)} pictures with {len(captions)} captions of the test split. A picture's caption "
-        "stands out by its cosine less the mean of the others: that is what the colours of the matrix show.",
+        "stands out by its cosine less the mean of the others, as the colours of the matrix show it; beside it in "
+        "standard deviations of the others.",
         comparisons,
         table,
         [picture.name],
         ["The paper shows the matrices without figures."],
     )
+
+
+def _encoded(model, images: list[Item], captions: list[Item]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit-norm embeddings `[N, D]` of pictures and of their captions."""
+    rows = model.encode_query([item.as_input() for item in images])
+    columns = model.encode_document([item.as_input() for item in captions])
+    return rows.float().cpu(), columns.float().cpu()
 
 
 def contrast_of(rows: torch.Tensor, columns: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +92,7 @@ def contrast_of(rows: torch.Tensor, columns: torch.Tensor) -> tuple[np.ndarray, 
 def words_become_concrete(laboratory: Laboratory) -> Finding:
     """F6: the next-token distribution after "in one word:" moves to concrete words and spreads over them."""
     images, captions = _pairs(laboratory)
-    backbone = load_model(laboratory.backbone, reranker=True)
+    backbone = load_model(laboratory.instructed, reranker=True)
     head = backbone.get_output_embeddings().weight.detach()
     tokenizer = backbone.processor.tokenizer
     vocabulary = [tokenizer.decode([token]) for token in range(len(tokenizer))]
@@ -90,20 +100,20 @@ def words_become_concrete(laboratory: Laboratory) -> Finding:
     is_right = torch.stack([named_in(caption.text, vocabulary) for caption in captions]) & is_concrete  # [N, V]
 
     panels = {}
-    right = {}
-    spread = {}
+    right = {}  # probability of what is shown, [S, N]
+    spread = {}  # words that it is spread over, [S, N]
     table = {}
-    for title, model in _models(laboratory):
-        probabilities = _next_word_probabilities(model, head, images)  # [N, V]
-        panels[title] = _most_probable(images[:SHOWN], probabilities, vocabulary)
+    for title, models in _models(laboratory).items():
+        by_seed = torch.stack([_next_word_probabilities(model, head, images) for model in models])  # [S, N, V]
+        panels[title] = _most_probable(images[:SHOWN], by_seed[0], vocabulary)
 
-        of_right = probabilities * is_right
-        right[title] = of_right.sum(1).numpy()
+        of_right = by_seed * is_right
+        right[title] = of_right.sum(-1).numpy()
         spread[title] = words_spread_over(of_right)
         table[title] = {
             "what is shown": f"{right[title].mean():.3f}",
             "spread over": f"{spread[title].mean():.2f} words",
-            "any colour or shape": f"{probabilities[:, is_concrete].sum(1).mean():.3f}",
+            "any colour or shape": f"{by_seed[..., is_concrete].sum(-1).mean():.3f}",
         }
     picture = next_tokens(panels, laboratory.out / "F6.png")
 
@@ -122,9 +132,9 @@ def words_become_concrete(laboratory: Laboratory) -> Finding:
         table,
         [picture.name],
         [
-            "The backbone's own lessons teach it to name a colour or a shape (`Summary above image in one word:` "
-            "red), which the papers' backbones were not; what is left to move is whether the picture shows it. The "
-            "paper's picture goes from Pastoral (90 %) to Farm (92.5 %) to House (64.9 %)."
+            "The backbone's own lessons teach it to name a word of what is shown (`Summary above image in one word:` "
+            "red), which the papers' backbones were not. The paper's picture goes from Pastoral (90 %) to Farm "
+            "(92.5 %) to House (64.9 %)."
         ],
     )
 
@@ -138,9 +148,9 @@ def _next_word_probabilities(model, head: torch.Tensor, images: list[Item]) -> t
 
 
 def words_spread_over(probabilities: torch.Tensor) -> np.ndarray:
-    """How many words each row of probabilities `[N, V]` is spread over, `[N]`: the exponential of its entropy."""
-    share = probabilities / probabilities.sum(1, keepdim=True).clamp(min=1e-12)
-    return torch.special.entr(share).sum(1).exp().numpy()
+    """How many words each row of probabilities `[..., V]` is spread over, `[...]`: the exponential of its entropy."""
+    share = probabilities / probabilities.sum(-1, keepdim=True).clamp(min=1e-12)
+    return torch.special.entr(share).sum(-1).exp().numpy()
 
 
 def named_in(caption: str, vocabulary: list[str]) -> torch.Tensor:

@@ -73,9 +73,19 @@ def test_verdicts(low, high, least, aim, verdict):
 
 
 def test_paired_values():
-    assert compare_values("x", [3, 5, 4], [1, 3, 2]) == Comparison("x", 2, 2, 2, unit="")
+    pairs = compare_values("x", [3, 5, 4], [1, 3, 2])
+    assert (pairs.ours, pairs.low, pairs.high) == pytest.approx((2, 2, 2))
     alone = compare_values("x", [3], [1])
     assert alone.ours == 2 and alone.low is None and alone.verdict == OPEN, "one number has no interval"
+
+
+def test_numbers_of_pictures_are_drawn_as_answers_to_queries_are():
+    rng = np.random.default_rng(0)
+    better, worse = rng.random((3, 40)) < 0.8, rng.random((1, 40)) < 0.5
+    answers = compare("x", {"a": better}, {"a": np.repeat(worse, 3, axis=0)}, ["a"])
+    numbers = compare_values("x", 100 * better, 100 * worse, unit="points")
+    assert numbers.ours == pytest.approx(answers.ours)
+    assert (numbers.low, numbers.high) == pytest.approx((answers.low, answers.high))
 
 
 def test_kept_bytes_are_those_that_autograd_holds_at_once():
