@@ -23,5 +23,6 @@ def run_recipe(stage, name: str, start: Path, out: Path, changes: dict):
     if checkpoint:
         arguments += ["--resume_from_checkpoint", checkpoint]
     for key, value in changes.items():
-        arguments += [f"--{key}", str(value)]
+        values = value if isinstance(value, list) else [value]
+        arguments += [f"--{key}", *map(str, values)]
     stage.main(arguments)

@@ -10,10 +10,9 @@ from .laboratory import Laboratory
 
 def hierarchical_prompt_lifts(laboratory: Laboratory) -> Finding:
     """F7: the hierarchical prompt lifts a raw MLLM above one-level prompts, and lifts in-batch fine-tuning."""
-    instructed = laboratory.instructed
-    one_level = {preset: laboratory.raw_hits(preset, instructed) for preset in ("summary", "joint")}
-    hierarchical = laboratory.raw_hits("hierarchical", instructed)
-    plain_tuned = laboratory.hits(lambda seed: laboratory.on_world("joint", instructed, seed, preset="joint"))
+    one_level = {preset: laboratory.raw_hits(preset) for preset in ("summary", "joint")}
+    hierarchical = laboratory.raw_hits("hierarchical")
+    plain_tuned = laboratory.hits(laboratory.stage_2)
     hierarchical_tuned = laboratory.hits(lambda seed: in_batch(laboratory, seed))
 
     tasks = laboratory.mmeb
@@ -28,10 +27,9 @@ def hierarchical_prompt_lifts(laboratory: Laboratory) -> Finding:
     table["tuned, joint"] = {"MMEB's kinds": percent(plain_tuned, tasks)}
     table["tuned, hierarchical"] = {"MMEB's kinds": percent(hierarchical_tuned, tasks)}
     return Finding(
-        "The backbone after lessons in one word, half of them in one turn with the summary prompt, and half under a "
-        "system sentence in wordings that are not the paper's: under each prompt, and after the same contrastive "
-        "training with the negatives of the batch under the strings of the data set alone (joint, which ask for no "
-        "word) and under the hierarchical prompt.",
+        "The raw backbone under each prompt, and after the same contrastive training with the negatives of the batch "
+        "under the strings of the data set alone (joint, which ask for no word: stage 2 of F3) and under the "
+        "hierarchical prompt.",
         comparisons,
         table,
         notes=["The paper has 43.3 for the raw Qwen2-VL-2B with the hierarchical prompt."],
@@ -49,7 +47,7 @@ def clusters_beat_batches(laboratory: Laboratory) -> Finding:
         "SaHa's clusters": {"MMEB's kinds": percent(clusters, tasks)},
     }
     return Finding(
-        "Two contrastive trainings from the backbone of F7 with as many pairs in a step and as many steps: batches "
+        "Two contrastive trainings from the raw backbone with as many pairs in a step and as many steps: batches "
         "drawn by chance from all tasks, and batches of SaHa's clusters, which are of several tasks, too. The "
         "backbone itself finds the clusters, before any training. The wrong answers that some rows name are left out "
         "of both: clusters have none.",

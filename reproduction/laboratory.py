@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
+from pyarrow import csv
 
 from ..data.readers import read_mmeb_train
 from ..eval.rerank import run_rerank
 from ..eval.runner import evaluate, run_benchmark
 from ..eval.tasks import Task, read_world_tasks
-from ..files.writing import has_json, move_into_place, read_json, write_json
+from ..files.writing import has_json, move_into_place, read_json, write_json, write_whole
 from ..jobs.embedding import Embedder
 from ..jobs.reranking import Reranker
 from ..miniature.backbone import BackboneConfig, pretrain
@@ -52,6 +53,7 @@ class Laboratory:
         self.out = out
         self.settings = settings
         self.seeds = range(seeds)
+        self._selected = {}  # by the judge's level: the mined rows that were checked against what is asked
         out.mkdir(parents=True, exist_ok=True)
 
     # the world
@@ -105,7 +107,7 @@ class Laboratory:
 
     @property
     def instructed(self) -> Path:
-        """The backbone after lessons in one word, under a system prompt."""
+        """The backbone after lessons in one word: what every stage starts from, and what claims call raw."""
         folder = self.out / "instructed"
         if not (folder / "model.safetensors").exists():
             args = OneWordConfig(output_dir=str(folder), **self.settings["instructed"])
@@ -119,8 +121,18 @@ class Laboratory:
 
     @property
     def pairs(self) -> Path:
-        """The sentence pairs of the world."""
+        """The sentence pairs of the world, each with a text that is false."""
         return self.world / "nli" / "nli_for_simcse.csv"
+
+    @property
+    def pairs_alone(self) -> Path:
+        """The sentence pairs without the false texts."""
+        file = self.out / "pairs.csv"
+        if not file.exists():
+            columns = csv.ConvertOptions(include_columns=["sent0", "sent1"])
+            pairs = csv.read_csv(self.pairs, convert_options=columns)
+            write_whole(file, lambda draft: csv.write_csv(pairs, draft))
+        return file
 
     def judge(self, level: str = "best") -> Path:
         """A judge; its level says how long it was taught.
@@ -136,10 +148,12 @@ class Laboratory:
 
     def mined(self, level: str = "best") -> Path:
         """The rows that a judge chose among what the embedder of both stages, of the first seed, retrieved."""
-        self.judge(level)
-        mining = self._mining(level)
-        mining.run()
-        return mining.selected_path
+        if level not in self._selected:
+            self.judge(level)
+            mining = self._mining(level)
+            mining.run()
+            self._selected[level] = mining.selected_path
+        return self._selected[level]
 
     def rows_without_negatives(self) -> Path:
         """The training rows of the world without the wrong answers that some of them name."""
@@ -186,27 +200,27 @@ class Laboratory:
 
     # models of each seed
     def stage_1(self, seed: int) -> Path:
-        """The backbone after stage 1 of UniME."""
-        return self._distilled("stage-1", seed)
+        """The instructed backbone after stage 1 of UniME."""
+        teacher = {"teacher": self.teacher, "teacher_embeddings": self.out / "teacher-embeddings"}
+        return self._on_texts("stage-1", seed, data=self.pairs, **teacher)
 
     def texts_by_contrast(self, seed: int) -> Path:
-        """The backbone after contrastive training on the texts of stage 1."""
-        return self._distilled("texts-by-contrast", seed, baseline=True)
+        """The instructed backbone after contrastive training on the pairs of stage 1."""
+        return self._on_texts("texts-by-contrast", seed, data=self.pairs_alone, baseline=True)
 
-    def _distilled(self, name: str, seed: int, **changes) -> Path:
-        changes |= {
-            "data": self.pairs,
-            "teacher": self.teacher,
-            "teacher_embeddings": self.out / "teacher-embeddings",
-        }
-        return self.train(name, "distillation", "distillation", self.backbone, seed, **changes)
+    def triplets_by_contrast(self, seed: int) -> Path:
+        """The same with the false text of each pair, which distillation does not see."""
+        return self._on_texts("triplets-by-contrast", seed, data=self.pairs, baseline=True)
+
+    def _on_texts(self, name: str, seed: int, **changes) -> Path:
+        return self.train(name, "distillation", "distillation", self.instructed, seed, **changes)
 
     def stage_2(self, seed: int) -> Path:
-        """The backbone after stage 2 of UniME alone."""
-        return self.on_world("stage-2", self.backbone, seed)
+        """The instructed backbone after stage 2 of UniME alone."""
+        return self.on_world("stage-2", self.instructed, seed)
 
     def stages_1_2(self, seed: int) -> Path:
-        """The backbone after both stages of UniME."""
+        """The instructed backbone after both stages of UniME."""
         return self.on_world("stages-1-2", self.stage_1(seed), seed)
 
     def on_world(self, name: str, start: Path, seed: int, **changes) -> Path:
@@ -265,9 +279,9 @@ class Laboratory:
         by_seed = [self.measured(make(seed)) for seed in self.seeds]
         return stacked(by_seed)
 
-    def raw_hits(self, preset: str = "summary", model: Path | None = None) -> Hits:
-        """What a stock VLM, by default the backbone, answers rightly without any training; the same for all seeds."""
-        result = self.measured(model or self.backbone, preset)
+    def raw_hits(self, preset: str = "summary") -> Hits:
+        """What the instructed backbone answers rightly before any stage; the same for all seeds."""
+        result = self.measured(self.instructed, preset)
         return stacked([result] * len(self.seeds))
 
     def measured(self, path: Path, preset: str | None = None) -> dict[str, list[int]]:

@@ -43,7 +43,7 @@ def _logs(laboratory: Laboratory, selection: str) -> list[list[dict]]:
         steps = laboratory.settings["curves"]["max_steps"]
         folder = laboratory.on_world(
             f"curve-{selection}",
-            laboratory.backbone,
+            laboratory.instructed,
             seed,
             selection=selection,
             num_hard_negatives=8,
