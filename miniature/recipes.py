@@ -23,6 +23,5 @@ def run_recipe(stage, name: str, start: Path, out: Path, changes: dict):
     if checkpoint:
         arguments += ["--resume_from_checkpoint", checkpoint]
     for key, value in changes.items():
-        values = value if isinstance(value, list) else [value]
-        arguments += [f"--{key}", *map(str, values)]
+        arguments += [f"--{key}", str(value)]
     stage.main(arguments)
