@@ -9,9 +9,8 @@ from ..reproduction.settings import FULL, QUICK
 from .errors import one_line_errors
 from .parsers.reproduce import read
 
-NEEDED = {  # modules, and what `pip install` calls them
+NEEDED = {  # modules that are imported on the way, and what `pip install` calls them
     "faiss": "faiss-cpu",
-    "matplotlib": "matplotlib",
     "sentence_transformers": "sentence-transformers",
     "sklearn": "scikit-learn",
     "trl": "trl",

@@ -6,9 +6,9 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import yaml
-from pyarrow import csv
 
 from ..data.readers import read_mmeb_train
 from ..eval.rerank import run_rerank
@@ -45,7 +45,7 @@ class Laboratory:
 
     ```python
     laboratory = Laboratory(Path("outputs/reproduction"), FULL, seeds=3)
-    hits = laboratory.hits_of("stage-2", laboratory.stage_2)
+    hits = laboratory.hits(laboratory.stage_2)
     ```
     """
 
@@ -129,9 +129,9 @@ class Laboratory:
         """The sentence pairs without the false texts."""
         file = self.out / "pairs.csv"
         if not file.exists():
-            columns = csv.ConvertOptions(include_columns=["sent0", "sent1"])
-            pairs = csv.read_csv(self.pairs, convert_options=columns)
-            write_whole(file, lambda draft: csv.write_csv(pairs, draft))
+            columns = pa_csv.ConvertOptions(include_columns=["sent0", "sent1"])
+            pairs = pa_csv.read_csv(self.pairs, convert_options=columns)
+            write_whole(file, lambda draft: pa_csv.write_csv(pairs, draft))
         return file
 
     def judge(self, level: str = "best") -> Path:

@@ -1,5 +1,6 @@
 """What the stages do to similarities and to the next word: claims F5 and F6."""
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -19,13 +20,11 @@ WORDS = 10  # next words of each
 CONCRETE = frozenset([*COLOURS, *SHAPES, *map(plural, SHAPES)])
 
 
-def _models(laboratory: Laboratory) -> dict[str, list]:
-    """Embedders by title: the raw one, which all seeds share, and those of each seed after each stage."""
-    return {
-        "raw": [load_model(laboratory.instructed, "summary")],
-        "stage 1": [load_model(laboratory.stage_1(seed)) for seed in laboratory.seeds],
-        "stages 1 + 2": [load_model(laboratory.stages_1_2(seed)) for seed in laboratory.seeds],
-    }
+def _models(laboratory: Laboratory) -> Iterator[tuple[str, list]]:
+    """Titles with embedders: the raw one, which all seeds share, and those of each seed after each stage."""
+    yield "raw", [load_model(laboratory.instructed, "summary")]
+    yield "stage 1", [load_model(laboratory.stage_1(seed)) for seed in laboratory.seeds]
+    yield "stages 1 + 2", [load_model(laboratory.stages_1_2(seed)) for seed in laboratory.seeds]
 
 
 def _pairs(laboratory: Laboratory) -> tuple[list[Item], list[Item]]:
@@ -46,7 +45,7 @@ def matrix_sharpens(laboratory: Laboratory) -> Finding:
     cosines = {}  # by which a picture's caption stands out, [S, N]
     deviations = {}  # the same in standard deviations of the other captions
     table = {}
-    for title, models in _models(laboratory).items():
+    for title, models in _models(laboratory):
         by_seed = [_encoded(model, images, captions) for model in models]
         panels[title] = by_seed[0]
 
@@ -103,7 +102,7 @@ def words_become_concrete(laboratory: Laboratory) -> Finding:
     right = {}  # probability of what is shown, [S, N]
     spread = {}  # words that it is spread over, [S, N]
     table = {}
-    for title, models in _models(laboratory).items():
+    for title, models in _models(laboratory):
         by_seed = torch.stack([_next_word_probabilities(model, head, images) for model in models])  # [S, N, V]
         panels[title] = _most_probable(images[:SHOWN], by_seed[0], vocabulary)
 
