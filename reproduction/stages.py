@@ -76,7 +76,8 @@ def distilling_beats_contrast(laboratory: Laboratory) -> Finding:
         table,
         notes=[
             "The third row sees half as many texts more: with each pair one that is false, which distillation does "
-            "not look at. These false texts are of the very kinds that the compositional tasks ask for."
+            "not look at, though its teacher was trained with them. "
+            "These false texts are of the very kinds that the compositional tasks ask for."
         ],
     )
 
